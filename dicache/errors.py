@@ -1,0 +1,29 @@
+"""Everything a user can get wrong, as exceptions: each message says what happened, what was expected, what to do."""
+
+
+class DicacheError(Exception):
+    """Base of all errors that dicache raises on purpose."""
+
+
+class BudgetError(DicacheError, ValueError):
+    """An error budget is negative, not a number, or there are not as many budgets as samples."""
+
+
+class ModeError(DicacheError, ValueError):
+    """The arguments of `enable` contradict each other or name nothing to do."""
+
+
+class AlreadyEnabledError(DicacheError, ValueError):
+    """The model is already wrapped, by dicache or by a cache of diffusers."""
+
+
+class UnsupportedModelError(DicacheError, ValueError):
+    """No stack of blocks was found that can be skipped safely."""
+
+
+class CaptionError(DicacheError, ValueError):
+    """A caption is empty or outside the language of the reference model."""
+
+
+class ReferenceModelError(DicacheError, RuntimeError):
+    """The weights of the reference model are missing or damaged."""
