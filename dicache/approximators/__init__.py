@@ -1,0 +1,1 @@
+"""What to put in place of an output that is not computed."""

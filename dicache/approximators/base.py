@@ -1,0 +1,49 @@
+"""An approximator guesses a value from its exact past, and knows how its error grows with distance.
+
+The value v(sigma) of one row is known at sigma_0 (newest), sigma_1, ...; the guess at sigma has an error of about k * growth(sigma), where k depends on the sample and its phase and is
+learned while it runs (`dicache.estimators.closed_loop`), and growth is a fact of interpolation: |tau| for holding the newest value, |tau (tau + D)| for a line through the last two,
+with tau = sigma - sigma_0 and D = sigma_0 - sigma_1.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from dicache.history import History
+from dicache.types import Action, Rows
+
+
+class Past(NamedTuple):
+    """All that one branch remembers."""
+
+    outputs: History
+    features: History
+    """What the probe measured at the computed steps; empty without a probe."""
+
+
+class Now(NamedTuple):
+    """The step to guess."""
+
+    sigma: float
+    feature: Tensor | None
+    """(R, ...), or None without a probe."""
+
+
+class Approximator(ABC):
+    action: ClassVar[Action]
+    needs: ClassVar[int]
+    """How many exact values it needs."""
+
+    @abstractmethod
+    def guess(self, past: Past, now: Now) -> Tensor:
+        """(R, ...), a new tensor. Undefined for rows with fewer than `needs` values."""
+
+    @abstractmethod
+    def growth(self, sigmas: Tensor, sigma: float) -> Rows:
+        """How the error grows, (K, R) known times and the time to guess -> (R,). nan for rows with fewer than `needs` values."""
+
+
+def per_row(coefficient: Rows, like: Tensor) -> Tensor:
+    """(R,) on the host to (R, 1, ...) beside `like`, (R, ...)."""
+    return coefficient.to(like.device, like.dtype, non_blocking=True).view(-1, *[1] * (like.ndim - 1))

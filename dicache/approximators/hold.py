@@ -1,0 +1,19 @@
+"""Order 0: the last exact value, again."""
+
+from torch import Tensor
+
+from dicache.approximators.base import Approximator, Now, Past
+from dicache.types import Action, Rows
+
+
+class Reuse(Approximator):
+    """v(sigma) ~ v(sigma_0), error ~ |tau|."""
+
+    action = Action.REUSE
+    needs = 1
+
+    def guess(self, past: Past, now: Now) -> Tensor:
+        return past.outputs.values[0].clone()
+
+    def growth(self, sigmas: Tensor, sigma: float) -> Rows:
+        return (sigma - sigmas[0]).abs()

@@ -1,0 +1,30 @@
+"""Order 1: the line through the last two exact values, along true time.
+
+Step indices instead of times are a common fault of this field: on a shifted schedule steps differ in length by ten times.
+"""
+
+from torch import Tensor
+
+from dicache.approximators.base import Approximator, Now, Past, per_row
+from dicache.history import History
+from dicache.types import Action, Rows
+
+
+def extrapolate(history: History, sigma: float) -> Tensor:
+    """v_0 + (v_0 - v_1) tau / D, with tau = sigma - sigma_0 and D = sigma_0 - sigma_1."""
+    newest, before = history.values[:2]
+    ratio = (sigma - history.sigmas[0]) / (history.sigmas[0] - history.sigmas[1])
+    return newest + (newest - before) * per_row(ratio.nan_to_num(0.0, 0.0, 0.0), newest)
+
+
+class Extrapolate(Approximator):
+    """v(sigma) ~ v_0 + (v_0 - v_1) tau / D, error ~ |tau (tau + D)|."""
+
+    action = Action.EXTRAPOLATE
+    needs = 2
+
+    def guess(self, past: Past, now: Now) -> Tensor:
+        return extrapolate(past.outputs, now.sigma)
+
+    def growth(self, sigmas: Tensor, sigma: float) -> Rows:
+        return ((sigma - sigmas[0]) * (sigma - sigmas[1])).abs()

@@ -1,0 +1,33 @@
+"""Error budgets: how much of the final latent a sample may lose, ||x - x_ref|| / ||x_ref||. One number for all samples or one per sample."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from dicache.errors import BudgetError
+from dicache.types import Rows
+
+Budget = float | tuple[float, ...]
+
+
+def validate(error_budget: float | Sequence[float]) -> Budget:
+    """The budget as plain numbers. Raises BudgetError unless every entry is a finite number >= 0."""
+    entries = [error_budget] if isinstance(error_budget, int | float) else list(error_budget)
+    if not entries:
+        raise BudgetError("error_budget is an empty list. Expected one number, or one per sample.")
+    for entry in entries:
+        if isinstance(entry, bool) or not isinstance(entry, int | float) or not math.isfinite(entry) or entry < 0:
+            raise BudgetError(f"error_budget contains {entry!r}. Expected finite numbers >= 0, for example 0.05 for 5 % of the final latent.")
+    return float(entries[0]) if isinstance(error_budget, int | float) else tuple(map(float, entries))
+
+
+def per_sample(budget: Budget, samples: int) -> Rows:
+    """(B,) float64. Raises BudgetError if a list does not have one entry per sample."""
+    if isinstance(budget, float):
+        return torch.full((samples,), budget, dtype=torch.float64)
+    if len(budget) != samples:
+        raise BudgetError(
+            f"error_budget has {len(budget)} entries but this run has {samples} samples. Give one number for all, or one per sample (prompts x images per prompt)."
+        )
+    return torch.tensor(budget, dtype=torch.float64)

@@ -1,0 +1,1 @@
+"""Who may skip, and when."""

@@ -1,0 +1,22 @@
+"""The contract of a controller: a cost in, a decision out, state beside it."""
+
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
+
+from dicache.types import Decision, Rows, Step
+
+S = TypeVar("S")
+
+
+class Controller(ABC, Generic[S]):
+    @abstractmethod
+    def init(self, samples: int) -> S:
+        """State at the start of a run of B samples."""
+
+    @abstractmethod
+    def decide(self, cost: Rows, action: Rows, step: Step, state: S) -> tuple[Decision, S]:
+        """Skip where the cost is worth it: `cost`, (B,), is what skipping adds to the final error (inf: unknown), `action`, (B,), how it would be filled in."""
+
+    @abstractmethod
+    def settle(self, ratio: Rows, computed: Rows, state: S) -> S:
+        """Where `computed`, (B,) bool: the gap before this step cost `ratio` times what was predicted; nan where that is not known."""

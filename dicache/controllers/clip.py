@@ -1,0 +1,51 @@
+"""Bounds around any controller: the first and last steps compute, and no gap is longer than `longest`.
+
+Computing the first fifth of the steps was worth more than most signals, for every method measured.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+
+from dicache.controllers.base import Controller
+from dicache.types import Action, Decision, Reason, Rows, Step
+
+S = TypeVar("S")
+
+
+class Clipped(NamedTuple, Generic[S]):
+    inner: S
+    gap: Rows
+    """Steps skipped in a row so far, (B,)."""
+    begin: int
+    """Index of the run's first step, -1 before it: image-to-image starts half-way."""
+
+
+@dataclass(frozen=True)
+class Clip(Controller[Clipped[S]], Generic[S]):
+    inner: Controller[S]
+    first: float = 0.2
+    """Share of the run's steps that compute at its start."""
+    last: int = 0
+    """Steps that compute at its end."""
+    longest: int | None = None
+    """Most steps skipped in a row."""
+
+    def init(self, samples: int) -> Clipped[S]:
+        return Clipped(self.inner.init(samples), torch.zeros(samples, dtype=torch.int64), -1)
+
+    def decide(self, cost: Rows, action: Rows, step: Step, state: Clipped[S]) -> tuple[Decision, Clipped[S]]:
+        begin = step.index if state.begin < 0 else state.begin
+        outside = step.index - begin < math.ceil(self.first * (step.total - begin)) or step.index >= step.total - self.last
+        too_long = state.gap >= (step.total if self.longest is None else self.longest)
+        forced = too_long | outside
+        decision, inner = self.inner.decide(torch.where(forced, torch.inf, cost), action, step, state.inner)
+        reason = torch.where(forced, int(Reason.WARM_UP if outside else Reason.TOO_LONG), decision.reason[:, 0])
+        reason = torch.where(decision.reason[:, 0] == Reason.NO_BUDGET, decision.reason[:, 0], reason)
+        gap = torch.where(decision.action[:, 0] == Action.COMPUTE, 0, state.gap + 1)
+        return decision._replace(reason=reason[:, None]), Clipped(inner, gap, begin)
+
+    def settle(self, ratio: Rows, computed: Rows, state: Clipped[S]) -> Clipped[S]:
+        return state._replace(inner=self.inner.settle(ratio, computed, state.inner))

@@ -1,0 +1,42 @@
+"""The last K exact values of something, per row, with their times.
+
+Rows are computed at different steps, so row r has its own times sigma[0, r], sigma[1, r], ..., newest first, nan where there is none yet.
+A value is copied when it enters and never handed out, because models add in place. An approximated value never enters.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dicache.types import Rows
+
+
+class History(NamedTuple):
+    sigmas: Tensor
+    """(K, R) float64 on the host."""
+    values: tuple[Tensor, ...]
+    """K tensors (R, ...), newest first. Entries without a time are undefined."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(value.nbytes for value in self.values)
+
+
+def empty(depth: int, rows: int) -> History:
+    return History(torch.full((depth, rows), torch.nan, dtype=torch.float64), ())
+
+
+def push(history: History, value: Tensor, sigma: float, computed: Rows) -> History:
+    """Enter `value` (R, ...) at time `sigma` for the rows where `computed`, (R,) bool on the host, holds."""
+    shifted = torch.cat([torch.full_like(history.sigmas[:1], sigma), history.sigmas[:-1]])
+    sigmas = torch.where(computed, shifted, history.sigmas)
+    value = value.detach().clone()
+    if not history.values or bool(computed.all()):
+        return History(sigmas, (value, *history.values)[: len(sigmas)])
+    index = computed.nonzero().flatten().to(value.device)
+    older = (*history.values, history.values[-1])
+    values = [older[0].index_copy(0, index, value[index])]
+    for newer, old in zip(older, older[1 : len(sigmas)], strict=False):
+        values.append(old.index_copy(0, index, newer[index]))
+    return History(sigmas, tuple(values))

@@ -1,0 +1,69 @@
+"""The words that all of dicache speaks: steps, rows, actions and reasons.
+
+B counts samples (prompts), R the rows of one denoiser call (samples times the branches that share the call), A the approximators to choose from, S the sites.
+Everything the controller thinks with is small and lives on the host in float64; only features, outputs and histories live on the device.
+"""
+
+from enum import IntEnum
+from typing import NamedTuple
+
+from torch import Tensor
+
+Rows = Tensor
+"""One number per sample, (B,)."""
+Grid = Tensor
+"""One number per sample and site, (B, S), or per sample and approximator, (B, A), as said where it is used."""
+
+
+class Action(IntEnum):
+    """What happens to one sample at one step."""
+
+    COMPUTE = 0
+    REUSE = 1
+    EXTRAPOLATE = 2
+    ALIGN = 3
+
+
+class Reason(IntEnum):
+    """Why."""
+
+    WARM_UP = 0
+    UNKNOWN = 1
+    OVER_BUDGET = 2
+    WITHIN_BUDGET = 3
+    TOO_LONG = 4
+    NO_BUDGET = 5
+
+
+REASONS = {
+    Reason.WARM_UP: "warm-up: the first and last steps are always computed",
+    Reason.UNKNOWN: "unknown: no error estimate yet, or not a finite one",
+    Reason.OVER_BUDGET: "over budget: skipping would have spent more than was released so far",
+    Reason.WITHIN_BUDGET: "within budget: skipped",
+    Reason.TOO_LONG: "too long: the gap reached its longest allowed length",
+    Reason.NO_BUDGET: "no budget: the budget is zero",
+}
+
+
+class Step(NamedTuple):
+    """One call of the scheduler, in host numbers."""
+
+    index: int
+    total: int
+    sigma: float
+    """Position on the axis along which outputs are extrapolated: sigma, or the timestep where a scheduler has none."""
+    coefficient: float
+    """|d latent / d output|: how much of the denoiser's output this step adds to the latent."""
+    progress: float
+    """Share of the trajectory that lies behind once this step is done, in (0, 1]."""
+    clean: tuple[float, float]
+    """(a, b) such that a * latent + b * output estimates the final latent."""
+
+
+class Decision(NamedTuple):
+    action: Grid
+    """(B, S), values of Action."""
+    reason: Grid
+    """(B, S), values of Reason."""
+    spent: Rows
+    """(B,): the error estimated so far, including what this decision spends."""

@@ -1,0 +1,1 @@
+"""What an output that is not computed will be wrong by."""

@@ -1,0 +1,17 @@
+"""The first blocks of the denoiser, run at every step: a shallow look at how far the features moved (DiCache, arXiv 2508.17356; First-Block Cache).
+
+Their work is never wasted: computing goes on from them. Without a probe (depth 0) a skipped step runs no block at all, and the controller decides one step ahead without waiting for the device.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FirstBlocks:
+    """The picture stream after the first `depth` blocks, (R, N, C)."""
+
+    depth: int = 1
+
+    def __post_init__(self) -> None:
+        if self.depth < 0:
+            raise ValueError(f"FirstBlocks(depth={self.depth}): expected 0 (no probe) or more.")
