@@ -1,0 +1,29 @@
+"""dicache makes diffusion inference faster by not computing what it can predict.
+
+    with dicache.enable(pipe, error_budget=0.05) as cache:
+        images = pipe(prompts).images
+    print(cache.report())
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dicache import _checkout
+
+if TYPE_CHECKING:
+    from dicache.api import Cache, enable
+    from dicache.config import Config
+    from dicache.report import Report
+
+__all__ = ["Cache", "Config", "Report", "__version__", "enable"]
+__version__ = "0.1.0"
+
+_checkout.serve_sibling_folders()
+_HOME = {"Cache": "dicache.api", "enable": "dicache.api", "Config": "dicache.config", "Report": "dicache.report"}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    """Import on first use: `import dicache` alone loads neither diffusers nor torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'dicache' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -5,6 +5,7 @@ Latents are the picture itself with every 2 x 2 patch moved into the channels (s
 
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -26,6 +27,7 @@ class SpaceToDepth(ModelMixin, ConfigMixin):
         shift_factor: float = 0.0,
     ) -> None:
         super().__init__()
+        self.register_buffer("place", torch.zeros(()), persistent=False)  # pipelines ask a module for its device and dtype
 
     def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
         latents = F.pixel_unshuffle(x, 2)

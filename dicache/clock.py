@@ -1,0 +1,138 @@
+"""Where a run stands, read off the host: the scheduler's own index and sigmas. No step count from the user, no synchronisation.
+
+A `Timeline` is worked out once per run. With x' = .. + h v for one solver step, v the denoiser's output:
+
+    flow matching              h = sigma' - sigma                          final latent ~ x - sigma v
+    variance preserving, eps   h = (sigma' - alpha' sigma / alpha) / alpha'   final latent ~ (x - sigma v) / alpha
+    variance exploding, eps    h = sigma' - sigma                          final latent ~ sqrt(1 + sigma^2) x_in - sigma v
+
+where x_in is what the denoiser sees. Outputs that predict v or the sample are turned into eps first. h is the coefficient in units of the final latent (the solver's linear part carries an
+error at alpha' to 1 / alpha' of itself at the end). For multistep solvers it is the first-order coefficient. Where nothing is known of the scheduler, every step counts the same.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from dicache.types import Step
+
+
+class Timeline(NamedTuple):
+    """Per step: position, |h|, and the estimate of the final latent; `begin` is the run's first step."""
+
+    sigmas: tuple[float, ...]
+    coefficients: tuple[float, ...]
+    clean: tuple[tuple[float, float], ...]
+    begin: int
+
+    def reading(self, run: object, index: int) -> "Reading":
+        index = min(index, len(self.sigmas) - 1)
+        whole = sum(self.coefficients[self.begin :]) or 1.0
+        progress, share = sum(self.coefficients[self.begin : index + 1]) / whole, self.coefficients[index] / whole
+        return Reading(run, Step(index, len(self.sigmas), self.sigmas[index], self.coefficients[index], progress, self.clean[index]), share)
+
+
+class Reading(NamedTuple):
+    run: object
+    """Changes identity with every run: the scheduler's timesteps, or None for a bare module."""
+    step: Step
+    share: float
+    """What this step adds to the progress."""
+
+
+class SchedulerClock:
+    """Reads the scheduler a pipeline has at this moment."""
+
+    def __init__(self, scheduler: Callable[[], Any]) -> None:
+        self.scheduler = scheduler
+        self.run: object = None
+        self.timeline = Timeline((), (), (), 0)
+
+    def read(self, timestep: torch.Tensor | float | None) -> Reading:
+        scheduler = self.scheduler()
+        if self.run is not scheduler.timesteps:
+            self.run, self.timeline = scheduler.timesteps, timeline(scheduler)
+        return self.timeline.reading(self.run, self._index(scheduler, timestep))
+
+    def _index(self, scheduler: Any, timestep: torch.Tensor | float | None) -> int:  # noqa: ANN401
+        index = getattr(scheduler, "step_index", None)
+        if index is None and hasattr(scheduler, "step_index"):
+            index = scheduler.begin_index
+        return int(index) if index is not None else _nearest(scheduler.timesteps, _number(timestep))
+
+
+class TimestepClock:
+    """For a bare module: time is the timestep it is called with. A later time than the last one begins a new run."""
+
+    def __init__(self) -> None:
+        self.first = self.last = self.stride = math.nan
+        self.index = 0
+
+    def read(self, timestep: torch.Tensor | float | None) -> Reading:
+        now = _number(timestep)
+        if not now <= self.last:
+            self.first, self.stride, self.index = now, math.nan, 0
+        elif now < self.last:
+            self.stride, self.index = self.last - now, self.index + 1
+        self.last = now
+        share = self.stride / self.first
+        total = self.index + max(1, round(now / self.stride)) if self.stride > 0 else self.index + 1
+        progress = 1 - max(now - self.stride, 0.0) / self.first if self.stride > 0 else 0.0
+        return Reading(None, Step(self.index, total, now, share, progress, (1.0, 0.0)), progress if self.index == 0 else share)
+
+
+def _number(timestep: torch.Tensor | float | None) -> float:
+    """The timestep as a host number; this waits for the device, so schedulers with an index never come here."""
+    if timestep is None:
+        return math.nan
+    return float(timestep.flatten()[0]) if isinstance(timestep, torch.Tensor) else float(timestep)
+
+
+def _nearest(timesteps: torch.Tensor, timestep: float) -> int:
+    return int((timesteps.detach().cpu().double() - timestep).abs().argmin())
+
+
+def timeline(scheduler: Any) -> Timeline:  # noqa: ANN401
+    """The timeline of a scheduler whose `set_timesteps` has been called."""
+    config = scheduler.config
+    prediction = config.get("prediction_type", "epsilon")
+    begin = int(getattr(scheduler, "begin_index", None) or 0)
+    times = [float(t) for t in scheduler.timesteps]
+    if type(scheduler).__name__.startswith("FlowMatch") or prediction == "flow_prediction" or config.get("use_flow_sigmas", False):
+        sigmas = [*map(float, scheduler.sigmas), 0.0][: len(times) + 1]
+        return Timeline(tuple(sigmas[:-1]), _gaps(sigmas), tuple((1.0, -s) for s in sigmas[:-1]), begin)
+    if hasattr(scheduler, "is_scale_input_called"):
+        sigmas = [*map(float, scheduler.sigmas), 0.0][: len(times) + 1]
+        clean = tuple((math.sqrt(1 + s * s), -s) for s in sigmas[:-1])
+        return Timeline(tuple(times), _gaps(sigmas), clean, begin)
+    alphas = _alphas(scheduler, times)
+    if alphas is None:
+        return Timeline(tuple(times), (1 / len(times),) * len(times), ((1.0, 0.0),) * len(times), begin)
+    return _variance_preserving(times, alphas, prediction, begin)
+
+
+def _gaps(sigmas: Sequence[float]) -> tuple[float, ...]:
+    return tuple(abs(b - a) for a, b in zip(sigmas, sigmas[1:], strict=False))
+
+
+def _alphas(scheduler: Any, times: list[float]) -> list[float] | None:  # noqa: ANN401
+    """alpha per step and 1 at the end."""
+    if hasattr(scheduler, "sigmas") and len(scheduler.sigmas) > len(times):
+        return [1 / math.sqrt(1 + float(s) ** 2) for s in scheduler.sigmas[: len(times) + 1]]
+    if hasattr(scheduler, "alphas_cumprod"):
+        last = len(scheduler.alphas_cumprod) - 1
+        return [math.sqrt(float(scheduler.alphas_cumprod[min(int(t), last)])) for t in times] + [1.0]
+    return None
+
+
+def _variance_preserving(times: list[float], alphas: list[float], prediction: str, begin: int) -> Timeline:
+    coefficients, clean = [], []
+    for alpha, after in zip(alphas, alphas[1:], strict=False):
+        sigma, sigma_after = math.sqrt(1 - alpha * alpha), math.sqrt(max(0.0, 1 - after * after))
+        per_eps = abs(sigma_after - after * sigma / alpha) / after
+        slope = {"v_prediction": alpha, "sample": alpha / max(sigma, 1e-6)}.get(prediction, 1.0)
+        coefficients.append(per_eps * slope)
+        clean.append({"v_prediction": (alpha, -sigma), "sample": (0.0, 1.0)}.get(prediction, (1 / alpha, -sigma / alpha)))
+    return Timeline(tuple(times), tuple(coefficients), tuple(clean), begin)

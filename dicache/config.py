@@ -1,0 +1,44 @@
+"""One configuration: which parts decide, and what fills in. An option is an object, not a string."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dicache.approximators.alignment import Align
+from dicache.approximators.base import Approximator
+from dicache.approximators.hold import Reuse
+from dicache.approximators.linear import Extrapolate
+from dicache.budget import validate
+from dicache.controllers.base import Controller
+from dicache.controllers.budgeted import Budgeted
+from dicache.controllers.clip import Clip
+from dicache.errors import ModeError
+from dicache.estimators.base import Estimator
+from dicache.estimators.closed_loop import ClosedLoop
+from dicache.probes.first_blocks import FirstBlocks
+
+
+@dataclass(frozen=True)
+class Config:
+    """A composition: at each step the approximator with the least predicted error is proposed, per sample, and the controller accepts or computes."""
+
+    controller: Controller[Any]
+    estimator: Estimator[Any] = field(default_factory=lambda: ClosedLoop(trust=0.5))
+    approximators: tuple[Approximator, ...] = (Reuse(), Extrapolate())
+    probe: FirstBlocks = field(default_factory=FirstBlocks)
+
+    def __post_init__(self) -> None:
+        if not self.approximators:
+            raise ModeError("Config has no approximator. Expected at least one, for example approximators=(Reuse(),).")
+        if self.probe.depth == 0 and any(isinstance(a, Align) for a in self.approximators):
+            raise ModeError("Align reads a probe, but Config has probe=FirstBlocks(depth=0). Use depth=1 or another approximator.")
+
+    @property
+    def depth(self) -> int:
+        """How many exact values are remembered."""
+        return max(2, *(a.needs for a in self.approximators))
+
+
+def budgeted(error_budget: float | Sequence[float]) -> Config:
+    """What `enable(pipe, error_budget=...)` uses."""
+    return Config(Clip(Budgeted(validate(error_budget))))

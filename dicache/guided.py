@@ -1,0 +1,104 @@
+"""How the pipeline mixes its branches, measured instead of asked for, and errors of the mixed output.
+
+Guidance makes one update from several outputs, v = sum_b m_b v_b with sum_b m_b = 1 (for classifier-free guidance m = (s, 1 - s)), and an error in v_b weighs m_b times. Pipelines keep the scale
+in many places or nowhere; but the denoiser sees the latents before and after a step. For every solver that is linear in its first step,
+
+    x' = p x + sum_b c_b v_b        least squares per sample for (p, c_1, ..),    m_b = c_b / sum c
+
+is exact. Where outputs have not the latent's shape (learned variances, extra input channels) m_b = 1: errors of all branches add up.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from dicache.approximators.base import per_row
+from dicache.types import Grid, Rows
+
+
+def fit(before: Tensor, after: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+    """The mixture (len(outputs), B) float64, from latents and outputs of one step, all (B, ...)."""
+    if len(outputs) == 1 or any(output.shape != before.shape for output in (after, *outputs)):
+        return torch.ones(len(outputs), before.shape[0], dtype=torch.float64)
+    columns = torch.stack([t.flatten(1).double() for t in (before, *outputs)], dim=2)
+    gram, right = columns.mT @ columns, columns.mT @ after.flatten(1).double()[:, :, None]
+    ridge = 1e-12 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
+    coefficients = torch.linalg.solve_ex(gram + ridge, right)[0][:, 1:, 0].cpu()
+    mixture = coefficients / coefficients.sum(1, keepdim=True)
+    return torch.where(mixture.isfinite().all(1, keepdim=True), mixture, 1.0).T
+
+
+def chunks_of(latents: Sequence[Tensor]) -> int:
+    """Into how many equal parts these batches fall: guidance in one batch repeats every latent. Two samples of one seed do so too, but only at the first step, so give it the first two."""
+    return next((n for n in (2, 3) if all(_repeats(latent, n) for latent in latents)), 1)
+
+
+def _repeats(latent: Tensor, times: int) -> bool:
+    if latent.shape[0] % times:
+        return False
+    first, *others = latent.chunk(times)
+    return all(torch.equal(first, other) for other in others)
+
+
+@dataclass
+class Guided:
+    """The sums of one step over its branches and, within a call, over its chunks."""
+
+    chunks: int = 1
+    order: tuple[str, ...] = ()
+    mixture: Tensor | None = None
+    """(branches * chunks, B), None until measured."""
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    """What each branch handed to the pipeline; contents only while the mixture is not known."""
+    truth: Tensor | None = None
+    """sum_b m_b v_b, (B, ...)."""
+    misses: dict[int, Tensor] = field(default_factory=dict)
+    """The same sum over v_b - guess_b, per approximator."""
+
+    def next_step(self) -> "Guided":
+        return replace(self, outputs={}, truth=None, misses={})
+
+    @property
+    def complete(self) -> bool:
+        """Whether the truth holds every branch of the mixture and no other branch came."""
+        return self.truth is not None and set(self.outputs) == set(self.order)
+
+    @property
+    def changed(self) -> bool:
+        """Whether other branches came than those the mixture was measured on."""
+        return self.mixture is not None and set(self.outputs) != set(self.order)
+
+    def handed(self, branch: str, output: Tensor) -> None:
+        self.outputs[branch] = output.detach().clone() if self.mixture is None else output
+
+    def add(self, branch: str, output: Tensor, guesses: dict[int, Tensor]) -> None:
+        """One branch was computed: `output` (R, ...), and what each approximator had guessed."""
+        if self.mixture is None or branch not in self.order:
+            return
+        weight = per_row(self.mixture.unflatten(0, (-1, self.chunks))[self.order.index(branch)].flatten(), output)
+        self.truth = _plus(self.truth, weight * output, self.chunks)
+        for i, guess in guesses.items():
+            self.misses[i] = _plus(self.misses.get(i), weight * (output - guess), self.chunks)
+
+    def measure(self, latent: Tensor, clean: tuple[float, float], forms: int) -> tuple[Grid, Rows]:
+        """Relative error of every approximator, (B, A), nan where it had no guess, and ||v|| / ||x_N||, (B,). This is where the host waits for the device."""
+        assert self.truth is not None
+        final = clean[0] * latent + clean[1] * self.truth if latent.shape == self.truth.shape else latent
+        unknown = torch.full_like(self.truth, torch.nan)
+        norms = [self.truth, final, *[self.misses.get(i, unknown) for i in range(forms)]]
+        lengths = torch.stack([n.flatten(1).float().norm(dim=1) for n in norms], dim=1).double().cpu()
+        return lengths[:, 2:] / lengths[:, :1], lengths[:, 0] / lengths[:, 1]
+
+    def fitted(self, before: Tensor, after: Tensor) -> "Guided":
+        """With the mixture measured from this step's latents, (R, ...)."""
+        samples = before.shape[0] // self.chunks
+        streams = [part for output in self.outputs.values() for part in output.split(samples)]
+        return replace(self, order=tuple(self.outputs), mixture=fit(before[:samples], after[:samples], streams))
+
+
+def _plus(total: Tensor | None, term: Tensor, chunks: int) -> Tensor:
+    """Add (R, ...) to (B, ...), summing over the chunks."""
+    joined = term.unflatten(0, (chunks, -1)).sum(0) if chunks > 1 else term
+    return joined if total is None else total + joined

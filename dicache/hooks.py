@@ -1,0 +1,155 @@
+"""Attaching a session to a denoiser, and taking it off without a trace.
+
+Blocks, and the modules around them, get a hook of diffusers' own registry, so weights, `state_dict`, offload and LoRA are untouched. The denoiser itself gets two plain torch hooks: a registry hook on
+it would vanish under model offload. The first block's hook also receives the `cache_context` that some pipelines set, and is told when the pipeline's run is over.
+Whatever was not there before is removed again: `__dict__` is then what it was.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import BaseState, StateManager
+from torch import Tensor, nn
+
+from dicache.errors import AlreadyEnabledError, UnsupportedModelError
+from dicache.models.stacks import find
+from dicache.rows import Tree, tensors
+from dicache.session import Session
+
+NAME = "dicache"
+_FOREIGN = ("cache", "taylorseer", "pyramid_attention_broadcast", "mag_", "fbc_")
+
+
+class _Branch(StateManager):
+    """Receives the name of the branch that the pipeline is about to run."""
+
+    @property
+    def name(self) -> str | None:
+        return None if self._context is None else self._context.name
+
+
+class _PartHook(ModelHook):
+    """Hands a part's forward to the session."""
+
+    def __init__(self, run: Callable[..., Tree], part: str) -> None:
+        super().__init__()
+        self.run, self.part = run, part
+
+    def new_forward(self, module: nn.Module, *args: Tree, **kwargs: Tree) -> Tree:  # noqa: ANN401
+        return self.run(self.part, self.fn_ref.original_forward, args, kwargs)
+
+
+class _FirstHook(_PartHook):
+    """The same, and the ear on the pipeline."""
+
+    _is_stateful = True
+
+    def __init__(self, run: Callable[..., Tree], part: str, finish: Callable[[], None]) -> None:
+        super().__init__(run, part)
+        self.branch, self.finish = _Branch(BaseState), finish
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        self.finish()
+        return module
+
+
+class Attachment:
+    """A session on a denoiser. Raises UnsupportedModelError or AlreadyEnabledError, and then has changed nothing."""
+
+    def __init__(self, denoiser: nn.Module, session: Session) -> None:
+        parts = find(denoiser)
+        _check_free(denoiser)
+        self.denoiser, self.session = denoiser, session
+        self.signature = inspect.signature(type(denoiser).forward)
+        self.root_had_registry = hasattr(denoiser, "_diffusers_hook")
+        self.hooked: list[tuple[nn.Module, set[str]]] = []
+        self.handles: list[Any] = []
+        first = next(iter(parts.blocks))
+        self.first = _FirstHook(session.block, first, session.finish)
+        try:
+            for part, module in parts.blocks.items():
+                self._register(module, self.first if part == first else _PartHook(session.block, part))
+            for part, module in parts.around.items():
+                self._register(module, _PartHook(session.around, part))
+            self.handles.append(denoiser.register_forward_pre_hook(self._before, with_kwargs=True))
+            self.handles.append(denoiser.register_forward_hook(self._after, with_kwargs=True))
+        except BaseException:
+            self.detach()
+            raise
+        self._forget_registries()
+
+    def _register(self, module: nn.Module, hook: ModelHook) -> None:
+        had = {"forward", "_diffusers_hook"} & set(module.__dict__)
+        self.hooked.append((module, had))
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
+
+    def detach(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        for module, had in reversed(self.hooked):
+            _remove(module, had)
+        self.handles, self.hooked = [], []
+        if not self.root_had_registry and hasattr(self.denoiser, "_diffusers_hook") and not self.denoiser._diffusers_hook.hooks:
+            del self.denoiser._diffusers_hook
+        self._forget_registries()
+        self.session.release()
+
+    def _forget_registries(self) -> None:
+        """Diffusers caches which modules carry a registry."""
+        if hasattr(self.denoiser, "_diffusers_hook"):
+            self.denoiser._diffusers_hook.invalidate_child_registries_cache()
+
+    def _before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
+        bound = self.signature.bind_partial(module, *args, **kwargs).arguments
+        given = {name: value for name, value in bound.items() if value is not module}
+        latent = next((t for t in tensors(tuple(given.values())) if t.is_floating_point() and t.ndim > 1), None)
+        if latent is None:
+            raise UnsupportedModelError(f"{type(module).__name__} was called without a latent. Expected a floating tensor with a batch axis as its first input.")
+        timestep = next((given[name] for name in ("timestep", "timesteps", "t", "sigma") if name in given), None)
+        shapes = tuple(t.shape for t in tensors(tuple(given.values())))
+        self.session.begin(latent, timestep, self.first.branch.name, shapes)
+
+    def _after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> Tree:  # noqa: ANN401
+        found = tensors(_plain(output))
+        if not found:
+            return output
+        value = self.session.end(found[0])
+        return output if value is found[0] else _replaced(output, value)
+
+
+def _plain(output: Tree) -> Tree:  # noqa: ANN401
+    return tuple(output.values()) if hasattr(output, "to_tuple") else output
+
+
+def _replaced(output: Tree, value: Tensor) -> Tree:  # noqa: ANN401
+    """The denoiser's output with its first tensor replaced; the same kind of object."""
+    if isinstance(output, Tensor):
+        return value
+    if hasattr(output, "to_tuple"):
+        return type(output)(**{**output, next(iter(output.keys())): value})
+    return (value, *output[1:])
+
+
+def _check_free(denoiser: nn.Module) -> None:
+    if getattr(denoiser, "is_cache_enabled", False):
+        raise AlreadyEnabledError(f"{type(denoiser).__name__} has a diffusers cache enabled. Call its disable_cache() first.")
+    for module in denoiser.modules():
+        for name in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}):
+            if name == NAME:
+                raise AlreadyEnabledError(f"dicache is already enabled on this {type(denoiser).__name__}. Call disable() on the Cache that `enable` returned first.")
+            if any(word in name for word in _FOREIGN):
+                raise AlreadyEnabledError(f"{type(denoiser).__name__} carries the hook {name!r} of another cache. Remove it first.")
+
+
+def _remove(module: nn.Module, had: set[str]) -> None:
+    registry = module._diffusers_hook
+    registry.remove_hook(NAME, recurse=False)
+    if registry.hooks:
+        return
+    for name in ("forward", "_diffusers_hook"):
+        if name not in had and name in module.__dict__ and not hasattr(module, "_hf_hook"):
+            del module.__dict__[name]
+
+

@@ -1,0 +1,107 @@
+"""What a run did, for people and for programs."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dicache.trace import Trace
+from dicache.types import REASONS, Action, Reason, Rows
+
+_MARKS = {Action.COMPUTE: "#", Action.REUSE: "=", Action.EXTRAPOLATE: "/", Action.ALIGN: "~"}
+
+
+class Report:
+    """One run of one denoiser. Prints as a table; `to_dict` has all of it."""
+
+    def __init__(self, trace: Trace | None, budget: Rows | None, notes: list[str], branches: int = 0) -> None:
+        self.trace, self.budget = trace, budget
+        self.warnings = [*notes, *self._warnings()]
+
+    @property
+    def compute_speedup(self) -> float:
+        """Uncached MACs over executed MACs, of the whole denoiser and all samples."""
+        return float(self.trace.uncached.sum() / self.trace.executed.sum()) if self.trace and self.trace.executed.sum() > 0 else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, strings and lists only; None where a number is not known."""
+        trace = self.trace
+        return {
+            "samples": [self._sample(i) for i in range(self._count())],
+            "steps": [_step(record) for record in trace.records] if trace else [],
+            "compute_speedup": self.compute_speedup,
+            "executed_macs": float(trace.executed.sum()) if trace else 0.0,
+            "uncached_macs": float(trace.uncached.sum()) if trace else 0.0,
+            "branches": sorted({name for record in trace.records for name in record.branches}) if trace else [],
+            "warnings": self.warnings,
+            "cache_bytes": trace.cache_bytes if trace else 0,
+            "overhead_seconds": trace.overhead_seconds if trace else 0.0,
+            "complete": trace.complete if trace else False,
+            "profile": None,
+            "confidence": None,
+        }
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1))
+
+    def _count(self) -> int:
+        return len(self.trace.executed) if self.trace else 0
+
+    def _sample(self, i: int) -> dict[str, Any]:
+        assert self.trace is not None
+        records = self.trace.records
+        return {
+            "budget": float(self.budget[i]) if self.budget is not None else None,
+            "estimated_error": float(records[-1].spent[i]) if records else None,
+            "computed_fraction": float(self.trace.executed[i] / self.trace.uncached[i]) if self.trace.uncached[i] > 0 else 1.0,
+            "steps": len(records),
+            "actions": [[Action(int(a)).name.lower() for a in record.action[i]] for record in records],
+            "reasons": [[Reason(int(r)).name.lower() for r in record.reason[i]] for record in records],
+        }
+
+    def strip(self, i: int) -> str:
+        """The decisions of one sample, a mark per step: # computed, = reused, / extrapolated, ~ aligned."""
+        return "".join(_MARKS[Action(int(record.action[i, 0]))] for record in self.trace.records) if self.trace else ""
+
+    def _warnings(self) -> list[str]:
+        if self.trace is None:
+            return ["nothing has run yet."]
+        found = ["the error is estimated without calibration: no statement about its probability is made."] if self.budget is not None else []
+        if not self.trace.complete:
+            found.append("the run is not over, or was interrupted.")
+        records = self.trace.records
+        if records and all((record.action == Action.COMPUTE).all() for record in records):
+            reasons = Counter(int(r) for record in records for r in record.reason.flatten())
+            found.append(f"the cache never engaged; mostly {REASONS[Reason(reasons.most_common(1)[0][0])]}.")
+        if records and self.budget is not None:
+            over = (records[-1].spent > self.budget).nonzero().flatten().tolist()
+            if over:
+                found.append(f"the estimated error passed the budget of samples {over}: an extrapolation turned out worse than predicted.")
+        return found
+
+    def __str__(self) -> str:
+        table = Table(title=f"dicache: {self.compute_speedup:.2f}x less computed")
+        for column in ("sample", "budget", "estimated error", "work", "decisions"):
+            table.add_column(column, no_wrap=True)
+        for i in range(self._count()):
+            sample = self._sample(i)
+            table.add_row(str(i), _number(sample["budget"]), _number(sample["estimated_error"]), f"{sample['computed_fraction']:.0%}", self.strip(i))
+        console = Console(width=120, color_system=None)
+        with console.capture() as capture:
+            console.print(table)
+            for warning in self.warnings:
+                console.print(f"note: {warning}")
+        return capture.get()
+
+
+def _step(record: Any) -> dict[str, Any]:  # noqa: ANN401
+    numbers = {name: [float(x) if torch.isfinite(x) else None for x in getattr(record, name)] for name in ("predicted", "realised", "spent")}
+    return {"index": record.index, "sigma": record.sigma, **numbers}
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

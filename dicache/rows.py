@@ -1,0 +1,75 @@
+"""Running a block for some rows of its batch: gather what belongs to the rows, run, scatter back.
+
+A tensor belongs to the rows if its first axis has the batch's length; tables that all rows share (rotary frequencies, position ids) are recognised by name. What a block would have returned for
+the other rows is never read (the denoiser's output is replaced as a whole), so those rows hold zeros, and a block that runs for no row hands on any tensor of the right shape.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+Tree = Any
+"""A tensor, anything else, or tuples, lists and mappings of them: what blocks take and return."""
+
+_SHARED = ("rotary", "rope", "freqs", "pos_emb", "_ids")
+
+
+def map_tensors(function: Callable[[Tensor], Tree], tree: Tree) -> Tree:  # noqa: ANN401
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, tuple | list):
+        mapped = [map_tensors(function, item) for item in tree]
+        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
+    if isinstance(tree, Mapping):
+        return {key: map_tensors(function, item) for key, item in tree.items()}
+    return tree
+
+
+def tensors(tree: Tree) -> list[Tensor]:  # noqa: ANN401
+    found: list[Tensor] = []
+    map_tensors(lambda t: found.append(t), tree)
+    return found
+
+
+def take(args: tuple[Tree, ...], kwargs: Mapping[str, Tree], rows: Tensor, batch: int) -> tuple[tuple[Tree, ...], dict[str, Tree]]:
+    """The arguments of a block, for `rows`, (r,), of a batch of `batch`."""
+
+    def pick(t: Tensor) -> Tensor:
+        return t.index_select(0, rows.to(t.device)) if t.ndim and t.shape[0] == batch else t
+
+    taken = {name: tree if _shared(name, tree) else map_tensors(pick, tree) for name, tree in kwargs.items()}
+    return cast(tuple[Tree, ...], map_tensors(pick, args)), taken
+
+
+def _shared(name: str, tree: Tree) -> bool:  # noqa: ANN401
+    return any(part in name for part in _SHARED) and all(t.ndim <= 2 for t in tensors(tree))
+
+
+def scatter(output: Tree, rows: Tensor, batch: int) -> Tree:  # noqa: ANN401
+    """The output of a block for `rows`, as an output for the whole batch; zeros elsewhere."""
+
+    def spread(t: Tensor) -> Tensor:
+        if not t.ndim or t.shape[0] != len(rows):
+            return t
+        return t.new_zeros((batch, *t.shape[1:])).index_copy_(0, rows.to(t.device), t)
+
+    return map_tensors(spread, output)
+
+
+def stand_in(shapes: Tree, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> Tree:  # noqa: ANN401
+    """Something shaped like the output remembered as `shapes` (a tree of meta tensors): an argument where one fits, else zeros."""
+    given = tensors((args, kwargs))
+
+    def find(shape: Tensor) -> Tensor:
+        for t in given:
+            if t.shape == shape.shape and t.dtype == shape.dtype:
+                return t
+        return torch.zeros(shape.shape, dtype=shape.dtype, device=given[0].device)
+
+    return map_tensors(find, shapes)
+
+
+def shapes_of(output: Tree) -> Tree:  # noqa: ANN401
+    return map_tensors(lambda t: torch.empty_like(t, device="meta"), output)

@@ -1,0 +1,334 @@
+"""One denoising step, top to bottom. A session belongs to one denoiser and one `enable`; everything it remembers of a trajectory is in `Run`.
+
+    begin(call)     which run, step and branch is this? the step before is closed: what its guesses were wrong by is read off
+    block(i)        the probe's blocks run for all rows; then, once per step, decide per sample; the other blocks run for the computing rows
+    end(call)       rows that skipped get the approximator's guess; exact rows enter the history
+
+The rows of one call are samples, or, where the pipeline puts its guidance branches into one batch, `chunks` times as many: row c * B + b is chunk c of sample b. Branches in calls of their own are
+told apart by the name the pipeline gives them, else by their place within the step. All branches of a sample are decided together, at the step's first call.
+A run's first step computes: only the second shows which rows are branches of one sample.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dicache import history
+from dicache.approximators.base import Now, Past
+from dicache.approximators.linear import Extrapolate, extrapolate
+from dicache.clock import Reading
+from dicache.config import Config
+from dicache.estimators.base import Evidence
+from dicache.guided import Guided, chunks_of
+from dicache.macs import Meter
+from dicache.norms import relative_change
+from dicache.rows import Tree, scatter, shapes_of, stand_in, take, tensors
+from dicache.trace import Record, Trace
+from dicache.types import Action, Decision, Grid, Rows, Step
+
+
+class Clock(Protocol):
+    def read(self, timestep: Tensor | float | None) -> Reading: ...
+
+
+@dataclass
+class Judgement:
+    """What was known and decided at one step."""
+
+    evidence: Evidence
+    predicted: Grid
+    """(B, A)."""
+    decision: Decision
+
+    @property
+    def best(self) -> Rows:
+        """The approximator that was proposed, (B,)."""
+        return self.predicted.min(1).indices
+
+    @property
+    def computed(self) -> Rows:
+        return self.decision.action[:, 0] == Action.COMPUTE
+
+
+@dataclass
+class Run:
+    """One trajectory: the typed states of estimator and controller, the histories, and what was noted down."""
+
+    key: object
+    step: Step
+    latent: Tensor
+    """The denoiser's input at the step that is going on, (R, ...)."""
+    before: float
+    """Progress before the run's first step: a second expert begins half-way."""
+    guided: Guided = field(default_factory=Guided)
+    judgement: Judgement | None = None
+    past: dict[str, Past] = field(default_factory=dict)
+    samples: int = 0
+    """0 during the first step."""
+    estimator: Any = None
+    controller: Any = None
+    scale: Rows | None = None
+    """||v|| / ||x_N|| at the last computed step, (B,)."""
+    records: list[Record] = field(default_factory=list)
+    bytes: int = 0
+    overhead: float = 0.0
+    complete: bool = False
+
+
+@dataclass
+class Call:
+    """The denoiser call that is going on."""
+
+    branch: str
+    rows: int
+    position: int = 0
+    feature: Tensor | None = None
+    computed: Rows | None = None
+    """(R,) bool, once decided."""
+
+
+class Session:
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self.config, self.clock, self.meter = config, clock, Meter()
+        self.run: Run | None = None
+        self.call: Call | None = None
+        self.shapes: dict[tuple[str, int], Tree] = {}
+        self.runs = 0
+        self.notes: list[str] = []
+
+    # The life of a run.
+
+    def reset(self) -> None:
+        """Forget the run that is going on; the next call begins a new one."""
+        self.run = self.call = None
+        self.shapes = {}
+
+    def release(self) -> None:
+        """Let go of the model's tensors; what was noted down stays."""
+        self.call, self.shapes = None, {}
+        if self.run:
+            self.run.past, self.run.guided = {}, Guided()
+
+    def finish(self) -> None:
+        """The pipeline said that its run is over."""
+        if self.run and not self.run.complete:
+            self._close(self.run, None)
+            self.run.complete = True
+        self.call = None
+
+    def begin(self, latent: Tensor, timestep: Tensor | float | None, name: str | None, shapes: tuple[torch.Size, ...]) -> None:
+        """The denoiser is about to run on `latent`, (R, ...); `name` is the branch's name where the pipeline gives one, `shapes` those of all its inputs."""
+        self.call = None
+        if torch.is_grad_enabled():
+            self.reset()
+            self._note("gradients were on, so everything was computed: run under torch.no_grad() to cache.")
+            return
+        started = time.perf_counter()
+        reading = self.clock.read(timestep)
+        run = self._continued(reading, latent, name) or self._begun(reading, latent)
+        if reading.step.index != run.step.index:
+            self._close(run, latent)
+            run.step, run.latent, run.guided, run.judgement = self._released(reading.step, run.before), latent, run.guided.next_step(), None
+        self.meter.shape = shapes
+        self.call = Call(name or f"call {len(run.guided.outputs)}", latent.shape[0])
+        run.overhead += time.perf_counter() - started
+
+    def _continued(self, reading: Reading, latent: Tensor, name: str | None) -> Run | None:
+        """The run this call belongs to; None if it begins a new one: other timesteps, another size, a step back or a leap, a branch that was called already."""
+        run = self.run
+        if run is None or run.complete or reading.run is not run.key:
+            return None
+        ahead = reading.step.index - run.step.index
+        if ahead not in (0, 1) or (ahead == 0 and name in run.guided.outputs):
+            return None
+        if (run.latent.shape, run.latent.dtype, run.latent.device) != (latent.shape, latent.dtype, latent.device):
+            self._note(f"the batch changed from {tuple(run.latent.shape)} to {tuple(latent.shape)} half-way: the cache began anew there.")
+            return None
+        if ahead == 0 and reading.run is None and not torch.equal(latent, run.latent):
+            return None
+        return run
+
+    def _begun(self, reading: Reading, latent: Tensor) -> Run:
+        self.runs, self.shapes = self.runs + 1, {}
+        self.meter.begin_run(latent.shape[0])
+        before = reading.step.progress - reading.share
+        self.run = Run(reading.run, self._released(reading.step, before), latent, before)
+        return self.run
+
+    def _released(self, step: Step, before: float) -> Step:
+        return step._replace(progress=step.progress - before)
+
+    # One call.
+
+    def block(self, part: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> Tree:  # noqa: ANN401
+        """One block; the order is that of execution."""
+        call, run = self.call, self.run
+        if call is None or run is None:
+            return forward(*args, **kwargs)
+        position, call.position = call.position, call.position + 1
+        if position == self.config.probe.depth:
+            call.computed = self._decide(run, call)
+        computed = torch.ones(call.rows, dtype=torch.bool) if call.computed is None else call.computed
+        if computed.any() and not _batched(args, kwargs, call.rows):
+            computed = torch.ones_like(computed)
+        self.meter.measure(part, forward, args, kwargs, call.rows)
+        self.meter.count(part, computed)
+        output = self._run_rows((call.branch, position), computed, forward, args, kwargs)
+        if position == self.config.probe.depth - 1:
+            call.feature = max(tensors(output), key=Tensor.numel)
+        return output
+
+    def _run_rows(self, key: tuple[str, int], computed: Rows, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> Tree:  # noqa: ANN401
+        if computed.all():
+            output = forward(*args, **kwargs)
+            self.shapes[key] = shapes_of(output)
+            return output
+        if not computed.any():
+            return stand_in(self.shapes[key], args, kwargs)
+        rows = computed.nonzero().flatten()
+        some_args, some_kwargs = take(args, kwargs, rows, len(computed))
+        return scatter(forward(*some_args, **some_kwargs), rows, len(computed))
+
+    def around(self, part: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> Tree:  # noqa: ANN401
+        """A module around the blocks: always runs, and is counted."""
+        if self.call is not None:
+            self.meter.measure(part, forward, args, kwargs, self.call.rows)
+            self.meter.count(part, torch.ones(self.call.rows, dtype=torch.bool))
+        return forward(*args, **kwargs)
+
+    def end(self, output: Tensor) -> Tensor:
+        """The denoiser's output, (R, ...), with guesses in the rows that skipped."""
+        call, run = self.call, self.run
+        if call is None or run is None:
+            return output
+        started = time.perf_counter()
+        self.call = None
+        computed = torch.ones(call.rows, dtype=torch.bool) if call.computed is None else call.computed
+        past = run.past.get(call.branch) or Past(history.empty(self.config.depth, call.rows), history.empty(self.config.depth, call.rows))
+        now = Now(run.step.sigma, call.feature)
+        wanted = range(len(self.config.approximators)) if computed.any() else self._used(run, computed)
+        guesses = {i: self.config.approximators[i].guess(past, now) for i in wanted if len(past.outputs.values) >= self.config.approximators[i].needs}
+        result = output if computed.all() else self._filled(run, guesses, output, computed)
+        if computed.any():
+            run.guided.add(call.branch, output, guesses)
+            self._remember(run, call, past, output, computed)
+        run.guided.handed(call.branch, result)
+        run.overhead += time.perf_counter() - started
+        return result
+
+    def _used(self, run: Run, computed: Rows) -> list[int]:
+        return [] if run.judgement is None else sorted(set(run.judgement.best.tolist()))
+
+    def _filled(self, run: Run, guesses: dict[int, Tensor], output: Tensor, computed: Rows) -> Tensor:
+        """`output` where computed, else the guess that was decided on."""
+        assert run.judgement is not None
+        best, result = run.judgement.best.repeat(run.guided.chunks), output.clone()
+        for i, guess in guesses.items():
+            rows = (~computed & (best == i)).nonzero().flatten().to(output.device)
+            result.index_copy_(0, rows, guess[rows])
+        return result
+
+    def _remember(self, run: Run, call: Call, past: Past, output: Tensor, computed: Rows) -> None:
+        outputs = history.push(past.outputs, output, run.step.sigma, computed)
+        features = past.features if call.feature is None else history.push(past.features, call.feature, run.step.sigma, computed)
+        run.past[call.branch] = Past(outputs, features)
+        run.bytes = max(run.bytes, sum(p.outputs.nbytes + p.features.nbytes for p in run.past.values()))
+
+    # Deciding and learning.
+
+    def _decide(self, run: Run, call: Call) -> Rows | None:
+        """Which rows compute, (R,) bool; None for all. A branch with no past computes whatever was decided."""
+        if run.samples == 0:
+            return None
+        started = time.perf_counter()
+        if run.judgement is None:
+            run.judgement = self._judge(run, self._evidence(run, call))
+        run.overhead += time.perf_counter() - started
+        return run.judgement.computed.repeat(run.guided.chunks) if call.branch in run.past else None
+
+    def _judge(self, run: Run, evidence: Evidence) -> Judgement:
+        predicted = self.config.estimator.predict(evidence, run.estimator)
+        error, best = predicted.min(1)
+        scale = torch.full_like(error, torch.nan) if run.scale is None else run.scale
+        cost = (error * run.step.coefficient * scale).nan_to_num(torch.inf, torch.inf)
+        actions = torch.tensor([int(a.action) for a in self.config.approximators])
+        decision, run.controller = self.config.controller.decide(cost, actions[best], run.step, run.controller)
+        return Judgement(evidence, predicted, decision)
+
+    def _evidence(self, run: Run, call: Call) -> Evidence:
+        past, sigma = run.past.get(call.branch), run.step.sigma
+        unknown = torch.full((run.samples,), torch.nan, dtype=torch.float64)
+        if past is None:
+            return Evidence(unknown[:, None].expand(-1, len(self.config.approximators)), unknown, unknown)
+        times = past.outputs.sigmas[:, : run.samples]
+        growth = torch.stack([a.growth(times, sigma) for a in self.config.approximators], dim=1)
+        if call.feature is None or len(past.features.values) < 2:
+            return Evidence(growth, unknown, unknown)
+        innovation = relative_change(extrapolate(past.features, sigma), call.feature)[: run.samples].double().cpu()
+        return Evidence(growth, innovation, Extrapolate().growth(times, sigma))
+
+    def _close(self, run: Run, after: Tensor | None) -> None:
+        """The step is over: learn from what was computed, and note down what happened. `after` is the next step's latent, if there is one."""
+        if run.samples == 0:
+            run.guided.chunks = chunks_of([run.latent] if after is None else [run.latent, after])
+            run.samples = run.latent.shape[0] // run.guided.chunks
+            run.controller = self.config.controller.init(run.samples)
+            self._forget(run)
+        if run.judgement is None:
+            run.judgement = self._judge(run, self._evidence(run, Call("", 0)))
+        judged, computed = run.judgement, run.judgement.computed
+        realised = torch.full_like(judged.predicted, torch.nan)
+        if run.guided.complete:
+            realised, scale = run.guided.measure(run.latent[: run.samples], run.step.clean, realised.shape[1])
+            run.scale = scale if run.scale is None else torch.where(computed, scale, run.scale)
+            run.estimator = self.config.estimator.observe(realised, judged.evidence, computed, run.estimator)
+            ratio = (realised / judged.predicted).gather(1, judged.best[:, None])[:, 0]
+            run.controller = self.config.controller.settle(ratio, computed, run.controller)
+        run.records.append(_record(run, judged, realised))
+        if run.guided.changed:
+            self._forget(run)
+        elif run.guided.mixture is None and after is not None:
+            run.guided = run.guided.fitted(run.latent, after)
+
+    def _forget(self, run: Run) -> None:
+        """The branches are not those that were learned about: nothing is known of the errors of their mixture."""
+        run.guided.mixture, run.scale = None, None
+        run.estimator = self.config.estimator.init(run.samples, len(self.config.approximators))
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def trace(self) -> Trace | None:
+        """The last run, or the one going on; None before the first. Many pipelines do not say that their run is over: after the last step's call it is."""
+        run = self.run
+        if run is None:
+            return None
+        if self.call is None and run.step.index == run.step.total - 1:
+            self.finish()
+        samples = run.samples or len(self.meter.executed)
+        executed, uncached = (macs.view(-1, samples).sum(0) for macs in (self.meter.executed, self.meter.uncached))
+        return Trace(tuple(run.records), executed, uncached, run.bytes, run.overhead, run.complete)
+
+
+def _record(run: Run, judged: Judgement, realised: Grid) -> Record:
+    real = realised.gather(1, judged.best[:, None])[:, 0]
+    return Record(
+        index=run.step.index,
+        sigma=run.step.sigma,
+        branches=tuple(run.guided.outputs),
+        action=judged.decision.action,
+        reason=judged.decision.reason,
+        predicted=judged.predicted.min(1).values,
+        realised=torch.where(judged.computed, real, torch.nan),
+        spent=judged.decision.spent,
+    )
+
+
+def _batched(args: tuple[Tree, ...], kwargs: Mapping[str, Tree], rows: int) -> bool:
+    """Whether a block's main input has the rows on its first axis; where a model folds frames into the batch, its blocks run for all rows or none."""
+    return max(tensors((args, kwargs)), key=Tensor.numel).shape[0] == rows
