@@ -1,8 +1,8 @@
 """dicache makes diffusion inference faster by not computing what it can predict.
 
-    with dicache.enable(pipe, error_budget=0.05) as cache:
-        images = pipe(prompts).images
-    print(cache.report())
+with dicache.enable(pipe, error_budget=0.05) as cache:
+    images = pipe(prompts).images
+print(cache.report())
 """
 
 from importlib import import_module

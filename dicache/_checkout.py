@@ -1,7 +1,9 @@
-"""In a source checkout the folders `probes`, `estimators`, `extension` and `bench` beside this package are its sub-packages.
+"""In a source checkout the folders `probes`, `estimators`, `extension` and `bench` beside this package are its
+sub-packages.
 
-An installed copy holds them inside (`package_dir` in setup.py) and needs none of this. In a checkout a finder serves exactly those names from their sibling folders, so that
-`python -m dicache` and `python -m pytest` work at the root, installed or not.
+An installed copy holds them inside (`package_dir` in setup.py) and needs none of this. In a checkout a finder serves
+exactly those names from their sibling folders, so that `python -m dicache` and `python -m pytest` work at the root,
+installed or not.
 """
 
 import sys
@@ -17,7 +19,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 class _SiblingFolders(MetaPathFinder):
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
         if package != "dicache" or name not in _FOLDERS:
             return None

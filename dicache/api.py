@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from dicache.budget import per_sample
+from dicache.budget import Budget, per_sample
 from dicache.clock import SchedulerClock, TimestepClock
 from dicache.config import Config, budgeted
 from dicache.errors import ModeError, UnsupportedModelError
@@ -22,7 +22,7 @@ DENOISERS = ("transformer", "transformer_2", "unet")
 class Cache:
     """One `enable`. Also a context manager: leaving it disables."""
 
-    def __init__(self, attachments: dict[str, Attachment], budget: float | Sequence[float] | None) -> None:
+    def __init__(self, attachments: dict[str, Attachment], budget: Budget | None) -> None:
         self._attachments, self._budget = attachments, budget
 
     @property
@@ -42,7 +42,10 @@ class Cache:
         return Report(trace, budget, self._session.notes)
 
     def reset(self) -> None:
-        """Begin anew at the next denoiser call. Pipelines never need it; a hand-written loop does where it begins again at the timestep where it was broken off."""
+        """Begin anew at the next denoiser call. Pipelines never need it; a hand-written loop does where it begins again
+        at
+        the timestep where it was broken off.
+        """
         for attachment in self._attachments.values():
             attachment.session.reset()
 
@@ -54,21 +57,27 @@ class Cache:
     def __enter__(self) -> "Cache":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.disable()
 
 
 def enable(target: Any, *, error_budget: float | Sequence[float] | None = None, config: Config | None = None) -> Cache:  # noqa: ANN401
     """Skip denoiser evaluations that can be predicted, on a diffusers pipeline or a bare denoiser module.
 
-    `error_budget` is the relative L2 error that the final latent of a sample may have against the uncached run of the same seed, ||x - x_ref|| / ||x_ref||: one number, or one per sample.
-    Without calibration it is an estimate. 0 computes everything. `config` is a composition of parts instead (see `dicache.config.Config`).
+    `error_budget` is the relative L2 error that the final latent of a sample may have against the uncached run of the
+    same seed, ||x - x_ref|| / ||x_ref||: one number, or one per sample. Without calibration it is an estimate. 0
+    computes everything. `config` is a composition of parts instead (see `dicache.config.Config`).
 
-    Raises ModeError unless exactly one of the two is given, BudgetError for a budget that is not a finite number >= 0 (and, in the run, for a list of the wrong length), AlreadyEnabledError if a cache is
-    on the model, UnsupportedModelError if nothing in it can be skipped safely. The model is then as it was.
+    Raises ModeError unless exactly one of the two is given, BudgetError for a budget that is not a finite number >= 0
+    (and, in the run, for a list of the wrong length), AlreadyEnabledError if a cache is on the model,
+    UnsupportedModelError if nothing in it can be skipped safely. The model is then as it was.
     """
     if (error_budget is None) == (config is None):
-        raise ModeError("give exactly one of error_budget and config, for example dicache.enable(pipe, error_budget=0.05).")
+        raise ModeError(
+            "give exactly one of error_budget and config, for example dicache.enable(pipe, error_budget=0.05)."
+        )
     if config is None:
         assert error_budget is not None
         config = budgeted(error_budget)
@@ -90,7 +99,10 @@ def _denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401
     found = {name: getattr(target, name, None) for name in DENOISERS}
     modules = {name: module for name, module in found.items() if isinstance(module, nn.Module)}
     if not modules:
-        raise UnsupportedModelError(f"{type(target).__name__} is neither a torch module nor a pipeline with one of {', '.join(DENOISERS)}. Pass the denoiser module itself.")
+        raise UnsupportedModelError(
+            f"{type(target).__name__} is neither a torch module nor a pipeline with one of {', '.join(DENOISERS)}. "
+            "Pass the denoiser module itself."
+        )
     return modules
 
 

@@ -1,4 +1,7 @@
-"""Error budgets: how much of the final latent a sample may lose, ||x - x_ref|| / ||x_ref||. One number for all samples or one per sample."""
+"""Error budgets: how much of the final latent a sample may lose, ||x - x_ref|| / ||x_ref||. One number for all samples
+or
+one per sample.
+"""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +21,10 @@ def validate(error_budget: float | Sequence[float]) -> Budget:
         raise BudgetError("error_budget is an empty list. Expected one number, or one per sample.")
     for entry in entries:
         if isinstance(entry, bool) or not isinstance(entry, int | float) or not math.isfinite(entry) or entry < 0:
-            raise BudgetError(f"error_budget contains {entry!r}. Expected finite numbers >= 0, for example 0.05 for 5 % of the final latent.")
+            raise BudgetError(
+                f"error_budget contains {entry!r}. "
+                "Expected finite numbers >= 0, for example 0.05 for 5 % of the final latent."
+            )
     return float(entries[0]) if isinstance(error_budget, int | float) else tuple(map(float, entries))
 
 
@@ -28,6 +34,7 @@ def per_sample(budget: Budget, samples: int) -> Rows:
         return torch.full((samples,), budget, dtype=torch.float64)
     if len(budget) != samples:
         raise BudgetError(
-            f"error_budget has {len(budget)} entries but this run has {samples} samples. Give one number for all, or one per sample (prompts x images per prompt)."
+            f"error_budget has {len(budget)} entries but this run has {samples} samples. "
+            "Give one number for all, or one per sample (prompts x images per prompt)."
         )
     return torch.tensor(budget, dtype=torch.float64)

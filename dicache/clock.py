@@ -1,17 +1,21 @@
-"""Where a run stands, read off the host: the scheduler's own index and sigmas. No step count from the user, no synchronisation.
+"""Where a run stands, read off the host: the scheduler's own index and sigmas. No step count from the user, no
+synchronisation.
 
 A `Timeline` is worked out once per run. With x' = .. + h v for one solver step, v the denoiser's output:
 
     flow matching              h = sigma' - sigma                          final latent ~ x - sigma v
     variance preserving, eps   h = (sigma' - alpha' sigma / alpha) / alpha'   final latent ~ (x - sigma v) / alpha
-    variance exploding, eps    h = sigma' - sigma                          final latent ~ sqrt(1 + sigma^2) x_in - sigma v
+    variance exploding, eps    h = sigma' - sigma                          final latent ~ sqrt(1 + sigma^2) x - sigma v
 
-where x_in is what the denoiser sees. Outputs that predict v or the sample are turned into eps first. h is the coefficient in units of the final latent (the solver's linear part carries an
-error at alpha' to 1 / alpha' of itself at the end). For multistep solvers it is the first-order coefficient. Where nothing is known of the scheduler, every step counts the same.
+where x is what the denoiser sees. Outputs that predict v or the sample are turned into eps first. h is the
+coefficient in units of the final latent (the solver's linear part carries an error at alpha' to 1 / alpha' of itself at
+the end). For multistep solvers it is the first-order coefficient. Where nothing is known of the scheduler, every step
+counts the same.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +35,11 @@ class Timeline(NamedTuple):
         index = min(index, len(self.sigmas) - 1)
         whole = sum(self.coefficients[self.begin :]) or 1.0
         progress, share = sum(self.coefficients[self.begin : index + 1]) / whole, self.coefficients[index] / whole
-        return Reading(run, Step(index, len(self.sigmas), self.sigmas[index], self.coefficients[index], progress, self.clean[index]), share)
+        return Reading(
+            run,
+            Step(index, len(self.sigmas), self.sigmas[index], self.coefficients[index], progress, self.clean[index]),
+            share,
+        )
 
 
 class Reading(NamedTuple):
@@ -80,7 +88,9 @@ class TimestepClock:
         share = self.stride / self.first
         total = self.index + max(1, round(now / self.stride)) if self.stride > 0 else self.index + 1
         progress = 1 - max(now - self.stride, 0.0) / self.first if self.stride > 0 else 0.0
-        return Reading(None, Step(self.index, total, now, share, progress, (1.0, 0.0)), progress if self.index == 0 else share)
+        return Reading(
+            None, Step(self.index, total, now, share, progress, (1.0, 0.0)), progress if self.index == 0 else share
+        )
 
 
 def _number(timestep: torch.Tensor | float | None) -> float:
@@ -100,7 +110,11 @@ def timeline(scheduler: Any) -> Timeline:  # noqa: ANN401
     prediction = config.get("prediction_type", "epsilon")
     begin = int(getattr(scheduler, "begin_index", None) or 0)
     times = [float(t) for t in scheduler.timesteps]
-    if type(scheduler).__name__.startswith("FlowMatch") or prediction == "flow_prediction" or config.get("use_flow_sigmas", False):
+    if (
+        type(scheduler).__name__.startswith("FlowMatch")
+        or prediction == "flow_prediction"
+        or config.get("use_flow_sigmas", False)
+    ):
         sigmas = [*map(float, scheduler.sigmas), 0.0][: len(times) + 1]
         return Timeline(tuple(sigmas[:-1]), _gaps(sigmas), tuple((1.0, -s) for s in sigmas[:-1]), begin)
     if hasattr(scheduler, "is_scale_input_called"):
@@ -114,7 +128,7 @@ def timeline(scheduler: Any) -> Timeline:  # noqa: ANN401
 
 
 def _gaps(sigmas: Sequence[float]) -> tuple[float, ...]:
-    return tuple(abs(b - a) for a, b in zip(sigmas, sigmas[1:], strict=False))
+    return tuple(abs(b - a) for a, b in pairwise(sigmas))
 
 
 def _alphas(scheduler: Any, times: list[float]) -> list[float] | None:  # noqa: ANN401
@@ -129,10 +143,12 @@ def _alphas(scheduler: Any, times: list[float]) -> list[float] | None:  # noqa: 
 
 def _variance_preserving(times: list[float], alphas: list[float], prediction: str, begin: int) -> Timeline:
     coefficients, clean = [], []
-    for alpha, after in zip(alphas, alphas[1:], strict=False):
+    for alpha, after in pairwise(alphas):
         sigma, sigma_after = math.sqrt(1 - alpha * alpha), math.sqrt(max(0.0, 1 - after * after))
         per_eps = abs(sigma_after - after * sigma / alpha) / after
         slope = {"v_prediction": alpha, "sample": alpha / max(sigma, 1e-6)}.get(prediction, 1.0)
         coefficients.append(per_eps * slope)
-        clean.append({"v_prediction": (alpha, -sigma), "sample": (0.0, 1.0)}.get(prediction, (1 / alpha, -sigma / alpha)))
+        clean.append(
+            {"v_prediction": (alpha, -sigma), "sample": (0.0, 1.0)}.get(prediction, (1 / alpha, -sigma / alpha))
+        )
     return Timeline(tuple(times), tuple(coefficients), tuple(clean), begin)

@@ -20,18 +20,22 @@ from dicache.probes.first_blocks import FirstBlocks
 
 @dataclass(frozen=True)
 class Config:
-    """A composition: at each step the approximator with the least predicted error is proposed, per sample, and the controller accepts or computes."""
+    """A composition: at each step the approximator with the least predicted error is proposed, per sample, and the
+    controller accepts or computes.
+    """
 
     controller: Controller[Any]
     estimator: Estimator[Any] = field(default_factory=lambda: ClosedLoop(trust=0.5))
-    approximators: tuple[Approximator, ...] = (Reuse(), Extrapolate())
+    approximators: tuple[Approximator, ...] = (Reuse(), Extrapolate(), Align())
     probe: FirstBlocks = field(default_factory=FirstBlocks)
 
     def __post_init__(self) -> None:
         if not self.approximators:
             raise ModeError("Config has no approximator. Expected at least one, for example approximators=(Reuse(),).")
         if self.probe.depth == 0 and any(isinstance(a, Align) for a in self.approximators):
-            raise ModeError("Align reads a probe, but Config has probe=FirstBlocks(depth=0). Use depth=1 or another approximator.")
+            raise ModeError(
+                "Align reads a probe, but Config has probe=FirstBlocks(depth=0). Use depth=1 or another approximator."
+            )
 
     @property
     def depth(self) -> int:

@@ -1,11 +1,13 @@
 """How the pipeline mixes its branches, measured instead of asked for, and errors of the mixed output.
 
-Guidance makes one update from several outputs, v = sum_b m_b v_b with sum_b m_b = 1 (for classifier-free guidance m = (s, 1 - s)), and an error in v_b weighs m_b times. Pipelines keep the scale
-in many places or nowhere; but the denoiser sees the latents before and after a step. For every solver that is linear in its first step,
+Guidance makes one update from several outputs, v = sum_b m_b v_b with sum_b m_b = 1 (for classifier-free guidance m =
+(s, 1 - s)), and an error in v_b weighs m_b times. Pipelines keep the scale in many places or nowhere; but the denoiser
+sees the latents before and after a step. For every solver that is linear in its first step,
 
     x' = p x + sum_b c_b v_b        least squares per sample for (p, c_1, ..),    m_b = c_b / sum c
 
-is exact. Where outputs have not the latent's shape (learned variances, extra input channels) m_b = 1: errors of all branches add up.
+is exact. Where outputs have not the latent's shape (learned variances, extra input channels) m_b = 1: errors of all
+branches add up.
 """
 
 from collections.abc import Sequence
@@ -23,15 +25,23 @@ def fit(before: Tensor, after: Tensor, outputs: Sequence[Tensor]) -> Tensor:
     if len(outputs) == 1 or any(output.shape != before.shape for output in (after, *outputs)):
         return torch.ones(len(outputs), before.shape[0], dtype=torch.float64)
     columns = torch.stack([t.flatten(1).double() for t in (before, *outputs)], dim=2)
-    gram, right = columns.mT @ columns, columns.mT @ after.flatten(1).double()[:, :, None]
-    ridge = 1e-12 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
+    gram = (columns[:, :, :, None] * columns[:, :, None]).sum(1)
+    right = (columns * after.flatten(1).double()[:, :, None]).sum(1)[:, :, None]
+    ridge = (
+        1e-12
+        * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        * torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
+    )
     coefficients = torch.linalg.solve_ex(gram + ridge, right)[0][:, 1:, 0].cpu()
     mixture = coefficients / coefficients.sum(1, keepdim=True)
     return torch.where(mixture.isfinite().all(1, keepdim=True), mixture, 1.0).T
 
 
 def chunks_of(latents: Sequence[Tensor]) -> int:
-    """Into how many equal parts these batches fall: guidance in one batch repeats every latent. Two samples of one seed do so too, but only at the first step, so give it the first two."""
+    """Into how many equal parts these batches fall: guidance in one batch repeats every latent. Two samples of one seed
+    do
+    so too, but only at the first step, so give it the first two.
+    """
     return next((n for n in (2, 3) if all(_repeats(latent, n) for latent in latents)), 1)
 
 
@@ -83,7 +93,9 @@ class Guided:
             self.misses[i] = _plus(self.misses.get(i), weight * (output - guess), self.chunks)
 
     def measure(self, latent: Tensor, clean: tuple[float, float], forms: int) -> tuple[Grid, Rows]:
-        """Relative error of every approximator, (B, A), nan where it had no guess, and ||v|| / ||x_N||, (B,). This is where the host waits for the device."""
+        """Relative error of every approximator, (B, A), nan where it had no guess, and ||v|| / ||x_N||, (B,). This is
+        where the host waits for the device.
+        """
         assert self.truth is not None
         final = clean[0] * latent + clean[1] * self.truth if latent.shape == self.truth.shape else latent
         unknown = torch.full_like(self.truth, torch.nan)

@@ -1,7 +1,8 @@
 """The last K exact values of something, per row, with their times.
 
-Rows are computed at different steps, so row r has its own times sigma[0, r], sigma[1, r], ..., newest first, nan where there is none yet.
-A value is copied when it enters and never handed out, because models add in place. An approximated value never enters.
+Rows are computed at different steps, so row r has its own times sigma[0, r], sigma[1, r], ..., newest first, nan where
+there is none yet. A value is copied when it enters and never handed out, because models add in place. An approximated
+value never enters.
 """
 
 from typing import NamedTuple
@@ -35,8 +36,6 @@ def push(history: History, value: Tensor, sigma: float, computed: Rows) -> Histo
     if not history.values or bool(computed.all()):
         return History(sigmas, (value, *history.values)[: len(sigmas)])
     index = computed.nonzero().flatten().to(value.device)
-    older = (*history.values, history.values[-1])
-    values = [older[0].index_copy(0, index, value[index])]
-    for newer, old in zip(older, older[1 : len(sigmas)], strict=False):
-        values.append(old.index_copy(0, index, newer[index]))
-    return History(sigmas, tuple(values))
+    old = (*history.values, history.values[-1])[: len(sigmas)]
+    new = (value, *history.values)
+    return History(sigmas, tuple(o.index_copy(0, index, n[index]) for o, n in zip(old, new, strict=False)))

@@ -1,8 +1,9 @@
 """Attaching a session to a denoiser, and taking it off without a trace.
 
-Blocks, and the modules around them, get a hook of diffusers' own registry, so weights, `state_dict`, offload and LoRA are untouched. The denoiser itself gets two plain torch hooks: a registry hook on
-it would vanish under model offload. The first block's hook also receives the `cache_context` that some pipelines set, and is told when the pipeline's run is over.
-Whatever was not there before is removed again: `__dict__` is then what it was.
+Blocks, and the modules around them, get a hook of diffusers' own registry, so weights, `state_dict`, offload and LoRA
+are untouched. The denoiser itself gets two plain torch hooks: a registry hook on it would vanish under model offload.
+The first block's hook also receives the `cache_context` that some pipelines set, and is told when the pipeline's run is
+over. Whatever was not there before is removed again: `__dict__` is then what it was.
 """
 
 import inspect
@@ -37,7 +38,7 @@ class _PartHook(ModelHook):
         super().__init__()
         self.run, self.part = run, part
 
-    def new_forward(self, module: nn.Module, *args: Tree, **kwargs: Tree) -> Tree:  # noqa: ANN401
+    def new_forward(self, module: nn.Module, *args: Tree, **kwargs: Tree) -> Tree:
         return self.run(self.part, self.fn_ref.original_forward, args, kwargs)
 
 
@@ -63,7 +64,7 @@ class Attachment:
         _check_free(denoiser)
         self.denoiser, self.session = denoiser, session
         self.signature = inspect.signature(type(denoiser).forward)
-        self.root_had_registry = hasattr(denoiser, "_diffusers_hook")
+        self.root_had_registry = _registry(denoiser) is not None
         self.hooked: list[tuple[nn.Module, set[str]]] = []
         self.handles: list[Any] = []
         first = next(iter(parts.blocks))
@@ -91,27 +92,32 @@ class Attachment:
         for module, had in reversed(self.hooked):
             _remove(module, had)
         self.handles, self.hooked = [], []
-        if not self.root_had_registry and hasattr(self.denoiser, "_diffusers_hook") and not self.denoiser._diffusers_hook.hooks:
+        registry = _registry(self.denoiser)
+        if registry is not None and not registry.hooks and not self.root_had_registry:
             del self.denoiser._diffusers_hook
         self._forget_registries()
         self.session.release()
 
     def _forget_registries(self) -> None:
         """Diffusers caches which modules carry a registry."""
-        if hasattr(self.denoiser, "_diffusers_hook"):
-            self.denoiser._diffusers_hook.invalidate_child_registries_cache()
+        registry = _registry(self.denoiser)
+        if registry is not None:
+            registry.invalidate_child_registries_cache()
 
     def _before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
         bound = self.signature.bind_partial(module, *args, **kwargs).arguments
         given = {name: value for name, value in bound.items() if value is not module}
         latent = next((t for t in tensors(tuple(given.values())) if t.is_floating_point() and t.ndim > 1), None)
         if latent is None:
-            raise UnsupportedModelError(f"{type(module).__name__} was called without a latent. Expected a floating tensor with a batch axis as its first input.")
+            raise UnsupportedModelError(
+                f"{type(module).__name__} was called without a latent. "
+                "Expected a floating tensor with a batch axis as its first input."
+            )
         timestep = next((given[name] for name in ("timestep", "timesteps", "t", "sigma") if name in given), None)
         shapes = tuple(t.shape for t in tensors(tuple(given.values())))
         self.session.begin(latent, timestep, self.first.branch.name, shapes)
 
-    def _after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> Tree:  # noqa: ANN401
+    def _after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> Tree:
         found = tensors(_plain(output))
         if not found:
             return output
@@ -119,11 +125,11 @@ class Attachment:
         return output if value is found[0] else _replaced(output, value)
 
 
-def _plain(output: Tree) -> Tree:  # noqa: ANN401
+def _plain(output: Tree) -> Tree:
     return tuple(output.values()) if hasattr(output, "to_tuple") else output
 
 
-def _replaced(output: Tree, value: Tensor) -> Tree:  # noqa: ANN401
+def _replaced(output: Tree, value: Tensor) -> Tree:
     """The denoiser's output with its first tensor replaced; the same kind of object."""
     if isinstance(output, Tensor):
         return value
@@ -134,22 +140,32 @@ def _replaced(output: Tree, value: Tensor) -> Tree:  # noqa: ANN401
 
 def _check_free(denoiser: nn.Module) -> None:
     if getattr(denoiser, "is_cache_enabled", False):
-        raise AlreadyEnabledError(f"{type(denoiser).__name__} has a diffusers cache enabled. Call its disable_cache() first.")
+        raise AlreadyEnabledError(
+            f"{type(denoiser).__name__} has a diffusers cache enabled. Call its disable_cache() first."
+        )
     for module in denoiser.modules():
-        for name in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}):
+        registry = _registry(module)
+        for name in registry.hooks if registry is not None else ():
             if name == NAME:
-                raise AlreadyEnabledError(f"dicache is already enabled on this {type(denoiser).__name__}. Call disable() on the Cache that `enable` returned first.")
+                raise AlreadyEnabledError(
+                    f"dicache is already enabled on this {type(denoiser).__name__}. "
+                    "Call disable() on the Cache that `enable` returned first."
+                )
             if any(word in name for word in _FOREIGN):
-                raise AlreadyEnabledError(f"{type(denoiser).__name__} carries the hook {name!r} of another cache. Remove it first.")
+                raise AlreadyEnabledError(
+                    f"{type(denoiser).__name__} carries the hook {name!r} of another cache. Remove it first."
+                )
+
+
+def _registry(module: nn.Module) -> Any:  # noqa: ANN401
+    return module.__dict__.get("_diffusers_hook")
 
 
 def _remove(module: nn.Module, had: set[str]) -> None:
-    registry = module._diffusers_hook
+    registry = _registry(module)
     registry.remove_hook(NAME, recurse=False)
     if registry.hooks:
         return
     for name in ("forward", "_diffusers_hook"):
         if name not in had and name in module.__dict__ and not hasattr(module, "_hf_hook"):
             del module.__dict__[name]
-
-

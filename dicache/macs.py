@@ -1,7 +1,9 @@
 """Multiply-accumulates, counted where they run.
 
-Every hooked part of the denoiser (its blocks, and the modules around them) is measured once per input shape by running one row of it under torch's FlopCounterMode; from then on each run of the
-part adds its cost to the samples it ran for. What was skipped is what did not run. Matrix products, convolutions and attention count; elementwise work does not, dicache's own included.
+Every hooked part of the denoiser (its blocks, and the modules around them) is measured once per input shape by running
+one row of it under torch's FlopCounterMode; from then on each run of the part adds its cost to the samples it ran for.
+What was skipped is what did not run. Matrix products, convolutions and attention count; elementwise work does not,
+dicache's own included.
 """
 
 from collections import defaultdict
@@ -24,7 +26,14 @@ class Meter:
     def begin_run(self, rows: int) -> None:
         self.executed, self.uncached = torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
 
-    def measure(self, part: Hashable, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree], batch: int) -> None:
+    def measure(
+        self,
+        part: Hashable,
+        forward: Callable[..., Tree],
+        args: tuple[Tree, ...],
+        kwargs: Mapping[str, Tree],
+        batch: int,
+    ) -> None:
         """Learn what one row of `part` costs at this input shape, once."""
         if part in self.costs[self.shape]:
             return

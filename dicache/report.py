@@ -25,7 +25,11 @@ class Report:
     @property
     def compute_speedup(self) -> float:
         """Uncached MACs over executed MACs, of the whole denoiser and all samples."""
-        return float(self.trace.uncached.sum() / self.trace.executed.sum()) if self.trace and self.trace.executed.sum() > 0 else 1.0
+        return (
+            float(self.trace.uncached.sum() / self.trace.executed.sum())
+            if self.trace and self.trace.executed.sum() > 0
+            else 1.0
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings and lists only; None where a number is not known."""
@@ -57,7 +61,9 @@ class Report:
         return {
             "budget": float(self.budget[i]) if self.budget is not None else None,
             "estimated_error": float(records[-1].spent[i]) if records else None,
-            "computed_fraction": float(self.trace.executed[i] / self.trace.uncached[i]) if self.trace.uncached[i] > 0 else 1.0,
+            "computed_fraction": float(self.trace.executed[i] / self.trace.uncached[i])
+            if self.trace.uncached[i] > 0
+            else 1.0,
             "steps": len(records),
             "actions": [[Action(int(a)).name.lower() for a in record.action[i]] for record in records],
             "reasons": [[Reason(int(r)).name.lower() for r in record.reason[i]] for record in records],
@@ -70,7 +76,11 @@ class Report:
     def _warnings(self) -> list[str]:
         if self.trace is None:
             return ["nothing has run yet."]
-        found = ["the error is estimated without calibration: no statement about its probability is made."] if self.budget is not None else []
+        found = (
+            ["the error is estimated without calibration: no statement about its probability is made."]
+            if self.budget is not None
+            else []
+        )
         if not self.trace.complete:
             found.append("the run is not over, or was interrupted.")
         records = self.trace.records
@@ -80,7 +90,9 @@ class Report:
         if records and self.budget is not None:
             over = (records[-1].spent > self.budget).nonzero().flatten().tolist()
             if over:
-                found.append(f"the estimated error passed the budget of samples {over}: an extrapolation turned out worse than predicted.")
+                found.append(
+                    f"the estimated error passed the budget of samples {over}: a guess turned out worse than predicted."
+                )
         return found
 
     def __str__(self) -> str:
@@ -89,7 +101,13 @@ class Report:
             table.add_column(column, no_wrap=True)
         for i in range(self._count()):
             sample = self._sample(i)
-            table.add_row(str(i), _number(sample["budget"]), _number(sample["estimated_error"]), f"{sample['computed_fraction']:.0%}", self.strip(i))
+            table.add_row(
+                str(i),
+                _number(sample["budget"]),
+                _number(sample["estimated_error"]),
+                f"{sample['computed_fraction']:.0%}",
+                self.strip(i),
+            )
         console = Console(width=120, color_system=None)
         with console.capture() as capture:
             console.print(table)
@@ -99,7 +117,10 @@ class Report:
 
 
 def _step(record: Any) -> dict[str, Any]:  # noqa: ANN401
-    numbers = {name: [float(x) if torch.isfinite(x) else None for x in getattr(record, name)] for name in ("predicted", "realised", "spent")}
+    numbers = {
+        name: [float(x) if torch.isfinite(x) else None for x in getattr(record, name)]
+        for name in ("predicted", "realised", "spent")
+    }
     return {"index": record.index, "sigma": record.sigma, **numbers}
 
 

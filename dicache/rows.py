@@ -1,7 +1,9 @@
 """Running a block for some rows of its batch: gather what belongs to the rows, run, scatter back.
 
-A tensor belongs to the rows if its first axis has the batch's length; tables that all rows share (rotary frequencies, position ids) are recognised by name. What a block would have returned for
-the other rows is never read (the denoiser's output is replaced as a whole), so those rows hold zeros, and a block that runs for no row hands on any tensor of the right shape.
+A tensor belongs to the rows if its first axis has the batch's length; tables that all rows share (rotary frequencies,
+position ids) are recognised by name. What a block would have returned for the other rows is never read (the denoiser's
+output is replaced as a whole), so those rows hold zeros, and a block that runs for no row hands on any tensor of the
+right shape.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +18,7 @@ Tree = Any
 _SHARED = ("rotary", "rope", "freqs", "pos_emb", "_ids")
 
 
-def map_tensors(function: Callable[[Tensor], Tree], tree: Tree) -> Tree:  # noqa: ANN401
+def map_tensors(function: Callable[[Tensor], Tree], tree: Tree) -> Tree:
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, tuple | list):
@@ -27,13 +29,15 @@ def map_tensors(function: Callable[[Tensor], Tree], tree: Tree) -> Tree:  # noqa
     return tree
 
 
-def tensors(tree: Tree) -> list[Tensor]:  # noqa: ANN401
+def tensors(tree: Tree) -> list[Tensor]:
     found: list[Tensor] = []
     map_tensors(lambda t: found.append(t), tree)
     return found
 
 
-def take(args: tuple[Tree, ...], kwargs: Mapping[str, Tree], rows: Tensor, batch: int) -> tuple[tuple[Tree, ...], dict[str, Tree]]:
+def take(
+    args: tuple[Tree, ...], kwargs: Mapping[str, Tree], rows: Tensor, batch: int
+) -> tuple[tuple[Tree, ...], dict[str, Tree]]:
     """The arguments of a block, for `rows`, (r,), of a batch of `batch`."""
 
     def pick(t: Tensor) -> Tensor:
@@ -43,11 +47,11 @@ def take(args: tuple[Tree, ...], kwargs: Mapping[str, Tree], rows: Tensor, batch
     return cast(tuple[Tree, ...], map_tensors(pick, args)), taken
 
 
-def _shared(name: str, tree: Tree) -> bool:  # noqa: ANN401
+def _shared(name: str, tree: Tree) -> bool:
     return any(part in name for part in _SHARED) and all(t.ndim <= 2 for t in tensors(tree))
 
 
-def scatter(output: Tree, rows: Tensor, batch: int) -> Tree:  # noqa: ANN401
+def scatter(output: Tree, rows: Tensor, batch: int) -> Tree:
     """The output of a block for `rows`, as an output for the whole batch; zeros elsewhere."""
 
     def spread(t: Tensor) -> Tensor:
@@ -58,8 +62,11 @@ def scatter(output: Tree, rows: Tensor, batch: int) -> Tree:  # noqa: ANN401
     return map_tensors(spread, output)
 
 
-def stand_in(shapes: Tree, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> Tree:  # noqa: ANN401
-    """Something shaped like the output remembered as `shapes` (a tree of meta tensors): an argument where one fits, else zeros."""
+def stand_in(shapes: Tree, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> Tree:
+    """Something shaped like the output remembered as `shapes` (a tree of meta tensors): an argument where one fits,
+    else
+    zeros.
+    """
     given = tensors((args, kwargs))
 
     def find(shape: Tensor) -> Tensor:
@@ -71,5 +78,5 @@ def stand_in(shapes: Tree, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -
     return map_tensors(find, shapes)
 
 
-def shapes_of(output: Tree) -> Tree:  # noqa: ANN401
+def shapes_of(output: Tree) -> Tree:
     return map_tensors(lambda t: torch.empty_like(t, device="meta"), output)

@@ -1,12 +1,14 @@
-"""One denoising step, top to bottom. A session belongs to one denoiser and one `enable`; everything it remembers of a trajectory is in `Run`.
+"""One denoising step, top to bottom. A session belongs to one denoiser and one `enable`; everything it remembers of a
+trajectory is in `Run`.
 
-    begin(call)     which run, step and branch is this? the step before is closed: what its guesses were wrong by is read off
-    block(i)        the probe's blocks run for all rows; then, once per step, decide per sample; the other blocks run for the computing rows
-    end(call)       rows that skipped get the approximator's guess; exact rows enter the history
+    begin    which run, step and branch is this? the step before is closed: what its guesses were wrong by is read off
+    block    the probe's blocks run for all rows; then, once per step, decide per sample; the others for computing rows
+    end      rows that skipped get the approximator's guess; exact rows enter the history
 
-The rows of one call are samples, or, where the pipeline puts its guidance branches into one batch, `chunks` times as many: row c * B + b is chunk c of sample b. Branches in calls of their own are
-told apart by the name the pipeline gives them, else by their place within the step. All branches of a sample are decided together, at the step's first call.
-A run's first step computes: only the second shows which rows are branches of one sample.
+The rows of one call are samples, or, where the pipeline puts its guidance branches into one batch, `chunks` times as
+many: row c * B + b is chunk c of sample b. Branches in calls of their own are told apart by the name the pipeline gives
+them, else by their place within the step. All branches of a sample are decided together, at the step's first call. A
+run's first step computes: only the second shows which rows are branches of one sample.
 """
 
 import time
@@ -120,8 +122,12 @@ class Session:
             self.run.complete = True
         self.call = None
 
-    def begin(self, latent: Tensor, timestep: Tensor | float | None, name: str | None, shapes: tuple[torch.Size, ...]) -> None:
-        """The denoiser is about to run on `latent`, (R, ...); `name` is the branch's name where the pipeline gives one, `shapes` those of all its inputs."""
+    def begin(
+        self, latent: Tensor, timestep: Tensor | float | None, name: str | None, shapes: tuple[torch.Size, ...]
+    ) -> None:
+        """The denoiser is about to run on `latent`, (R, ...); `name` is the branch's name where the pipeline gives one,
+        `shapes` those of all its inputs.
+        """
         self.call = None
         if torch.is_grad_enabled():
             self.reset()
@@ -132,13 +138,21 @@ class Session:
         run = self._continued(reading, latent, name) or self._begun(reading, latent)
         if reading.step.index != run.step.index:
             self._close(run, latent)
-            run.step, run.latent, run.guided, run.judgement = self._released(reading.step, run.before), latent, run.guided.next_step(), None
+            run.step, run.latent, run.guided, run.judgement = (
+                self._released(reading.step, run.before),
+                latent,
+                run.guided.next_step(),
+                None,
+            )
         self.meter.shape = shapes
         self.call = Call(name or f"call {len(run.guided.outputs)}", latent.shape[0])
         run.overhead += time.perf_counter() - started
 
     def _continued(self, reading: Reading, latent: Tensor, name: str | None) -> Run | None:
-        """The run this call belongs to; None if it begins a new one: other timesteps, another size, a step back or a leap, a branch that was called already."""
+        """The run this call belongs to; None if it begins a new one: other timesteps, another size, a step back or a
+        leap,
+        a branch that was called already.
+        """
         run = self.run
         if run is None or run.complete or reading.run is not run.key:
             return None
@@ -146,7 +160,10 @@ class Session:
         if ahead not in (0, 1) or (ahead == 0 and name in run.guided.outputs):
             return None
         if (run.latent.shape, run.latent.dtype, run.latent.device) != (latent.shape, latent.dtype, latent.device):
-            self._note(f"the batch changed from {tuple(run.latent.shape)} to {tuple(latent.shape)} half-way: the cache began anew there.")
+            self._note(
+                f"the batch changed from {tuple(run.latent.shape)} to {tuple(latent.shape)} half-way: "
+                "the cache began anew there."
+            )
             return None
         if ahead == 0 and reading.run is None and not torch.equal(latent, run.latent):
             return None
@@ -164,7 +181,9 @@ class Session:
 
     # One call.
 
-    def block(self, part: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> Tree:  # noqa: ANN401
+    def block(
+        self, part: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree]
+    ) -> Tree:
         """One block; the order is that of execution."""
         call, run = self.call, self.run
         if call is None or run is None:
@@ -182,7 +201,14 @@ class Session:
             call.feature = max(tensors(output), key=Tensor.numel)
         return output
 
-    def _run_rows(self, key: tuple[str, int], computed: Rows, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> Tree:  # noqa: ANN401
+    def _run_rows(
+        self,
+        key: tuple[str, int],
+        computed: Rows,
+        forward: Callable[..., Tree],
+        args: tuple[Tree, ...],
+        kwargs: Mapping[str, Tree],
+    ) -> Tree:
         if computed.all():
             output = forward(*args, **kwargs)
             self.shapes[key] = shapes_of(output)
@@ -193,7 +219,9 @@ class Session:
         some_args, some_kwargs = take(args, kwargs, rows, len(computed))
         return scatter(forward(*some_args, **some_kwargs), rows, len(computed))
 
-    def around(self, part: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> Tree:  # noqa: ANN401
+    def around(
+        self, part: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree]
+    ) -> Tree:
         """A module around the blocks: always runs, and is counted."""
         if self.call is not None:
             self.meter.measure(part, forward, args, kwargs, self.call.rows)
@@ -208,10 +236,16 @@ class Session:
         started = time.perf_counter()
         self.call = None
         computed = torch.ones(call.rows, dtype=torch.bool) if call.computed is None else call.computed
-        past = run.past.get(call.branch) or Past(history.empty(self.config.depth, call.rows), history.empty(self.config.depth, call.rows))
+        past = run.past.get(call.branch) or Past(
+            history.empty(self.config.depth, call.rows), history.empty(self.config.depth, call.rows)
+        )
         now = Now(run.step.sigma, call.feature)
         wanted = range(len(self.config.approximators)) if computed.any() else self._used(run, computed)
-        guesses = {i: self.config.approximators[i].guess(past, now) for i in wanted if len(past.outputs.values) >= self.config.approximators[i].needs}
+        guesses = {
+            i: self.config.approximators[i].guess(past, now)
+            for i in wanted
+            if len(past.outputs.values) >= self.config.approximators[i].needs
+        }
         result = output if computed.all() else self._filled(run, guesses, output, computed)
         if computed.any():
             run.guided.add(call.branch, output, guesses)
@@ -234,7 +268,11 @@ class Session:
 
     def _remember(self, run: Run, call: Call, past: Past, output: Tensor, computed: Rows) -> None:
         outputs = history.push(past.outputs, output, run.step.sigma, computed)
-        features = past.features if call.feature is None else history.push(past.features, call.feature, run.step.sigma, computed)
+        features = (
+            past.features
+            if call.feature is None
+            else history.push(past.features, call.feature, run.step.sigma, computed)
+        )
         run.past[call.branch] = Past(outputs, features)
         run.bytes = max(run.bytes, sum(p.outputs.nbytes + p.features.nbytes for p in run.past.values()))
 
@@ -272,7 +310,10 @@ class Session:
         return Evidence(growth, innovation, Extrapolate().growth(times, sigma))
 
     def _close(self, run: Run, after: Tensor | None) -> None:
-        """The step is over: learn from what was computed, and note down what happened. `after` is the next step's latent, if there is one."""
+        """The step is over: learn from what was computed, and note down what happened. `after` is the next step's
+        latent,
+        if there is one.
+        """
         if run.samples == 0:
             run.guided.chunks = chunks_of([run.latent] if after is None else [run.latent, after])
             run.samples = run.latent.shape[0] // run.guided.chunks
@@ -304,7 +345,9 @@ class Session:
             self.notes.append(text)
 
     def trace(self) -> Trace | None:
-        """The last run, or the one going on; None before the first. Many pipelines do not say that their run is over: after the last step's call it is."""
+        """The last run, or the one going on; None before the first. Many pipelines do not say that their run is over:
+        after the last step's call it is.
+        """
         run = self.run
         if run is None:
             return None
@@ -330,5 +373,8 @@ def _record(run: Run, judged: Judgement, realised: Grid) -> Record:
 
 
 def _batched(args: tuple[Tree, ...], kwargs: Mapping[str, Tree], rows: int) -> bool:
-    """Whether a block's main input has the rows on its first axis; where a model folds frames into the batch, its blocks run for all rows or none."""
+    """Whether a block's main input has the rows on its first axis; where a model folds frames into the batch, its
+    blocks
+    run for all rows or none.
+    """
     return max(tensors((args, kwargs)), key=Tensor.numel).shape[0] == rows

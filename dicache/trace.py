@@ -1,4 +1,6 @@
-"""What happened in a run, step by step and sample by sample. The trace is on the host from the start: it never holds a tensor of the model."""
+"""What happened in a run, step by step and sample by sample. The trace is on the host from the start: it never holds a
+tensor of the model.
+"""
 
 from typing import NamedTuple
 
@@ -8,7 +10,7 @@ from dicache.types import Grid, Rows
 class Record(NamedTuple):
     """One step. Every tensor is (B,), action and reason (B, S), on the host."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index
     sigma: float
     branches: tuple[str, ...]
     action: Grid

@@ -1,7 +1,8 @@
 """The words that all of dicache speaks: steps, rows, actions and reasons.
 
-B counts samples (prompts), R the rows of one denoiser call (samples times the branches that share the call), A the approximators to choose from, S the sites.
-Everything the controller thinks with is small and lives on the host in float64; only features, outputs and histories live on the device.
+B counts samples (prompts), R the rows of one denoiser call (samples times the branches that share the call), A the
+approximators to choose from, S the sites. Everything the controller thinks with is small and lives on the host in
+float64; only features, outputs and histories live on the device.
 """
 
 from enum import IntEnum
@@ -48,7 +49,7 @@ REASONS = {
 class Step(NamedTuple):
     """One call of the scheduler, in host numbers."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index
     total: int
     sigma: float
     """Position on the axis along which outputs are extrapolated: sigma, or the timestep where a scheduler has none."""

@@ -1,12 +1,15 @@
-"""The step-size controller of an ODE solver, turned around: every computed step says what its guesses would have been wrong by, and that scales the next prediction.
+"""The step-size controller of an ODE solver, turned around: every computed step says what its guesses would have been
+wrong by, and that scales the next prediction.
 
-A guess that was wrong by e where its error law (see `dicache.approximators.base`) had grown to phi has the constant k = e / phi, per sample and approximator. The prediction for a step
-where the law stands at phi' is k phi'. The constant rises at once and falls at most by half at a time:
+A guess that was wrong by e where its error law (see `dicache.approximators.base`) had grown to phi has the constant k =
+e / phi, per sample and approximator. The prediction for a step where the law stands at phi' is k phi'. The constant
+rises at once and falls at most by half at a time:
 
     k  <-  max(k_new, (k_new + k) / 2)
 
-because unsmoothed per-sample constants were measured to lose against one decision for the whole batch. With a probe, the prediction is scaled by how much worse the probe itself was
-extrapolated than its own constant had said, to the power `trust`; trust 0 ignores the probe.
+because unsmoothed per-sample constants were measured to lose against one decision for the whole batch. With a probe,
+the prediction is scaled by how much worse the probe itself was extrapolated than its own constant had said, to the
+power `trust`; trust 0 ignores the probe.
 """
 
 from dataclasses import dataclass

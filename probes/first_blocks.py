@@ -1,6 +1,8 @@
-"""The first blocks of the denoiser, run at every step: a shallow look at how far the features moved (DiCache, arXiv 2508.17356; First-Block Cache).
+"""The first blocks of the denoiser, run at every step: a shallow look at how far the features moved (DiCache, arXiv
+2508.17356; First-Block Cache).
 
-Their work is never wasted: computing goes on from them. Without a probe (depth 0) a skipped step runs no block at all, and the controller decides one step ahead without waiting for the device.
+Their work is never wasted: computing goes on from them. Without a probe (depth 0) a skipped step runs no block at all,
+and the controller decides one step ahead without waiting for the device.
 """
 
 from dataclasses import dataclass

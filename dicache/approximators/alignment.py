@@ -2,8 +2,9 @@
 
     gamma = clip(|P - P_1|_1 / |P_0 - P_1|_1, 1, limit),    v ~ v_1 + gamma (v_0 - v_1)
 
-P is the probe's feature now, P_0 and P_1 those of the last two computed steps. As published, the clip keeps it from interpolating and from going more than `limit - 1` past the newest value.
-Where the probe stood still (0 / 0) gamma is 1, that is plain reuse.
+P is the probe's feature now, P_0 and P_1 those of the last two computed steps. As published, the clip keeps it from
+interpolating and from going more than `limit - 1` past the newest value. Where the probe stood still (0 / 0) gamma is
+1, that is plain reuse.
 """
 
 from dataclasses import dataclass

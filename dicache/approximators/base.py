@@ -1,8 +1,9 @@
 """An approximator guesses a value from its exact past, and knows how its error grows with distance.
 
-The value v(sigma) of one row is known at sigma_0 (newest), sigma_1, ...; the guess at sigma has an error of about k * growth(sigma), where k depends on the sample and its phase and is
-learned while it runs (`dicache.estimators.closed_loop`), and growth is a fact of interpolation: |tau| for holding the newest value, |tau (tau + D)| for a line through the last two,
-with tau = sigma - sigma_0 and D = sigma_0 - sigma_1.
+The value v(sigma) of one row is known at sigma_0 (newest), sigma_1, ...; the guess at sigma has an error of about k *
+growth(sigma), where k depends on the sample and its phase and is learned while it runs
+(`dicache.estimators.closed_loop`), and growth is a fact of interpolation: |tau| for holding the newest value, |tau (tau
++ D)| for a line through the last two, with tau = sigma - sigma_0 and D = sigma_0 - sigma_1.
 """
 
 from abc import ABC, abstractmethod
@@ -41,7 +42,9 @@ class Approximator(ABC):
 
     @abstractmethod
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:
-        """How the error grows, (K, R) known times and the time to guess -> (R,). nan for rows with fewer than `needs` values."""
+        """How the error grows, (K, R) known times and the time to guess -> (R,). nan for rows with fewer than `needs`
+        values.
+        """
 
 
 def per_row(coefficient: Rows, like: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Order 1: the line through the last two exact values, along true time.
 
-Step indices instead of times are a common fault of this field: on a shifted schedule steps differ in length by ten times.
+Step indices instead of times are a common fault of this field: on a shifted schedule steps differ in length by ten
+times.
 """
 
 from torch import Tensor

@@ -15,8 +15,13 @@ class Controller(ABC, Generic[S]):
 
     @abstractmethod
     def decide(self, cost: Rows, action: Rows, step: Step, state: S) -> tuple[Decision, S]:
-        """Skip where the cost is worth it: `cost`, (B,), is what skipping adds to the final error (inf: unknown), `action`, (B,), how it would be filled in."""
+        """Skip where the cost is worth it: `cost`, (B,), is what skipping adds to the final error (inf: unknown),
+        `action`, (B,), how it would be filled in.
+        """
 
     @abstractmethod
     def settle(self, ratio: Rows, computed: Rows, state: S) -> S:
-        """Where `computed`, (B,) bool: the gap before this step cost `ratio` times what was predicted; nan where that is not known."""
+        """Where `computed`, (B,) bool: the gap before this step cost `ratio` times what was predicted; nan where that
+        is
+        not known.
+        """

@@ -38,7 +38,9 @@ class Clip(Controller[Clipped[S]], Generic[S]):
 
     def decide(self, cost: Rows, action: Rows, step: Step, state: Clipped[S]) -> tuple[Decision, Clipped[S]]:
         begin = step.index if state.begin < 0 else state.begin
-        outside = step.index - begin < math.ceil(self.first * (step.total - begin)) or step.index >= step.total - self.last
+        outside = (
+            step.index - begin < math.ceil(self.first * (step.total - begin)) or step.index >= step.total - self.last
+        )
         too_long = state.gap >= (step.total if self.longest is None else self.longest)
         forced = too_long | outside
         decision, inner = self.inner.decide(torch.where(forced, torch.inf, cost), action, step, state.inner)

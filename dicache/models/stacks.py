@@ -1,18 +1,28 @@
 """Where a denoiser's blocks are: its stacks, found by shape, and the models that must not be skipped at all.
 
-A stack is a ModuleList, direct child of the denoiser, whose every block owns parameters and takes the denoiser's stream. Refiners of the text, control branches and adapters look alike and are
-left alone by name: they run as parts of the model around the blocks. Skipping hands the blocks' shapes on and replaces the denoiser's output, so nothing else need be known of the blocks.
+A stack is a ModuleList, direct child of the denoiser, whose every block owns parameters and takes the denoiser's
+stream. Refiners of the text, control branches and adapters look alike and are left alone by name: they run as parts of
+the model around the blocks. Skipping hands the blocks' shapes on and replaces the denoiser's output, so nothing else
+need be known of the blocks.
 """
 
 import inspect
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import nn
 
 from dicache.errors import UnsupportedModelError
 
 _STREAMS = {"hidden_states", "x", "visual_embed", "gen_seq", "vis"}
-_NOT_STACKS = ("refiner", "txt_mode_blocks", "text_transformer_blocks", "vace_blocks", "control", "face_adapter", "caption_projection")
+_NOT_STACKS = (
+    "refiner",
+    "txt_mode_blocks",
+    "text_transformer_blocks",
+    "vace_blocks",
+    "control",
+    "face_adapter",
+    "caption_projection",
+)
 _WRITES_STATE = "its blocks write a key-value cache that later steps read, so a skipped block corrupts it"
 REFUSED = {
     "AnyFlowFARTransformer3DModel": _WRITES_STATE,
@@ -34,15 +44,19 @@ class Parts(NamedTuple):
 
 
 def find(denoiser: nn.Module) -> Parts:
-    """Blocks and the modules around them. Raises UnsupportedModelError, with the reason, if there is nothing that can be skipped safely."""
+    """Blocks and the modules around them. Raises UnsupportedModelError, with the reason, if there is nothing that can
+    be
+    skipped safely.
+    """
     name = type(denoiser).__name__
     if name in REFUSED:
         raise UnsupportedModelError(f"{name} cannot be cached: {REFUSED[name]}.")
-    stacks = {path: child for path, child in denoiser.named_children() if _is_stack(path, child)}
+    stacks = {path: cast(nn.ModuleList, child) for path, child in denoiser.named_children() if _is_stack(path, child)}
     blocks = {f"{path}.{i}": block for path, stack in stacks.items() for i, block in enumerate(stack)}
     if len(blocks) < 2:
         raise UnsupportedModelError(
-            f"{name} has no stack of blocks that dicache recognises. Expected a ModuleList, direct child of the denoiser, of at least two blocks whose forward takes one of {', '.join(sorted(_STREAMS))}."
+            f"{name} has no stack of blocks that dicache recognises. Expected a ModuleList, direct child of the denoiser, "
+            f"of at least two blocks whose forward takes one of {', '.join(sorted(_STREAMS))}."
         )
     return Parts(blocks, {path: part for path, part in _leaves(denoiser) if path not in stacks})
 
@@ -50,7 +64,10 @@ def find(denoiser: nn.Module) -> Parts:
 def _is_stack(path: str, child: nn.Module) -> bool:
     if not isinstance(child, nn.ModuleList) or any(word in path for word in _NOT_STACKS):
         return False
-    return all(any(True for _ in block.parameters()) and _STREAMS & set(inspect.signature(type(block).forward).parameters) for block in child)
+    return all(
+        any(True for _ in block.parameters()) and _STREAMS & set(inspect.signature(type(block).forward).parameters)
+        for block in child
+    )
 
 
 def _leaves(denoiser: nn.Module) -> list[tuple[str, nn.Module]]:

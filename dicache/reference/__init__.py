@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from dicache.reference.scenes import prompts
 
 __all__ = ["Reader", "pipeline", "prompts"]
-_HOME = {"pipeline": "dicache.reference.pipeline", "prompts": "dicache.reference.scenes", "Reader": "dicache.reference.reader"}
+_HOME = {
+    "pipeline": "dicache.reference.pipeline",
+    "prompts": "dicache.reference.scenes",
+    "Reader": "dicache.reference.reader",
+}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

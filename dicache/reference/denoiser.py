@@ -1,6 +1,7 @@
 """The reference denoiser: a stock `FluxTransformer2DModel`, deep and narrow, because depth is what caching works on.
 
-3 two-stream and 12 single-stream blocks of width 128 over 64 picture tokens (8 x 8 patches of 4 x 4 pixels) and 28 text tokens; 4.9 million parameters.
+3 two-stream and 12 single-stream blocks of width 128 over 64 picture tokens (8 x 8 patches of 4 x 4 pixels) and 28 text
+tokens; 4.9 million parameters.
 """
 
 import torch
@@ -9,7 +10,10 @@ from diffusers import FluxTransformer2DModel
 from dicache.reference.text import LENGTH
 
 SMOOTHED = [*range(44), *range(128, 172)]
-"""Columns of the time embedding's first layer that stay zero: its 44 fastest sines and cosines. With them a small, shortly trained model jumps from step to step in a way that large ones do not."""
+"""Columns of the time embedding's first layer that stay zero: its 44 fastest sines and cosines. With them a small,
+shortly
+trained model jumps from step to step in a way that large ones do not.
+"""
 
 
 def denoiser() -> FluxTransformer2DModel:
@@ -29,6 +33,8 @@ def denoiser() -> FluxTransformer2DModel:
 
 
 def positions() -> torch.Tensor:
-    """Rotary positions of the text (zeros) and the picture tokens (row, column), (28 + 64, 3), as FluxPipeline makes them."""
+    """Rotary positions of the text (zeros) and the picture tokens (row, column), (28 + 64, 3), as FluxPipeline makes
+    them.
+    """
     picture = torch.cartesian_prod(torch.zeros(1), torch.arange(8.0), torch.arange(8.0))
     return torch.cat([torch.zeros(LENGTH, 3), picture])

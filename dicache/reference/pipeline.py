@@ -16,8 +16,9 @@ STEPS = 28
 def pipeline(*, shift: float = 1.0) -> FluxPipeline:
     """A `FluxPipeline` that draws 32 x 32 pictures of captions (see `dicache.reference.scenes`), in float32 on the CPU.
 
-    Use guidance as it was trained: `pipe(caption, negative_prompt="", true_cfg_scale=3.5)`. `shift` bends the sigmas as FLUX does for large pictures: above 1, more steps at high noise.
-    Raises ReferenceModelError if the weights are missing or damaged.
+    Use guidance as it was trained: `pipe(caption, negative_prompt="", true_cfg_scale=3.5)`. `shift` bends the sigmas as
+    FLUX does for large pictures: above 1, more steps at high noise. Raises ReferenceModelError if the weights are
+    missing or damaged.
     """
     with torch.device("cpu"):
         parts = {"transformer": denoiser(), "words": word_encoder(), "sentence": sentence_encoder()}

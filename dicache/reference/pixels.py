@@ -1,6 +1,7 @@
 """The pixel side of the reference model: a lossless stand-in for an autoencoder.
 
-Latents are the picture itself with every 2 x 2 patch moved into the channels (space to depth), so nothing that a cache does to a latent is hidden or added by a decoder.
+Latents are the picture itself with every 2 x 2 patch moved into the channels (space to depth), so nothing that a cache
+does to a latent is hidden or added by a decoder.
 """
 
 from typing import cast
@@ -27,13 +28,17 @@ class SpaceToDepth(ModelMixin, ConfigMixin):
         shift_factor: float = 0.0,
     ) -> None:
         super().__init__()
-        self.register_buffer("place", torch.zeros(()), persistent=False)  # pipelines ask a module for its device and dtype
+        self.register_buffer(
+            "place", torch.zeros(()), persistent=False
+        )  # pipelines ask a module for its device and dtype
 
     def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
         latents = F.pixel_unshuffle(x, 2)
         return EncoderOutput(latent=latents) if return_dict else (latents,)
 
-    def decode(self, z: Tensor, return_dict: bool = True, generator: Generator | None = None) -> DecoderOutput | tuple[Tensor]:
+    def decode(
+        self, z: Tensor, return_dict: bool = True, generator: Generator | None = None
+    ) -> DecoderOutput | tuple[Tensor]:
         sample = F.pixel_shuffle(z, 2)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 

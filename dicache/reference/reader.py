@@ -1,7 +1,9 @@
 """Reads a picture back: how many of its caption's attributes does it show? The project's own CLIPScore.
 
-A small classifier looks at every cell (nothing or a shape, its size, fill and colour) and at the background (pattern, colours). An attribute the caption names scores 1 if the classifier sees it:
-for each thing shape, size, fill and colour, for the background pattern and colours. Trained on drawn scenes only, so it is as strict with a model's blobs as with anything it never saw.
+A small classifier looks at every cell (nothing or a shape, its size, fill and colour) and at the background (pattern,
+colours). An attribute the caption names scores 1 if the classifier sees it: for each thing shape, size, fill and
+colour, for the background pattern and colours. Trained on drawn scenes only, so it is as strict with a model's blobs as
+with anything it never saw.
 """
 
 from collections.abc import Sequence
@@ -27,9 +29,23 @@ class Reader(nn.Module):
         super().__init__()
         self.cell = nn.Sequential(
             *(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * 9, 128), nn.ReLU()),
+            *(
+                nn.Conv2d(32, 64, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Flatten(),
+                nn.Linear(64 * 9, 128),
+                nn.ReLU(),
+            ),
         )
-        self.whole = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(3 * (SIDE // 2) ** 2, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
+        self.whole = nn.Sequential(
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(3 * (SIDE // 2) ** 2, 128),
+            nn.ReLU(),
+            nn.Linear(128, 128),
+            nn.ReLU(),
+        )
         self.cell_heads = nn.ModuleDict({name: nn.Linear(128, len(values)) for name, values in THING.items()})
         self.back_heads = nn.ModuleDict({name: nn.Linear(128, len(values)) for name, values in BACKGROUND.items()})
 
@@ -44,7 +60,9 @@ class Reader(nn.Module):
         pictures = pictures * 2 - 1
         cells = self.cell(_windows(pictures)).unflatten(0, (len(pictures), len(CELLS)))
         whole = self.whole(pictures)
-        return {n: head(cells) for n, head in self.cell_heads.items()}, {n: head(whole) for n, head in self.back_heads.items()}
+        return {n: head(cells) for n, head in self.cell_heads.items()}, {
+            n: head(whole) for n, head in self.back_heads.items()
+        }
 
     @torch.no_grad()
     def score(self, pictures: Tensor, captions: Sequence[str]) -> Tensor:
@@ -56,7 +74,9 @@ class Reader(nn.Module):
 
 
 def _share(scene: Scene, i: int, cells: dict[str, Tensor], back: dict[str, Tensor]) -> float:
-    right = [THING[name][cells[name][i, CELLS.index(t.cell)]] == getattr(t, name) for t in scene.things for name in THING]
+    right = [
+        THING[name][cells[name][i, CELLS.index(t.cell)]] == getattr(t, name) for t in scene.things for name in THING
+    ]
     named = ("pattern", "colour", "second") if scene.background.second else ("pattern", "colour")
     right += [BACKGROUND[name][back[name][i]] == getattr(scene.background, name) for name in named]
     return sum(right) / len(right)
@@ -71,13 +91,25 @@ def _windows(pictures: Tensor) -> Tensor:
 
 
 def targets(scenes: Sequence[Scene]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the reader should say: for the cells (B, 9), -100 where a cell without a thing has no such attribute, and for the background (B,)."""
+    """What the reader should say: for the cells (B, 9), -100 where a cell without a thing has no such attribute, and
+    for
+    the background (B,).
+    """
     at = [{t.cell: t for t in scene.things} for scene in scenes]
     cells = {
-        name: torch.tensor([[values.index(getattr(row[c], name)) if c in row else 0 if values[0] == NOTHING else -100 for c in CELLS] for row in at])
+        name: torch.tensor(
+            [
+                [
+                    values.index(getattr(row[c], name)) if c in row else 0 if values[0] == NOTHING else -100
+                    for c in CELLS
+                ]
+                for row in at
+            ]
+        )
         for name, values in THING.items()
     }
     back = {
-        name: torch.tensor([values.index(getattr(s.background, name) or NOTHING) for s in scenes]) for name, values in BACKGROUND.items()
+        name: torch.tensor([values.index(getattr(s.background, name) or NOTHING) for s in scenes])
+        for name, values in BACKGROUND.items()
     }
     return cells, back

@@ -1,7 +1,8 @@
 """Draws scenes: signed distances, one pixel of anti-aliasing, no randomness but the scene's own jitter.
 
-A shape is a signed distance d(x, y; r), negative inside, in units of the picture's side. Its coverage of a pixel is clamp(1/2 - d * SIDE, 0, 1).
-Coordinates: x to the right, y down, (0, 0) the top left corner; patterns are clamped sine waves.
+A shape is a signed distance d(x, y; r), negative inside, in units of the picture's side. Its coverage of a pixel is
+clamp(1/2 - d * SIDE, 0, 1). Coordinates: x to the right, y down, (0, 0) the top left corner; patterns are clamped sine
+waves.
 """
 
 import math
@@ -44,7 +45,9 @@ def _backgrounds(scenes: Sequence[Scene], x: Tensor, y: Tensor) -> Tensor:
     return torch.lerp(first, second, torch.stack([masks[s.background.pattern] for s in scenes])[..., None])
 
 
-def _over(image: Tensor, things: list[Thing], distance: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+def _over(
+    image: Tensor, things: list[Thing], distance: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, y: Tensor
+) -> Tensor:
     """Draw one thing over each row of `image` (B, H, W, 3); all things have the shape of `distance`."""
     cells = [CELLS.index(t.cell) for t in things]
     x = x - _column([c % 3 * 0.32 + 0.18 + t.jitter[0] for c, t in zip(cells, things, strict=True)])[..., 0]
@@ -57,7 +60,9 @@ def _over(image: Tensor, things: list[Thing], distance: Callable[[Tensor, Tensor
     }
     mask = torch.stack([masks[t.fill][i] for i, t in enumerate(things)])
     contrast = _colours(["black" if t.colour in _ON_LIGHT else "white" for t in things])
-    return torch.lerp(image, torch.lerp(_colours([t.colour for t in things]), contrast, mask[..., None]), cover[..., None])
+    return torch.lerp(
+        image, torch.lerp(_colours([t.colour for t in things]), contrast, mask[..., None]), cover[..., None]
+    )
 
 
 def _wave(wave: Tensor, gain: float) -> Tensor:
@@ -95,7 +100,7 @@ def _cross(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
 
 
 def _star(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
-    """Five points: fold the plane into one half-point, then the distance to the line from its tip to its inner corner."""
+    """Five points: fold the plane into one half-point, then the distance to the line from tip to inner corner."""
     half = math.pi / 5
     angle = torch.remainder(torch.atan2(x, -y) + half, 2 * half) - half
     u, v = torch.hypot(x, y) * angle.cos(), torch.hypot(x, y) * angle.sin().abs()

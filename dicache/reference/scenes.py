@@ -1,6 +1,7 @@
 """The small world of the reference model: scenes on a 3 x 3 grid, and the captions that name them.
 
-A scene is one to four things in different cells, on one background. Its caption lists the things in the order of their cells:
+A scene is one to four things in different cells, on one background. Its caption lists the things in the order of their
+cells:
 
     top-left large striped blue circle, bottom small red star on grey checkered background
 
@@ -9,8 +10,9 @@ A scene is one to four things in different cells, on one background. Its caption
     background = colour [pattern] "background"             pattern is left out when plain
                | colour colour "gradient" "background"     from the first colour, at the top, to the second
 
-Every captioned attribute is drawn, and every drawn attribute but a jitter of about a pixel is captioned, so that a picture can be held against its caption word by word.
-Captions differ in difficulty (one plain thing, or four patterned ones on a pattern): what adaptive caching can save differs with them.
+Every captioned attribute is drawn, and every drawn attribute but a jitter of about a pixel is captioned, so that a
+picture can be held against its caption word by word. Captions differ in difficulty (one plain thing, or four patterned
+ones on a pattern): what adaptive caching can save differs with them.
 """
 
 import difflib
@@ -122,7 +124,9 @@ def parse(text: str) -> Scene:
     background = left.background()
     cells = [thing.cell for thing in things]
     if len(set(cells)) < len(cells) or len(things) > 4:
-        raise CaptionError(f"{text!r} names {len(things)} things in cells {cells}. Expected one to four, each in a cell of its own.")
+        raise CaptionError(
+            f"{text!r} names {len(things)} things in cells {cells}. Expected one to four, each in a cell of its own."
+        )
     return Scene(tuple(things), background)
 
 
@@ -135,7 +139,9 @@ def check_words(words: list[str]) -> None:
         if word not in WORDS:
             near = difflib.get_close_matches(word, WORDS, n=3)
             hint = f"Did you mean {' or '.join(near)}?" if near else f"Known words: {' '.join(WORDS)}."
-            raise CaptionError(f"the reference model does not know the word {word!r}. {hint} Expected for example: {EXAMPLE!r}")
+            raise CaptionError(
+                f"the reference model does not know the word {word!r}. {hint} Expected for example: {EXAMPLE!r}"
+            )
 
 
 class _Words:
@@ -151,7 +157,9 @@ class _Words:
         word = self.accept(allowed)
         if word is None:
             found = repr(self.words[0]) if self.words else "the end"
-            raise CaptionError(f"in {self.text!r}: expected {what} ({', '.join(allowed)}), found {found}. For example: {EXAMPLE!r}")
+            raise CaptionError(
+                f"in {self.text!r}: expected {what} ({', '.join(allowed)}), found {found}. For example: {EXAMPLE!r}"
+            )
         return word
 
     def thing(self) -> Thing:
@@ -165,7 +173,9 @@ class _Words:
         pattern = self.expect("'gradient'", ("gradient",)) if second else self.accept(PATTERNS[:3]) or "plain"
         self.expect("'background'", ("background",))
         if self.words:
-            raise CaptionError(f"in {self.text!r}: expected nothing after 'background', found {' '.join(self.words)!r}.")
+            raise CaptionError(
+                f"in {self.text!r}: expected nothing after 'background', found {' '.join(self.words)!r}."
+            )
         return Background(pattern, first, second)
 
 

@@ -1,7 +1,9 @@
 """How the reference model reads: one token a word, a small T5 for the words, a small CLIP for the sentence.
 
-`FluxPipeline` reads a prompt twice: the T5 gives one feature per token, (B, 28, 96), which the blocks attend to; the CLIP gives one vector, (B, 64), which modulates every block.
-Both are stock architectures at toy width. A caption has at most 24 words and every word is one token of a closed vocabulary, so a caption with an unknown word is an error, never a guess.
+`FluxPipeline` reads a prompt twice: the T5 gives one feature per token, (B, 28, 96), which the blocks attend to; the
+CLIP gives one vector, (B, 64), which modulates every block. Both are stock architectures at toy width. A caption has at
+most 24 words and every word is one token of a closed vocabulary, so a caption with an unknown word is an error, never a
+guess.
 """
 
 from typing import Any
@@ -17,7 +19,9 @@ VOCABULARY = {word: i for i, word in enumerate((_PAD, _END, _UNKNOWN, *WORDS))}
 
 
 class CaptionTokenizer(PreTrainedTokenizerFast):
-    """Words to ids, (B, 28). Raises CaptionError for a word outside the world; never pads past the length the model was trained with."""
+    """Words to ids, (B, 28). Raises CaptionError for a word outside the world; never pads past the length the model was
+    trained with.
+    """
 
     def __call__(self, text: Any = None, *args: Any, max_length: int | None = None, **kwargs: Any) -> BatchEncoding:  # noqa: ANN401
         for caption in [text] if isinstance(text, str) else text:
@@ -30,11 +34,16 @@ def tokenizer() -> CaptionTokenizer:
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s,]+"), "removed")
     words.post_processor = processors.TemplateProcessing(single=f"$A {_END}", special_tokens=[(_END, VOCABULARY[_END])])
-    return CaptionTokenizer(tokenizer_object=words, pad_token=_PAD, eos_token=_END, unk_token=_UNKNOWN, model_max_length=LENGTH)
+    return CaptionTokenizer(
+        tokenizer_object=words, pad_token=_PAD, eos_token=_END, unk_token=_UNKNOWN, model_max_length=LENGTH
+    )
 
 
 def word_encoder() -> T5EncoderModel:
-    """Untrained: ids (B, 28) to a feature per word, (B, 28, 96). Positions are exact up to 16 words apart, so that a word finds its thing."""
+    """Untrained: ids (B, 28) to a feature per word, (B, 28, 96). Positions are exact up to 16 words apart, so that a
+    word
+    finds its thing.
+    """
     return T5EncoderModel(
         T5Config(
             vocab_size=len(VOCABULARY),

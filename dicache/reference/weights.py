@@ -17,20 +17,31 @@ READER = FOLDER / "reader.safetensors"
 
 def save(path: Path, parts: Mapping[str, nn.Module]) -> None:
     path.parent.mkdir(exist_ok=True)
-    tensors = {f"{part}.{name}": p.detach().bfloat16().contiguous() for part, module in parts.items() for name, p in module.named_parameters()}
+    tensors = {
+        f"{part}.{name}": p.detach().bfloat16().contiguous()
+        for part, module in parts.items()
+        for name, p in module.named_parameters()
+    }
     save_file(tensors, path)
 
 
 @torch.no_grad()
 def load(path: Path, parts: Mapping[str, nn.Module]) -> None:
-    """Fill the modules in place, in their own dtype. Raises ReferenceModelError if the file is missing, damaged or of another model."""
+    """Fill the modules in place, in their own dtype. Raises ReferenceModelError if the file is missing, damaged or of
+    another model.
+    """
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ReferenceModelError(f"the reference model's weights cannot be read from {path}: {error}. Reinstall dicache.") from error
+        raise ReferenceModelError(
+            f"the reference model's weights cannot be read from {path}: {error}. Reinstall dicache."
+        ) from error
     for part, module in parts.items():
         for name, parameter in module.named_parameters():
             stored = tensors.pop(f"{part}.{name}", None)
             if stored is None or stored.shape != parameter.shape:
-                raise ReferenceModelError(f"{path} does not fit this version of dicache: {part}.{name} is {'missing' if stored is None else 'of another shape'}. Reinstall dicache.")
+                wrong = "missing" if stored is None else "of another shape"
+                raise ReferenceModelError(
+                    f"{path} does not fit this version of dicache: {part}.{name} is {wrong}. Reinstall dicache."
+                )
             parameter.copy_(stored)

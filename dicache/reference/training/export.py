@@ -1,4 +1,6 @@
-"""Puts the running average of a checkpoint into the package: `python -m dicache.reference.training.export build/reference/last.pt`."""
+"""Puts the running average of a checkpoint into the package: `python -m dicache.reference.training.export
+build/reference/last.pt`.
+"""
 
 import argparse
 from pathlib import Path

@@ -1,7 +1,8 @@
 """The reference denoiser's forward, rearranged to train 1.7 times faster on a CPU.
 
-The mathematics is FluxTransformer2DModel's, the parameters are its own; `tests/test_training.py` holds the two against each other. What differs:
-text and picture tokens are joined once before the single-stream blocks instead of in each, attention over 92 tokens is two plain matrix products, and the blocks are one function for `torch.compile`.
+The mathematics is FluxTransformer2DModel's, the parameters are its own; `tests/test_training.py` holds the two against
+each other. What differs: text and picture tokens are joined once before the single-stream blocks instead of in each,
+attention over 92 tokens is two plain matrix products, and the blocks are one function for `torch.compile`.
 """
 
 import torch
@@ -43,11 +44,12 @@ class PlainAttention:
         return attn.to_out[1](attn.to_out[0](out)), attn.to_add_out(context)
 
 
-def _heads(attn: FluxAttention, x: Tensor, norm: nn.Module) -> Tensor:
+def _heads(attn: FluxAttention, x: Tensor, norm: nn.RMSNorm) -> Tensor:
     return F.rms_norm(x.unflatten(-1, (attn.heads, -1)), (x.shape[-1] // attn.heads,), norm.weight, 1e-6)
 
 
-def _rotate(x: Tensor, rotary: Rotary) -> Tensor:
+def _rotate(x: Tensor, rotary: Rotary | None) -> Tensor:
+    assert rotary is not None
     cos, sin = (t[None, :, None].to(x.dtype) for t in rotary)
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     return x * cos + torch.stack([-odd, even], -1).flatten(-2) * sin
@@ -82,5 +84,7 @@ class FastDenoiser(nn.Module):
 
     def forward(self, latents: Tensor, words: Tensor, sentence: Tensor, sigma: Tensor) -> Tensor:
         temb = self.model.time_text_embed(sigma.float() * 1000, sentence)
-        hidden = self.blocks(self.model, self.model.x_embedder(latents), self.model.context_embedder(words), temb, self.rotary)
+        hidden = self.blocks(
+            self.model, self.model.x_embedder(latents), self.model.context_embedder(words), temb, self.rotary
+        )
         return self.model.proj_out(self.model.norm_out(hidden, temb))

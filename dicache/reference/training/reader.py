@@ -1,4 +1,7 @@
-"""Trains the attribute reader on drawn scenes with a little noise and blur: `python -m dicache.reference.training.reader` (minutes on a CPU)."""
+"""Trains the attribute reader on drawn scenes with a little noise and blur: `python -m
+dicache.reference.training.reader`
+(minutes on a CPU).
+"""
 
 import argparse
 import itertools
@@ -23,7 +26,9 @@ def train(steps: int, batch: int = 128) -> Reader:
         drawn = list(itertools.islice(stream, batch))
         cells, back = reader(_spoiled(render(drawn)))
         true_cells, true_back = targets(drawn)
-        loss = torch.stack([F.cross_entropy(logits.flatten(0, -2), true_cells[name].flatten()) for name, logits in cells.items()]).sum()
+        loss = torch.stack(
+            [F.cross_entropy(logits.flatten(0, -2), true_cells[name].flatten()) for name, logits in cells.items()]
+        ).sum()
         loss = loss + torch.stack([F.cross_entropy(logits, true_back[name]) for name, logits in back.items()]).sum()
         optimizer.zero_grad()
         loss.backward()

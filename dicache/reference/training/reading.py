@@ -1,7 +1,10 @@
-"""Teaches the two text encoders to parse before the denoiser has to look: a minute of supervision that saves hours of diffusion training.
+"""Teaches the two text encoders to parse before the denoiser has to look: a minute of supervision that saves hours of
+diffusion training.
 
-At the token of each shape the word encoder must know the whole thing (cell, size, fill, colour), at the token "background" the whole background; the sentence vector must know the
-background and what stands in each cell. Linear read-outs, cross entropy; the read-outs are thrown away. Left to the diffusion loss alone, the encoders bind colours to the wrong things for most of a training.
+At the token of each shape the word encoder must know the whole thing (cell, size, fill, colour), at the token
+"background" the whole background; the sentence vector must know the background and what stands in each cell. Linear
+read-outs, cross entropy; the read-outs are thrown away. Left to the diffusion loss alone, the encoders bind colours to
+the wrong things for most of a training.
 """
 
 import itertools
@@ -21,11 +24,13 @@ _BACKGROUND = {"pattern": PATTERNS, "colour": _COLOURS}
 _NONE = -100
 
 
-def teach(words: T5EncoderModel, sentence: CLIPTextModel, tokenizer: CaptionTokenizer, *, steps: int = 600, batch: int = 128) -> tuple[float, float]:
+def teach(
+    words: T5EncoderModel, sentence: CLIPTextModel, tokenizer: CaptionTokenizer, *, steps: int = 600, batch: int = 128
+) -> tuple[float, float]:
     """Train both encoders in place; the last exact-match rates of word and sentence read-outs."""
     torch.manual_seed(0)
     word_heads, back_heads = _heads(96, _THING), _heads(96, _BACKGROUND)
-    sentence_heads = _heads(64, _BACKGROUND | {cell: ("nothing", *_COLOURS) for cell in CELLS})
+    sentence_heads = _heads(64, _BACKGROUND | dict.fromkeys(CELLS, ("nothing", *_COLOURS)))
     modules = nn.ModuleList([words, sentence, word_heads, back_heads, sentence_heads])
     optimizer = torch.optim.AdamW(modules.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
@@ -38,7 +43,9 @@ def teach(words: T5EncoderModel, sentence: CLIPTextModel, tokenizer: CaptionToke
         shapes = torch.isin(ids, torch.tensor([VOCABULARY[s] for s in SHAPES]))
         word_loss, word_right = _score(word_heads, read[shapes], _thing_targets(drawn))
         back_loss, _ = _score(back_heads, read[ids == VOCABULARY["background"]], _background_targets(drawn))
-        sentence_loss, sentence_right = _score(sentence_heads, pooled, _background_targets(drawn) | _cell_targets(drawn))
+        sentence_loss, sentence_right = _score(
+            sentence_heads, pooled, _background_targets(drawn) | _cell_targets(drawn)
+        )
         loss = word_loss + back_loss + sentence_loss
         optimizer.zero_grad()
         loss.backward()
@@ -67,7 +74,10 @@ def _thing_targets(drawn: list[Scene]) -> dict[str, Tensor]:
 
 
 def _background_targets(drawn: list[Scene]) -> dict[str, Tensor]:
-    return {name: torch.tensor([values.index(getattr(s.background, name)) for s in drawn]) for name, values in _BACKGROUND.items()}
+    return {
+        name: torch.tensor([values.index(getattr(s.background, name)) for s in drawn])
+        for name, values in _BACKGROUND.items()
+    }
 
 
 def _cell_targets(drawn: list[Scene]) -> dict[str, Tensor]:

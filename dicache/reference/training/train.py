@@ -2,9 +2,10 @@
 
     x_s = (1 - s) x_0 + s n,    v = n - x_0,    loss = |v_theta(x_s, s, caption) - v|^2,    logit(s) ~ N(0.3, 1.2^2)
 
-x_0 is the picture in [-1, 1], packed as FluxPipeline packs latents, (B, 64, 48); scenes are drawn as they are needed and never repeat. One caption in ten is left empty, for guidance.
-Masters and the running average are float32, the working copy is bfloat16 (the CPU's matrix units want it). Muon for the blocks' matrices, AdamW for the rest and the text encoders.
-The learning rate rises over 100 steps, stays, and falls over the last third of `--samples`.
+x_0 is the picture in [-1, 1], packed as FluxPipeline packs latents, (B, 64, 48); scenes are drawn as they are needed
+and never repeat. One caption in ten is left empty, for guidance. Masters and the running average are float32, the
+working copy is bfloat16 (the CPU's matrix units want it). Muon for the blocks' matrices, AdamW for the rest and the
+text encoders. The learning rate rises over 100 steps, stays, and falls over the last third of `--samples`.
 
     python -m dicache.reference.training.train build/reference --samples 600000
 
@@ -14,7 +15,6 @@ starts or resumes; the weights go to `build/reference/last.pt` every few minutes
 import argparse
 import copy
 import itertools
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,9 @@ def _initialise(transformer: FluxTransformer2DModel) -> None:
     """Xavier everywhere; modulation and output start at zero, so that every block starts as the identity."""
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear):
-            zero = name == "proj_out" or name.endswith(("norm.linear", "norm1.linear", "norm1_context.linear", "norm_out.linear"))
+            zero = name == "proj_out" or name.endswith(
+                ("norm.linear", "norm1.linear", "norm1_context.linear", "norm_out.linear")
+            )
             nn.init.zeros_(module.weight) if zero else nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -122,7 +124,9 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad()
         self.synchronise()
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.masters], 1 - min(0.999, (self.seen + 1) / (self.seen + 20 * BATCH)))
+        torch._foreach_lerp_(
+            self.average, [p.detach() for p in self.masters], 1 - min(0.999, (self.seen + 1) / (self.seen + 20 * BATCH))
+        )
 
     @torch.no_grad()
     def synchronise(self) -> None:
@@ -138,7 +142,7 @@ class Trainer:
             "optimizers": [o.state_dict() for o in self.optimizers],
         }
         torch.save(state, path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
+        path.with_suffix(".part").replace(path)
 
     @torch.no_grad()
     def load(self, path: Path) -> None:
@@ -162,7 +166,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the reference model; resumes where it stopped.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--samples", type=int, default=600_000)
-    parser.add_argument("--warm-start", type=Path, help="safetensors with a denoiser of the same shape under the prefix 'tr.'")
+    parser.add_argument(
+        "--warm-start", type=Path, help="safetensors with a denoiser of the same shape under the prefix 'tr.'"
+    )
     parser.add_argument("--eager", action="store_true", help="do not compile")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,35 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both make their own environment in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_WAIT_POLICY ?= PASSIVE
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test install check bench clean
+
+demo: install
+	$(BIN)/dicache demo --out demo.png
+
+test: install check
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/link && mkdir -p build/link/dicache
+	ln -s $(CURDIR)/dicache/* $(CURDIR)/probes $(CURDIR)/estimators $(CURDIR)/extension $(CURDIR)/bench build/link/dicache
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m dicache.bench.budgets
+
+install: .venv/installed
+
+.venv/installed: setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,bench]"
+	touch $@
+
+clean:
+	rm -rf .venv build/link

@@ -1,0 +1,5 @@
+"""`python -m dicache`."""
+
+from dicache.cli import main
+
+main()
