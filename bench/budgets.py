@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dicache.api import enable
 from dicache.demo import draw, pictures, relative_error
-from dicache.reference.pipeline import STEPS, pipeline
+from dicache.reference.assembly import STEPS, pipeline
 from dicache.reference.reader import Reader
 from dicache.reference.scenes import prompts
 

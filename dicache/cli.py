@@ -94,7 +94,7 @@ def generate(
     from dicache.api import enable
     from dicache.budget import validate
     from dicache.demo import draw, pictures
-    from dicache.reference.pipeline import pipeline
+    from dicache.reference.assembly import pipeline
     from dicache.reference.scenes import parse
 
     parse(prompt)

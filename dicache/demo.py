@@ -12,7 +12,7 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from dicache.api import enable
-from dicache.reference.pipeline import GUIDANCE, STEPS, pipeline
+from dicache.reference.assembly import GUIDANCE, STEPS, pipeline
 from dicache.reference.reader import Reader
 from dicache.report import Report
 from dicache.types import Action

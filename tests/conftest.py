@@ -22,7 +22,7 @@ hypothesis.settings.load_profile("dicache")
 @pytest.fixture(scope="session")
 def reference():
     """The reference pipeline; tests disable what they enable."""
-    from dicache.reference.pipeline import pipeline
+    from dicache.reference.assembly import pipeline
 
     pipe = pipeline()
     pipe.set_progress_bar_config(disable=True)

@@ -21,6 +21,13 @@ from dicache.reference.training.reader import ceiling
 from dicache.reference.weights import FOLDER, load
 
 
+def test_the_public_names_stay_what_they_are_whatever_was_imported_before():
+    import dicache.demo
+    import dicache.reference
+
+    assert callable(dicache.reference.pipeline) and callable(dicache.reference.prompts)
+
+
 @given(seed=st.integers(0, 10_000))
 def test_a_caption_names_its_scene_and_fits_the_text_length(seed):
     scene = next(scenes("train", seed))

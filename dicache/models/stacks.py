@@ -55,7 +55,7 @@ def find(denoiser: nn.Module) -> Parts:
     blocks = {f"{path}.{i}": block for path, stack in stacks.items() for i, block in enumerate(stack)}
     if len(blocks) < 2:
         raise UnsupportedModelError(
-            f"{name} has no stack of blocks that dicache recognises. Expected a ModuleList, direct child of the denoiser, "
+            f"{name} has no stack of blocks that dicache recognises. Expected a ModuleList, a direct child, "
             f"of at least two blocks whose forward takes one of {', '.join(sorted(_STREAMS))}."
         )
     return Parts(blocks, {path: part for path, part in _leaves(denoiser) if path not in stacks})

@@ -10,13 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dicache.reference.pipeline import pipeline
+    from dicache.reference.assembly import pipeline
     from dicache.reference.reader import Reader
     from dicache.reference.scenes import prompts
 
 __all__ = ["Reader", "pipeline", "prompts"]
 _HOME = {
-    "pipeline": "dicache.reference.pipeline",
+    "pipeline": "dicache.reference.assembly",
     "prompts": "dicache.reference.scenes",
     "Reader": "dicache.reference.reader",
 }
