@@ -37,12 +37,15 @@ def fit(before: Tensor, after: Tensor, outputs: Sequence[Tensor]) -> Tensor:
     return torch.where(mixture.isfinite().all(1, keepdim=True), mixture, 1.0).T
 
 
-def chunks_of(latents: Sequence[Tensor]) -> int:
-    """Into how many equal parts these batches fall: guidance in one batch repeats every latent. Two samples of one seed
-    do
-    so too, but only at the first step, so give it the first two.
+def chunks_of(latents: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
+    """Into how many guidance branches the rows of a batch fall: guidance in one batch repeats every latent and differs in
+    the outputs.
+
+    Two samples of one seed have equal latents too, but only at the first step, so give it the first two; two samples
+    of one seed and one prompt have equal outputs as well, and are two samples.
     """
-    return next((n for n in (2, 3) if all(_repeats(latent, n) for latent in latents)), 1)
+    fitting = [n for n in (2, 3) if all(_repeats(latent, n) for latent in latents)]
+    return next((n for n in fitting if not all(_repeats(output, n) for output in outputs)), 1)
 
 
 def _repeats(latent: Tensor, times: int) -> bool:

@@ -315,7 +315,9 @@ class Session:
         if there is one.
         """
         if run.samples == 0:
-            run.guided.chunks = chunks_of([run.latent] if after is None else [run.latent, after])
+            run.guided.chunks = chunks_of(
+                [run.latent] if after is None else [run.latent, after], list(run.guided.outputs.values())
+            )
             run.samples = run.latent.shape[0] // run.guided.chunks
             run.controller = self.config.controller.init(run.samples)
             self._forget(run)

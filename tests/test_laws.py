@@ -274,7 +274,7 @@ def test_reported_macs_are_those_that_torch_counts(tiny):
     pipe = tiny.make()
     with dicache.enable(pipe, error_budget=BUDGET) as cache:
         tiny.draw(pipe, [1, 2, 3], STEPS)
-        with FlopCounterMode(pipe.transformer, display=False) as counted:
+        with FlopCounterMode(display=False) as counted:
             tiny.draw(pipe, [1, 2, 3], STEPS)
     flops = sum(counted.get_flop_counts()[type(pipe.transformer).__name__].values())
     assert cache.trace.executed.sum().item() == pytest.approx(flops / 2, rel=1e-6)

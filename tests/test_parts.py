@@ -154,10 +154,15 @@ def test_the_mixture_of_a_linear_step_is_found(scale, h):
 
 
 def test_guidance_in_one_batch_is_told_from_two_samples_of_one_seed():
-    first, second = torch.randn(2, 3), torch.randn(2, 3)
-    assert chunks_of([torch.cat([first, first]), torch.cat([second, second])]) == 2
-    assert chunks_of([torch.cat([first, first]), torch.cat([second, second + 1])]) == 1
-    assert chunks_of([first.repeat(3, 1)]) == 3
+    first, second, output = torch.randn(2, 3), torch.randn(2, 3), torch.randn(4, 3)
+    assert chunks_of([torch.cat([first, first]), torch.cat([second, second])], [output]) == 2
+    assert chunks_of([torch.cat([first, first]), torch.cat([second, second + 1])], [output]) == 1
+    assert chunks_of([first.repeat(3, 1)], [torch.randn(6, 3)]) == 3
+
+
+def test_one_prompt_and_seed_twice_are_two_samples():
+    latent, output = torch.randn(1, 3), torch.randn(1, 3)
+    assert chunks_of([latent.repeat(2, 1), latent.repeat(2, 1)], [output.repeat(2, 1)]) == 1
 
 
 @given(rows=st.sets(st.integers(0, 4), min_size=1))
