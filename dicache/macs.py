@@ -1,12 +1,11 @@
 """Multiply-accumulates, counted where they run.
 
 Every hooked part of the denoiser (its blocks, and the modules around them) is measured once per input shape by running
-one row of it under torch's FlopCounterMode; from then on each run of the part adds its cost to the samples it ran for.
+one row of it under torch's FlopCounterMode; from then on each run of the part adds its cost to the rows it ran for.
 What was skipped is what did not run. Matrix products, convolutions and attention count; elementwise work does not,
 dicache's own included.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
 
 import torch
@@ -15,35 +14,39 @@ from torch.utils.flop_counter import FlopCounterMode
 from dicache.rows import Tree, take
 from dicache.types import Rows
 
+Costs = dict[str, float]
+
 
 class Meter:
     def __init__(self) -> None:
-        self.shape: Hashable = None
-        self.costs: dict[Hashable, dict[Hashable, float]] = defaultdict(dict)
-        self.executed = torch.zeros(0, dtype=torch.float64)
-        self.uncached = torch.zeros(0, dtype=torch.float64)
+        self.known: dict[Hashable, Costs] = {}
+        self.costs: Costs = {}
+        self.everywhere = self.chosen = self.skipped = 0.0
+        self.executed = self.uncached = torch.zeros(0, dtype=torch.float64)
 
     def begin_run(self, rows: int) -> None:
-        self.executed, self.uncached = torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
+        self.executed = torch.zeros(rows, dtype=torch.float64)
+        self.uncached = torch.zeros(rows, dtype=torch.float64)
+
+    def begin_call(self, shapes: Hashable) -> None:
+        """A denoiser call begins, with inputs of these shapes."""
+        self.costs = self.known.setdefault(shapes, {})
+        self.everywhere = self.chosen = self.skipped = 0.0
 
     def measure(
-        self,
-        part: Hashable,
-        forward: Callable[..., Tree],
-        args: tuple[Tree, ...],
-        kwargs: Mapping[str, Tree],
-        batch: int,
-    ) -> None:
-        """Learn what one row of `part` costs at this input shape, once."""
-        if part in self.costs[self.shape]:
-            return
-        one_args, one_kwargs = take(args, kwargs, torch.zeros(1, dtype=torch.int64), batch)
-        with FlopCounterMode(display=False) as counter:
-            forward(*one_args, **one_kwargs)
-        self.costs[self.shape][part] = counter.get_total_flops() / 2
+        self, part: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree], batch: int
+    ) -> float:
+        """What one row of `part` costs; it is run for that once per input shape."""
+        if part not in self.costs:
+            one_args, one_kwargs = take(args, kwargs, torch.zeros(1, dtype=torch.int64), batch)
+            with FlopCounterMode(display=False) as counter:
+                forward(*one_args, **one_kwargs)
+            self.costs[part] = counter.get_total_flops() / 2
+        return self.costs[part]
 
-    def count(self, part: Hashable, computed: Rows) -> None:
-        """`part` ran for the rows `computed`, (R,) bool."""
-        cost = self.costs[self.shape][part]
-        self.uncached += cost
-        self.executed += cost * computed
+    def end_call(self, computed: Rows | None) -> None:
+        """Book the call: parts that ran everywhere, and those that ran for `computed`, (R,) bool, only."""
+        self.uncached += self.everywhere + self.chosen + self.skipped
+        self.executed += self.everywhere
+        if computed is not None:
+            self.executed += self.chosen * computed

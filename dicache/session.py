@@ -87,10 +87,19 @@ class Call:
 
     branch: str
     rows: int
+    key: tuple[torch.Size, ...]
+    """The shapes of all inputs."""
     position: int = 0
     feature: Tensor | None = None
     computed: Rows | None = None
-    """(R,) bool, once decided."""
+    """(R,) bool where some row skips, None while all rows compute."""
+    some: Tensor | None = None
+    """Indices of the rows that compute where some do and some do not."""
+
+    def decide(self, computed: Rows | None) -> None:
+        if computed is not None and not bool(computed.all()):
+            self.computed = computed
+            self.some = computed.nonzero().flatten() if bool(computed.any()) else None
 
 
 class Session:
@@ -98,7 +107,7 @@ class Session:
         self.config, self.clock, self.meter = config, clock, Meter()
         self.run: Run | None = None
         self.call: Call | None = None
-        self.shapes: dict[tuple[str, int], Tree] = {}
+        self.shapes: dict[tuple[tuple[torch.Size, ...], str], Tree] = {}
         self.runs = 0
         self.notes: list[str] = []
 
@@ -144,8 +153,8 @@ class Session:
                 run.guided.next_step(),
                 None,
             )
-        self.meter.shape = shapes
-        self.call = Call(name or f"call {len(run.guided.outputs)}", latent.shape[0])
+        self.meter.begin_call(shapes)
+        self.call = Call(name or f"call {len(run.guided.outputs)}", latent.shape[0], shapes)
         run.overhead += time.perf_counter() - started
 
     def _continued(self, reading: Reading, latent: Tensor, name: str | None) -> Run | None:
@@ -190,42 +199,29 @@ class Session:
             return forward(*args, **kwargs)
         position, call.position = call.position, call.position + 1
         if position == self.config.probe.depth:
-            call.computed = self._decide(run, call)
-        computed = torch.ones(call.rows, dtype=torch.bool) if call.computed is None else call.computed
-        if computed.any() and not _batched(args, kwargs, call.rows):
-            computed = torch.ones_like(computed)
-        self.meter.measure(part, forward, args, kwargs, call.rows)
-        self.meter.count(part, computed)
-        output = self._run_rows((call.branch, position), computed, forward, args, kwargs)
+            call.decide(self._decide(run, call))
+        cost = self.meter.measure(part, forward, args, kwargs, call.rows)
+        if call.some is None and call.computed is not None:
+            self.meter.skipped += cost
+            return stand_in(self.shapes[call.key, part], args, kwargs)
+        if call.some is not None and _batched(args, kwargs, call.rows):
+            self.meter.chosen += cost
+            some_args, some_kwargs = take(args, kwargs, call.some, call.rows)
+            return scatter(forward(*some_args, **some_kwargs), call.some, call.rows)
+        self.meter.everywhere += cost
+        output = forward(*args, **kwargs)
+        if (call.key, part) not in self.shapes:
+            self.shapes[call.key, part] = shapes_of(output)
         if position == self.config.probe.depth - 1:
             call.feature = max(tensors(output), key=Tensor.numel)
         return output
-
-    def _run_rows(
-        self,
-        key: tuple[str, int],
-        computed: Rows,
-        forward: Callable[..., Tree],
-        args: tuple[Tree, ...],
-        kwargs: Mapping[str, Tree],
-    ) -> Tree:
-        if computed.all():
-            output = forward(*args, **kwargs)
-            self.shapes[key] = shapes_of(output)
-            return output
-        if not computed.any():
-            return stand_in(self.shapes[key], args, kwargs)
-        rows = computed.nonzero().flatten()
-        some_args, some_kwargs = take(args, kwargs, rows, len(computed))
-        return scatter(forward(*some_args, **some_kwargs), rows, len(computed))
 
     def around(
         self, part: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree]
     ) -> Tree:
         """A module around the blocks: always runs, and is counted."""
         if self.call is not None:
-            self.meter.measure(part, forward, args, kwargs, self.call.rows)
-            self.meter.count(part, torch.ones(self.call.rows, dtype=torch.bool))
+            self.meter.everywhere += self.meter.measure(part, forward, args, kwargs, self.call.rows)
         return forward(*args, **kwargs)
 
     def end(self, output: Tensor) -> Tensor:
@@ -235,26 +231,23 @@ class Session:
             return output
         started = time.perf_counter()
         self.call = None
+        self.meter.end_call(call.computed)
         computed = torch.ones(call.rows, dtype=torch.bool) if call.computed is None else call.computed
-        past = run.past.get(call.branch) or Past(
-            history.empty(self.config.depth, call.rows), history.empty(self.config.depth, call.rows)
-        )
+        past = run.past.get(call.branch) or _nothing(self.config.depth, call.rows)
         now = Now(run.step.sigma, call.feature)
-        wanted = range(len(self.config.approximators)) if computed.any() else self._used(run, computed)
-        guesses = {
-            i: self.config.approximators[i].guess(past, now)
-            for i in wanted
-            if len(past.outputs.values) >= self.config.approximators[i].needs
-        }
-        result = output if computed.all() else self._filled(run, guesses, output, computed)
-        if computed.any():
+        forms = self.config.approximators
+        learning = call.computed is None or call.some is not None
+        wanted = range(len(forms)) if learning else self._used(run)
+        guesses = {i: forms[i].guess(past, now) for i in wanted if len(past.outputs.values) >= forms[i].needs}
+        result = output if call.computed is None else self._filled(run, guesses, output, computed)
+        if learning:
             run.guided.add(call.branch, output, guesses)
             self._remember(run, call, past, output, computed)
         run.guided.handed(call.branch, result)
         run.overhead += time.perf_counter() - started
         return result
 
-    def _used(self, run: Run, computed: Rows) -> list[int]:
+    def _used(self, run: Run) -> list[int]:
         return [] if run.judgement is None else sorted(set(run.judgement.best.tolist()))
 
     def _filled(self, run: Run, guesses: dict[int, Tensor], output: Tensor, computed: Rows) -> Tensor:
@@ -322,7 +315,7 @@ class Session:
             run.controller = self.config.controller.init(run.samples)
             self._forget(run)
         if run.judgement is None:
-            run.judgement = self._judge(run, self._evidence(run, Call("", 0)))
+            run.judgement = self._judge(run, self._evidence(run, Call("", 0, ())))
         judged, computed = run.judgement, run.judgement.computed
         realised = torch.full_like(judged.predicted, torch.nan)
         if run.guided.complete:
@@ -372,6 +365,10 @@ def _record(run: Run, judged: Judgement, realised: Grid) -> Record:
         realised=torch.where(judged.computed, real, torch.nan),
         spent=judged.decision.spent,
     )
+
+
+def _nothing(depth: int, rows: int) -> Past:
+    return Past(history.empty(depth, rows), history.empty(depth, rows))
 
 
 def _batched(args: tuple[Tree, ...], kwargs: Mapping[str, Tree], rows: int) -> bool:
