@@ -28,7 +28,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=PACKAGES,
     package_dir=FOLDERS,
     package_data={"dicache": ["py.typed"], "dicache.reference": ["weights/*.safetensors", "weights/*.md"]},

@@ -43,8 +43,7 @@ class Cache:
 
     def reset(self) -> None:
         """Begin anew at the next denoiser call. Pipelines never need it; a hand-written loop does where it begins again
-        at
-        the timestep where it was broken off.
+        at the timestep where it was broken off.
         """
         for attachment in self._attachments.values():
             attachment.session.reset()

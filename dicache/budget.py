@@ -1,6 +1,5 @@
 """Error budgets: how much of the final latent a sample may lose, ||x - x_ref|| / ||x_ref||. One number for all samples
-or
-one per sample.
+or one per sample.
 """
 
 import math

@@ -7,10 +7,10 @@ A `Timeline` is worked out once per run. With x' = .. + h v for one solver step,
     variance preserving, eps   h = (sigma' - alpha' sigma / alpha) / alpha'   final latent ~ (x - sigma v) / alpha
     variance exploding, eps    h = sigma' - sigma                          final latent ~ sqrt(1 + sigma^2) x - sigma v
 
-where x is what the denoiser sees. Outputs that predict v or the sample are turned into eps first. h is the
-coefficient in units of the final latent (the solver's linear part carries an error at alpha' to 1 / alpha' of itself at
-the end). For multistep solvers it is the first-order coefficient. Where nothing is known of the scheduler, every step
-counts the same.
+where x is what the denoiser sees. Outputs that predict v or the sample are turned into eps first. h is the coefficient
+in units of the final latent (the solver's linear part carries an error at alpha' to 1 / alpha' of itself at the end).
+For multistep solvers it is the first-order coefficient. Where nothing is known of the scheduler, every step counts the
+same.
 """
 
 import math

@@ -40,8 +40,8 @@ def fit(before: Tensor, after: Tensor, outputs: Sequence[Tensor]) -> Tensor:
 def chunks_of(latents: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
     """Into how many guidance branches the rows of a batch fall: they repeat every latent and differ in the outputs.
 
-    Two samples of one seed have equal latents too, but only at the first step, so give it the first two; two samples
-    of one seed and one prompt have equal outputs as well, and are two samples.
+    Two samples of one seed have equal latents too, but only at the first step, so give it the first two; two samples of
+    one seed and one prompt have equal outputs as well, and are two samples.
     """
     fitting = [n for n in (2, 3) if all(_repeats(latent, n) for latent in latents)]
     return next((n for n in fitting if not all(_repeats(output, n) for output in outputs)), 1)

@@ -64,8 +64,7 @@ def scatter(output: Tree, rows: Tensor, batch: int) -> Tree:
 
 def stand_in(shapes: Tree, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> Tree:
     """Something shaped like the output remembered as `shapes` (a tree of meta tensors): an argument where one fits,
-    else
-    zeros.
+    else zeros.
     """
     given = tensors((args, kwargs))
 

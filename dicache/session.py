@@ -13,8 +13,7 @@ run's first step computes: only the second shows which rows are branches of one 
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,77 +28,13 @@ from dicache.guided import Guided, chunks_of
 from dicache.macs import Meter
 from dicache.norms import relative_change
 from dicache.rows import Tree, scatter, shapes_of, stand_in, take, tensors
+from dicache.run import Call, Judgement, Run
 from dicache.trace import Record, Trace
-from dicache.types import Action, Decision, Grid, Rows, Step
+from dicache.types import Grid, Rows, Step
 
 
 class Clock(Protocol):
     def read(self, timestep: Tensor | float | None) -> Reading: ...
-
-
-@dataclass
-class Judgement:
-    """What was known and decided at one step."""
-
-    evidence: Evidence
-    predicted: Grid
-    """(B, A)."""
-    decision: Decision
-
-    @property
-    def best(self) -> Rows:
-        """The approximator that was proposed, (B,)."""
-        return self.predicted.min(1).indices
-
-    @property
-    def computed(self) -> Rows:
-        return self.decision.action[:, 0] == Action.COMPUTE
-
-
-@dataclass
-class Run:
-    """One trajectory: the typed states of estimator and controller, the histories, and what was noted down."""
-
-    key: object
-    step: Step
-    latent: Tensor
-    """The denoiser's input at the step that is going on, (R, ...)."""
-    before: float
-    """Progress before the run's first step: a second expert begins half-way."""
-    guided: Guided = field(default_factory=Guided)
-    judgement: Judgement | None = None
-    past: dict[str, Past] = field(default_factory=dict)
-    samples: int = 0
-    """0 during the first step."""
-    estimator: Any = None
-    controller: Any = None
-    scale: Rows | None = None
-    """||v|| / ||x_N|| at the last computed step, (B,)."""
-    records: list[Record] = field(default_factory=list)
-    bytes: int = 0
-    overhead: float = 0.0
-    complete: bool = False
-
-
-@dataclass
-class Call:
-    """The denoiser call that is going on."""
-
-    branch: str
-    rows: int
-    key: tuple[torch.Size, ...]
-    """The shapes of all inputs."""
-    position: int = 0
-    feature: Tensor | None = None
-    computed: Rows | None = None
-    """(R,) bool where some row skips, None while all rows compute."""
-    some: Tensor | None = None
-    """Indices of the rows that compute where some do and some do not."""
-
-    def decide(self, computed: Rows | None) -> None:
-        if computed is not None and not bool(computed.all()):
-            self.computed = computed
-            self.some = computed.nonzero().flatten() if bool(computed.any()) else None
 
 
 class Session:
@@ -147,20 +82,14 @@ class Session:
         run = self._continued(reading, latent, name) or self._begun(reading, latent)
         if reading.step.index != run.step.index:
             self._close(run, latent)
-            run.step, run.latent, run.guided, run.judgement = (
-                self._released(reading.step, run.before),
-                latent,
-                run.guided.next_step(),
-                None,
-            )
+            run.go_on(self._released(reading.step, run.before), latent)
         self.meter.begin_call(shapes)
         self.call = Call(name or f"call {len(run.guided.outputs)}", latent.shape[0], shapes)
         run.overhead += time.perf_counter() - started
 
     def _continued(self, reading: Reading, latent: Tensor, name: str | None) -> Run | None:
         """The run this call belongs to; None if it begins a new one: other timesteps, another size, a step back or a
-        leap,
-        a branch that was called already.
+        leap, a branch that was called already.
         """
         run = self.run
         if run is None or run.complete or reading.run is not run.key:
@@ -199,7 +128,7 @@ class Session:
             return forward(*args, **kwargs)
         position, call.position = call.position, call.position + 1
         if position == self.config.probe.depth:
-            call.decide(self._decide(run, call))
+            call.decide(self._decide(run, call) if (call.key, part) in self.shapes else None)
         cost = self.meter.measure(part, forward, args, kwargs, call.rows)
         if call.some is None and call.computed is not None:
             self.meter.skipped += cost
@@ -272,14 +201,18 @@ class Session:
     # Deciding and learning.
 
     def _decide(self, run: Run, call: Call) -> Rows | None:
-        """Which rows compute, (R,) bool; None for all. A branch with no past computes whatever was decided."""
+        """Which rows compute, (R,) bool; None for all. A branch with too short a past computes whatever was decided."""
         if run.samples == 0:
             return None
         started = time.perf_counter()
         if run.judgement is None:
             run.judgement = self._judge(run, self._evidence(run, call))
         run.overhead += time.perf_counter() - started
-        return run.judgement.computed.repeat(run.guided.chunks) if call.branch in run.past else None
+        if call.branch not in run.past:
+            return None
+        needs = torch.tensor([a.needs for a in self.config.approximators])[run.judgement.best].repeat(run.guided.chunks)
+        known = run.past[call.branch].outputs.sigmas.isfinite().sum(0) >= needs
+        return run.judgement.computed.repeat(run.guided.chunks) | ~known
 
     def _judge(self, run: Run, evidence: Evidence) -> Judgement:
         predicted = self.config.estimator.predict(evidence, run.estimator)
@@ -303,9 +236,9 @@ class Session:
         return Evidence(growth, innovation, Extrapolate().growth(times, sigma))
 
     def _close(self, run: Run, after: Tensor | None) -> None:
-        """The step is over: learn from what was computed, and note down what happened. `after` is the next step's
-        latent,
-        if there is one.
+        """The step is over: learn from what was computed, and note down what happened.
+
+        `after` is the next step's latent, if there is one.
         """
         if run.samples == 0:
             run.guided.chunks = chunks_of(
@@ -340,8 +273,9 @@ class Session:
             self.notes.append(text)
 
     def trace(self) -> Trace | None:
-        """The last run, or the one going on; None before the first. Many pipelines do not say that their run is over:
-        after the last step's call it is.
+        """The last run, or the one going on; None before the first.
+
+        Many pipelines do not say that their run is over: after the last step's call it is.
         """
         run = self.run
         if run is None:
@@ -372,8 +306,8 @@ def _nothing(depth: int, rows: int) -> Past:
 
 
 def _batched(args: tuple[Tree, ...], kwargs: Mapping[str, Tree], rows: int) -> bool:
-    """Whether a block's main input has the rows on its first axis; where a model folds frames into the batch, its
-    blocks
-    run for all rows or none.
+    """Whether a block's main input has the rows on its first axis.
+
+    Where a model folds frames into the batch, its blocks run for all rows or none.
     """
     return max(tensors((args, kwargs)), key=Tensor.numel).shape[0] == rows

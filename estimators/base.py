@@ -31,6 +31,5 @@ class Estimator(ABC, Generic[S]):
     @abstractmethod
     def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: S) -> S:
         """Learn from the steps that were `computed`, (B,) bool: `realised`, (B, A), is what each approximator would
-        have
-        been wrong by.
+        have been wrong by.
         """

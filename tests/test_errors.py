@@ -16,8 +16,7 @@ from tiny import draw_flux, make_flux
 
 def untouched(pipe) -> bool:
     """No hook of anyone, and no wrapped forward. (Diffusers itself puts an empty registry on the denoiser when it names
-    a
-    branch.)
+    a branch.)
     """
     registries = [vars(m).get("_diffusers_hook") for m in pipe.transformer.modules()]
     return not any(r and r.hooks for r in registries) and all(

@@ -14,7 +14,7 @@ LAYERS = [
     {"budget", "norms", "history", "rows", "macs", "clock"},
     {"probes", "estimators", "approximators", "controllers", "trace", "guided"},
     {"models"},
-    {"config", "session"},
+    {"config", "run", "session"},
     {"hooks"},
     {"report", "api", "reference"},
     {"demo", "doctor", "cli", "bench", "__main__"},

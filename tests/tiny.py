@@ -1,6 +1,5 @@
 """Tiny pipelines with random weights, one of every shape that a session must cope with. No network, a fraction of a
-second
-each.
+second each.
 
 `draw` runs one for given samples: every sample is a number that fixes its prompt and its noise, whatever batch it is
 in.

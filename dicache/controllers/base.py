@@ -22,6 +22,5 @@ class Controller(ABC, Generic[S]):
     @abstractmethod
     def settle(self, ratio: Rows, computed: Rows, state: S) -> S:
         """Where `computed`, (B,) bool: the gap before this step cost `ratio` times what was predicted; nan where that
-        is
-        not known.
+        is not known.
         """

@@ -45,8 +45,7 @@ class Parts(NamedTuple):
 
 def find(denoiser: nn.Module) -> Parts:
     """Blocks and the modules around them. Raises UnsupportedModelError, with the reason, if there is nothing that can
-    be
-    skipped safely.
+    be skipped safely.
     """
     name = type(denoiser).__name__
     if name in REFUSED:

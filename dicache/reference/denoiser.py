@@ -11,8 +11,7 @@ from dicache.reference.text import LENGTH
 
 SMOOTHED = [*range(44), *range(128, 172)]
 """Columns of the time embedding's first layer that stay zero: its 44 fastest sines and cosines. With them a small,
-shortly
-trained model jumps from step to step in a way that large ones do not.
+shortly trained model jumps from step to step in a way that large ones do not.
 """
 
 

@@ -92,8 +92,7 @@ def _windows(pictures: Tensor) -> Tensor:
 
 def targets(scenes: Sequence[Scene]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What the reader should say: for the cells (B, 9), -100 where a cell without a thing has no such attribute, and
-    for
-    the background (B,).
+    for the background (B,).
     """
     at = [{t.cell: t for t in scene.things} for scene in scenes]
     cells = {

@@ -41,8 +41,7 @@ def tokenizer() -> CaptionTokenizer:
 
 def word_encoder() -> T5EncoderModel:
     """Untrained: ids (B, 28) to a feature per word, (B, 28, 96). Positions are exact up to 16 words apart, so that a
-    word
-    finds its thing.
+    word finds its thing.
     """
     return T5EncoderModel(
         T5Config(

@@ -1,6 +1,5 @@
 """Trains the attribute reader on drawn scenes with a little noise and blur: `python -m
-dicache.reference.training.reader`
-(minutes on a CPU).
+dicache.reference.training.reader` (minutes on a CPU).
 """
 
 import argparse
