@@ -36,6 +36,7 @@ def push(history: History, value: Tensor, sigma: float, computed: Rows) -> Histo
     if not history.values or bool(computed.all()):
         return History(sigmas, (value, *history.values)[: len(sigmas)])
     index = computed.nonzero().flatten().to(value.device)
-    old = (*history.values, history.values[-1])[: len(sigmas)]
-    new = (value, *history.values)
-    return History(sigmas, tuple(o.index_copy(0, index, n[index]) for o, n in zip(old, new, strict=False)))
+    values = [*history.values, history.values[-1].clone()][: len(sigmas)]
+    for older, newer in zip(values[::-1], [*values[-2::-1], value], strict=True):
+        older.index_copy_(0, index, newer[index])  # in place: nobody else holds them
+    return History(sigmas, tuple(values))

@@ -1,20 +1,44 @@
 """Multiply-accumulates, counted where they run.
 
 Every hooked part of the denoiser (its blocks, and the modules around them) is measured once per input shape by running
-one row of it under torch's FlopCounterMode; from then on each run of the part adds its cost to the rows it ran for.
-What was skipped is what did not run. Matrix products, convolutions and attention count; elementwise work does not,
-dicache's own included.
+one row of it under a counter; from then on each run of the part adds its cost to the rows it ran for. What was skipped
+is what did not run. Matrix products, convolutions and attention count; elementwise work does not, dicache's own
+included.
 """
 
 from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from dicache.rows import Tree, take
 from dicache.types import Rows
 
 Costs = dict[str, float]
+_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+class MacCounter(TorchDispatchMode):
+    """Counts the MACs of what runs inside it, with torch's formulas and one for the CPU's attention, which torch lacks.
+
+    FlopCounterMode would do but for that kernel and for its module tracker, which recurses forever on models that other
+    caches have wrapped.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        out = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket
+        if packet is _CPU_ATTENTION:
+            self.total += sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape) / 2
+        elif packet in flop_registry:
+            self.total += flop_registry[packet](*args, **(kwargs or {}), out_val=out) / 2
+        return out
 
 
 class Meter:
@@ -39,9 +63,9 @@ class Meter:
         """What one row of `part` costs; it is run for that once per input shape."""
         if part not in self.costs:
             one_args, one_kwargs = take(args, kwargs, torch.zeros(1, dtype=torch.int64), batch)
-            with FlopCounterMode(display=False) as counter:
+            with MacCounter() as counter:
                 forward(*one_args, **one_kwargs)
-            self.costs[part] = counter.get_total_flops() / 2
+            self.costs[part] = counter.total
         return self.costs[part]
 
     def end_call(self, computed: Rows | None) -> None:

@@ -73,6 +73,7 @@ class Call:
     rows: int
     key: tuple[torch.Size, ...]
     """The shapes of all inputs."""
+    device: torch.device
     position: int = 0
     feature: Tensor | None = None
     computed: Rows | None = None
@@ -83,4 +84,4 @@ class Call:
     def decide(self, computed: Rows | None) -> None:
         if computed is not None and not bool(computed.all()):
             self.computed = computed
-            self.some = computed.nonzero().flatten() if bool(computed.any()) else None
+            self.some = computed.nonzero().flatten().to(self.device) if bool(computed.any()) else None

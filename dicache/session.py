@@ -84,7 +84,7 @@ class Session:
             self._close(run, latent)
             run.go_on(self._released(reading.step, run.before), latent)
         self.meter.begin_call(shapes)
-        self.call = Call(name or f"call {len(run.guided.outputs)}", latent.shape[0], shapes)
+        self.call = Call(name or f"call {len(run.guided.outputs)}", latent.shape[0], shapes, latent.device)
         run.overhead += time.perf_counter() - started
 
     def _continued(self, reading: Reading, latent: Tensor, name: str | None) -> Run | None:
@@ -142,7 +142,7 @@ class Session:
         if (call.key, part) not in self.shapes:
             self.shapes[call.key, part] = shapes_of(output)
         if position == self.config.probe.depth - 1:
-            call.feature = max(tensors(output), key=Tensor.numel)
+            call.feature = max(tensors(output), key=Tensor.numel).detach().clone()  # later blocks may work in place
         return output
 
     def around(
@@ -248,7 +248,7 @@ class Session:
             run.controller = self.config.controller.init(run.samples)
             self._forget(run)
         if run.judgement is None:
-            run.judgement = self._judge(run, self._evidence(run, Call("", 0, ())))
+            run.judgement = self._judge(run, self._evidence(run, Call("", 0, (), run.latent.device)))
         judged, computed = run.judgement, run.judgement.computed
         realised = torch.full_like(judged.predicted, torch.nan)
         if run.guided.complete:

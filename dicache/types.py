@@ -34,15 +34,17 @@ class Reason(IntEnum):
     WITHIN_BUDGET = 3
     TOO_LONG = 4
     NO_BUDGET = 5
+    SCHEDULED = 6
 
 
 REASONS = {
-    Reason.WARM_UP: "warm-up: the first and last steps are always computed",
+    Reason.WARM_UP: "warm-up: the first steps, and the last where asked for, are always computed",
     Reason.UNKNOWN: "unknown: no error estimate yet, or not a finite one",
     Reason.OVER_BUDGET: "over budget: skipping would have spent more than was released so far",
     Reason.WITHIN_BUDGET: "within budget: skipped",
     Reason.TOO_LONG: "too long: the gap reached its longest allowed length",
     Reason.NO_BUDGET: "no budget: the budget is zero",
+    Reason.SCHEDULED: "scheduled: fixed before the run",
 }
 
 

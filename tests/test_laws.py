@@ -16,6 +16,7 @@ from dicache.controllers.budgeted import Budgeted
 from dicache.controllers.clip import Clip
 from dicache.estimators.base import Estimator
 from dicache.estimators.closed_loop import ClosedLoop
+from dicache.macs import MacCounter
 from dicache.types import Action, Decision
 from tiny import PIPELINES, Tiny, make_flux, make_wan
 
@@ -274,11 +275,29 @@ def test_reported_macs_are_those_that_torch_counts(tiny):
     pipe = tiny.make()
     with dicache.enable(pipe, error_budget=BUDGET) as cache:
         tiny.draw(pipe, [1, 2, 3], STEPS)
-        with FlopCounterMode(display=False) as counted:
-            tiny.draw(pipe, [1, 2, 3], STEPS)
-    flops = sum(counted.get_flop_counts()[type(pipe.transformer).__name__].values())
-    assert cache.trace.executed.sum().item() == pytest.approx(flops / 2, rel=1e-6)
+        macs = []
+        inner = pipe.transformer.forward
+
+        def counted(*args, **kwargs):
+            with MacCounter() as counter:
+                output = inner(*args, **kwargs)
+            macs.append(counter.total)
+            return output
+
+        pipe.transformer.forward = counted
+        tiny.draw(pipe, [1, 2, 3], STEPS)
+    assert cache.trace.executed.sum().item() == pytest.approx(sum(macs), rel=1e-6)
     assert cache.report().compute_speedup > 1.0
+
+
+def test_the_counter_agrees_with_torchs_own_and_knows_the_attention_it_lacks():
+    query, weight = torch.randn(2, 4, 16, 8), torch.randn(8, 8)
+    with MacCounter() as ours, FlopCounterMode(display=False) as torchs:
+        torch.nn.functional.linear(query, weight)
+    assert ours.total == torchs.get_total_flops() / 2 == 2 * 4 * 16 * 8 * 8
+    with MacCounter() as ours:
+        torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    assert ours.total == 2 * 4 * 2 * 16 * 16 * 8
 
 
 # 8. A cache that never engages says so, with the reason.

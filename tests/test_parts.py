@@ -12,10 +12,12 @@ from dicache.approximators.alignment import Align
 from dicache.approximators.base import Now, Past
 from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
+from dicache.approximators.newton import Newton
 from dicache.budget import per_sample, validate
 from dicache.clock import SchedulerClock, TimestepClock
 from dicache.controllers.budgeted import Budgeted
 from dicache.controllers.clip import Clip
+from dicache.controllers.fixed import every, masks
 from dicache.errors import BudgetError, DicacheError
 from dicache.estimators.base import Evidence
 from dicache.estimators.closed_loop import ClosedLoop
@@ -60,6 +62,32 @@ def test_extrapolation_is_exact_on_lines_at_uneven_times_and_reuse_on_constants(
     guess = Reuse().guess(past, now)
     guess.zero_()
     assert not torch.equal(held.values[0], guess), "the history itself must never be handed out"
+
+
+@given(order=st.integers(1, 3), sigmas=st.lists(st.integers(1, 40), min_size=5, max_size=5, unique=True))
+def test_newton_is_exact_on_polynomials_of_its_order(order, sigmas):
+    times = [s / 20 for s in sorted(sigmas, reverse=True)]
+    coefficients = torch.randn(order + 1, 2, 3, dtype=torch.float64)
+
+    def value(sigma):
+        return sum(c * sigma**k for k, c in enumerate(coefficients))
+
+    held = history.empty(order + 1, 2)
+    for sigma in times[: order + 1]:
+        held = history.push(held, value(sigma), sigma, torch.ones(2, dtype=torch.bool))
+    guess = Newton(order).guess(Past(held, history.empty(order + 1, 2)), Now(times[order + 1], None))
+    torch.testing.assert_close(guess, value(times[order + 1]), rtol=1e-6, atol=1e-6)
+
+
+def test_a_fixed_schedule_computes_when_due_or_unknown():
+    controller = masks([[True, True, False], [True, False, False]])
+    state, strips = controller.init(2), ["", ""]
+    for i, cost in enumerate((math.inf, 0.1, 0.1)):
+        costs = torch.full((2,), cost, dtype=torch.float64)
+        decision, state = controller.decide(costs, torch.full((2,), int(Action.REUSE)), step(i, 3), state)
+        strips = [strip + "#="[a] for strip, a in zip(strips, decision.action[:, 0].tolist(), strict=True)]
+    assert strips == ["##=", "#=="]
+    assert sorted(every(3, 10).computed[0]) == [0, 1, 4, 7]
 
 
 def test_alignment_is_the_published_formula():

@@ -1,0 +1,80 @@
+"""Reading results: an arm's points as a curve, per caption, so that arms can be compared at equal work and equal error.
+
+Between two points of a curve the logarithm of each caption's error is interpolated linearly in the logarithm of the
+speed-up. Nothing is extrapolated: beyond a curve's ends there is no value. A point that is dominated by another point
+of its own arm (more work and more error) is left out of the curve, never out of the table.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+TINY = 1e-9
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One arm at one setting, by rising speed-up."""
+
+    name: str
+    kind: str
+    speedups: np.ndarray
+    """(P,)."""
+    errors: np.ndarray
+    """(P, captions)."""
+
+    def at_speedup(self, speedup: float) -> np.ndarray | None:
+        """Errors per caption at this speed-up, (captions,); None outside the curve."""
+        x = np.log(self.speedups)
+        if not len(x) or not x[0] - TINY <= np.log(speedup) <= x[-1] + TINY:
+            return None
+        logs = np.log(np.maximum(self.errors, TINY))
+        return np.exp([np.interp(np.log(speedup), x, column) for column in logs.T])
+
+    def speedup_at(self, error: float) -> float | None:
+        """The largest speed-up whose median error is at most `error`; None outside the curve."""
+        x, y = np.log(self.speedups), np.log(np.maximum(np.median(self.errors, axis=1), TINY))
+        if not len(y) or not y[0] <= np.log(error) <= y[-1]:
+            return None
+        return float(np.exp(np.interp(np.log(error), y, x)))
+
+
+def curves(facts: dict[str, Any]) -> list[Curve]:
+    """Of every arm that ran, in the order of the results."""
+    points = [p for p in facts["points"] if p["failure"] is None]
+    names = list(dict.fromkeys(p["arm"] for p in points))
+    return [_curve([p for p in points if p["arm"] == name]) for name in names]
+
+
+def _curve(points: Sequence[dict[str, Any]]) -> Curve:
+    ordered = sorted(points, key=lambda p: (p["work"], np.median(p["errors"])))
+    kept: list[dict[str, Any]] = []
+    for point in ordered:
+        if not kept or np.median(point["errors"]) < np.median(kept[-1]["errors"]):
+            kept.append(point)
+    kept.reverse()
+    speedups = np.array([1 / p["work"] for p in kept])
+    return Curve(points[0]["arm"], points[0]["kind"], speedups, np.array([p["errors"] for p in kept]))
+
+
+def median_interval(errors: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the median."""
+    if np.ptp(errors) == 0:
+        return float(errors[0]), float(errors[0])
+    found = stats.bootstrap((errors,), np.median, n_resamples=2000, rng=np.random.default_rng(0), method="percentile")
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def paired_ratio(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
+    """Geometric mean over captions of theirs / ours, with its 95 % bootstrap interval: above 1, ours is closer to the
+    uncached run.
+    """
+    logs = np.log(np.maximum(theirs, TINY)) - np.log(np.maximum(ours, TINY))
+    if np.ptp(logs) == 0:
+        return (float(np.exp(logs[0])),) * 3
+    found = stats.bootstrap((logs,), np.mean, n_resamples=2000, rng=np.random.default_rng(0), method="percentile")
+    low, high = found.confidence_interval
+    return float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high))

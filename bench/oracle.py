@@ -1,0 +1,125 @@
+"""How much adaptivity could win at all: the best schedules found by search, at each amount of work.
+
+A schedule says which steps compute; between them the output is extrapolated (order 1), as in the strongest fixed
+baseline. Simulated annealing moves one computed step at a time and keeps the number of computed steps; it starts from
+the fixed interval (BudCache searches so, arXiv 2606.13496).
+
+static      one schedule for all captions, searched on calibration captions and judged, like every arm, on test captions
+per prompt  one schedule per caption, searched on the very test captions: nobody can know it in advance, it bounds what
+knowing the prompt is worth
+
+Neither is a proven optimum: both are the best that this many trials found.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+from torch import Tensor
+
+from dicache.api import enable
+from dicache.approximators.linear import Extrapolate
+from dicache.bench.arms import Arm, Setting
+from dicache.bench.measure import Judge, draw_batch, fresh
+from dicache.config import Config
+from dicache.controllers.fixed import masks
+from dicache.demo import relative_error
+from dicache.probes.first_blocks import FirstBlocks
+
+Masks = np.ndarray
+"""(B, steps) bool: which steps compute."""
+
+
+def anneal(start: Masks, cost: Callable[[Masks], np.ndarray], *, trials: int, seed: int, shared: bool) -> Masks:
+    """The best masks found, row by row, or one for all rows if `shared` (then the mean cost counts)."""
+    rng = np.random.default_rng(seed)
+    best, best_cost = start.copy(), _joined(cost(start), shared)
+    now, now_cost = best.copy(), best_cost.copy()
+    for trial in range(trials):
+        proposal = _moved(now, rng, shared)
+        proposed = _joined(cost(proposal), shared)
+        heat = 0.1 * (1 - trial / trials)
+        accept = np.log(proposed / now_cost) < heat * -np.log(rng.uniform(size=1 if shared else len(start)))
+        now = np.where(accept[:, None], proposal, now)
+        now_cost = np.where(accept, proposed, now_cost)
+        better = now_cost < best_cost
+        best, best_cost = np.where(better[:, None], now, best), np.where(better, now_cost, best_cost)
+    return best
+
+
+def _joined(cost: np.ndarray, shared: bool) -> np.ndarray:
+    return np.full_like(cost, cost.mean()) if shared else cost
+
+
+def _moved(masks: Masks, rng: np.random.Generator, shared: bool) -> Masks:
+    """Every row (or all alike) with one computed step moved to a skipped place. The first two steps always compute."""
+    moved = masks.copy()
+    for row in moved[:1] if shared else moved:
+        off = rng.choice(np.flatnonzero(row[2:])) + 2
+        on = rng.choice(np.flatnonzero(~row))
+        row[off], row[on] = False, True
+    return np.broadcast_to(moved[:1], moved.shape).copy() if shared else moved
+
+
+def spread(computed: int, steps: int) -> list[bool]:
+    """A start: the first fifth, then evenly."""
+    warm = min(computed, math.ceil(0.2 * steps))
+    later = np.linspace(warm, steps - 1, computed - warm + 2)[1:-1].round().astype(int) if computed > warm else []
+    return [i < warm or i in set(later) for i in range(steps)]
+
+
+class Search:
+    """Runs masks on a fixed batch of captions against their uncached latents."""
+
+    def __init__(self, captions: Sequence[str], setting: Setting) -> None:
+        self.captions, self.setting = list(captions), dataclasses.replace(setting, batch=len(captions))
+        self.pipe = fresh(setting)
+        self.reference = self.draw(None)
+
+    def draw(self, rows: Masks | None) -> Tensor:
+        if rows is None:
+            return draw_batch(self.pipe, self.captions, 0, self.setting)
+        with enable(self.pipe, config=_config(rows)):
+            return draw_batch(self.pipe, self.captions, 0, self.setting)
+
+    def cost(self, rows: Masks) -> np.ndarray:
+        with torch.no_grad():
+            return relative_error(self.draw(rows), self.reference).numpy()
+
+    def best(self, computed: int, *, trials: int, seed: int, shared: bool) -> Masks:
+        start = np.array([spread(computed, self.setting.steps)] * len(self.captions))
+        return anneal(start, self.cost, trials=trials, seed=seed, shared=shared)
+
+
+def _config(rows: Masks) -> Config:
+    return Config(masks(rows.tolist()), approximators=(Extrapolate(),), probe=FirstBlocks(depth=0))
+
+
+def static_arm(search: Search, counts: Sequence[int], *, trials: int) -> Arm:
+    """The best static schedules of `search`, by how many steps compute."""
+    found = {count: search.best(count, trials=trials, seed=0, shared=True)[:1] for count in counts}
+
+    @contextmanager
+    def prepare(pipe: FluxPipeline, value: int, setting: Setting) -> Iterator[Setting]:
+        with enable(pipe, config=_config(found[value])):
+            yield setting
+
+    note = f"searched on {len(search.captions)} calibration captions, {trials} trials a point"
+    return Arm("best static schedule found", "oracle", "computed steps", tuple(counts), prepare, note)
+
+
+def prompt_arm(judge: Judge, counts: Sequence[int], *, trials: int) -> Arm:
+    """The best schedule of every test caption, by how many steps compute."""
+    search = Search(judge.captions, judge.setting)
+    found = {count: search.best(count, trials=trials, seed=0, shared=False) for count in counts}
+
+    @contextmanager
+    def prepare(pipe: FluxPipeline, value: int, setting: Setting) -> Iterator[Setting]:
+        with enable(pipe, config=_config(found[value])):
+            yield dataclasses.replace(setting, batch=len(judge.captions))
+
+    return Arm("per-prompt oracle", "oracle", "computed steps", tuple(counts), prepare, f"{trials} trials a point")

@@ -1,0 +1,52 @@
+"""A schedule known before the run: the same steps compute for all samples, or each sample has its own. What it costs is
+not asked.
+
+The honest baseline of every adaptive method (FORA and many others with their intervals), and the form in which searched
+schedules run.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dicache.controllers.base import Controller
+from dicache.errors import BudgetError
+from dicache.types import Action, Decision, Reason, Rows, Step
+
+
+@dataclass(frozen=True)
+class Fixed(Controller[Rows]):
+    """`computed[i]` are the steps at which sample i computes; one entry serves all samples. Unknown errors compute
+    anyway.
+    """
+
+    computed: tuple[frozenset[int], ...]
+
+    def init(self, samples: int) -> Rows:
+        if len(self.computed) not in (1, samples):
+            raise BudgetError(f"the schedule is for {len(self.computed)} samples but this run has {samples}.")
+        return torch.zeros(samples, dtype=torch.float64)
+
+    def decide(self, cost: Rows, action: Rows, step: Step, state: Rows) -> tuple[Decision, Rows]:
+        due = torch.tensor([step.index in steps for steps in self.computed]).expand(len(cost))
+        skip = ~due & cost.isfinite()
+        spent = state + torch.where(skip, cost, 0.0)
+        reason = torch.where(due, int(Reason.SCHEDULED), int(Reason.UNKNOWN))
+        reason = torch.where(skip, int(Reason.SCHEDULED), reason)
+        return Decision(torch.where(skip, action, int(Action.COMPUTE))[:, None], reason[:, None], spent), spent
+
+    def settle(self, ratio: Rows, computed: Rows, state: Rows) -> Rows:
+        return state
+
+
+def every(interval: int, steps: int, *, first: float = 0.2) -> Fixed:
+    """Every `interval`-th of `steps` steps after the first share, which computes."""
+    warm = math.ceil(first * steps)
+    return Fixed((frozenset(i for i in range(steps) if i < warm or (i - warm + 1) % interval == 0),))
+
+
+def masks(rows: Sequence[Sequence[bool]]) -> Fixed:
+    """A schedule per sample: `rows[b][i]` says whether sample b computes step i."""
+    return Fixed(tuple(frozenset(i for i, computed in enumerate(row) if computed) for row in rows))
