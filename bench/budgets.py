@@ -147,7 +147,7 @@ def main() -> None:
             f"{line.attributes:.3f}",
             patterns,
         )
-    Console().print(table)
+    Console(width=120).print(table)
     if args.json:
         args.json.write_text(json.dumps([asdict(line) for line in lines], indent=1))
 

@@ -1,5 +1,6 @@
 """The demo: eight captions from easy to hard, uncached and within an error budget, same seeds, side by side."""
 
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -164,7 +165,7 @@ def picture(outcome: Outcome, path: Path) -> None:
         line[3].set(xlim=(-0.6, len(actions) - 0.4), ylim=(0, 1))
         error = f"error {row.true_error:.3f} (estimated {row.estimated_error:.3f}, budget {row.budget:g})"
         words = f"work {row.work:.0%}   {error}   {row.mac_speedup:.2f}x"
-        line[3].set_title(f"{row.caption}\n{words}", fontsize=6.5, loc="left")
+        line[3].set_title(f"{textwrap.fill(row.caption, 130)}\n{words}", fontsize=6.5, loc="left")
         for axis in line:
             axis.set(xticks=[], yticks=[], frame_on=False)
     for axis, title in zip(axes[0], ("uncached", "dicache", "difference x10"), strict=False):
