@@ -48,7 +48,7 @@ setup(
     ],
     extras_require={
         "cuda": ["cupy-cuda12x>=13"],
-        "bench": ["torchmetrics>=1.5"],
+        "bench": ["torchmetrics>=1.5", "jinja2>=3"],
         "search": ["pymoo>=0.6"],
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.15"],
     },

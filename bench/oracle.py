@@ -68,8 +68,8 @@ def _moved(masks: Masks, rng: np.random.Generator, shared: bool) -> Masks:
 def spread(computed: int, steps: int) -> list[bool]:
     """A start: the first fifth, then evenly."""
     warm = min(computed, math.ceil(0.2 * steps))
-    later = np.linspace(warm, steps - 1, computed - warm + 2)[1:-1].round().astype(int) if computed > warm else []
-    return [i < warm or i in set(later) for i in range(steps)]
+    later = np.linspace(warm, steps - 1, computed - warm + 2)[1:-1].round().astype(int).tolist()
+    return [i < warm or i in later for i in range(steps)]
 
 
 class Search:

@@ -99,10 +99,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", type=int, default=32)
     parser.add_argument("--trials", type=int, default=60, help="per point of the searched schedules; 0 leaves them out")
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="4 captions, 12 steps, no peers, no searched schedules")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
 
 
 def run(args: argparse.Namespace) -> Path:
+    if args.quick:
+        args.steps, args.captions, args.trials, args.no_peers = 12, 4, 0, True
     setting = Setting(args.steps, args.guidance, args.batch, args.shift)
     captions = prompts("test", args.captions, seed=0)
     with Progress(console=Console(stderr=True)) as progress:
