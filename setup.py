@@ -45,10 +45,11 @@ setup(
         "tqdm>=4.66",
         "typer>=0.15",
         "matplotlib>=3.9",
+        "jinja2>=3",
     ],
     extras_require={
         "cuda": ["cupy-cuda12x>=13"],
-        "bench": ["torchmetrics>=1.5", "jinja2>=3"],
+        "bench": ["torchmetrics>=1.5"],
         "search": ["pymoo>=0.6"],
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.15"],
     },

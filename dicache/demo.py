@@ -13,6 +13,7 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from dicache.api import enable
+from dicache.page import COLOURS
 from dicache.reference.assembly import GUIDANCE, STEPS, pipeline
 from dicache.reference.reader import Reader
 from dicache.report import Report
@@ -30,7 +31,6 @@ CAPTIONS = (
     "top-left small checkered purple circle, top-right large striped orange cross, left large red ring, "
     "bottom-right small white star on green checkered background",
 )
-_COLOURS = {Action.COMPUTE: "#1f3a5f", Action.REUSE: "#f2b134", Action.EXTRAPOLATE: "#8fc1a9", Action.ALIGN: "#d97b66"}
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def picture(outcome: Outcome, path: Path) -> None:
             if outcome.report.trace
             else []
         )
-        line[3].bar(range(len(actions)), 1, width=0.9, color=[_COLOURS[action] for action in actions])
+        line[3].bar(range(len(actions)), 1, width=0.9, color=[COLOURS[action] for action in actions])
         line[3].set(xlim=(-0.6, len(actions) - 0.4), ylim=(0, 1))
         error = f"error {row.true_error:.3f} (estimated {row.estimated_error:.3f}, budget {row.budget:g})"
         words = f"work {row.work:.0%}   {error}   {row.mac_speedup:.2f}x"
@@ -170,9 +170,9 @@ def picture(outcome: Outcome, path: Path) -> None:
             axis.set(xticks=[], yticks=[], frame_on=False)
     for axis, title in zip(axes[0], ("uncached", "dicache", "difference x10"), strict=False):
         axis.set_title(title, fontsize=8)
-    patches = [Patch(color=colour) for colour in _COLOURS.values()]
+    patches = [Patch(color=colour) for colour in COLOURS.values()]
     figure.legend(
-        patches, [action.name.lower() for action in _COLOURS], loc="lower right", ncol=4, fontsize=8, frameon=False
+        patches, [action.name.lower() for action in COLOURS], loc="lower right", ncol=4, fontsize=8, frameon=False
     )
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path, dpi=130)

@@ -20,6 +20,7 @@ from dicache.rows import Tree, tensors
 from dicache.session import Session
 
 NAME = "dicache"
+_TIMES = ("timestep", "timesteps", "t", "sigma")
 _FOREIGN = ("cache", "taylorseer", "pyramid_attention_broadcast", "mag_", "fbc_")
 
 
@@ -107,20 +108,26 @@ class Attachment:
     def _before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
         bound = self.signature.bind_partial(module, *args, **kwargs).arguments
         given = {name: value for name, value in bound.items() if value is not module}
+        first = next(iter(given.values()), None)
         latent = next((t for t in tensors(tuple(given.values())) if t.is_floating_point() and t.ndim > 1), None)
-        if latent is None:
+        if latent is None or isinstance(first, list | tuple):
             raise UnsupportedModelError(
                 f"{type(module).__name__} was called without a latent. "
                 "Expected a floating tensor with a batch axis as its first input."
             )
-        timestep = next((given[name] for name in ("timestep", "timesteps", "t", "sigma") if name in given), None)
+        timestep = next((given[name] for name in _TIMES if name in given), None)
+        if timestep is None:
+            self.session.note(f"no timestep was found among the denoiser's inputs ({', '.join(_TIMES)}).")
         shapes = tuple(t.shape for t in tensors(tuple(given.values())))
         self.session.begin(latent, timestep, self.first.branch.name, shapes)
 
     def _after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> Tree:
         found = tensors(_plain(output))
-        if not found:
-            return output
+        if len(found) != 1:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} returned {len(found)} tensors. Expected one, the prediction for the latent: "
+                "models with several latent streams, or lists of samples, cannot be cached yet."
+            )
         value = self.session.end(found[0])
         return output if value is found[0] else _replaced(output, value)
 

@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -12,13 +13,16 @@ from rich.table import Table
 from dicache.trace import Trace
 from dicache.types import REASONS, Action, Reason, Rows
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _MARKS = {Action.COMPUTE: "#", Action.REUSE: "=", Action.EXTRAPOLATE: "/", Action.ALIGN: "~"}
 
 
 class Report:
     """One run of one denoiser. Prints as a table; `to_dict` has all of it."""
 
-    def __init__(self, trace: Trace | None, budget: Rows | None, notes: list[str], branches: int = 0) -> None:
+    def __init__(self, trace: Trace | None, budget: Rows | None, notes: list[str]) -> None:
         self.trace, self.budget = trace, budget
         self.warnings = [*notes, *self._warnings()]
 
@@ -50,7 +54,16 @@ class Report:
         }
 
     def save(self, path: str | Path) -> None:
+        """Write `to_dict` as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1))
+
+    def plot(self) -> "Figure":
+        """A matplotlib figure: every sample's decisions over the steps, and its estimated error against its budget."""
+        return import_module("dicache.page").figure(self)
+
+    def save_html(self, path: str | Path) -> None:
+        """Write one page with everything in it."""
+        Path(path).write_text(import_module("dicache.page").html(self))
 
     def _count(self) -> int:
         return len(self.trace.executed) if self.trace else 0

@@ -75,7 +75,7 @@ class Session:
         self.call = None
         if torch.is_grad_enabled():
             self.reset()
-            self._note("gradients were on, so everything was computed: run under torch.no_grad() to cache.")
+            self.note("gradients were on, so everything was computed: run under torch.no_grad() to cache.")
             return
         started = time.perf_counter()
         reading = self.clock.read(timestep)
@@ -98,7 +98,7 @@ class Session:
         if ahead not in (0, 1) or (ahead == 0 and name in run.guided.outputs):
             return None
         if (run.latent.shape, run.latent.dtype, run.latent.device) != (latent.shape, latent.dtype, latent.device):
-            self._note(
+            self.note(
                 f"the batch changed from {tuple(run.latent.shape)} to {tuple(latent.shape)} half-way: "
                 "the cache began anew there."
             )
@@ -268,7 +268,8 @@ class Session:
         run.guided.mixture, run.scale = None, None
         run.estimator = self.config.estimator.init(run.samples, len(self.config.approximators))
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Something the report must say."""
         if text not in self.notes:
             self.notes.append(text)
 

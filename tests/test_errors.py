@@ -163,3 +163,57 @@ def test_a_caption_outside_the_language_is_refused_with_the_word(caption, words)
 def test_a_typo_gets_a_suggestion_even_through_the_pipeline(reference):
     with pytest.raises(CaptionError, match="Did you mean circle"):
         reference("center large red circel on white background")
+
+
+class Stacked(torch.nn.Module):
+    """A bare denoiser whose answer has the given form."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(Block() for _ in range(3))
+        self.answer = answer
+
+    def forward(self, hidden_states, timestep=None):
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        return self.answer(hidden_states)
+
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, hidden_states):
+        return hidden_states + self.linear(hidden_states)
+
+
+@pytest.mark.parametrize("answer", [lambda h: (h, h), lambda h: list(h), lambda h: {"video": h, "audio": h}])
+def test_a_model_with_several_answers_is_refused_before_it_could_run_wrong(answer):
+    model = Stacked(answer)
+    with (
+        torch.no_grad(),
+        dicache.enable(model, error_budget=0.1),
+        pytest.raises(UnsupportedModelError, match="Expected one"),
+    ):
+        model(torch.ones(2, 3, 4), timestep=torch.ones(2))
+    model(torch.ones(2, 3, 4), timestep=torch.ones(2))
+
+
+def test_a_bare_loop_without_a_timestep_is_computed_and_told():
+    model = Stacked(lambda h: h)
+    latent = torch.ones(2, 3, 4)
+    with torch.no_grad(), dicache.enable(model, error_budget=10.0) as cache:
+        plain = [model(latent * k) for k in range(5)]
+    with torch.no_grad():
+        assert all(torch.equal(model(latent * k), out) for k, out in enumerate(plain))
+    assert any("no timestep" in warning for warning in cache.report().warnings)
+
+
+def test_a_bare_module_with_a_loop_of_ones_own_is_cached():
+    model = Stacked(lambda h: h)
+    latent = torch.randn(2, 3, 4)
+    with torch.no_grad(), dicache.enable(model, error_budget=1.0) as cache:
+        for t in torch.linspace(1.0, 0.1, 10):
+            latent = latent - 0.02 * model(latent, timestep=t.expand(2))
+    assert cache.report().compute_speedup > 1.2

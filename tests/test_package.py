@@ -16,7 +16,7 @@ LAYERS = [
     {"models"},
     {"config", "run", "session"},
     {"hooks"},
-    {"report", "api", "reference"},
+    {"page", "report", "api", "reference"},
     {"demo", "doctor", "cli", "bench", "__main__"},
 ]
 
