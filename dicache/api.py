@@ -1,6 +1,5 @@
 """The public face: `enable` wraps, the returned `Cache` reports, resets and undoes."""
 
-import weakref
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -15,6 +14,7 @@ from dicache.hooks import Attachment
 from dicache.report import Report
 from dicache.session import Clock, Session
 from dicache.trace import Trace
+from dicache.types import Rows
 
 DENOISERS = ("transformer", "transformer_2", "unet")
 
@@ -38,8 +38,13 @@ class Cache:
 
     def report(self) -> Report:
         trace = self.trace
-        budget = None if self._budget is None or trace is None else per_sample(self._budget, len(trace.executed))
-        return Report(trace, budget, self._session.notes)
+        return Report(trace, self._budgets(len(trace.executed)) if trace else None, self._session.notes)
+
+    def _budgets(self, samples: int) -> Rows | None:
+        """(B,); None without a budget, or where the run broke off because its list has another length."""
+        if self._budget is None or (isinstance(self._budget, tuple) and len(self._budget) != samples):
+            return None
+        return per_sample(self._budget, samples)
 
     def reset(self) -> None:
         """Begin anew at the next denoiser call. Pipelines never need it; a hand-written loop does where it begins again
@@ -54,6 +59,8 @@ class Cache:
             attachment.detach()
 
     def __enter__(self) -> "Cache":
+        if not any(attachment.hooked for attachment in self._attachments.values()):
+            raise ModeError("this Cache was disabled. Call dicache.enable again.")
         return self
 
     def __exit__(
@@ -80,6 +87,8 @@ def enable(target: Any, *, error_budget: float | Sequence[float] | None = None, 
     if config is None:
         assert error_budget is not None
         config = budgeted(error_budget)
+    if not isinstance(config, Config):
+        raise ModeError(f"config is {config!r}. Expected a dicache.Config; for a number use error_budget.")
     budget = getattr(getattr(config.controller, "inner", config.controller), "budget", None)
     attachments: dict[str, Attachment] = {}
     try:
@@ -108,10 +117,4 @@ def _denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401
 def _clock(target: Any) -> Clock:  # noqa: ANN401
     if isinstance(target, nn.Module) or getattr(target, "scheduler", None) is None:
         return TimestepClock()
-    pipeline = weakref.ref(target)
-
-    def scheduler() -> Any:  # noqa: ANN401
-        owner = pipeline()
-        return None if owner is None else owner.scheduler
-
-    return SchedulerClock(scheduler)
+    return SchedulerClock(lambda: target.scheduler)

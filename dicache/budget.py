@@ -15,6 +15,10 @@ Budget = float | tuple[float, ...]
 
 def validate(error_budget: float | Sequence[float]) -> Budget:
     """The budget as plain numbers. Raises BudgetError unless every entry is a finite number >= 0."""
+    if isinstance(error_budget, torch.Tensor):
+        error_budget = error_budget.tolist()
+    if isinstance(error_budget, str):
+        raise BudgetError(f"error_budget is the text {error_budget!r}. Expected a number, or a list of numbers.")
     entries = [error_budget] if isinstance(error_budget, int | float) else list(error_budget)
     if not entries:
         raise BudgetError("error_budget is an empty list. Expected one number, or one per sample.")

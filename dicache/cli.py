@@ -87,7 +87,7 @@ def generate(
     error_budget: Budget = 0.05,
     out: Annotated[Path, typer.Option(help="Where to write the picture.")] = Path("image.png"),
     steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 28,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Draw one caption with the reference model, within an error budget."""
@@ -134,5 +134,7 @@ def _writable(path: Path) -> None:
     """Fail before the work, not after it."""
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise typer.BadParameter(f"{path} is not a picture's name. Expected .png, .jpg or .webp.")
+    if path.is_dir() or (not os.access(path.parent, os.W_OK | os.F_OK) and path.parent.is_dir()):
+        raise typer.BadParameter(f"{path} cannot be written.")
     if not path.parent.is_dir():
         raise typer.BadParameter(f"the folder {path.parent} does not exist.")

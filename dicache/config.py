@@ -30,6 +30,8 @@ class Config:
     probe: FirstBlocks = field(default_factory=FirstBlocks)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.controller, Controller):
+            raise ModeError(f"controller is {self.controller!r}. Expected a controller such as Budgeted(0.05).")
         if not self.approximators:
             raise ModeError("Config has no approximator. Expected at least one, for example approximators=(Reuse(),).")
         if self.probe.depth == 0 and any(isinstance(a, Align) for a in self.approximators):

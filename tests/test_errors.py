@@ -24,7 +24,7 @@ def untouched(pipe) -> bool:
     )
 
 
-@pytest.mark.parametrize("budget", [-0.1, math.nan, math.inf, [], [0.1, -1.0], "0.05", True])
+@pytest.mark.parametrize("budget", [-0.1, math.nan, math.inf, [], [0.1, -1.0], "0.05", True, torch.tensor([0.1, -1])])
 def test_a_budget_that_makes_no_sense_is_refused(budget):
     pipe = make_flux()
     with pytest.raises(BudgetError, match="Expected"):
@@ -35,9 +35,10 @@ def test_a_budget_that_makes_no_sense_is_refused(budget):
 def test_as_many_budgets_as_samples_or_an_error_and_then_a_clean_run():
     pipe = make_flux()
     plain = draw_flux(pipe, [1, 2], 6)
-    with dicache.enable(pipe, error_budget=[0.0, 0.0]):
+    with dicache.enable(pipe, error_budget=[0.0, 0.0]) as cache:
         with pytest.raises(BudgetError, match="2 entries but this run has 3 samples"):
             draw_flux(pipe, [1, 2, 3], 6)
+        assert cache.report().to_dict()["samples"]
         assert torch.equal(draw_flux(pipe, [1, 2], 6), plain)
     assert untouched(pipe)
 
@@ -50,6 +51,25 @@ def test_exactly_one_mode():
     with pytest.raises(TypeError):
         dicache.enable(pipe, eror_budget=0.1)
     assert untouched(pipe)
+
+
+@pytest.mark.parametrize("config", [0.05, {"error_budget": 0.1}])
+def test_a_config_is_a_config(config):
+    with pytest.raises(ModeError, match="Expected a dicache"):
+        dicache.enable(make_flux(), config=config)
+    with pytest.raises(ModeError, match="Expected a controller"):
+        Config(config)
+
+
+def test_a_cache_that_was_disabled_is_not_entered_again_and_outlives_its_pipeline():
+    pipe = make_flux()
+    cache = dicache.enable(pipe, error_budget=0.1)
+    with cache:
+        draw_flux(pipe, [1], 6)
+    del pipe
+    assert len(cache.report().strip(0)) == 6
+    with pytest.raises(ModeError, match="was disabled"), cache:
+        pass
 
 
 def test_enabling_twice_is_refused_and_the_first_goes_on():

@@ -41,6 +41,8 @@ def test_splits_are_disjoint_and_repeatable():
     assert all(split_of(text) == split for split, texts in drawn.items() for text in texts)
     assert len({text for texts in drawn.values() for text in texts}) == 600
     assert drawn["test"] == prompts("test", 200, seed=1) != prompts("test", 200, seed=2)
+    with pytest.raises(CaptionError, match="0 or more"):
+        prompts("test", -1)
     with pytest.raises(CaptionError, match="no split"):
         prompts("validation", 1)
 

@@ -198,9 +198,11 @@ def scenes(split: Split, seed: int) -> Iterator[Scene]:
 
 def prompts(split: Split, n: int, seed: int = 0) -> list[str]:
     """`n` different captions of a split, always the same for the same seed."""
+    if n < 0:
+        raise CaptionError(f"{n} captions were asked for. Expected 0 or more.")
     found: dict[str, None] = {}
     for scene in scenes(split, seed):
-        if len(found) == n:
+        if len(found) >= n:
             break
         found[caption(scene)] = None
     return list(found)
