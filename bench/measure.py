@@ -1,8 +1,8 @@
 """One point of one arm: draw the captions, count what was executed, hold the latents against the uncached ones.
 
 Cost is multiply-accumulates of the whole denoiser, counted by a dispatch mode around every call of it, so that probes,
-peers and overheads all count, whoever hooked what. Error is per caption: relative L2 of the final latent, PSNR
-and SSIM of the picture (torchmetrics), and the share of the caption's attributes it shows.
+peers and overheads all count, whoever hooked what. Error is per caption: relative L2 of the final latent, PSNR and SSIM
+of the picture (torchmetrics), and the share of the caption's attributes it shows.
 """
 
 import math

