@@ -5,19 +5,24 @@ way, under the setting it yields (fewer steps are another setting). An arm that 
 why.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from diffusers import FluxPipeline
 
+from dicache.api import Cache
+
 Kind = Literal["baseline", "dicache", "peer", "oracle"]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How pictures are drawn. `guidance` 1 means none, more runs cond and uncond in calls of their own."""
+    """How pictures are drawn. `guidance` 1 means none; above, cond and uncond run in calls of their own, or, if
+    `batched`, in one call.
+    """
 
     steps: int = 28
     guidance: float = 3.5
@@ -25,10 +30,18 @@ class Setting:
     shift: float = 1.0
     """Bend of the flow-matching sigmas; above 1, more steps at high noise."""
     solver: Literal["euler", "dpm++"] = "euler"
+    batched: bool = False
+    warmup: float = 0.2
+    """Share of the steps that an arm with a warm-up computes at the start. The harness fills in `Arm.warmup`."""
 
     @property
     def calls_per_step(self) -> int:
-        return 2 if self.guidance > 1 else 1
+        return 2 if self.guidance > 1 and not self.batched else 1
+
+    @property
+    def name(self) -> str:
+        grid = f"{self.solver}-{self.steps}-guidance{self.guidance:g}-shift{self.shift:g}-batch{self.batch}"
+        return grid + ("-batched" if self.batched else "")
 
 
 @dataclass(frozen=True)
@@ -43,3 +56,17 @@ class Arm:
     """What a reader must know, for example that the arm was calibrated on the calibration captions."""
     packages: tuple[str, ...] = field(default=())
     """Installed packages the arm needs; their versions go into the results."""
+    warmup: float | None = None
+    """Share of the steps computed at the start; None for arms that have no such knob."""
+    cache: Callable[[FluxPipeline, Any, Setting], Cache] | None = None
+    """For arms made of dicache: what `prepare` enables, so that its own time can be read off."""
+
+    def enter(self, pipe: FluxPipeline, value: Any, setting: Setting) -> AbstractContextManager[Setting]:  # noqa: ANN401
+        """`prepare` with the arm's own warm-up."""
+        own = setting if self.warmup is None else dataclasses.replace(setting, warmup=self.warmup)
+        return self.prepare(pipe, value, own)
+
+
+def coarse(arms: Sequence[Arm]) -> list[Arm]:
+    """Every second value of the knob, from the first; dicache's own arms stay as they are."""
+    return [arm if arm.kind == "dicache" else dataclasses.replace(arm, values=arm.values[::2]) for arm in arms]

@@ -34,6 +34,11 @@ class Curve:
         logs = np.log(np.maximum(self.errors, TINY))
         return np.exp([np.interp(np.log(speedup), x, column) for column in logs.T])
 
+    def median_at(self, speedup: float) -> float | None:
+        """Median error at this speed-up; None outside the curve."""
+        errors = self.at_speedup(speedup)
+        return None if errors is None else float(np.median(errors))
+
     def speedup_at(self, error: float) -> float | None:
         """The largest speed-up whose median error is at most `error`; None outside the curve."""
         x, y = np.log(self.speedups), np.log(np.maximum(np.median(self.errors, axis=1), TINY))

@@ -23,7 +23,7 @@ def path_ratio(setting: Setting, captions: int = 4) -> dict[str, float]:
     pipe, outputs = fresh(setting), []
 
     def note(module: Any, inputs: Any, output: tuple[Tensor]) -> None:  # noqa: ANN401
-        outputs.append(output[0].flatten(1))
+        outputs.append(output[0].flatten(1)[-captions:])  # batched guidance: cond is the second half
 
     handle = pipe.transformer.register_forward_hook(note)
     with torch.no_grad():

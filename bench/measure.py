@@ -18,6 +18,7 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from dicache.bench.arms import Arm, Setting
+from dicache.bench.batched import FluxBatchedPipeline
 from dicache.demo import pictures, relative_error
 from dicache.macs import MacCounter
 from dicache.reference.assembly import pipeline
@@ -54,8 +55,11 @@ class Point:
 
 
 def fresh(setting: Setting) -> FluxPipeline:
-    """A pipeline nobody has touched, with the setting's scheduler."""
+    """A pipeline nobody has touched, with the setting's scheduler and way of guiding."""
     pipe = pipeline()
+    if setting.batched:
+        side, pipe = pipe.default_sample_size, FluxBatchedPipeline(**pipe.components)
+        pipe.default_sample_size = side
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = scheduler(setting)
     return pipe
@@ -135,7 +139,7 @@ class Judge:
         """Draw with a fresh pipeline. Whatever the arm raises becomes the point's failure, with its reason."""
         pipe = fresh(self.setting)
         try:
-            with torch.no_grad(), arm.prepare(pipe, value, self.setting) as setting:
+            with torch.no_grad(), arm.enter(pipe, value, self.setting) as setting:
                 drawn = draw(pipe, self.captions, setting)
         except Exception as error:  # a peer may fail in any way; the results say how
             return Point(arm.name, arm.kind, arm.knob, value, failure=f"{type(error).__name__}: {error}")

@@ -15,6 +15,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from dicache.api import enable
 from dicache.approximators.linear import Extrapolate
 from dicache.bench.arms import Arm, Setting
-from dicache.bench.measure import Judge, draw_batch, fresh
+from dicache.bench.measure import draw_batch, fresh
 from dicache.config import Config
 from dicache.controllers.fixed import masks
 from dicache.demo import relative_error
@@ -73,26 +74,32 @@ def spread(computed: int, steps: int) -> list[bool]:
 
 
 class Search:
-    """Runs masks on a fixed batch of captions against their uncached latents."""
+    """Runs masks on a fixed batch of captions against their uncached latents. Nothing is drawn before it is needed."""
 
     def __init__(self, captions: Sequence[str], setting: Setting) -> None:
         self.captions, self.setting = list(captions), dataclasses.replace(setting, batch=len(captions))
-        self.pipe = fresh(setting)
-        self.reference = self.draw(None)
+        self.found: dict[tuple[int, bool], Masks] = {}
 
-    def draw(self, rows: Masks | None) -> Tensor:
-        if rows is None:
-            return draw_batch(self.pipe, self.captions, 0, self.setting)
-        with enable(self.pipe, config=_config(rows)):
-            return draw_batch(self.pipe, self.captions, 0, self.setting)
+    @cached_property
+    def pipe(self) -> FluxPipeline:
+        return fresh(self.setting)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        return draw_batch(self.pipe, self.captions, 0, self.setting)
 
     def cost(self, rows: Masks) -> np.ndarray:
-        with torch.no_grad():
-            return relative_error(self.draw(rows), self.reference).numpy()
+        reference = self.reference
+        with torch.no_grad(), enable(self.pipe, config=_config(rows)):
+            latents = draw_batch(self.pipe, self.captions, 0, self.setting)
+        return relative_error(latents, reference).numpy()
 
-    def best(self, computed: int, *, trials: int, seed: int, shared: bool) -> Masks:
-        start = np.array([spread(computed, self.setting.steps)] * len(self.captions))
-        return anneal(start, self.cost, trials=trials, seed=seed, shared=shared)
+    def best(self, computed: int, *, trials: int, shared: bool) -> Masks:
+        """(B, steps); searched once."""
+        if (computed, shared) not in self.found:
+            start = np.array([spread(computed, self.setting.steps)] * len(self.captions))
+            self.found[computed, shared] = anneal(start, self.cost, trials=trials, seed=0, shared=shared)
+        return self.found[computed, shared]
 
 
 def _config(rows: Masks) -> Config:
@@ -101,25 +108,23 @@ def _config(rows: Masks) -> Config:
 
 def static_arm(search: Search, counts: Sequence[int], *, trials: int) -> Arm:
     """The best static schedules of `search`, by how many steps compute."""
-    found = {count: search.best(count, trials=trials, seed=0, shared=True)[:1] for count in counts}
 
     @contextmanager
     def prepare(pipe: FluxPipeline, value: int, setting: Setting) -> Iterator[Setting]:
-        with enable(pipe, config=_config(found[value])):
+        with enable(pipe, config=_config(search.best(value, trials=trials, shared=True)[:1])):
             yield setting
 
     note = f"searched on {len(search.captions)} calibration captions, {trials} trials a point"
     return Arm("best static schedule found", "oracle", "computed steps", tuple(counts), prepare, note)
 
 
-def prompt_arm(judge: Judge, counts: Sequence[int], *, trials: int) -> Arm:
+def prompt_arm(captions: Sequence[str], setting: Setting, counts: Sequence[int], *, trials: int) -> Arm:
     """The best schedule of every test caption, by how many steps compute."""
-    search = Search(judge.captions, judge.setting)
-    found = {count: search.best(count, trials=trials, seed=0, shared=False) for count in counts}
+    search = Search(captions, setting)
 
     @contextmanager
     def prepare(pipe: FluxPipeline, value: int, setting: Setting) -> Iterator[Setting]:
-        with enable(pipe, config=_config(found[value])):
-            yield dataclasses.replace(setting, batch=len(judge.captions))
+        with enable(pipe, config=_config(search.best(value, trials=trials, shared=False))):
+            yield dataclasses.replace(setting, batch=len(captions))
 
     return Arm("per-prompt oracle", "oracle", "computed steps", tuple(counts), prepare, f"{trials} trials a point")

@@ -7,12 +7,12 @@ from typing import Any
 
 from diffusers import FluxPipeline
 
-from dicache.api import enable
+from dicache.api import Cache, enable
 from dicache.approximators.base import Approximator
 from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
 from dicache.approximators.newton import Newton
-from dicache.bench.arms import Arm, Setting
+from dicache.bench.arms import Arm, Kind, Setting
 from dicache.bench.measure import scheduler
 from dicache.config import Config
 from dicache.controllers.fixed import every
@@ -20,7 +20,7 @@ from dicache.probes.first_blocks import FirstBlocks
 
 FRACTIONS = (0.7, 0.6, 0.5, 0.4, 0.3)
 INTERVALS = (2, 3, 4, 5, 6)
-BUDGETS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
+BUDGETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 @contextmanager
@@ -35,27 +35,34 @@ def _better_solver(pipe: FluxPipeline, value: float, setting: Setting) -> Iterat
     yield changed
 
 
-def _interval(approximator: Approximator) -> Callable[[FluxPipeline, Any, Setting], Any]:
+def _made_of_dicache(
+    name: str, kind: Kind, knob: str, values: tuple[Any, ...], cache: Callable[[FluxPipeline, Any, Setting], Cache]
+) -> Arm:
     @contextmanager
-    def prepare(pipe: FluxPipeline, value: int, setting: Setting) -> Iterator[Setting]:
-        config = Config(every(value, setting.steps), approximators=(approximator,), probe=FirstBlocks(depth=0))
-        with enable(pipe, config=config):
+    def prepare(pipe: FluxPipeline, value: Any, setting: Setting) -> Iterator[Setting]:  # noqa: ANN401
+        with cache(pipe, value, setting):
             yield setting
 
-    return prepare
+    return Arm(name, kind, knob, values, prepare, cache=cache)
 
 
-@contextmanager
-def _budget(pipe: FluxPipeline, value: float, setting: Setting) -> Iterator[Setting]:
-    with enable(pipe, error_budget=value):
-        yield setting
+def _interval(name: str, approximator: Approximator) -> Arm:
+    def cache(pipe: FluxPipeline, value: int, setting: Setting) -> Cache:
+        config = Config(every(value, setting.steps), approximators=(approximator,), probe=FirstBlocks(depth=0))
+        return enable(pipe, config=config)
+
+    return _made_of_dicache(f"fixed interval, {name}", "baseline", "interval", INTERVALS, cache)
+
+
+def _budget(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
+    return enable(pipe, error_budget=value)
 
 
 BASELINES = (
     Arm("fewer steps", "baseline", "share of the steps", FRACTIONS, _fewer),
     Arm("fewer steps, DPM-Solver++", "baseline", "share of the steps", FRACTIONS, _better_solver),
-    Arm("fixed interval, reuse", "baseline", "interval", INTERVALS, _interval(Reuse())),
-    Arm("fixed interval, order 1", "baseline", "interval", INTERVALS, _interval(Extrapolate())),
-    Arm("fixed interval, order 2", "baseline", "interval", INTERVALS, _interval(Newton(2))),
+    _interval("reuse", Reuse()),
+    _interval("order 1", Extrapolate()),
+    _interval("order 2", Newton(2)),
 )
-DICACHE = (Arm("dicache", "dicache", "error_budget", BUDGETS, _budget),)
+DICACHE = (_made_of_dicache("dicache", "dicache", "error_budget", BUDGETS, _budget),)

@@ -159,6 +159,7 @@ STATIC = (
         _smoothcache,
         "schedule calibrated, at every point anew, on 4 calibration captions; the bench keeps its branches apart",
         packages=("dit-smoothcache",),
+        warmup=0.1,
     ),
     Arm("DeepCache", "peer", "cache_interval", (2,), _deepcache, "for UNets", packages=("DeepCache",)),
 )

@@ -105,8 +105,8 @@ def _dmd() -> Any:  # noqa: ANN401
     return DMDCalibratorConfig()
 
 
-def _arm(name: str, knob: str, values: tuple[Any, ...], prepare: Prepare, note: str = "") -> Arm:
-    return Arm(f"cache-dit {name}", "peer", knob, values, prepare, note, packages=("cache-dit",))
+def _arm(name: str, knob: str, values: tuple[Any, ...], prepare: Prepare, warmup: float | None = 0.1) -> Arm:
+    return Arm(f"cache-dit {name}", "peer", knob, values, prepare, packages=("cache-dit",), warmup=warmup)
 
 
 _KNOB = "residual_diff_threshold"
@@ -116,8 +116,8 @@ CACHE_DIT = (
     _arm("DBCache", _KNOB, _THRESHOLDS, _dbcache()),
     _arm("DBCache + TaylorSeer", _KNOB, _THRESHOLDS, _dbcache(_taylorseer)),
     _arm("DBCache + FoCa", _KNOB, _THRESHOLDS, _dbcache(_foca)),
-    _arm("DBCache + DMD", _KNOB, _THRESHOLDS, _dbcache(_dmd)),
-    _arm("step mask", "preset", _PRESETS, _step_mask()),
-    _arm("step mask + TaylorSeer", "preset", _PRESETS, _step_mask(_taylorseer)),
+    _arm("DBCache + DMD", _KNOB, _THRESHOLDS, _dbcache(_dmd), 0.2),
+    _arm("step mask", "preset", _PRESETS, _step_mask(), None),
+    _arm("step mask + TaylorSeer", "preset", _PRESETS, _step_mask(_taylorseer), None),
     _arm("DBPrune", _KNOB, (0.04, 0.05, 0.08, 0.12, 0.2, 0.35), _dbprune),
 )

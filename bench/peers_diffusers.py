@@ -1,4 +1,4 @@
-"""The caches that diffusers ships, each swept over its main knob, with a warm-up of a fifth where it has one.
+"""The caches that diffusers ships, each swept over its main knob, with its best warm-up where it has one.
 
 FluxPipeline calls its denoiser once per guidance branch, inside `cache_context("cond")` and `("uncond")`. First-block,
 TaylorSeer, MagCache and SeaCache keep a state per context. Pyramid attention broadcast and FasterCache keep one for all
@@ -31,8 +31,8 @@ _UNGUIDED = "expects both guidance branches in one batch, and outputs of 4 or 5 
 
 
 def warm_up(setting: Setting) -> int:
-    """Steps computed at the start: a fifth."""
-    return math.ceil(0.2 * setting.steps)
+    """Steps computed at the start."""
+    return math.ceil(setting.warmup * setting.steps)
 
 
 def calibration_run(pipe: FluxPipeline, setting: Setting) -> None:
@@ -98,7 +98,7 @@ def _magcache(pipe: FluxPipeline, threshold: float, setting: Setting) -> CacheCo
     return MagCacheConfig(
         threshold=threshold,
         max_skip_steps=setting.steps,
-        retention_ratio=0.2,
+        retention_ratio=setting.warmup,
         num_inference_steps=setting.steps,
         mag_ratios=_mag_ratios(pipe, setting),
     )
@@ -187,20 +187,23 @@ def _fastercache_attention(pipe: FluxPipeline, skip_range: int, setting: Setting
     return _fastercache(pipe, skip_range, setting, distilled=True)
 
 
-def _arm(name: str, knob: str, values: tuple[Any, ...], prepare: Prepare, note: str = "") -> Arm:
-    return Arm(f"diffusers {name}", "peer", knob, values, prepare, note, packages=("diffusers",))
+def _arm(
+    name: str, knob: str, values: tuple[Any, ...], prepare: Prepare, note: str = "", warmup: float | None = None
+) -> Arm:
+    return Arm(f"diffusers {name}", "peer", knob, values, prepare, note, packages=("diffusers",), warmup=warmup)
 
 
 DIFFUSERS = (
     _arm("FirstBlockCache", "threshold", (0.04, 0.05, 0.08, 0.12, 0.16, 0.2), _with(_first_block), "has no warm-up"),
-    _arm("TaylorSeer", "interval", (2, 3, 4, 6, 8), _with(_taylorseer)),
-    _arm("TaylorSeer lite", "interval", (2, 3, 4, 6, 8), _with(_taylorseer_lite)),
+    _arm("TaylorSeer", "interval", (2, 3, 4, 6, 8), _with(_taylorseer), warmup=0.05),
+    _arm("TaylorSeer lite", "interval", (2, 3, 4, 6, 8), _with(_taylorseer_lite), warmup=0.2),
     _arm(
         "MagCache",
         "threshold",
         (0.03, 0.04, 0.06, 0.12, 0.24, 0.48),
         _with(_magcache),
         "calibrated, at every point anew, on 4 calibration captions",
+        warmup=0.1,
     ),
     _arm(
         "SeaCache",
@@ -208,6 +211,7 @@ DIFFUSERS = (
         (0.07, 0.1, 0.15, 0.2, 0.3, 0.4),
         _seacache,
         "FluxPipeline does not say which step it is; the bench adds it",
+        warmup=0.05,
     ),
     _arm("PyramidAttentionBroadcast", "skip range", (2, 3, 4, 6, 8), _with(_pyramid), _MIXED),
     _arm("FasterCache", "skip range", (2,), _with(_fastercache_guided), _UNGUIDED),

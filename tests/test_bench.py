@@ -6,13 +6,19 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
-from dicache.bench import show
-from dicache.bench.arms import Arm, Setting
+from dicache.bench import footprint, show, tables
+from dicache.bench.arms import Arm, Setting, coarse
+from dicache.bench.check import difference
+from dicache.bench.costs import Meter, chosen
 from dicache.bench.curves import curves, paired_ratio
-from dicache.bench.measure import Judge
+from dicache.bench.measure import Judge, Point, draw_batch, fresh
 from dicache.bench.oracle import anneal, spread
 from dicache.bench.ours import BASELINES, DICACHE
+from dicache.bench.store import Store
+from dicache.bench.syncs import Syncs
+from dicache.demo import relative_error
 from dicache.reference.scenes import prompts
 
 
@@ -48,12 +54,19 @@ def test_curves_interpolate_between_points_and_never_beyond_them():
 
 def test_a_lost_comparison_is_said():
     found = facts(("dicache", "dicache", [(0.9, 0.005), (0.5, 0.05)]), ("rival", "peer", [(0.9, 0.001), (0.4, 0.02)]))
-    assert "rival" in show.losses(found)
-    head, peers, *_ = show.verdict_table(found)
+    assert "rival" in tables.losses(found)
+    head, peers, *_ = tables.verdict_table(found)
     ratio, name = peers[head.index("at error 0.01")].split(maxsplit=1)
     assert float(ratio) < 1 and name == "(rival)"
     ratio, low, high = paired_ratio(np.array([0.1, 0.2, 0.4]), np.array([0.2, 0.4, 0.9]))
     assert low <= ratio <= high and ratio > 1.9
+
+
+def test_a_file_without_dicache_or_without_static_schedules_is_shown():
+    found = facts(("rival", "peer", [(0.9, 0.001), (0.4, 0.2)]))
+    assert "not been drawn" in tables.losses(found) and "rival" in show.text(found)
+    (_, *rows) = tables.summary_table([found])
+    assert [row[2] for row in rows] == ["-"] * 3 and all("(rival)" in row[3] for row in rows)
 
 
 def test_annealing_keeps_the_work_and_finds_what_matters():
@@ -81,6 +94,66 @@ def test_an_arm_that_fails_is_in_the_results_with_its_reason_and_one_that_runs_i
     assert ours.failure is None and ours.work < 1 and max(ours.errors) < 0.5
 
 
+@pytest.mark.parametrize("solver", ["euler", "dpm++"])
+def test_guidance_in_one_call_gives_the_latents_of_guidance_in_two(solver):
+    captions = prompts("calibration", 2, seed=5)
+    apart, together = (Setting(steps=6, batch=2, shift=3.0, solver=solver, batched=b) for b in (False, True))
+    latents = [draw_batch(fresh(setting), captions, 0, setting) for setting in (apart, together)]
+    assert relative_error(latents[1], latents[0]).max() < 3e-5
+    assert (apart.calls_per_step, together.calls_per_step) == (2, 1) and apart.name != together.name
+
+
+def test_an_interrupted_sweep_keeps_its_points_and_an_arm_drawn_again_loses_them(tmp_path):
+    empty = {"pending": [], "points": [], "costs": []}
+    store = Store(tmp_path / "file.json", empty)
+    assert store.select(["a", "b"]) == ["a", "b"]
+    store.add(Point("a", "peer", "k", 1, work=0.5))
+    store.done("a", ["a", "b"])
+    store.add(Point("b", "peer", "k", 1, work=0.5))
+    again = Store(store.path, json.loads(store.path.read_text()))
+    assert again.select(["a", "b"]) == ["b"] and [p.value for p in again.points("b")] == [1]
+    again.done("b", ["a", "b"])
+    assert again.select(["a"]) == ["a"] and not again.points("a") and again.points("b")
+    assert coarse([Arm("a", "peer", "k", (1, 2, 3), None)])[0].values == (1, 3)
+
+
+def test_another_decision_or_another_error_is_a_difference_and_rounding_is_none():
+    before = Point("a", "peer", "k", 1, work=0.5, errors=[0.1, 1e-7])
+    assert difference(before, Point("a", "peer", "k", 1, work=0.5, errors=[0.10005, 3e-7])) is None
+    assert "work" in (difference(before, Point("a", "peer", "k", 1, work=0.51, errors=[0.1, 1e-7])) or "")
+    assert "error" in (difference(before, Point("a", "peer", "k", 1, work=0.5, errors=[0.11, 1e-7])) or "")
+    assert "failure" in (difference(before, Point("a", "peer", "k", 1, failure="no")) or "")
+
+
+def test_waits_are_counted_on_what_is_computed_from_the_device_only():
+    weight, here = torch.nn.Parameter(torch.ones(3)), torch.ones(3)
+    with torch.no_grad(), Syncs() as syncs:
+        assert float(here.sum()) == 3 and bool((here > 0).all()) and syncs.waits == 0
+        there = weight * 2
+        assert float(there.sum()) == 6 and bool((there > 0).all()) and syncs.names == {"__float__": 1, "__bool__": 1}
+        host = there.cpu()
+        assert host.tolist() == [2, 2, 2] and syncs.waits == 3, "the copy waits, what follows does not"
+        there[there > 1], there[0], here[here > 0]
+        assert syncs.names["__getitem__"] == 1
+        assert [float(row) for row in there] == [2, 2, 2] and syncs.names["__float__"] == 4
+
+
+def test_live_bytes_count_a_storage_once_and_no_parameters():
+    before = footprint.live_bytes()
+    kept, weight = torch.zeros(1000), torch.nn.Parameter(torch.zeros(500))
+    views = [kept[:10], kept.view(10, 100), weight.detach()]
+    assert footprint.live_bytes() - before == 4000 and len(views) == 3
+
+
+def test_the_cost_of_an_arm_is_held_against_the_uncached_pipeline():
+    meter = Meter(prompts("calibration", 2, seed=5), Setting(steps=8, batch=2))
+    half = meter.cost(BASELINES[0], Point("fewer steps", "baseline", "share", 0.5, work=0.5))
+    assert half.failure is None and half.waits == 0 and abs(half.cache_bytes) < 1e4 and half.own_time is None
+    ours = meter.cost(DICACHE[0], Point("dicache", "dicache", "error_budget", 0.2, work=0.6))
+    assert ours.failure is None and ours.cache_bytes > 1e5 and ours.waits > 0 and 0 < ours.own_time < 1
+    assert chosen([Point("a", "peer", "k", 1, failure="no")]) is None
+
+
 @pytest.mark.parametrize("module", ["defects", "micro"])
 def test_the_other_measurements_run_and_dicache_has_none_of_the_defects(module, tmp_path):
     out = tmp_path / "out.json"
@@ -93,13 +166,35 @@ def test_the_other_measurements_run_and_dicache_has_none_of_the_defects(module, 
         assert len(found) >= 4 and not any(finding["dicache_has_it"] for finding in found)
 
 
+def bench(*arguments, timeout=600):
+    command = [sys.executable, "-m", "dicache.bench", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
 def test_the_quick_sweep_writes_results_table_and_plot(tmp_path):
-    command = [sys.executable, "-m", "dicache.bench", "pareto", "--quick", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = bench("pareto", "--quick", "--coarse", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Where dicache does not win" in done.stdout
     (results,) = tmp_path.glob("*.json")
     found = json.loads(results.read_text())
-    assert {p["arm"] for p in found["points"]} == {arm.name for arm in (*BASELINES, *DICACHE)}
-    assert all(p["failure"] is None for p in found["points"])
+    arms = {arm.name for arm in (*BASELINES, *DICACHE)}
+    assert {p["arm"] for p in found["points"]} == {c["arm"] for c in found["costs"]} == arms
+    assert all(entry["failure"] is None for entry in (*found["points"], *found["costs"])) and not found["pending"]
     assert results.with_suffix(".png").is_file() and results.with_suffix(".md").is_file()
+
+
+def test_some_arms_are_drawn_merged_and_checked(tmp_path):
+    small = ("pareto", "--steps", 6, "--captions", 2, "--coarse", "--no-peers", "--no-costs", "--out", tmp_path)
+    assert bench(*small, "--arms", "^fewer steps").returncode == 0
+    (results,) = tmp_path.glob("*.json")
+    before = json.loads(results.read_text())["points"]
+    assert bench(*small, "--arms", "order 1").returncode == 0
+    found = json.loads(results.read_text())
+    assert [p for p in found["points"] if p["arm"].startswith("fewer")] == before and len(found["points"]) == 9
+    same = bench(*small, "--arms", "order 1|fewer steps$", "--check")
+    assert same.returncode == 0 and "6 points drawn again, 0 differ" in same.stdout
+    found["points"][-1]["work"] *= 1.01
+    results.write_text(json.dumps(found))
+    assert bench(*small, "--arms", "order 1", "--check").returncode == 1
+    other = bench(*small[:3], "--captions", 3, *small[5:], "--arms", "order 1")
+    assert other.returncode == 1 and "captions" in other.stderr
