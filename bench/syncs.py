@@ -3,10 +3,10 @@
 Every tensor is on the `device` or on the `host`. On the device: parameters and buffers, what the denoiser is called
 with, the scheduler's timesteps, whatever is computed from these, and what is made or moved with an argument that is a
 `torch.device` (code reads it off a device tensor). On the host: what `.cpu()`, `.to("cpu")` and the like give back,
-what is made without a tensor, and whatever is computed from host tensors alone; so are the scheduler's sigmas, which
-diffusers moves to the host itself. A wait is an operation on a device tensor whose answer the host, or the next
-kernel's shape, needs: `.item()` and all that ends in it, a copy to the host, `equal`, `allclose`, `nonzero` and what is
-like it, indexing by a mask.
+what is made without a tensor, and whatever is computed from host tensors alone. So the sigmas of DPM-Solver++ are on
+the host and those of flow-matching Euler are not: its `set_timesteps` leaves them on the device. A wait is an operation
+on a device tensor whose answer the host, or the next kernel's shape, needs: `.item()` and all that ends in it, a copy
+to the host, `equal`, `allclose`, `nonzero` and what is like it, indexing by a mask.
 
 Seen are calls of torch from Python. Not seen: what torch's own Python functions do inside one call, waits inside
 compiled extensions, and whether the device was busy at all; so this counts the places where code waits, not the time it
