@@ -20,26 +20,23 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dicache.types import Step
+from dicache.types import Course, Step
 
 
 class Timeline(NamedTuple):
-    """Per step: position, |h|, and the estimate of the final latent; `begin` is the run's first step."""
+    """A run's course and, per step, the estimates of the final latent and of the noise."""
 
-    sigmas: tuple[float, ...]
-    coefficients: tuple[float, ...]
+    course: Course
     clean: tuple[tuple[float, float], ...]
-    begin: int
+    noise: tuple[tuple[float, float], ...]
 
     def reading(self, run: object, index: int) -> "Reading":
-        index = min(index, len(self.sigmas) - 1)
-        whole = sum(self.coefficients[self.begin :]) or 1.0
-        progress, share = sum(self.coefficients[self.begin : index + 1]) / whole, self.coefficients[index] / whole
-        return Reading(
-            run,
-            Step(index, len(self.sigmas), self.sigmas[index], self.coefficients[index], progress, self.clean[index]),
-            share,
-        )
+        sigmas, coefficients, _, begin = self.course
+        index = min(index, len(sigmas) - 1)
+        whole = sum(coefficients[begin:]) or 1.0
+        progress, share = sum(coefficients[begin : index + 1]) / whole, coefficients[index] / whole
+        here = (sigmas[index], coefficients[index], progress, self.clean[index], self.noise[index])
+        return Reading(run, Step(index, len(sigmas), *here, self.course), share)
 
 
 class Reading(NamedTuple):
@@ -56,7 +53,7 @@ class SchedulerClock:
     def __init__(self, scheduler: Callable[[], Any]) -> None:
         self.scheduler = scheduler
         self.run: object = None
-        self.timeline = Timeline((), (), (), 0)
+        self.timeline = Timeline(Course((), (), (), 0), (), ())
 
     def read(self, timestep: torch.Tensor | float | None) -> Reading:
         scheduler = self.scheduler()
@@ -109,22 +106,30 @@ def timeline(scheduler: Any) -> Timeline:  # noqa: ANN401
     config = scheduler.config
     prediction = config.get("prediction_type", "epsilon")
     begin = int(getattr(scheduler, "begin_index", None) or 0)
-    times = [float(t) for t in scheduler.timesteps]
+    times = torch.as_tensor(scheduler.timesteps).tolist()  # one wait for the device, once per run
     if (
         type(scheduler).__name__.startswith("FlowMatch")
         or prediction == "flow_prediction"
         or config.get("use_flow_sigmas", False)
     ):
-        sigmas = [*map(float, scheduler.sigmas), 0.0][: len(times) + 1]
-        return Timeline(tuple(sigmas[:-1]), _gaps(sigmas), tuple((1.0, -s) for s in sigmas[:-1]), begin)
+        sigmas = [*torch.as_tensor(scheduler.sigmas).tolist(), 0.0][: len(times) + 1]
+        course = Course(tuple(sigmas[:-1]), _gaps(sigmas), tuple(_balance(1 - s, s) for s in sigmas[:-1]), begin)
+        return Timeline(course, tuple((1.0, -s) for s in sigmas[:-1]), tuple((1.0, 1.0 - s) for s in sigmas[:-1]))
     if hasattr(scheduler, "is_scale_input_called"):
-        sigmas = [*map(float, scheduler.sigmas), 0.0][: len(times) + 1]
-        clean = tuple((math.sqrt(1 + s * s), -s) for s in sigmas[:-1])
-        return Timeline(tuple(times), _gaps(sigmas), clean, begin)
+        sigmas = [*torch.as_tensor(scheduler.sigmas).tolist(), 0.0][: len(times) + 1]
+        course = Course(tuple(times), _gaps(sigmas), tuple(_balance(1, s) for s in sigmas[:-1]), begin)
+        return Timeline(course, tuple((math.sqrt(1 + s * s), -s) for s in sigmas[:-1]), ((0.0, 1.0),) * len(times))
     alphas = _alphas(scheduler, times)
     if alphas is None:
-        return Timeline(tuple(times), (1 / len(times),) * len(times), ((1.0, 0.0),) * len(times), begin)
+        course = Course(tuple(times), (1 / len(times),) * len(times), tuple(-t for t in times), begin)
+        return Timeline(course, ((1.0, 0.0),) * len(times), ((0.0, 1.0),) * len(times))
     return _variance_preserving(times, alphas, prediction, begin)
+
+
+def _balance(signal: float, noise: float) -> float:
+    """log(signal / noise), both softened by 0.02 of their sum: pure noise has a finite place."""
+    soft = 0.02 * (signal + noise)
+    return math.log((signal + soft) / (noise + soft))
 
 
 def _gaps(sigmas: Sequence[float]) -> tuple[float, ...]:
@@ -142,7 +147,7 @@ def _alphas(scheduler: Any, times: list[float]) -> list[float] | None:  # noqa: 
 
 
 def _variance_preserving(times: list[float], alphas: list[float], prediction: str, begin: int) -> Timeline:
-    coefficients, clean = [], []
+    coefficients, clean, noise, balances = [], [], [], []
     for alpha, after in pairwise(alphas):
         sigma, sigma_after = math.sqrt(1 - alpha * alpha), math.sqrt(max(0.0, 1 - after * after))
         per_eps = abs(sigma_after - after * sigma / alpha) / after
@@ -151,4 +156,10 @@ def _variance_preserving(times: list[float], alphas: list[float], prediction: st
         clean.append(
             {"v_prediction": (alpha, -sigma), "sample": (0.0, 1.0)}.get(prediction, (1 / alpha, -sigma / alpha))
         )
-    return Timeline(tuple(times), tuple(coefficients), tuple(clean), begin)
+        noise.append(
+            {"v_prediction": (sigma, alpha), "sample": (1 / max(sigma, 1e-6), -alpha / max(sigma, 1e-6))}.get(
+                prediction, (0.0, 1.0)
+            )
+        )
+        balances.append(_balance(alpha, sigma))
+    return Timeline(Course(tuple(times), tuple(coefficients), tuple(balances), begin), tuple(clean), tuple(noise))

@@ -15,6 +15,7 @@ from dicache.controllers.clip import Clip
 from dicache.errors import ModeError
 from dicache.estimators.base import Estimator
 from dicache.estimators.closed_loop import ClosedLoop
+from dicache.probes.base import Probe
 from dicache.probes.first_blocks import FirstBlocks
 
 
@@ -27,14 +28,14 @@ class Config:
     controller: Controller[Any]
     estimator: Estimator[Any] = field(default_factory=lambda: ClosedLoop(trust=0.5))
     approximators: tuple[Approximator, ...] = (Reuse(), Extrapolate(), Align())
-    probe: FirstBlocks = field(default_factory=FirstBlocks)
+    probe: Probe = field(default_factory=FirstBlocks)
 
     def __post_init__(self) -> None:
         if not isinstance(self.controller, Controller):
             raise ModeError(f"controller is {self.controller!r}. Expected a controller such as Budgeted(0.05).")
         if not self.approximators:
             raise ModeError("Config has no approximator. Expected at least one, for example approximators=(Reuse(),).")
-        if self.probe.depth == 0 and any(isinstance(a, Align) for a in self.approximators):
+        if self.probe == FirstBlocks(0) and any(isinstance(a, Align) for a in self.approximators):
             raise ModeError(
                 "Align reads a probe, but Config has probe=FirstBlocks(depth=0). Use depth=1 or another approximator."
             )

@@ -16,21 +16,22 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dicache import history
-from dicache.approximators.base import Now, Past
-from dicache.approximators.linear import Extrapolate, extrapolate
+from dicache.approximators.base import Past
 from dicache.clock import Reading
 from dicache.config import Config
 from dicache.estimators.base import Evidence
+from dicache.evidence import gather, known, nothing, now_of
 from dicache.guided import Guided, chunks_of
+from dicache.law import weight
 from dicache.macs import Meter
-from dicache.norms import relative_change
+from dicache.probes.base import View
 from dicache.rows import Tree, scatter, shapes_of, stand_in, take, tensors
 from dicache.run import Call, Judgement, Run
 from dicache.trace import Record, Trace
-from dicache.types import Grid, Rows, Step
+from dicache.types import Grid, Quote, Rows, Step
 
 
 class Clock(Protocol):
@@ -126,7 +127,10 @@ class Session:
         if call is None or run is None:
             return forward(*args, **kwargs)
         position, call.position = call.position, call.position + 1
-        if position == self.config.probe.depth:
+        depth = self.config.probe.depth
+        if position == depth:
+            if depth == 0:
+                self._look(call, run, forward, args, kwargs, _stream((args, kwargs)))
             call.decide(self._decide(run, call) if (call.key, part) in self.shapes else None)
         cost = self.meter.measure(part, forward, args, kwargs, call.rows)
         if call.some is None and call.computed is not None:
@@ -140,9 +144,23 @@ class Session:
         output = forward(*args, **kwargs)
         if (call.key, part) not in self.shapes:
             self.shapes[call.key, part] = shapes_of(output)
-        if position == self.config.probe.depth - 1:
-            call.feature = max(tensors(output), key=Tensor.numel).detach().clone()  # later blocks may work in place
+        if position == depth - 1:
+            self._look(call, run, forward, args, kwargs, _stream(output))
         return output
+
+    def _look(
+        self,
+        call: Call,
+        run: Run,
+        forward: Callable[..., Tree],
+        args: tuple[Tree, ...],
+        kwargs: Mapping[str, Tree],
+        after: Tensor,
+    ) -> None:
+        """Let the probe measure, after `depth` blocks."""
+        block = getattr(forward, "__self__", None)
+        assert isinstance(block, nn.Module)
+        call.feature = self.config.probe(View(run.latent, _stream((args, kwargs)), after, block, args, kwargs))
 
     def around(
         self, part: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree]
@@ -162,7 +180,7 @@ class Session:
         self.meter.end_call(call.computed)
         computed = torch.ones(call.rows, dtype=torch.bool) if call.computed is None else call.computed
         past = run.past.get(call.branch) or _nothing(self.config.depth, call.rows)
-        now = Now(run.step.sigma, call.feature)
+        now = now_of(run, call)
         forms = self.config.approximators
         learning = call.computed is None or call.some is not None
         wanted = range(len(forms)) if learning else self._used(run)
@@ -194,8 +212,12 @@ class Session:
             if call.feature is None
             else history.push(past.features, call.feature, run.step.sigma, computed)
         )
-        run.past[call.branch] = Past(outputs, features)
-        run.bytes = max(run.bytes, sum(p.outputs.nbytes + p.features.nbytes for p in run.past.values()))
+        noises = past.noises
+        if any(a.reads_noise for a in self.config.approximators):
+            a, b = run.step.noise
+            noises = history.push(noises, a * run.latent + b * output, run.step.sigma, computed)
+        run.past[call.branch] = Past(outputs, features, noises)
+        run.bytes = max(run.bytes, sum(kept.nbytes for past in run.past.values() for kept in past))
 
     # Deciding and learning.
 
@@ -205,34 +227,22 @@ class Session:
             return None
         started = time.perf_counter()
         if run.judgement is None:
-            run.judgement = self._judge(run, self._evidence(run, call))
+            run.judgement = self._judge(run, gather(self.config, run, call))
         run.overhead += time.perf_counter() - started
         if call.branch not in run.past:
             return None
         needs = torch.tensor([a.needs for a in self.config.approximators])[run.judgement.best].repeat(run.guided.chunks)
-        known = run.past[call.branch].outputs.sigmas.isfinite().sum(0) >= needs
-        return run.judgement.computed.repeat(run.guided.chunks) | ~known
+        return run.judgement.computed.repeat(run.guided.chunks) | ~known(run.past[call.branch], needs)
 
     def _judge(self, run: Run, evidence: Evidence) -> Judgement:
         predicted = self.config.estimator.predict(evidence, run.estimator)
         error, best = predicted.min(1)
         scale = torch.full_like(error, torch.nan) if run.scale is None else run.scale
-        cost = (error * run.step.coefficient * scale).nan_to_num(torch.inf, torch.inf)
+        cost = (error * run.step.coefficient * scale * weight(run.step)).nan_to_num(torch.inf, torch.inf)
         actions = torch.tensor([int(a.action) for a in self.config.approximators])
-        decision, run.controller = self.config.controller.decide(cost, actions[best], run.step, run.controller)
+        quote = Quote(error, cost, actions[best])
+        decision, run.controller = self.config.controller.decide(quote, run.step, run.controller)
         return Judgement(evidence, predicted, decision)
-
-    def _evidence(self, run: Run, call: Call) -> Evidence:
-        past, sigma = run.past.get(call.branch), run.step.sigma
-        unknown = torch.full((run.samples,), torch.nan, dtype=torch.float64)
-        if past is None:
-            return Evidence(unknown[:, None].expand(-1, len(self.config.approximators)), unknown, unknown)
-        times = past.outputs.sigmas[:, : run.samples]
-        growth = torch.stack([a.growth(times, sigma) for a in self.config.approximators], dim=1)
-        if call.feature is None or len(past.features.values) < 2:
-            return Evidence(growth, unknown, unknown)
-        innovation = relative_change(extrapolate(past.features, sigma), call.feature)[: run.samples].double().cpu()
-        return Evidence(growth, innovation, Extrapolate().growth(times, sigma))
 
     def _close(self, run: Run, after: Tensor | None) -> None:
         """The step is over: learn from what was computed, and note down what happened.
@@ -247,15 +257,16 @@ class Session:
             run.controller = self.config.controller.init(run.samples)
             self._forget(run)
         if run.judgement is None:
-            run.judgement = self._judge(run, self._evidence(run, Call("", 0, (), run.latent.device)))
+            run.judgement = self._judge(run, nothing(self.config, run))
         judged, computed = run.judgement, run.judgement.computed
-        realised = torch.full_like(judged.predicted, torch.nan)
+        realised, evidence = torch.full_like(judged.predicted, torch.nan), judged.evidence
         if run.guided.complete:
             realised, scale = run.guided.measure(run.latent[: run.samples], run.step.clean, realised.shape[1])
             run.scale = scale if run.scale is None else torch.where(computed, scale, run.scale)
-            run.estimator = self.config.estimator.observe(realised, judged.evidence, computed, run.estimator)
+            evidence = evidence._replace(output=run.guided.truth)
             ratio = (realised / judged.predicted).gather(1, judged.best[:, None])[:, 0]
             run.controller = self.config.controller.settle(ratio, computed, run.controller)
+        run.estimator = self.config.estimator.observe(realised, evidence, computed, run.estimator)
         run.records.append(_record(run, judged, realised))
         if run.guided.changed:
             self._forget(run)
@@ -302,7 +313,12 @@ def _record(run: Run, judged: Judgement, realised: Grid) -> Record:
 
 
 def _nothing(depth: int, rows: int) -> Past:
-    return Past(history.empty(depth, rows), history.empty(depth, rows))
+    return Past(*(history.empty(depth, rows) for _ in Past._fields))
+
+
+def _stream(tree: Tree) -> Tensor:
+    """The picture's stream among a block's tensors: the largest."""
+    return max(tensors(tree), key=Tensor.numel)
 
 
 def _batched(args: tuple[Tree, ...], kwargs: Mapping[str, Tree], rows: int) -> bool:
@@ -310,4 +326,4 @@ def _batched(args: tuple[Tree, ...], kwargs: Mapping[str, Tree], rows: int) -> b
 
     Where a model folds frames into the batch, its blocks run for all rows or none.
     """
-    return max(tensors((args, kwargs)), key=Tensor.numel).shape[0] == rows
+    return _stream((args, kwargs)).shape[0] == rows

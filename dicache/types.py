@@ -8,6 +8,7 @@ float64; only features, outputs and histories live on the device.
 from enum import IntEnum
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Rows = Tensor
@@ -48,6 +49,24 @@ REASONS = {
 }
 
 
+class Course(NamedTuple):
+    """What is known of a whole run before it begins; all per step."""
+
+    sigmas: tuple[float, ...]
+    coefficients: tuple[float, ...]
+    balances: tuple[float, ...]
+    """Half the logarithm of signal over noise, the natural time of a diffusion: the laws of error hold along it."""
+    begin: int
+    """The run's first step: image-to-image starts half-way."""
+
+    def along(self, sigmas: Tensor) -> Tensor:
+        """The balances at `sigmas`, any shape, which are those of this course or nan."""
+        grid = torch.tensor(self.sigmas, dtype=torch.float64)
+        nearest = (sigmas[..., None] - grid).abs().nan_to_num().argmin(-1)
+        found = torch.tensor(self.balances, dtype=torch.float64)[nearest]
+        return torch.where(sigmas.isnan(), torch.nan, found)
+
+
 class Step(NamedTuple):
     """One call of the scheduler, in host numbers."""
 
@@ -61,6 +80,21 @@ class Step(NamedTuple):
     """Share of the trajectory that lies behind once this step is done, in (0, 1]."""
     clean: tuple[float, float]
     """(a, b) such that a * latent + b * output estimates the final latent."""
+    noise: tuple[float, float] = (0.0, 1.0)
+    """(a, b) such that a * latent + b * output estimates the noise in the latent."""
+    course: Course | None = None
+    """None in a hand-written loop, where nobody knows what comes."""
+
+
+class Quote(NamedTuple):
+    """What skipping a step would do to each sample, by the best approximator. Unknown is inf."""
+
+    error: Rows
+    """Relative error of this step's output, as the estimator predicts it."""
+    cost: Rows
+    """The same as a relative error of the final latent."""
+    action: Rows
+    """How it would be filled in."""
 
 
 class Decision(NamedTuple):

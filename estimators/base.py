@@ -1,15 +1,24 @@
 """The contract of an estimator: predict before, observe after, state in and out."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
-from dicache.types import Grid, Rows
+from torch import Tensor
+
+from dicache.types import Grid, Rows, Step
 
 S = TypeVar("S")
 
 
+def _none(form: int) -> Tensor | None:
+    return None
+
+
 class Evidence(NamedTuple):
-    """What is known about a step before it is computed."""
+    """What is known about a step before it is computed. Tensors of the model are those of the branch that is called
+    first, one row per sample.
+    """
 
     growth: Grid
     """(B, A): each approximator's error law at this step, nan where its history is too short."""
@@ -17,6 +26,19 @@ class Evidence(NamedTuple):
     """(B,): relative error of extrapolating the probe's feature to this step, nan without a probe."""
     innovation_growth: Rows
     """(B,): the error law of that extrapolation."""
+    typical: float = 1.0
+    """The constant that the laws usually have here (`dicache.law`); 1 where nothing is known."""
+    step: Step | None = None
+    latent: Tensor | None = None
+    """The denoiser's input, (B, ...)."""
+    feature: Tensor | None = None
+    """What the probe measured, (B, ...); None without a probe."""
+    guess: Callable[[int], Tensor | None] = _none
+    """guess(a): what approximator a would hand out, (B, ...); None where its history is too short. Costs a pass."""
+    output: Tensor | None = None
+    """What the step gave, (B, ...), all branches mixed; only when observing, and None where not all branches were
+    computed.
+    """
 
 
 class Estimator(ABC, Generic[S]):
@@ -30,6 +52,6 @@ class Estimator(ABC, Generic[S]):
 
     @abstractmethod
     def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: S) -> S:
-        """Learn from the steps that were `computed`, (B,) bool: `realised`, (B, A), is what each approximator would
-        have been wrong by.
+        """Every step once it is over, computed or not: learn from those that were `computed`, (B,) bool. `realised`,
+        (B, A), is what each approximator would have been wrong by, nan where that is not known.
         """

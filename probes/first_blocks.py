@@ -7,9 +7,13 @@ and the controller decides one step ahead without waiting for the device.
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from dicache.probes.base import Probe, View
+
 
 @dataclass(frozen=True)
-class FirstBlocks:
+class FirstBlocks(Probe):
     """The picture stream after the first `depth` blocks, (R, N, C)."""
 
     depth: int = 1
@@ -17,3 +21,6 @@ class FirstBlocks:
     def __post_init__(self) -> None:
         if self.depth < 0:
             raise ValueError(f"FirstBlocks(depth={self.depth}): expected 0 (no probe) or more.")
+
+    def __call__(self, view: View) -> Tensor | None:
+        return view.after.detach().clone() if self.depth else None

@@ -95,9 +95,9 @@ class Scripted(Controller[None]):
     def init(self, samples):
         return None
 
-    def decide(self, cost, action, step, state):
-        action = action if step.index in self.skips else torch.zeros_like(action)
-        return Decision(action[:, None], torch.zeros_like(action)[:, None], torch.zeros_like(cost)), None
+    def decide(self, quote, step, state):
+        action = quote.action if step.index in self.skips else torch.zeros_like(quote.action)
+        return Decision(action[:, None], torch.zeros_like(action)[:, None], torch.zeros_like(quote.cost)), None
 
     def settle(self, ratio, computed, state):
         return None

@@ -25,13 +25,22 @@ from dicache.extension import residual_sums
 from dicache.guided import chunks_of, fit
 from dicache.norms import length, relative_change, relative_change_l1
 from dicache.rows import scatter, shapes_of, stand_in, take
-from dicache.types import Action, Reason, Step
+from dicache.types import Action, Quote, Reason, Step
 
 ROWS = st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=8)
 
 
 def step(index: int, total: int = 10) -> Step:
     return Step(index, total, 1 - index / total, 1 / total, (index + 1) / total, (1.0, 0.0))
+
+
+def quote(cost):
+    return Quote(cost, cost, torch.full(cost.shape, int(Action.REUSE)))
+
+
+def past_of(outputs, features=None):
+    nothing = history.empty(*outputs.sigmas.shape)
+    return Past(outputs, features or nothing, nothing)
 
 
 @given(pattern=ROWS)
@@ -57,7 +66,7 @@ def test_extrapolation_is_exact_on_lines_at_uneven_times_and_reuse_on_constants(
     held = history.empty(2, 2)
     for sigma in newest_last[:2]:
         held = history.push(held, offset + sigma * slope, sigma, torch.ones(2, dtype=torch.bool))
-    past, now = Past(held, history.empty(2, 2)), Now(newest_last[2], None)
+    past, now = past_of(held), Now(newest_last[2], None)
     torch.testing.assert_close(Extrapolate().guess(past, now), offset + newest_last[2] * slope, rtol=1e-3, atol=1e-3)
     guess = Reuse().guess(past, now)
     guess.zero_()
@@ -75,7 +84,7 @@ def test_newton_is_exact_on_polynomials_of_its_order(order, sigmas):
     held = history.empty(order + 1, 2)
     for sigma in times[: order + 1]:
         held = history.push(held, value(sigma), sigma, torch.ones(2, dtype=torch.bool))
-    guess = Newton(order).guess(Past(held, history.empty(order + 1, 2)), Now(times[order + 1], None))
+    guess = Newton(order).guess(past_of(held), Now(times[order + 1], None))
     torch.testing.assert_close(guess, value(times[order + 1]), rtol=1e-6, atol=1e-6)
 
 
@@ -84,7 +93,7 @@ def test_a_fixed_schedule_computes_when_due_or_unknown():
     state, strips = controller.init(2), ["", ""]
     for i, cost in enumerate((math.inf, 0.1, 0.1)):
         costs = torch.full((2,), cost, dtype=torch.float64)
-        decision, state = controller.decide(costs, torch.full((2,), int(Action.REUSE)), step(i, 3), state)
+        decision, state = controller.decide(quote(costs), step(i, 3), state)
         strips = [strip + "#="[a] for strip, a in zip(strips, decision.action[:, 0].tolist(), strict=True)]
     assert strips == ["##=", "#=="]
     assert sorted(every(3, 10).computed[0]) == [0, 1, 4, 7]
@@ -97,7 +106,7 @@ def test_alignment_is_the_published_formula():
         outputs = history.push(outputs, torch.full((1, 4), scale), sigma, everything)
         features = history.push(features, torch.full((1, 4), scale), sigma, everything)
     for feature, gamma in ((2.25, 1.25), (9.0, 1.5), (1.5, 1.0)):
-        guess = Align().guess(Past(outputs, features), Now(0.8, torch.full((1, 4), feature)))
+        guess = Align().guess(past_of(outputs, features), Now(0.8, torch.full((1, 4), feature)))
         assert guess[0, 0] == pytest.approx(1.0 + gamma)
 
 
@@ -131,9 +140,7 @@ def test_the_estimate_never_passes_what_was_released_of_the_budget(costs, budget
     controller = Budgeted(budget)
     state = controller.init(1)
     for i, cost in enumerate(costs):
-        decision, state = controller.decide(
-            torch.tensor([cost], dtype=torch.float64), torch.tensor([int(Action.REUSE)]), step(i), state
-        )
+        decision, state = controller.decide(quote(torch.tensor([cost], dtype=torch.float64)), step(i), state)
         assert decision.spent.item() <= budget * math.sqrt((i + 1) / 10) + 1e-12
         assert budget > 0 or decision.reason.item() == Reason.NO_BUDGET
         state = controller.settle(torch.ones(1), decision.action[:, 0] == Action.COMPUTE, state)
@@ -141,7 +148,7 @@ def test_the_estimate_never_passes_what_was_released_of_the_budget(costs, budget
 
 def test_a_gap_that_turned_out_worse_costs_more():
     controller, cost = Budgeted(1.0), torch.tensor([0.1], dtype=torch.float64)
-    _, state = controller.decide(cost, torch.tensor([int(Action.REUSE)]), step(8), controller.init(1))
+    _, state = controller.decide(quote(cost), step(8), controller.init(1))
     state = controller.settle(torch.tensor([3.0]), torch.tensor([True]), state)
     assert state.spent.item() == pytest.approx(0.3)
 
@@ -150,9 +157,7 @@ def test_clip_computes_the_first_and_last_steps_and_bounds_gaps_from_where_the_r
     clip = Clip(Budgeted(1e9), first=0.25, last=1, longest=2)
     state, strip = clip.init(1), ""
     for i in range(4, 16):  # a run that begins at step 4 of 16
-        decision, state = clip.decide(
-            torch.zeros(1, dtype=torch.float64), torch.tensor([int(Action.REUSE)]), step(i, 16), state
-        )
+        decision, state = clip.decide(quote(torch.zeros(1, dtype=torch.float64)), step(i, 16), state)
         strip += "#" if decision.action.item() == Action.COMPUTE else "="
     assert strip == "###==#==#==#"
 

@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from dicache.history import History
-from dicache.types import Action, Rows
+from dicache.types import Action, Course, Rows
 
 
 class Past(NamedTuple):
@@ -21,6 +21,8 @@ class Past(NamedTuple):
     outputs: History
     features: History
     """What the probe measured at the computed steps; empty without a probe."""
+    noises: History
+    """The noise that the outputs stand for; empty unless an approximator asks for it."""
 
 
 class Now(NamedTuple):
@@ -29,12 +31,19 @@ class Now(NamedTuple):
     sigma: float
     feature: Tensor | None
     """(R, ...), or None without a probe."""
+    latent: Tensor | None = None
+    """(R, ...), the denoiser's input."""
+    noise: tuple[float, float] = (0.0, 1.0)
+    """(a, b) such that a * latent + b * output is the noise."""
+    course: Course | None = None
 
 
 class Approximator(ABC):
     action: ClassVar[Action]
     needs: ClassVar[int]
     """How many exact values it needs."""
+    reads_noise: ClassVar[bool] = False
+    """Whether `Past.noises` must be kept."""
 
     @abstractmethod
     def guess(self, past: Past, now: Now) -> Tensor:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
-from dicache.types import Decision, Rows, Step
+from dicache.types import Decision, Quote, Rows, Step
 
 S = TypeVar("S")
 
@@ -14,10 +14,8 @@ class Controller(ABC, Generic[S]):
         """State at the start of a run of B samples."""
 
     @abstractmethod
-    def decide(self, cost: Rows, action: Rows, step: Step, state: S) -> tuple[Decision, S]:
-        """Skip where the cost is worth it: `cost`, (B,), is what skipping adds to the final error (inf: unknown),
-        `action`, (B,), how it would be filled in.
-        """
+    def decide(self, quote: Quote, step: Step, state: S) -> tuple[Decision, S]:
+        """Skip where it is worth what it is quoted at."""
 
     @abstractmethod
     def settle(self, ratio: Rows, computed: Rows, state: S) -> S:

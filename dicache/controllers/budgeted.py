@@ -16,7 +16,7 @@ import torch
 
 from dicache.budget import Budget, per_sample
 from dicache.controllers.base import Controller
-from dicache.types import Action, Decision, Reason, Rows, Step
+from dicache.types import Action, Decision, Quote, Reason, Rows, Step
 
 
 class Account(NamedTuple):
@@ -39,14 +39,14 @@ class Budgeted(Controller[Account]):
         zero = torch.zeros(samples, dtype=torch.float64)
         return Account(per_sample(self.budget, samples), zero, zero.clone())
 
-    def decide(self, cost: Rows, action: Rows, step: Step, state: Account) -> tuple[Decision, Account]:
-        after = state._replace(pending=state.pending + cost)
+    def decide(self, quote: Quote, step: Step, state: Account) -> tuple[Decision, Account]:
+        after = state._replace(pending=state.pending + quote.cost)
         skip = (after.spent <= state.budget * step.progress**0.5) & (state.budget > 0)
-        reason = torch.where(cost.isfinite(), int(Reason.OVER_BUDGET), int(Reason.UNKNOWN))
+        reason = torch.where(quote.cost.isfinite(), int(Reason.OVER_BUDGET), int(Reason.UNKNOWN))
         reason = torch.where(state.budget > 0, reason, int(Reason.NO_BUDGET))
         reason = torch.where(skip, int(Reason.WITHIN_BUDGET), reason)
         state = state._replace(pending=torch.where(skip, after.pending, state.pending))
-        action = torch.where(skip, action, int(Action.COMPUTE))
+        action = torch.where(skip, quote.action, int(Action.COMPUTE))
         return Decision(action[:, None], reason[:, None], state.spent), state
 
     def settle(self, ratio: Rows, computed: Rows, state: Account) -> Account:

@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 
 from dicache.controllers.base import Controller
-from dicache.types import Action, Decision, Reason, Rows, Step
+from dicache.types import Action, Decision, Quote, Reason, Rows, Step
 
 S = TypeVar("S")
 
@@ -38,14 +38,14 @@ class Clip(Controller[Clipped[S]], Generic[S]):
     def init(self, samples: int) -> Clipped[S]:
         return Clipped(self.inner.init(samples), torch.zeros(samples, dtype=torch.int64), -1)
 
-    def decide(self, cost: Rows, action: Rows, step: Step, state: Clipped[S]) -> tuple[Decision, Clipped[S]]:
+    def decide(self, quote: Quote, step: Step, state: Clipped[S]) -> tuple[Decision, Clipped[S]]:
         begin = step.index if state.begin < 0 else state.begin
         outside = (
             step.index - begin < math.ceil(self.first * (step.total - begin)) or step.index >= step.total - self.last
         )
         too_long = state.gap >= (step.total if self.longest is None else self.longest)
         forced = too_long | outside
-        decision, inner = self.inner.decide(torch.where(forced, torch.inf, cost), action, step, state.inner)
+        decision, inner = self.inner.decide(_refused(quote, forced), step, state.inner)
         reason = torch.where(forced, int(Reason.WARM_UP if outside else Reason.TOO_LONG), decision.reason[:, 0])
         reason = torch.where(decision.reason[:, 0] == Reason.NO_BUDGET, decision.reason[:, 0], reason)
         gap = torch.where(decision.action[:, 0] == Action.COMPUTE, 0, state.gap + 1)
@@ -53,3 +53,7 @@ class Clip(Controller[Clipped[S]], Generic[S]):
 
     def settle(self, ratio: Rows, computed: Rows, state: Clipped[S]) -> Clipped[S]:
         return state._replace(inner=self.inner.settle(ratio, computed, state.inner))
+
+
+def _refused(quote: Quote, rows: Rows) -> Quote:
+    return quote._replace(error=quote.error.masked_fill(rows, torch.inf), cost=quote.cost.masked_fill(rows, torch.inf))

@@ -13,7 +13,7 @@ import torch
 
 from dicache.controllers.base import Controller
 from dicache.errors import BudgetError
-from dicache.types import Action, Decision, Reason, Rows, Step
+from dicache.types import Action, Decision, Quote, Reason, Rows, Step
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Fixed(Controller[Rows]):
             raise BudgetError(f"the schedule is for {len(self.computed)} samples but this run has {samples}.")
         return torch.zeros(samples, dtype=torch.float64)
 
-    def decide(self, cost: Rows, action: Rows, step: Step, state: Rows) -> tuple[Decision, Rows]:
-        due = torch.tensor([step.index in steps for steps in self.computed]).expand(len(cost))
-        skip = ~due & cost.isfinite()
-        spent = state + torch.where(skip, cost, 0.0)
+    def decide(self, quote: Quote, step: Step, state: Rows) -> tuple[Decision, Rows]:
+        due = torch.tensor([step.index in steps for steps in self.computed]).expand(len(quote.cost))
+        skip = ~due & quote.cost.isfinite()
+        spent = state + torch.where(skip, quote.cost, 0.0)
         reason = torch.where(due, int(Reason.SCHEDULED), int(Reason.UNKNOWN))
         reason = torch.where(skip, int(Reason.SCHEDULED), reason)
-        return Decision(torch.where(skip, action, int(Action.COMPUTE))[:, None], reason[:, None], spent), spent
+        return Decision(torch.where(skip, quote.action, int(Action.COMPUTE))[:, None], reason[:, None], spent), spent
 
     def settle(self, ratio: Rows, computed: Rows, state: Rows) -> Rows:
         return state

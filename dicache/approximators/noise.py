@@ -1,0 +1,48 @@
+"""Order 1 in the noise, with a memory that fades: what is extrapolated is the noise that the outputs stand for, and the
+output that the step needs is read off the latent as it is now.
+
+    eps_j = a_j x_j + b_j v_j
+    eps(sigma) ~ eps_0 + alpha (eps_0 - eps_1) tau / D,        alpha = exp(-(tau + D) / memory)
+    v(sigma) ~ (eps(sigma) - a x) / b
+
+tau and D in sigma for the line, and in half the logarithm of signal over noise for alpha. For flow matching a = 1 and b
+= 1 - sigma. The noise that a sample stands for changes less along its way than its velocity, and the latent that the
+guess is made for already carries what was wrong before: the same schedules lose 0.7 to 0.9 of what they lose with the
+velocity (reference model, 28 steps, shift 1 and 3). Over long gaps a slope is worth less than over short ones: fading
+halves the error at 3.5 times the speed and costs a tenth at 2 times. Where a denoiser predicts noise, a = 0 and b = 1.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dicache.approximators.base import Approximator, Now, Past, per_row
+from dicache.approximators.linear import Extrapolate
+from dicache.types import Action, Rows
+
+
+@dataclass(frozen=True)
+class ExtrapolateNoise(Approximator):
+    memory: float = 2.5
+    """In half log signal-to-noise; `math.inf` for the plain line."""
+
+    action = Action.EXTRAPOLATE
+    needs = 2
+    reads_noise = True
+
+    def guess(self, past: Past, now: Now) -> Tensor:
+        (newest, before), sigmas, (a, b) = past.noises.values[:2], past.noises.sigmas, now.noise
+        ratio = (now.sigma - sigmas[0]) / (sigmas[0] - sigmas[1]) * self._fading(sigmas[1], now)
+        noise = newest + (newest - before) * per_row(ratio.nan_to_num(0.0, 0.0, 0.0), newest)
+        return noise if now.latent is None or (a, b) == (0.0, 1.0) else (noise - a * now.latent) / b
+
+    def _fading(self, oldest: Rows, now: Now) -> Rows:
+        if now.course is None or math.isinf(self.memory):
+            return torch.ones_like(oldest)
+        times = now.course.along(torch.stack([oldest, torch.full_like(oldest, now.sigma)]))
+        return (-(times[1] - times[0]).abs() / self.memory).exp()
+
+    def growth(self, sigmas: Tensor, sigma: float) -> Rows:
+        return Extrapolate().growth(sigmas, sigma)

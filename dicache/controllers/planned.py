@@ -1,0 +1,92 @@
+"""Plan the rest of the run at every computed step, and follow the plan until the next one.
+
+Skipping the g steps after the computed step i costs s E(i, g), the sum over those steps q of how much each adds to the
+final latent,
+
+    E(i, g) = sum_q |h_q| w_q k_q phi_q        (`dicache.law`)
+
+with one amplitude s per sample, read off what the estimator quotes for the next step: in the law's own time errors grow
+alike everywhere, so that every gap to come has a price. The errors of different gaps add in squares, and dynamic
+programming over the course gives
+
+    V(i, n) = min_g  E(i, g)^2 + V(i + 1 + g, n - 1)
+
+the least squared error of a way that begins at the computed step i and computes n steps. A sample takes the way with
+the fewest computed steps that what is left of its budget allows, and then the gap that this way begins with. Only the
+amplitude is learned, only the next gap is fixed.
+
+What is left is the budget less what the gaps so far turned out to cost, but never less than the share that belongs to
+the rest of the run: a sample that was unlucky early goes on at its pace instead of computing everything. In a
+hand-written loop nobody knows the course; there the rule is that of `Budgeted`.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from dicache.budget import Budget, per_sample
+from dicache.controllers.base import Controller
+from dicache.controllers.budgeted import Account, Budgeted
+from dicache.plan import plan_of
+from dicache.types import Action, Decision, Quote, Reason, Rows, Step
+
+TINY = 1e-9
+
+
+class Way(NamedTuple):
+    account: Account
+    last: Rows
+    """The last computed step and the one before it, -1 for none, (B,) int64."""
+    before: Rows
+    due: Rows
+    """The step that is computed next."""
+    amplitude: Rows
+    """s of the gap that is open, (B,)."""
+
+
+@dataclass(frozen=True)
+class Planned(Controller[Way]):
+    budget: Budget
+    last: int = 1
+    """Steps that compute at the end: the output turns fastest there."""
+    longest: int = 6
+    """Most steps skipped in a row."""
+    share: float = 0.35
+    """Most of what is left that one gap may take: a plan is a guess."""
+
+    def init(self, samples: int) -> Way:
+        zero, none = torch.zeros(samples, dtype=torch.float64), torch.full((samples,), -1)
+        account = Account(per_sample(self.budget, samples), zero, zero.clone())
+        return Way(account, none, none.clone(), none.clone(), zero.clone())
+
+    def decide(self, quote: Quote, step: Step, state: Way) -> tuple[Decision, Way]:
+        if step.course is None:
+            decision, account = Budgeted(self.budget).decide(quote, step, state.account)
+            return decision, state._replace(account=account)
+        plan, i = plan_of(step.course, self.longest, self.last), step.index
+        due, amplitude, price = state.due.clone(), state.amplitude.clone(), torch.zeros_like(quote.cost)
+        for b, (last, before) in enumerate(zip(state.last.tolist(), state.before.tolist(), strict=True)):
+            if before < 0 or not quote.cost[b].isfinite():
+                continue
+            if last == i - 1:
+                amplitude[b] = quote.cost[b] / plan.smooth(last, before)
+                left = self._left(state.account, step, b) / max(float(amplitude[b]), TINY) ** 2
+                due[b] = i + plan.gap(i, before, left, self.share)
+            price[b] = amplitude[b] * plan.prices(last, before, i - last)[-1]
+        skip = (due > i) & quote.cost.isfinite() & (state.account.budget > 0)
+        account = state.account._replace(pending=state.account.pending + torch.where(skip, price, 0.0))
+        reason = torch.where(quote.cost.isfinite(), int(Reason.OVER_BUDGET), int(Reason.UNKNOWN))
+        reason = torch.where(state.account.budget > 0, reason, int(Reason.NO_BUDGET))
+        reason = torch.where(skip, int(Reason.WITHIN_BUDGET), reason)
+        action = torch.where(skip, quote.action, int(Action.COMPUTE))
+        last, before = torch.where(skip, state.last, i), torch.where(skip, state.before, state.last)
+        return Decision(action[:, None], reason[:, None], account.spent), Way(account, last, before, due, amplitude)
+
+    def _left(self, account: Account, step: Step, b: int) -> float:
+        """Of the squared budget."""
+        budget = float(account.budget[b]) ** 2
+        return max(budget - float(account.settled[b]), budget * (1 - step.progress))
+
+    def settle(self, ratio: Rows, computed: Rows, state: Way) -> Way:
+        return state._replace(account=Budgeted(self.budget).settle(ratio, computed, state.account))

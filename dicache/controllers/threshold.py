@@ -1,0 +1,34 @@
+"""Skip while the predicted error of the step stays below a threshold: the rule of nearly every published method. What
+the number means depends on the method, the model and the step count; nothing is added up here (`Accumulated` does, as
+an estimator).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from dicache.controllers.base import Controller
+from dicache.types import Action, Decision, Quote, Reason, Rows, Step
+
+
+@dataclass(frozen=True)
+class Threshold(Controller[Rows]):
+    threshold: float
+    early: float | None = None
+    """Another threshold for the first `share` of the steps (SenCache)."""
+    share: float = 0.2
+
+    def init(self, samples: int) -> Rows:
+        return torch.zeros(samples, dtype=torch.float64)
+
+    def decide(self, quote: Quote, step: Step, state: Rows) -> tuple[Decision, Rows]:
+        early = self.early is not None and step.index < round(self.share * step.total)
+        skip = quote.error < (self.early if early and self.early is not None else self.threshold)
+        spent = state + torch.where(skip & quote.cost.isfinite(), quote.cost, 0.0)
+        reason = torch.where(quote.error.isfinite(), int(Reason.OVER_BUDGET), int(Reason.UNKNOWN))
+        reason = torch.where(skip, int(Reason.WITHIN_BUDGET), reason)
+        action = torch.where(skip, quote.action, int(Action.COMPUTE))
+        return Decision(action[:, None], reason[:, None], spent), spent
+
+    def settle(self, ratio: Rows, computed: Rows, state: Rows) -> Rows:
+        return state

@@ -1,0 +1,31 @@
+"""The contract of a probe: a cheap look at a denoiser call before it is decided, one feature per row."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+
+class View(NamedTuple):
+    """What a probe may look at. It must not change any of it."""
+
+    latent: Tensor
+    """The denoiser's input, (R, ...)."""
+    before: Tensor
+    """The picture stream at the first block, (R, N, C)."""
+    after: Tensor
+    """The picture stream after `depth` blocks; `before` at depth 0."""
+    block: nn.Module
+    """The first block, and what it was called with."""
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class Probe(ABC):
+    depth: int
+    """How many blocks must have run, 0 for none."""
+
+    @abstractmethod
+    def __call__(self, view: View) -> Tensor | None:
+        """The feature, (R, ...), a tensor of its own: later blocks may work in place. None to measure nothing."""
