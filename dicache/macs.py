@@ -2,8 +2,8 @@
 
 Every hooked part of the denoiser (its blocks, and the modules around them) is measured once per input shape by running
 one row of it under a counter; from then on each run of the part adds its cost to the rows it ran for. What was skipped
-is what did not run. Matrix products, convolutions and attention count; elementwise work does not, dicache's own
-included.
+is what did not run; what a probe computes itself comes on top. Matrix products, convolutions and attention count;
+elementwise work does not, dicache's own included.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -45,7 +45,7 @@ class Meter:
     def __init__(self) -> None:
         self.known: dict[Hashable, Costs] = {}
         self.costs: Costs = {}
-        self.everywhere = self.chosen = self.skipped = 0.0
+        self.everywhere = self.chosen = self.skipped = self.probing = 0.0
         self.executed = self.uncached = torch.zeros(0, dtype=torch.float64)
 
     def begin_run(self, rows: int) -> None:
@@ -55,7 +55,7 @@ class Meter:
     def begin_call(self, shapes: Hashable) -> None:
         """A denoiser call begins, with inputs of these shapes."""
         self.costs = self.known.setdefault(shapes, {})
-        self.everywhere = self.chosen = self.skipped = 0.0
+        self.everywhere = self.chosen = self.skipped = self.probing = 0.0
 
     def measure(
         self, part: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree], batch: int
@@ -71,6 +71,6 @@ class Meter:
     def end_call(self, computed: Rows | None) -> None:
         """Book the call: parts that ran everywhere, and those that ran for `computed`, (R,) bool, only."""
         self.uncached += self.everywhere + self.chosen + self.skipped
-        self.executed += self.everywhere
+        self.executed += self.everywhere + self.probing
         if computed is not None:
             self.executed += self.chosen * computed

@@ -13,6 +13,7 @@ from torch import Tensor
 from dicache.approximators.base import Past
 from dicache.estimators.base import Evidence
 from dicache.guided import Guided
+from dicache.probes.base import View
 from dicache.trace import Record
 from dicache.types import Action, Decision, Grid, Rows, Step
 
@@ -75,6 +76,8 @@ class Call:
     """The shapes of all inputs."""
     device: torch.device
     position: int = 0
+    view: View | None = None
+    """What the first block was called with, until the probe has looked."""
     feature: Tensor | None = None
     computed: Rows | None = None
     """(R,) bool where some row skips, None while all rows compute."""

@@ -128,9 +128,11 @@ class Session:
             return forward(*args, **kwargs)
         position, call.position = call.position, call.position + 1
         depth = self.config.probe.depth
+        if position == 0:
+            call.view = _view(run, forward, args, kwargs)
         if position == depth:
             if depth == 0:
-                self._look(call, run, forward, args, kwargs, _stream((args, kwargs)))
+                self._look(call, None)
             call.decide(self._decide(run, call) if (call.key, part) in self.shapes else None)
         cost = self.meter.measure(part, forward, args, kwargs, call.rows)
         if call.some is None and call.computed is not None:
@@ -145,22 +147,15 @@ class Session:
         if (call.key, part) not in self.shapes:
             self.shapes[call.key, part] = shapes_of(output)
         if position == depth - 1:
-            self._look(call, run, forward, args, kwargs, _stream(output))
+            self._look(call, _stream(output))
         return output
 
-    def _look(
-        self,
-        call: Call,
-        run: Run,
-        forward: Callable[..., Tree],
-        args: tuple[Tree, ...],
-        kwargs: Mapping[str, Tree],
-        after: Tensor,
-    ) -> None:
-        """Let the probe measure, after `depth` blocks."""
-        block = getattr(forward, "__self__", None)
-        assert isinstance(block, nn.Module)
-        call.feature = self.config.probe(View(run.latent, _stream((args, kwargs)), after, block, args, kwargs))
+    def _look(self, call: Call, after: Tensor | None) -> None:
+        """Let the probe measure, after `depth` blocks. What it computes itself is counted."""
+        assert call.view is not None
+        view = call.view if after is None else call.view._replace(after=after)
+        self.meter.probing += self.meter.measure("the probe", self.config.probe, (view,), {}, call.rows)
+        call.feature, call.view = self.config.probe(view), None
 
     def around(
         self, part: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree]
@@ -310,6 +305,13 @@ def _record(run: Run, judged: Judgement, realised: Grid) -> Record:
         realised=torch.where(judged.computed, real, torch.nan),
         spent=judged.decision.spent,
     )
+
+
+def _view(run: Run, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> View:
+    """What the first block is called with."""
+    block, stream = getattr(forward, "__self__", None), _stream((args, kwargs))
+    assert isinstance(block, nn.Module)
+    return View(run.latent, stream, stream, block, args, kwargs, run.step)
 
 
 def _nothing(depth: int, rows: int) -> Past:

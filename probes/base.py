@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from dicache.types import Step
+
 
 class View(NamedTuple):
     """What a probe may look at. It must not change any of it."""
@@ -13,13 +15,14 @@ class View(NamedTuple):
     latent: Tensor
     """The denoiser's input, (R, ...)."""
     before: Tensor
-    """The picture stream at the first block, (R, N, C)."""
+    """The picture stream at the first block, (R, N, C); where blocks work in place it may have changed since."""
     after: Tensor
     """The picture stream after `depth` blocks; `before` at depth 0."""
     block: nn.Module
     """The first block, and what it was called with."""
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    step: Step
 
 
 class Probe(ABC):
