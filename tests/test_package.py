@@ -14,7 +14,7 @@ LAYERS = [
     {"budget", "norms", "history", "rows", "macs", "clock"},
     {"probes", "estimators", "approximators", "controllers", "trace", "guided"},
     {"models"},
-    {"config", "run", "session"},
+    {"config", "presets", "run", "session"},
     {"hooks"},
     {"page", "report", "api", "reference"},
     {"demo", "doctor", "cli", "bench", "__main__"},

@@ -1,0 +1,151 @@
+"""Published methods, composed of parts, with their published defaults: `enable(pipe, config=presets.teacache())`.
+
+They differ from their papers in one way that all share. What is skipped is the whole denoiser, and what is held or
+extrapolated is its output per guidance branch, where the papers keep the residual of a block, a sublayer or all blocks
+and run the model's head at every step. So the head's fresh time embedding does not reach a skipped step, one output is
+kept in place of many residuals, and skipping saves more. All decide per sample where the papers decide per batch; the
+first guidance branch decides for all. Sums of L1 changes are no errors: thresholds, and what the report calls predicted
+and spent, are in the method's own unit. Warm-ups are shares of the steps where papers count steps.
+
+Methods that count ask the closed loop what a gap costs, so that the report can say it and an unknown error computes;
+until it has once held a guess against the truth, a step or two more than published compute. Thresholds belong to a
+model and a step count: those here are for the models named, and to be swept on any other.
+
+Not here: PAB, Delta-DiT, ICC, FasterCache, BWCache and FastCache keep single blocks or sublayers and skip no whole
+evaluation; SpeCa verifies a draft on the last block, which is not run alone; RACER's base is a Chebyshev fit and its
+rule moves the refreshes of a schedule; gradient-optimised caching is a line with a gain at hard-coded steps.
+"""
+
+from collections.abc import Sequence
+
+from dicache.approximators.alignment import Align
+from dicache.approximators.base import Approximator
+from dicache.approximators.foca import FoCa
+from dicache.approximators.hermite import Hermite
+from dicache.approximators.hold import Reuse
+from dicache.approximators.residual import ReuseResidual
+from dicache.approximators.taylor import Taylor
+from dicache.config import Config
+from dicache.controllers.clip import Clip
+from dicache.controllers.interval import Interval
+from dicache.controllers.threshold import Threshold
+from dicache.estimators.accumulated import Accumulated
+from dicache.estimators.closed_loop import ClosedLoop
+from dicache.estimators.codebook import FAST, Codebook
+from dicache.estimators.magnitude_ratios import MagnitudeRatios
+from dicache.estimators.online_rate import OnlineRate
+from dicache.estimators.polynomial import Polynomial
+from dicache.estimators.relative_change import RelativeChange
+from dicache.estimators.sensitivities import Sensitivities, Table
+from dicache.probes.first_blocks import FirstBlocks
+from dicache.probes.first_blocks_residual import FirstBlocksResidual
+from dicache.probes.modulated_input import ModulatedInput
+from dicache.probes.raw_latent import RawLatent
+from dicache.probes.spectrum_filtered import SpectrumFiltered
+
+NO_PROBE = FirstBlocks(depth=0)
+TEACACHE_FLUX = (498.65, -283.78, 55.86, -3.82, 0.264)
+"""Highest power first; fitted on FLUX.1-dev."""
+
+
+def _counted(approximator: Approximator, interval: int, first: int) -> Config:
+    return Config(Interval(interval, first), ClosedLoop(), (approximator,), NO_PROBE)
+
+
+def fora(interval: int = 3) -> Config:
+    """FORA (arXiv 2407.01425). The paper reuses what every attention and MLP gave, with the current gate."""
+    return _counted(Reuse(), interval, first=1)
+
+
+def taylorseer(interval: int = 6, order: int = 2, first: int = 3) -> Config:
+    """TaylorSeer (arXiv 2503.06923), FLUX. The paper predicts every attention and MLP, in step counts for time; here
+    true time, and `order + 2` steps compute before the first skip.
+    """
+    return _counted(Taylor(order), interval, first)
+
+
+def hicache(interval: int = 6, order: int = 2, first: int = 3, contraction: float = 0.5) -> Config:
+    """HiCache (arXiv 2508.16984), on TaylorSeer's schedule, with the sign of its basis mended (forward is +k)."""
+    return _counted(Hermite(order, contraction), interval, first)
+
+
+def foca(interval: int = 6, first: int = 3) -> Config:
+    """FoCa (arXiv 2508.16211), from exact values only and without its damping of far horizons; schedule of TaylorSeer,
+    its own was never released.
+    """
+    return _counted(FoCa(), interval, first)
+
+
+def teacache(
+    threshold: float = 0.6,
+    coefficients: Sequence[float] = TEACACHE_FLUX,
+    support: tuple[float, float] = (0.0, float("inf")),
+) -> Config:
+    """TeaCache (arXiv 2411.19108), FLUX. The polynomial is clamped to its support and to 0."""
+    estimator = Accumulated(Polynomial(RelativeChange(), coefficients, support))
+    return Config(Clip(Threshold(threshold), first=0.0, last=1), estimator, (Reuse(),), ModulatedInput())
+
+
+def seacache(threshold: float = 0.3, power: float = 2.0, size: tuple[int, int] | None = None) -> Config:
+    """SeaCache (arXiv 2602.18993), FLUX at 2x. `size` is the picture's in tokens where it is not square; the scale of
+    the filter's spectrum is ours.
+    """
+    probe = SpectrumFiltered(ModulatedInput(), power, size)
+    return Config(Clip(Threshold(threshold), first=0.0, last=1), Accumulated(RelativeChange()), (Reuse(),), probe)
+
+
+def first_block_cache(threshold: float = 0.05) -> Config:
+    """First-Block Cache (ParaAttention; default of diffusers). The original adds the cached tail to the fresh first
+    block; here the output is held.
+    """
+    return Config(Threshold(threshold), RelativeChange("computed"), (Reuse(),), FirstBlocksResidual())
+
+
+def dbcache(
+    threshold: float = 0.08, front: int = 8, first: float = 0.16, approximator: Approximator | None = None
+) -> Config:
+    """DBCache (cache-dit): `front` blocks compute at every step and none at the back; 8 warm-up steps of 50. Pass
+    `Taylor()` or `FoCa()` for its calibrators.
+    """
+    controller = Clip(Threshold(threshold), first=first)
+    return Config(controller, RelativeChange("computed"), (approximator or Reuse(),), FirstBlocksResidual(front))
+
+
+def dicache(threshold: float = 0.4, depth: int = 1, first: float = 0.2, limit: float = 1.5) -> Config:
+    """DiCache (arXiv 2508.17356), FLUX. The paper aligns along what the first blocks add; here along the stream after
+    them, on which it also decides.
+    """
+    controller = Clip(Threshold(threshold), first=first, last=1)
+    return Config(controller, Accumulated(RelativeChange()), (Align(limit),), FirstBlocks(depth))
+
+
+def easycache(threshold: float = 0.05, first: float = 0.2) -> Config:
+    """EasyCache (arXiv 2507.02860), Wan: 10 warm-up steps of 50. Its rate is of the guided output, the paper's of the
+    conditional one. Needs outputs shaped like the latent.
+    """
+    controller = Clip(Threshold(threshold), first=first, last=1)
+    return Config(controller, Accumulated(OnlineRate()), (ReuseResidual(),), RawLatent())
+
+
+def magcache(ratios: Sequence[float], threshold: float = 0.24, longest: int = 5, first: float = 0.1) -> Config:
+    """MagCache (arXiv 2506.09045), FLUX, without its excluded step. `ratios` are the model's own, of its output where
+    the paper takes the residual: `estimators.magnitude_ratios.measure_ratios`.
+    """
+    controller = Clip(Threshold(threshold), first=first, longest=longest)
+    return Config(controller, MagnitudeRatios(tuple(ratios)), (Reuse(),), NO_PROBE)
+
+
+def sencache(table: Table, threshold: float = 0.07, early: float = 0.005, longest: int = 10) -> Config:
+    """SenCache (arXiv 2602.24208), its code's defaults for Wan; paper, code and README disagree. `table` is the model's
+    own, along its sampler where the paper noises real data: `estimators.sensitivities.measure_sensitivities`.
+    """
+    controller = Clip(Threshold(threshold, early=early), first=0.0, longest=longest)
+    return Config(controller, Sensitivities(table), (Reuse(),), NO_PROBE)
+
+
+def adacache(entries: tuple[tuple[float, int], ...] = FAST) -> Config:
+    """AdaCache (arXiv 2411.02397), 30 steps, fast, without its motion term. The paper measures the residual of one
+    attention; here the output itself, at computed steps.
+    """
+    controller = Clip(Threshold(1.0), first=0.0, last=2)
+    return Config(controller, Codebook(entries), (Reuse(),), NO_PROBE)

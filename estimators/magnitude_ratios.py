@@ -1,0 +1,83 @@
+"""How the magnitude of a model's output changes from step to step, as a table made once (MagCache, arXiv 2506.09045).
+
+    g_i = mean over tokens of |v_i| / |v_{i-1}|
+    rho = product of g since the last computed step,        E_i = E_{i-1} + |1 - rho|,        E = 0 after it
+
+Nothing of the run is looked at: all samples share one schedule. A table of another number of steps is read at the
+nearest place.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dicache.errors import ModeError
+from dicache.estimators.base import Estimator, Evidence
+from dicache.types import Grid, Rows
+
+
+class Drift(NamedTuple):
+    forms: int
+    product: Rows
+    """rho, (B,)."""
+    error: Rows
+    """E, (B,)."""
+
+
+@dataclass(frozen=True)
+class MagnitudeRatios(Estimator[Drift]):
+    ratios: Sequence[float]
+    """g_i of every step of a run; that of the first is not read."""
+
+    def __post_init__(self) -> None:
+        if not len(self.ratios):
+            raise ModeError("MagnitudeRatios(ratios=()): expected one ratio per step, from measure_ratios().")
+
+    def init(self, samples: int, forms: int) -> Drift:
+        one = torch.ones(samples, dtype=torch.float64)
+        return Drift(forms, one, torch.zeros_like(one))
+
+    def predict(self, evidence: Evidence, state: Drift) -> Grid:
+        error = self._ahead(evidence, state).error
+        return torch.where(error.isfinite(), error, torch.inf)[:, None].repeat(1, state.forms)
+
+    def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: Drift) -> Drift:
+        ahead = self._ahead(evidence, state)
+        return Drift(state.forms, torch.where(computed, 1.0, ahead.product), torch.where(computed, 0.0, ahead.error))
+
+    def _ahead(self, evidence: Evidence, state: Drift) -> Drift:
+        if evidence.step is None:
+            return state._replace(error=torch.full_like(state.error, torch.inf))
+        product = state.product * nearest(self.ratios, evidence.step.index, evidence.step.total)
+        return Drift(state.forms, product, state.error + (1 - product).abs())
+
+
+def nearest(table: Sequence[float], index: int, total: int) -> float:
+    """A table's entry for step `index` of `total`."""
+    return table[round(index * (len(table) - 1) / max(1, total - 1))]
+
+
+def measure_ratios(denoiser: nn.Module, draw: Callable[[], Any], steps: int) -> tuple[float, ...]:
+    """The table of a model: `draw()` runs its pipeline once, uncached, over `steps` steps. Where guidance calls the
+    denoiser several times per step, the first call counts, as in the paper.
+    """
+    lengths: list[Tensor] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+        tensor: Tensor = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+        lengths.append(tensor.detach().float().norm(dim=-1 if tensor.ndim == 3 else 1).cpu())
+
+    handle = denoiser.register_forward_hook(note)
+    try:
+        with torch.no_grad():
+            draw()
+    finally:
+        handle.remove()
+    if not lengths or len(lengths) % steps:
+        raise ModeError(f"the denoiser was called {len(lengths)} times, which is not a multiple of {steps} steps.")
+    first = lengths[:: len(lengths) // steps]
+    return (1.0, *(float((now / then).mean()) for then, now in pairwise(first)))

@@ -1,0 +1,112 @@
+"""How much the output moves with the latent and with time, from a table made once (SenCache, arXiv 2602.24208).
+
+    e = (J_x |x - x_a| + J_t |t - t_a|) / sqrt(numel x)        L2, a the last computed step, J read at a
+
+To first order this is the root mean square error of reusing v_a. It is not relative: thresholds carry the output's
+unit. J_x and J_t are secants along a run (`measure_sensitivities`), which are no bounds.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dicache.errors import ModeError
+from dicache.estimators.base import Estimator, Evidence
+from dicache.estimators.magnitude_ratios import nearest
+from dicache.estimators.relative_change import finite, updated
+from dicache.extension import residual_sums
+from dicache.types import Grid, Rows
+
+
+class Table(NamedTuple):
+    latent: tuple[float, ...]
+    """J_x per step."""
+    time: tuple[float, ...]
+    """J_t per step, for the root mean square of the output, in units of `Step.sigma`."""
+
+
+class Anchor(NamedTuple):
+    forms: int
+    latent: Tensor | None
+    """x_a, (B, ...)."""
+    sigma: Rows
+    by_latent: Rows
+    by_time: Rows
+    """t_a, J_x and J_t there, (B,)."""
+
+
+@dataclass(frozen=True)
+class Sensitivities(Estimator[Anchor]):
+    table: Table
+
+    def init(self, samples: int, forms: int) -> Anchor:
+        unknown = torch.full((samples,), torch.nan, dtype=torch.float64)
+        return Anchor(forms, None, unknown, unknown.clone(), unknown.clone())
+
+    def predict(self, evidence: Evidence, state: Anchor) -> Grid:
+        if evidence.latent is None or evidence.step is None or state.latent is None:
+            return torch.full((len(state.sigma), state.forms), torch.inf, dtype=torch.float64)
+        squares = residual_sums(evidence.latent, state.latent)[:, 2].double().cpu()
+        moved = (squares / evidence.latent[0].numel()).sqrt()
+        return finite(state.by_latent * moved + state.by_time * (evidence.step.sigma - state.sigma).abs(), state.forms)
+
+    def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: Anchor) -> Anchor:
+        latent, step = evidence.latent, evidence.step
+        if latent is None or step is None or not bool(computed.any()):
+            return state
+        here = (nearest(column, step.index, step.total) for column in self.table)
+        numbers = zip((step.sigma, *here), state[2:], strict=True)
+        sigma, by_latent, by_time = (torch.where(computed, new, old) for new, old in numbers)
+        return Anchor(
+            state.forms,
+            updated(state.latent, latent, None if bool(computed.all()) else computed),
+            sigma,
+            by_latent,
+            by_time,
+        )
+
+
+def measure_sensitivities(
+    denoiser: nn.Module, draw: Callable[[], Any], sigmas: Sequence[float], *, latent: str = "hidden_states"
+) -> Table:
+    """The table of a denoiser that is called by keyword, with `latent` and `timestep`, as diffusers' pipelines do.
+
+    `draw()` runs its pipeline once, uncached, with `Step.sigma` as given; at each step but the last two more
+    evaluations are made, f(x', t) and f(x, t') with x', t' those of the next step. Where guidance calls the denoiser
+    several times per step, the first call counts.
+    """
+    calls: list[tuple[dict[str, Any], Tensor]] = []
+
+    def note(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ANN401
+        calls.append((kwargs, _tensor(output).detach().clone()))
+
+    handle = denoiser.register_forward_hook(note, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            draw()
+    finally:
+        handle.remove()
+    if not calls or len(calls) % len(sigmas):
+        raise ModeError(f"the denoiser was called {len(calls)} times, which is not a multiple of {len(sigmas)} steps.")
+    first = calls[:: len(calls) // len(sigmas)]
+    by_latent, by_time = [], []
+    with torch.no_grad():
+        for i, ((now, output), (after, _)) in enumerate(pairwise(first)):
+            moved = _tensor(denoiser(**now | {latent: after[latent]})) - output
+            aged = _tensor(denoiser(**now | {"timestep": after["timestep"]})) - output
+            by_latent.append(_rms(moved) / _rms(after[latent] - now[latent]))
+            by_time.append(_rms(aged) / abs(sigmas[i + 1] - sigmas[i]))
+    return Table((*by_latent, by_latent[-1]), (*by_time, by_time[-1]))
+
+
+def _tensor(output: Any) -> Tensor:  # noqa: ANN401
+    found: Tensor = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+    return found
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.float().square().mean().sqrt())
