@@ -36,7 +36,7 @@ class Timeline(NamedTuple):
         whole = sum(coefficients[begin:]) or 1.0
         progress, share = sum(coefficients[begin : index + 1]) / whole, coefficients[index] / whole
         here = (sigmas[index], coefficients[index], progress, self.clean[index], self.noise[index])
-        return Reading(run, Step(index, len(sigmas), *here, self.course), share)
+        return Reading(run, Step(index, len(sigmas), *here, self.course if self.course.balances else None), share)
 
 
 class Reading(NamedTuple):
@@ -121,7 +121,7 @@ def timeline(scheduler: Any) -> Timeline:  # noqa: ANN401
         return Timeline(course, tuple((math.sqrt(1 + s * s), -s) for s in sigmas[:-1]), ((0.0, 1.0),) * len(times))
     alphas = _alphas(scheduler, times)
     if alphas is None:
-        course = Course(tuple(times), (1 / len(times),) * len(times), tuple(-t for t in times), begin)
+        course = Course(tuple(times), (1 / len(times),) * len(times), (), begin)
         return Timeline(course, ((1.0, 0.0),) * len(times), ((0.0, 1.0),) * len(times))
     return _variance_preserving(times, alphas, prediction, begin)
 

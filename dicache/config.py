@@ -6,15 +6,13 @@ from typing import Any
 
 from dicache.approximators.alignment import Align
 from dicache.approximators.base import Approximator
-from dicache.approximators.hold import Reuse
-from dicache.approximators.linear import Extrapolate
+from dicache.approximators.noise import ExtrapolateNoise
 from dicache.budget import validate
 from dicache.controllers.base import Controller
-from dicache.controllers.budgeted import Budgeted
-from dicache.controllers.clip import Clip
+from dicache.controllers.planned import Planned
 from dicache.errors import ModeError
+from dicache.estimators.amplitude import Amplitude
 from dicache.estimators.base import Estimator
-from dicache.estimators.closed_loop import ClosedLoop
 from dicache.probes.base import Probe
 from dicache.probes.first_blocks import FirstBlocks
 
@@ -26,9 +24,9 @@ class Config:
     """
 
     controller: Controller[Any]
-    estimator: Estimator[Any] = field(default_factory=lambda: ClosedLoop(trust=0.5))
-    approximators: tuple[Approximator, ...] = (Reuse(), Extrapolate(), Align())
-    probe: Probe = field(default_factory=FirstBlocks)
+    estimator: Estimator[Any] = field(default_factory=lambda: Amplitude())
+    approximators: tuple[Approximator, ...] = (ExtrapolateNoise(),)
+    probe: Probe = field(default_factory=lambda: FirstBlocks(depth=0))
 
     def __post_init__(self) -> None:
         if not isinstance(self.controller, Controller):
@@ -47,5 +45,5 @@ class Config:
 
 
 def budgeted(error_budget: float | Sequence[float]) -> Config:
-    """What `enable(pipe, error_budget=...)` uses."""
-    return Config(Clip(Budgeted(validate(error_budget))))
+    """What `enable(pipe, error_budget=...)` uses, chosen by measurement (bench/README.md): no probe, one approximator."""
+    return Config(Planned(validate(error_budget)))

@@ -30,7 +30,7 @@ def gather(config: Config, run: Run, call: Call) -> Evidence:
     if course is not None:
         times, now = course.along(times), course.balances[run.step.index]
     growth = torch.stack([a.growth(times, now) for a in config.approximators], dim=1)
-    seen |= {"typical": 1.0 if course is None else turning(now)}
+    seen |= {"typical": None if course is None else turning(now)}
     seen |= {"guess": lambda form: _guess(config, run, call, past, form)}
     if call.feature is None or len(past.features.values) < 2:
         return Evidence(growth, unknown, unknown, **seen)

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from dicache.law import kink, remaining, turning
+from dicache.law import REMAINS, turning
 from dicache.types import Course
 
 
@@ -15,20 +15,14 @@ class Plan:
 
     def __init__(self, course: Course, longest: int, last: int) -> None:
         self.time, self.longest, self.last = np.array(course.balances), longest, last
-        self.unit = np.array(course.coefficients) * [turning(b) * remaining(b) for b in course.balances]
-        self.kinks = np.array([kink(b) for b in course.balances])
+        self.unit = np.array(course.coefficients) * [REMAINS * turning(b) for b in course.balances]
         self.value = self._values()
-
-    def smooth(self, anchor: int, before: int) -> float:
-        """What the step after the anchor adds if it is skipped and the model turns smoothly."""
-        i, time = anchor + 1, self.time
-        return float(self.unit[i] * abs((time[i] - time[anchor]) * (time[i] - time[before])))
 
     def prices(self, anchor: int, before: int, steps: int) -> np.ndarray:
         """What each of the next steps adds, (steps,); `before` is the anchor before the anchor."""
         ahead = slice(anchor + 1, anchor + 1 + steps)
-        tau, whole = np.abs(self.time[ahead] - self.time[anchor]), np.abs(self.time[ahead] - self.time[before])
-        return np.asarray(self.unit[ahead] * tau * (whole + self.kinks[ahead]))
+        law = np.abs((self.time[ahead] - self.time[anchor]) * (self.time[ahead] - self.time[before]))
+        return np.asarray(self.unit[ahead] * law)
 
     def most(self, i: int) -> int:
         """How many steps from step i on may be skipped."""

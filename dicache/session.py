@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from dicache import history
 from dicache.approximators.base import Past
+from dicache.approximators.noise import noise_of
 from dicache.clock import Reading
 from dicache.config import Config
 from dicache.estimators.base import Evidence
 from dicache.evidence import gather, known, nothing, now_of
 from dicache.guided import Guided, chunks_of
-from dicache.law import weight
+from dicache.law import REMAINS
 from dicache.macs import Meter
 from dicache.probes.base import View
 from dicache.rows import Tree, scatter, shapes_of, stand_in, take, tensors
@@ -209,8 +210,8 @@ class Session:
         )
         noises = past.noises
         if any(a.reads_noise for a in self.config.approximators):
-            a, b = run.step.noise
-            noises = history.push(noises, a * run.latent + b * output, run.step.sigma, computed)
+            noise = noise_of(run.latent, output, run.step.noise)
+            noises = history.push(noises, noise, run.step.sigma, computed)
         run.past[call.branch] = Past(outputs, features, noises)
         run.bytes = max(run.bytes, sum(kept.nbytes for past in run.past.values() for kept in past))
 
@@ -233,7 +234,7 @@ class Session:
         predicted = self.config.estimator.predict(evidence, run.estimator)
         error, best = predicted.min(1)
         scale = torch.full_like(error, torch.nan) if run.scale is None else run.scale
-        cost = (error * run.step.coefficient * scale * weight(run.step)).nan_to_num(torch.inf, torch.inf)
+        cost = (error * run.step.coefficient * scale * REMAINS).nan_to_num(torch.inf, torch.inf)
         actions = torch.tensor([int(a.action) for a in self.config.approximators])
         quote = Quote(error, cost, actions[best])
         decision, run.controller = self.config.controller.decide(quote, run.step, run.controller)

@@ -55,7 +55,9 @@ class Course(NamedTuple):
     sigmas: tuple[float, ...]
     coefficients: tuple[float, ...]
     balances: tuple[float, ...]
-    """Half the logarithm of signal over noise, the natural time of a diffusion: the laws of error hold along it."""
+    """Half the logarithm of signal over noise, the natural time of a diffusion: laws of error hold along it. Empty where
+    that is not known.
+    """
     begin: int
     """The run's first step: image-to-image starts half-way."""
 

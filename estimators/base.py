@@ -26,8 +26,8 @@ class Evidence(NamedTuple):
     """(B,): relative error of extrapolating the probe's feature to this step, nan without a probe."""
     innovation_growth: Rows
     """(B,): the error law of that extrapolation."""
-    typical: float = 1.0
-    """The constant that the laws usually have here (`dicache.law`); 1 where nothing is known."""
+    typical: float | None = None
+    """The constant that the laws usually have here (`dicache.law`); None where nothing is known."""
     step: Step | None = None
     latent: Tensor | None = None
     """The denoiser's input, (B, ...)."""

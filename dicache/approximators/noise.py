@@ -23,6 +23,22 @@ from dicache.approximators.linear import Extrapolate
 from dicache.types import Action, Rows
 
 
+def noise_of(latent: Tensor, output: Tensor, noise: tuple[float, float]) -> Tensor:
+    """a * latent + b * output; the output itself where it has not the latent's shape (learned variances, extra input
+    channels).
+    """
+    a, b = noise if latent.shape == output.shape else (0.0, 1.0)
+    return b * output if a == 0 else a * latent + b * output
+
+
+def _output_of(latent: Tensor | None, noise: Tensor, coefficients: tuple[float, float]) -> Tensor:
+    """The other way round."""
+    if latent is None or latent.shape != noise.shape:
+        return noise
+    a, b = coefficients
+    return noise / b if a == 0 else (noise - a * latent) / b
+
+
 @dataclass(frozen=True)
 class ExtrapolateNoise(Approximator):
     memory: float = 2.5
@@ -33,10 +49,10 @@ class ExtrapolateNoise(Approximator):
     reads_noise = True
 
     def guess(self, past: Past, now: Now) -> Tensor:
-        (newest, before), sigmas, (a, b) = past.noises.values[:2], past.noises.sigmas, now.noise
+        (newest, before), sigmas = past.noises.values[:2], past.noises.sigmas
         ratio = (now.sigma - sigmas[0]) / (sigmas[0] - sigmas[1]) * self._fading(sigmas[1], now)
         noise = newest + (newest - before) * per_row(ratio.nan_to_num(0.0, 0.0, 0.0), newest)
-        return noise if now.latent is None or (a, b) == (0.0, 1.0) else (noise - a * now.latent) / b
+        return _output_of(now.latent, noise, now.noise)
 
     def _fading(self, oldest: Rows, now: Now) -> Rows:
         if now.course is None or math.isinf(self.memory):

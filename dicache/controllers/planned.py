@@ -3,7 +3,7 @@
 Skipping the g steps after the computed step i costs s E(i, g), the sum over those steps q of how much each adds to the
 final latent,
 
-    E(i, g) = sum_q |h_q| w_q k_q phi_q        (`dicache.law`)
+    E(i, g) = w sum_q |h_q| k_q |tau_q (tau_q + D)|        (`dicache.law`)
 
 with one amplitude s per sample, read off what the estimator quotes for the next step: in the law's own time errors grow
 alike everywhere, so that every gap to come has a price. The errors of different gaps add in squares, and dynamic
@@ -70,7 +70,7 @@ class Planned(Controller[Way]):
             if before < 0 or not quote.cost[b].isfinite():
                 continue
             if last == i - 1:
-                amplitude[b] = quote.cost[b] / plan.smooth(last, before)
+                amplitude[b] = quote.cost[b] / plan.prices(last, before, 1)[0]
                 left = self._left(state.account, step, b) / max(float(amplitude[b]), TINY) ** 2
                 due[b] = i + plan.gap(i, before, left, self.share)
             price[b] = amplitude[b] * plan.prices(last, before, i - last)[-1]
