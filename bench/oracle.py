@@ -1,8 +1,8 @@
 """How much adaptivity could win at all: the best schedules found by search, at each amount of work.
 
-A schedule says which steps compute; between them the output is extrapolated (order 1), as in the strongest fixed
-baseline. Simulated annealing moves one computed step at a time and keeps the number of computed steps; it starts from
-the fixed interval (BudCache searches so, arXiv 2606.13496).
+A schedule says which steps compute; between them the noise is extrapolated, as dicache does. Simulated annealing moves
+one computed step at a time and keeps the number of computed steps (BudCache searches so, arXiv 2606.13496); it starts
+from the way that dicache plans for a sample of which it knows nothing.
 
 static      one schedule for all captions, searched on calibration captions and judged, like every arm, on test captions
 per prompt  one schedule per caption, searched on the very test captions: nobody can know it in advance, it bounds what
@@ -12,7 +12,6 @@ Neither is a proven optimum: both are the best that this many trials found.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -23,13 +22,14 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from dicache.api import enable
-from dicache.approximators.linear import Extrapolate
+from dicache.approximators.noise import ExtrapolateNoise
 from dicache.bench.arms import Arm, Setting
 from dicache.bench.measure import draw_batch, fresh
+from dicache.clock import timeline
 from dicache.config import Config
 from dicache.controllers.fixed import masks
 from dicache.demo import relative_error
-from dicache.probes.first_blocks import FirstBlocks
+from dicache.plan import plan_of
 
 Masks = np.ndarray
 """(B, steps) bool: which steps compute."""
@@ -66,11 +66,11 @@ def _moved(masks: Masks, rng: np.random.Generator, shared: bool) -> Masks:
     return np.broadcast_to(moved[:1], moved.shape).copy() if shared else moved
 
 
-def spread(computed: int, steps: int) -> list[bool]:
-    """A start: the first fifth, then evenly."""
-    warm = min(computed, math.ceil(0.2 * steps))
-    later = np.linspace(warm, steps - 1, computed - warm + 2)[1:-1].round().astype(int).tolist()
-    return [i < warm or i in later for i in range(steps)]
+def planned(computed: int, pipe: FluxPipeline, steps: int) -> list[bool]:
+    """A start: the way that dicache plans for a sample of which it knows nothing."""
+    pipe.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=0.0)
+    way = plan_of(timeline(pipe.scheduler).course, longest=6, last=1).way(computed)
+    return [i in way for i in range(steps)]
 
 
 class Search:
@@ -97,13 +97,13 @@ class Search:
     def best(self, computed: int, *, trials: int, shared: bool) -> Masks:
         """(B, steps); searched once."""
         if (computed, shared) not in self.found:
-            start = np.array([spread(computed, self.setting.steps)] * len(self.captions))
+            start = np.array([planned(computed, fresh(self.setting), self.setting.steps)] * len(self.captions))
             self.found[computed, shared] = anneal(start, self.cost, trials=trials, seed=0, shared=shared)
         return self.found[computed, shared]
 
 
 def _config(rows: Masks) -> Config:
-    return Config(masks(rows.tolist()), approximators=(Extrapolate(),), probe=FirstBlocks(depth=0))
+    return Config(masks(rows.tolist()), approximators=(ExtrapolateNoise(),))
 
 
 def static_arm(search: Search, counts: Sequence[int], *, trials: int) -> Arm:

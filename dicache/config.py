@@ -45,5 +45,5 @@ class Config:
 
 
 def budgeted(error_budget: float | Sequence[float]) -> Config:
-    """What `enable(pipe, error_budget=...)` uses, chosen by measurement (bench/README.md): no probe, one approximator."""
+    """What `enable(pipe, error_budget=...)` uses: what did best on the bench, without a probe (bench/README.md)."""
     return Config(Planned(validate(error_budget)))

@@ -1,7 +1,7 @@
 """What is typical of diffusion models: how fast a denoiser's output turns along the run.
 
-With lambda half the logarithm of signal over noise, an output extrapolated to order 1 over tau from anchors D apart, all
-three in lambda, is wrong by about
+With lambda half the logarithm of signal over noise, an output extrapolated to order 1 over tau from anchors D apart,
+all three in lambda, is wrong by about
 
     k(lambda) |tau (tau + D)|,     k = exp(-0.95 - 0.52 tanh(1.2 (lambda + 0.2)))      relative L2
 

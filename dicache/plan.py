@@ -42,6 +42,19 @@ class Plan:
         allowed = np.flatnonzero(self.value[i] <= left)
         return (int(allowed[0]), float(self.value[i, allowed[0]])) if len(allowed) else (len(self.time) + 1, 0.0)
 
+    def way(self, computed: int) -> list[int]:
+        """The computed steps of the best way that has this many, for a sample of which nothing is known."""
+        steps, i, left = [0], 1, computed - 1
+        while left:
+            costs = [self._cost(i, g) + self.value[i + 1 + g, left - 1] for g in range(self.most(i + 1) + 1)]
+            steps, left = [*steps, i], left - 1
+            i += 1 + int(np.argmin(costs))
+        return steps
+
+    def _cost(self, i: int, g: int) -> float:
+        """Squared, of the gap of g steps after the computed step i; the anchor before it lies as far back."""
+        return float(self.prices(i, max(i - g - 1, 0), g).sum() ** 2)
+
     def _values(self) -> np.ndarray:
         """V, (steps + 1, steps + 1); inf where there is no such way."""
         steps = len(self.time)
@@ -49,8 +62,7 @@ class Plan:
         value[steps, 0] = 0.0
         for i in range(steps - 1, 0, -1):
             for g in range(self.most(i + 1) + 1):
-                cost = self.prices(i, max(i - g - 1, 0), g).sum() ** 2
-                value[i, 1:] = np.minimum(value[i, 1:], cost + value[i + 1 + g, :-1])
+                value[i, 1:] = np.minimum(value[i, 1:], self._cost(i, g) + value[i + 1 + g, :-1])
         return value
 
 

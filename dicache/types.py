@@ -55,9 +55,7 @@ class Course(NamedTuple):
     sigmas: tuple[float, ...]
     coefficients: tuple[float, ...]
     balances: tuple[float, ...]
-    """Half the logarithm of signal over noise, the natural time of a diffusion: laws of error hold along it. Empty where
-    that is not known.
-    """
+    """Half the logarithm of signal over noise, the time in which models turn evenly. Empty where that is not known."""
     begin: int
     """The run's first step: image-to-image starts half-way."""
 

@@ -14,7 +14,7 @@ from dicache.bench.check import difference
 from dicache.bench.costs import Meter, chosen
 from dicache.bench.curves import curves, paired_ratio
 from dicache.bench.measure import Judge, Point, draw_batch, fresh
-from dicache.bench.oracle import anneal, spread
+from dicache.bench.oracle import anneal
 from dicache.bench.ours import BASELINES, DICACHE
 from dicache.bench.store import Store
 from dicache.bench.syncs import Syncs
@@ -70,7 +70,7 @@ def test_a_file_without_dicache_or_without_static_schedules_is_shown():
 
 
 def test_annealing_keeps_the_work_and_finds_what_matters():
-    start = np.array([spread(4, 10)] * 3)
+    start = np.array([[True] * 4 + [False] * 6] * 3)
     wanted = np.array([[1, 1, 0, 0, 0, 0, 0, 0, 1, 1]] * 3, dtype=bool)
 
     def cost(masks):

@@ -41,10 +41,11 @@ class Fixed(Controller[Rows]):
         return state
 
 
-def every(interval: int, steps: int, *, first: float = 0.2) -> Fixed:
-    """Every `interval`-th of `steps` steps after the first share, which computes."""
+def every(interval: int, steps: int, *, first: float = 0.2, last: int = 0) -> Fixed:
+    """Every `interval`-th of `steps` steps after the first share, which computes; so do the `last` ones."""
     warm = math.ceil(first * steps)
-    return Fixed((frozenset(i for i in range(steps) if i < warm or (i - warm + 1) % interval == 0),))
+    due = (i for i in range(steps) if i < warm or i >= steps - last or (i - warm + 1) % interval == 0)
+    return Fixed((frozenset(due),))
 
 
 def masks(rows: Sequence[Sequence[bool]]) -> Fixed:
