@@ -15,7 +15,7 @@ from diffusers import FluxPipeline
 
 from dicache.api import Cache
 
-Kind = Literal["baseline", "dicache", "peer", "oracle"]
+Kind = Literal["baseline", "dicache", "peer", "preset", "oracle"]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from dicache.bench.measure import Judge, draw, fresh
 from dicache.bench.oracle import Search, prompt_arm, static_arm
 from dicache.bench.ours import BASELINES, DICACHE
 from dicache.bench.peers import PEERS
+from dicache.bench.presets import PRESETS
 from dicache.bench.store import Facts, Store, circumstances, differences, load
 from dicache.demo import relative_error
 from dicache.reference.scenes import prompts
@@ -35,7 +36,7 @@ def all_arms(judge: Judge, args: argparse.Namespace) -> list[Arm]:
     """In the order of the tables."""
     steps = judge.setting.steps
     counts = sorted({max(3, round(share * steps)) for share in (0.6, 0.5, 0.4, 0.3)}, reverse=True)
-    found = [*DICACHE, *BASELINES, *(() if args.no_peers else PEERS)]
+    found = [*DICACHE, *BASELINES, *(() if args.no_peers else PEERS), *(PRESETS if args.presets else ())]
     if args.coarse:
         return coarse(found)
     if args.trials:
@@ -121,6 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trials", type=int, default=60, help="per point of the searched schedules; 0 leaves them out")
     parser.add_argument("--coarse", action="store_true", help="every second value of peers and baselines, no search")
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--presets", action="store_true", help="also published methods, as dicache composes them")
     parser.add_argument("--no-costs", action="store_true", help="no second pass for time, memory and waits")
     parser.add_argument("--quick", action="store_true", help="4 captions, 12 steps, no peers, no searched schedules")
     parser.add_argument("--arms", metavar="REGEX", help="draw only arms whose name matches, and merge them in")

@@ -42,13 +42,15 @@ td:first-child,th:first-child{text-align:left}</style>
 
 
 def plot(facts: Facts, path: Path) -> None:
-    """Median error against speed-up, a line per arm, searched schedules dashed, both axes logarithmic."""
+    """Median error against speed-up, both axes logarithmic, a line per arm; searched schedules dashed, presets
+    dash-dotted.
+    """
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(10, 6.5))
     for i, curve in enumerate(curves(facts)):
-        style = {"dicache": "-", "baseline": ":", "peer": "-", "oracle": "--"}[curve.kind]
+        style = {"dicache": "-", "baseline": ":", "peer": "-", "preset": "-.", "oracle": "--"}[curve.kind]
         width, marker = (3, "o") if curve.kind == "dicache" else (1.2, "osv^Dxp*+"[i % 9])
         median = np.median(curve.errors, axis=1)
         axis.plot(curve.speedups, median, style, marker=marker, markersize=4, linewidth=width, label=curve.name)
