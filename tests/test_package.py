@@ -11,10 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"types", "errors", "extension", "_checkout"},
-    {"budget", "norms", "history", "rows", "macs", "clock"},
+    {"budget", "norms", "history", "rows", "macs", "clock", "law", "plan"},
     {"probes", "estimators", "approximators", "controllers", "trace", "guided"},
     {"models"},
-    {"config", "presets", "run", "session"},
+    {"config", "evidence", "presets", "run", "session"},
     {"hooks"},
     {"page", "report", "api", "reference"},
     {"demo", "doctor", "cli", "bench", "__main__"},

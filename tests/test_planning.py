@@ -1,0 +1,157 @@
+"""The default controller and its parts: the law along the course, the cheapest way, amplitudes, noise."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicache import history
+from dicache.approximators.base import Now, Past
+from dicache.approximators.noise import ExtrapolateNoise, noise_of
+from dicache.controllers.planned import Planned
+from dicache.estimators.amplitude import Amplitude
+from dicache.estimators.base import Evidence
+from dicache.law import turning
+from dicache.plan import Plan
+from dicache.types import Action, Course, Quote, Reason, Step
+
+COURSES = st.lists(st.floats(0.05, 0.8), min_size=6, max_size=7).map(lambda gaps: course(gaps))
+
+
+def course(gaps):
+    """A course whose balances lie the gaps apart, with coefficients that differ."""
+    balances = tuple(itertools.accumulate([-2.0, *gaps]))
+    sigmas = tuple(1 / (1 + math.exp(b)) for b in balances)
+    return Course(sigmas, tuple(0.05 + 0.01 * (i % 3) for i in range(len(sigmas))), balances, 0)
+
+
+def even(steps=28):
+    sigmas = [1 - i / steps for i in range(steps)]
+    balances = tuple(math.log((1 - s + 0.02) / (s + 0.02)) for s in sigmas)
+    return Course(tuple(sigmas), (1 / steps,) * steps, balances, 0)
+
+
+def at(course, i):
+    steps = len(course.sigmas)
+    return Step(i, steps, course.sigmas[i], course.coefficients[i], (i + 1) / steps, (1.0, 0.0), (0.0, 1.0), course)
+
+
+def ways(plan, steps):
+    """Every way from the computed step 1 on, by brute force: computed steps and squared error."""
+    for rest in itertools.product([True, False], repeat=steps - 2):
+        computed = [1, *(i for i, on in enumerate(rest, start=2) if on), steps]
+        gaps = [b - a - 1 for a, b in itertools.pairwise(computed)]
+        if all(g <= plan.most(a + 1) for a, g in zip(computed, gaps, strict=False)):
+            cost = sum(
+                plan.prices(a, max(a - g - 1, 0), g).sum() ** 2 for a, g in zip(computed, gaps, strict=False) if g
+            )
+            yield computed[:-1], cost
+
+
+@given(COURSES)
+def test_the_plan_is_the_cheapest_of_all_ways(course):
+    plan, steps = Plan(course, longest=3, last=1), len(course.sigmas)
+    for count in range(2, steps):
+        costs = [cost for computed, cost in ways(plan, steps) if len(computed) == count]
+        assert plan.value[1, count] == pytest.approx(min(costs, default=math.inf))
+        if costs:
+            way = plan.way(count + 1)
+            assert way[0] == 0 and len(way) == count + 1 and way[-1] == steps - 1
+
+
+def play(controller, course, cost, budgetless=False):
+    """What one sample gets whose every output is `cost` times as hard to guess as usual."""
+    state, strip, plan = controller.init(1), "", Plan(course, controller.longest, controller.last)
+    computed = []
+    for i in range(len(course.sigmas)):
+        known = len(computed) > 1
+        price = cost * plan.prices(computed[-1], computed[-2], i - computed[-1])[-1] if known else math.inf
+        quoted = torch.tensor([price], dtype=torch.float64)
+        quote = Quote(quoted, quoted, torch.tensor([int(Action.EXTRAPOLATE)]))
+        decision, state = controller.decide(quote, at(course, i), state)
+        skipped = decision.action.item() != Action.COMPUTE
+        strip += "/" if skipped else "#"
+        computed = computed if skipped else [*computed, i]
+        state = controller.settle(torch.ones(1), torch.tensor([not skipped]), state)
+    return strip, decision
+
+
+@given(st.floats(0.001, 0.2), st.floats(0.3, 3.0))
+def test_a_larger_budget_never_computes_more_and_the_estimate_stays_within_it(budget, cost):
+    small, decision = play(Planned(budget), even(), cost)
+    large, _ = play(Planned(2 * budget), even(), cost)
+    assert large.count("#") <= small.count("#")
+    assert decision.spent.item() <= 1.5 * budget
+    assert small.startswith("##") and small.endswith("#")
+
+
+def test_budget_zero_and_what_is_not_known_compute_and_gaps_are_bounded():
+    nothing, decision = play(Planned(0.0), even(), 1.0)
+    assert set(nothing) == {"#"} and decision.reason.item() == Reason.NO_BUDGET
+    unknown, _ = play(Planned(0.1), even(), math.nan)
+    assert set(unknown) == {"#"}
+    free, _ = play(Planned(1e9, longest=4), even(), 1.0)
+    assert max(map(len, free.split("#"))) == 4 and free.endswith("#")
+
+
+def test_a_hard_sample_gets_more_work_than_an_easy_one_whatever_stands_beside_it():
+    course, controller = even(), Planned([0.02, 0.02])
+    plan, state = Plan(course, 6, 1), controller.init(2)
+    strips, computed = ["", ""], [[], []]
+    for i in range(28):
+        prices = [
+            hardness * plan.prices(c[-1], c[-2], i - c[-1])[-1] if len(c) > 1 else math.inf
+            for hardness, c in zip((0.5, 3.0), computed, strict=True)
+        ]
+        quoted = torch.tensor(prices, dtype=torch.float64)
+        decision, state = controller.decide(Quote(quoted, quoted, torch.full((2,), 2)), at(course, i), state)
+        on = decision.action[:, 0] == Action.COMPUTE
+        strips = [s + "/#"[bool(c)] for s, c in zip(strips, on, strict=True)]
+        computed = [[*c, i] if o else c for c, o in zip(computed, on, strict=True)]
+        state = controller.settle(torch.ones(2), on, state)
+    assert strips == [play(Planned(0.02), course, 0.5)[0], play(Planned(0.02), course, 3.0)[0]]
+    assert strips[0].count("#") < strips[1].count("#")
+
+
+@given(amplitude=st.floats(0.05, 20), known=st.booleans())
+def test_amplitudes_converge_skip_what_is_not_finite_and_are_unknown_at_first(amplitude, known):
+    estimator, nothing = Amplitude(), torch.full((1,), math.nan, dtype=torch.float64)
+    typical = turning(0.0) if known else None
+    evidence = Evidence(torch.tensor([[0.3]], dtype=torch.float64), nothing, nothing, typical)
+    usual, yes = 0.3 * (typical or 1.0), torch.tensor([True])
+    state = estimator.init(1, 1)
+    assert estimator.predict(evidence, state).isinf().all()
+    state = estimator.observe(torch.tensor([[amplitude * usual]]), evidence, yes, state)
+    if not known:  # the first observation is all that is known
+        assert estimator.predict(evidence, state).item() == pytest.approx(amplitude * usual)
+    for value in (math.nan, 0.0, *[amplitude * usual] * 60):
+        state = estimator.observe(torch.tensor([[value]]), evidence, yes, state)
+    assert estimator.predict(evidence, state).item() == pytest.approx(amplitude * usual, rel=1e-3)
+
+
+@given(sigmas=st.lists(st.floats(0.05, 0.95), min_size=3, max_size=3, unique_by=lambda s: round(s, 2)))
+def test_noise_that_follows_a_line_is_extrapolated_exactly_from_the_latent_as_it_is(sigmas):
+    sigmas, (slope, offset) = sorted(sigmas, reverse=True), torch.randn(2, 2, 4, dtype=torch.float64)
+    latents = torch.randn(3, 2, 4, dtype=torch.float64)
+    outputs = [(offset + s * slope - x) / (1 - s) for s, x in zip(sigmas, latents, strict=True)]
+    held = history.empty(2, 2)
+    for sigma, latent, output in zip(sigmas[:2], latents, outputs, strict=False):
+        noise = noise_of(latent, output, (1.0, 1 - sigma))
+        held = history.push(held, noise, sigma, torch.ones(2, dtype=torch.bool))
+    nothing = history.empty(2, 2)
+    now = Now(sigmas[2], None, latents[2], (1.0, 1 - sigmas[2]))
+    guess = ExtrapolateNoise(memory=math.inf).guess(Past(nothing, nothing, held), now)
+    torch.testing.assert_close(guess, outputs[2], rtol=1e-5, atol=1e-5)
+
+
+def test_the_memory_of_a_slope_fades_with_the_way_back_to_its_older_end():
+    way, held = even(10), history.empty(2, 1)
+    for i in (3, 4):
+        held = history.push(held, torch.full((1, 2), float(i)), way.sigmas[i], torch.ones(1, dtype=torch.bool))
+    past, now = Past(history.empty(2, 1), history.empty(2, 1), held), Now(way.sigmas[5], None, course=way)
+    faded = ExtrapolateNoise(memory=1.0).guess(past, now)[0, 0].item()
+    assert faded == pytest.approx(4 + math.exp(-(way.balances[5] - way.balances[3])))
+    assert ExtrapolateNoise(memory=math.inf).guess(past, now)[0, 0].item() == pytest.approx(5.0)
