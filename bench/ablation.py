@@ -1,0 +1,133 @@
+"""What each ingredient of the default is worth, by taking it away: `python -m dicache.bench ablation`
+
+Every variant is swept over its budget on calibration captions, at 20 and 28 steps, on an even time grid and on one that
+is bent towards high noise; its median error is read off at equal executed work. Values above the default's say what the
+ingredient was worth.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+from rich.console import Console
+from rich.progress import Progress
+
+from dicache.api import enable
+from dicache.approximators.alignment import Align
+from dicache.approximators.hold import Reuse
+from dicache.approximators.linear import Extrapolate
+from dicache.approximators.noise import ExtrapolateNoise
+from dicache.bench.arms import Arm, Setting
+from dicache.bench.curves import curves
+from dicache.bench.measure import Judge
+from dicache.bench.tables import markdown
+from dicache.config import Config, budgeted
+from dicache.controllers.budgeted import Budgeted
+from dicache.controllers.clip import Clip
+from dicache.controllers.fixed import every
+from dicache.controllers.planned import Planned
+from dicache.estimators.closed_loop import ClosedLoop
+from dicache.probes.first_blocks import FirstBlocks
+from dicache.reference.scenes import prompts
+
+SETTINGS = tuple(Setting(steps, shift=shift) for steps in (28, 20) for shift in (1.0, 3.0))
+WORK = (0.5, 0.35)
+BUDGETS = (0.012, 0.03, 0.07, 0.15)
+RESULT = Path(__file__).parent / "results" / "ablation.json"
+
+VARIANTS: dict[str, Callable[[float], Config]] = {
+    "the default": budgeted,
+    "no plan: spend what was released": lambda b: Config(Clip(Budgeted(b), last=1)),
+    "the last observation, not their mean": lambda b: Config(Planned(b), estimator=ClosedLoop()),
+    "velocity, not noise": lambda b: Config(Planned(b), approximators=(Extrapolate(),)),
+    "a memory that does not fade": lambda b: Config(Planned(b), approximators=(ExtrapolateNoise(math.inf),)),
+    "plain reuse": lambda b: Config(Planned(b), approximators=(Reuse(),)),
+    "the last step not forced": lambda b: Config(Planned(b, last=0)),
+    "no bound on one gap's share": lambda b: Config(Planned(b, share=1.0)),
+    "a first-block probe corrects the estimate": lambda b: Config(
+        Planned(b), estimator=ClosedLoop(trust=0.5), probe=FirstBlocks()
+    ),
+    "closed loop, probe, alignment (as before the plan)": lambda b: Config(
+        Clip(Budgeted(b)),
+        estimator=ClosedLoop(trust=0.5),
+        approximators=(Reuse(), Extrapolate(), Align()),
+        probe=FirstBlocks(),
+    ),
+}
+
+
+def _variant(name: str) -> Arm:
+    @contextmanager
+    def prepare(pipe: FluxPipeline, value: float, setting: Setting) -> Iterator[Setting]:
+        with enable(pipe, config=VARIANTS[name](value)):
+            yield setting
+
+    return Arm(name, "dicache", "error_budget", BUDGETS, prepare)
+
+
+def _interval(name: str, approximator: Reuse | Extrapolate, first: float, last: int) -> Arm:
+    @contextmanager
+    def prepare(pipe: FluxPipeline, value: int, setting: Setting) -> Iterator[Setting]:
+        with enable(
+            pipe, config=Config(every(value, setting.steps, first=first, last=last), approximators=(approximator,))
+        ):
+            yield setting
+
+    return Arm(f"{name}, first {first:g}", "baseline", "interval", (2, 3, 4, 5), prepare)
+
+
+def arms() -> list[Arm]:
+    fixed = [
+        _interval(f"fixed interval{' and last step' if last else ''}, {name}", approximator, first, last)
+        for name, approximator in (("reuse", Reuse()), ("order 1", Extrapolate()))
+        for last in (0, 1)
+        for first in (0.1, 0.2)
+    ]
+    return [*map(_variant, VARIANTS), *fixed]
+
+
+def measure(captions: int, progress: Progress) -> list[dict[str, Any]]:
+    swept, found = arms(), []
+    task = progress.add_task("ablation", total=len(SETTINGS) * sum(len(arm.values) for arm in swept))
+    for setting in SETTINGS:
+        judge = Judge(prompts("calibration", captions, seed=3), setting)
+        points = []
+        for arm in swept:
+            for value in arm.values:
+                progress.update(task, description=f"{setting.steps} steps, shift {setting.shift:g}: {arm.name}")
+                points.append(asdict(judge.point(arm, value)))
+                progress.advance(task)
+        found.append({"setting": asdict(setting), "points": points})
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> list[list[str]]:
+    names = [f"{f['setting']['steps']} steps, shift {f['setting']['shift']:g}" for f in found]
+    head = ["median error at", *[f"{name}, work {work:g}" for name in names for work in WORK]]
+    by_name = [{curve.name: curve for curve in curves(f)} for f in found]
+    rows = []
+    for arm in arms():
+        cells = [by_name[i][arm.name].at_speedup(1 / work) for i in range(len(found)) for work in WORK]
+        rows.append([arm.name, *["-" if cell is None else f"{np.median(cell):.4f}" for cell in cells]])
+    return [head, *rows]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--captions", type=int, default=12)
+    parser.add_argument("--show", action="store_true", help="print the committed table, measure nothing")
+
+
+def run(args: argparse.Namespace) -> None:
+    if not args.show:
+        torch.set_num_threads(1)
+        with Progress(console=Console(stderr=True)) as progress:
+            RESULT.write_text(json.dumps(measure(args.captions, progress), indent=1) + "\n")
+    Console(width=240).print(markdown(table(json.loads(RESULT.read_text()))), highlight=False)
