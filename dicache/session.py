@@ -213,7 +213,8 @@ class Session:
             noise = noise_of(run.latent, output, run.step.noise)
             noises = history.push(noises, noise, run.step.sigma, computed)
         run.past[call.branch] = Past(outputs, features, noises)
-        run.bytes = max(run.bytes, sum(kept.nbytes for past in run.past.values() for kept in past))
+        kept = [held.nbytes for past in run.past.values() for held in past]
+        run.bytes = max(run.bytes, sum(kept) + sum(t.nbytes for t in tensors(run.estimator)))
 
     # Deciding and learning.
 

@@ -27,16 +27,17 @@ from dicache.bench.arms import coarse
 from dicache.bench.presets import PRESETS
 from dicache.config import Config
 from dicache.controllers.threshold import Threshold
-from dicache.errors import UnsupportedModelError
+from dicache.errors import ModeError, UnsupportedModelError
 from dicache.estimators.base import Estimator, Evidence
 from dicache.estimators.codebook import FAST
 from dicache.estimators.disagreement import Disagreement
+from dicache.estimators.isotonic import Isotonic, isotonic
 from dicache.estimators.magnitude_ratios import measure_ratios, nearest
 from dicache.estimators.polynomial import Polynomial
 from dicache.estimators.relative_change import RelativeChange
 from dicache.estimators.sensitivities import Table, measure_sensitivities
 from dicache.macs import MacCounter
-from dicache.probes.base import Probe
+from dicache.probes.base import Probe, View
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.first_blocks_residual import FirstBlocksResidual
 from dicache.probes.modulated_input import ModulatedInput
@@ -368,9 +369,12 @@ def test_the_laws_hold_for_every_preset(name):
         # 7. What is reported as saved was not executed.
         assert trace.executed.sum().item() == pytest.approx(sum(macs), rel=1e-6)
         assert cache.report().compute_speedup > 1.0
-        # 10. Memory is what the configuration says: its depth times one output, and one feature where it looks.
+        # 10. Memory is what the configuration says: its depth times one output, and one feature where it looks; the
+        # estimator keeps at most a feature, or three latents, beside small numbers on the host.
         feature = past.features.values[0].nbytes if past.features.values else 0
-        assert 0 < trace.cache_bytes <= config.depth * (plain.nbytes + feature)
+        held = config.depth * (plain.nbytes + feature)
+        assert len(past.outputs.values) * (plain.nbytes + feature) <= trace.cache_bytes
+        assert trace.cache_bytes <= held + max(feature, 3 * plain.nbytes) + 1000
     # 4. An unknown prediction computes its row and no other.
     with dicache.enable(pipe, config=replace(config, estimator=Poisoned(config.estimator, 1))) as cache:
         FLUX.draw(pipe, [1, 2, 3], STEPS)
@@ -474,6 +478,31 @@ def test_a_polynomial_is_clamped_to_its_support_and_never_negative(x, coefficien
     assert predicted == pytest.approx(max(0.0, np.polyval(coefficients, min(max(x, 0.1), 1.0))), rel=1e-3, abs=1e-3)
 
 
+@given(pairs=st.lists(st.tuples(st.floats(0, 5), st.floats(0, 5)), min_size=1, max_size=12))
+def test_the_isotonic_fit_never_falls_and_leaves_what_rises_alone(pairs):
+    x, y = zip(*pairs, strict=True)
+    knots = isotonic(x, y)
+    fitted = np.interp(sorted(x), *np.array(knots).T)
+    assert (np.diff(fitted) >= 0).all() and min(y) - 1e-9 <= fitted[0] and fitted[-1] <= max(y) + 1e-9
+    assert Isotonic(RelativeChange(), knots).knots == knots
+    rising = [(a, 2 * a) for a in sorted({round(a, 2) for a in x})]
+    assert isotonic(*zip(*rising, strict=True)) == tuple(rising)
+
+
+def test_an_isotonic_map_is_flat_beyond_its_knots_and_keeps_the_unknown_unknown():
+    nothing = torch.full((2,), torch.nan, dtype=torch.float64)
+    mapped = Isotonic(RelativeChange(), ((0.1, 0.2), (0.3, 0.4)))
+    one = torch.ones(2, 4)
+    seen = Evidence(nothing[:, None], nothing, nothing, feature=one)
+    assert mapped.predict(seen, mapped.init(2, 1)).isinf().all()
+    state = mapped.observe(nothing[:, None], seen, torch.ones(2, dtype=torch.bool), mapped.init(2, 1))
+    for moved, expected in ((1.0, 0.2), (1.2, 0.3), (3.0, 0.4)):
+        predicted = mapped.predict(seen._replace(feature=torch.stack([moved * one[0], torch.nan * one[0]])), state)
+        assert predicted[0].item() == pytest.approx(expected, rel=1e-5) and predicted[1].isinf().all()
+    with pytest.raises(ModeError, match="never falls"):
+        Isotonic(RelativeChange(), ((0.1, 0.4), (0.3, 0.2)))
+
+
 def test_a_table_of_another_length_is_read_at_the_nearest_step():
     assert [nearest((1, 2, 3), i, 6) for i in range(6)] == [1, 1, 2, 2, 3, 3]
     assert nearest((1, 2, 3), 0, 1) == 1
@@ -534,6 +563,37 @@ def test_the_filter_passes_coarse_patterns_has_a_mean_gain_of_one_and_fades_with
         assert whole.mean().item() == pytest.approx(1.0, rel=1e-6)
         assert gain[0, 0] == gain.max()
     assert gains(8, 8, 2.0, -3.0)[4, 4] < gains(8, 8, 2.0, 3.0)[4, 4] <= 1.0
+
+
+@dataclass
+class Given(Probe):
+    """Measures what it was given."""
+
+    feature: torch.Tensor
+    depth = 0
+
+    def __call__(self, view):
+        return self.feature
+
+
+@pytest.mark.parametrize("size", [(6, 6), (4, 7)])
+def test_the_filtered_feature_is_wieners_by_the_whole_transform(size):
+    tokens, feature = size[0] * size[1], torch.randn(2, size[0] * size[1], 3)
+    nothing = torch.zeros(2, tokens, 3)
+    for index in (2, N - 3):
+        view = View(nothing, nothing, nothing, torch.nn.Identity(), (), {}, step(index))
+        found = SpectrumFiltered(Given(feature), 2.0, size)(view)
+        a = math.exp(COURSE.balances[index])  # b = 1
+        frequency = np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.fftfreq(size[1])[None, :])
+        power = np.where(frequency == 0, 1.0, frequency) ** -2
+        power = power / power[frequency > 0].mean()
+        gain = np.where(frequency == 0, 1 / a, a * power / (a * a * power + 1))
+        gain = gain / gain.mean()
+        image = feature.numpy().reshape(2, *size, 3)
+        expected = np.fft.ifft2(np.fft.fft2(image, axes=(1, 2)) * gain[None, :, :, None], axes=(1, 2)).real
+        np.testing.assert_allclose(found.numpy(), expected.reshape(2, tokens, 3), rtol=1e-4, atol=1e-5)
+    adrift = view._replace(step=view.step._replace(course=None))
+    assert torch.equal(SpectrumFiltered(Given(feature), 2.0, size)(adrift), feature)
 
 
 def test_a_model_without_what_a_preset_reads_is_refused_with_a_reason():
