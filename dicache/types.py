@@ -36,6 +36,7 @@ class Reason(IntEnum):
     TOO_LONG = 4
     NO_BUDGET = 5
     SCHEDULED = 6
+    PLANNED = 7
 
 
 REASONS = {
@@ -46,6 +47,7 @@ REASONS = {
     Reason.TOO_LONG: "too long: the gap reached its longest allowed length",
     Reason.NO_BUDGET: "no budget: the budget is zero",
     Reason.SCHEDULED: "scheduled: fixed before the run",
+    Reason.PLANNED: "planned: the cheapest way through the run that keeps the budget computes here",
 }
 
 

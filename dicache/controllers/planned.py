@@ -31,7 +31,7 @@ from dicache.controllers.budgeted import Account, Budgeted
 from dicache.plan import plan_of
 from dicache.types import Action, Decision, Quote, Reason, Rows, Step
 
-TINY = 1e-9
+TINY = 1e-12
 
 
 class Way(NamedTuple):
@@ -64,24 +64,28 @@ class Planned(Controller[Way]):
         if step.course is None:
             decision, account = Budgeted(self.budget).decide(quote, step, state.account)
             return decision, state._replace(account=account)
+        known, i = quote.cost.isfinite() & (state.account.budget > 0), step.index
+        due, amplitude, price = self._planned(quote.cost, known, step, state)
+        skip = (due > i) & known
+        account = state.account._replace(pending=state.account.pending + torch.where(skip, price, 0.0))
+        last, before = torch.where(skip, state.last, i), torch.where(skip, state.before, state.last)
+        action = torch.where(skip, quote.action, int(Action.COMPUTE))
+        reason = torch.where(skip, int(Reason.WITHIN_BUDGET), _why(quote, state.account))
+        return Decision(action[:, None], reason[:, None], account.spent), Way(account, last, before, due, amplitude)
+
+    def _planned(self, cost: Rows, known: Rows, step: Step, state: Way) -> tuple[Rows, Rows, Rows]:
+        """The next computed steps, the amplitudes, and what skipping this step would add, (B,) each."""
+        assert step.course is not None
         plan, i = plan_of(step.course, self.longest, self.last), step.index
-        due, amplitude, price = state.due.clone(), state.amplitude.clone(), torch.zeros_like(quote.cost)
-        for b, (last, before) in enumerate(zip(state.last.tolist(), state.before.tolist(), strict=True)):
-            if before < 0 or not quote.cost[b].isfinite():
-                continue
+        due, amplitude, price = state.due.clone(), state.amplitude.clone(), torch.zeros_like(cost)
+        for b in (known & (state.before >= 0)).nonzero().flatten().tolist():
+            last, before = int(state.last[b]), int(state.before[b])
             if last == i - 1:
-                amplitude[b] = quote.cost[b] / plan.prices(last, before, 1)[0]
+                amplitude[b] = cost[b] / max(plan.prices(last, before, 1)[0], TINY)
                 left = self._left(state.account, step, b) / max(float(amplitude[b]), TINY) ** 2
                 due[b] = i + plan.gap(i, before, left, self.share)
             price[b] = amplitude[b] * plan.prices(last, before, i - last)[-1]
-        skip = (due > i) & quote.cost.isfinite() & (state.account.budget > 0)
-        account = state.account._replace(pending=state.account.pending + torch.where(skip, price, 0.0))
-        reason = torch.where(quote.cost.isfinite(), int(Reason.OVER_BUDGET), int(Reason.UNKNOWN))
-        reason = torch.where(state.account.budget > 0, reason, int(Reason.NO_BUDGET))
-        reason = torch.where(skip, int(Reason.WITHIN_BUDGET), reason)
-        action = torch.where(skip, quote.action, int(Action.COMPUTE))
-        last, before = torch.where(skip, state.last, i), torch.where(skip, state.before, state.last)
-        return Decision(action[:, None], reason[:, None], account.spent), Way(account, last, before, due, amplitude)
+        return due, amplitude, price
 
     def _left(self, account: Account, step: Step, b: int) -> float:
         """Of the squared budget."""
@@ -90,3 +94,9 @@ class Planned(Controller[Way]):
 
     def settle(self, ratio: Rows, computed: Rows, state: Way) -> Way:
         return state._replace(account=Budgeted(self.budget).settle(ratio, computed, state.account))
+
+
+def _why(quote: Quote, account: Account) -> Rows:
+    """A step computes, (B,)."""
+    reason = torch.where(quote.cost.isfinite(), int(Reason.PLANNED), int(Reason.UNKNOWN))
+    return torch.where(account.budget > 0, reason, int(Reason.NO_BUDGET))
