@@ -48,7 +48,8 @@ VARIANTS: dict[str, Callable[[float], Config]] = {
     "no plan: spend what was released": lambda b: Config(Clip(Budgeted(b), last=1)),
     "the last observation, not their mean": lambda b: Config(Planned(b), estimator=ClosedLoop()),
     "velocity, not noise": lambda b: Config(Planned(b), approximators=(Extrapolate(),)),
-    "a memory that does not fade": lambda b: Config(Planned(b), approximators=(ExtrapolateNoise(math.inf),)),
+    "only a memory that fades": lambda b: Config(Planned(b), approximators=(ExtrapolateNoise(),)),
+    "only a memory that does not": lambda b: Config(Planned(b), approximators=(ExtrapolateNoise(math.inf),)),
     "plain reuse": lambda b: Config(Planned(b), approximators=(Reuse(),)),
     "the last step not forced": lambda b: Config(Planned(b, last=0)),
     "no bound on one gap's share": lambda b: Config(Planned(b, share=1.0)),
@@ -121,7 +122,7 @@ def table(found: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--captions", type=int, default=12)
+    parser.add_argument("--captions", type=int, default=8)
     parser.add_argument("--show", action="store_true", help="print the committed table, measure nothing")
 
 

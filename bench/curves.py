@@ -2,7 +2,8 @@
 
 Between two points of a curve the logarithm of each caption's error is interpolated linearly in the logarithm of the
 speed-up. Nothing is extrapolated: beyond a curve's ends there is no value. A point that is dominated by another point
-of its own arm (more work and more error) is left out of the curve, never out of the table.
+of its own arm (more work and more error), and one that lost nothing because it skipped nothing, is left out of the
+curve, never out of the table.
 """
 
 from collections.abc import Sequence
@@ -58,11 +59,14 @@ def _curve(points: Sequence[dict[str, Any]]) -> Curve:
     ordered = sorted(points, key=lambda p: (p["work"], np.median(p["errors"])))
     kept: list[dict[str, Any]] = []
     for point in ordered:
+        if np.median(point["errors"]) <= TINY:  # it never skipped; a logarithm has no place for it
+            continue
         if not kept or np.median(point["errors"]) < np.median(kept[-1]["errors"]):
             kept.append(point)
     kept.reverse()
     speedups = np.array([1 / p["work"] for p in kept])
-    return Curve(points[0]["arm"], points[0]["kind"], speedups, np.array([p["errors"] for p in kept]))
+    errors = np.array([p["errors"] for p in kept]).reshape(len(kept), len(points[0]["errors"]))
+    return Curve(points[0]["arm"], points[0]["kind"], speedups, errors)
 
 
 def median_interval(errors: np.ndarray) -> tuple[float, float]:

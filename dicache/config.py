@@ -1,5 +1,6 @@
 """One configuration: which parts decide, and what fills in. An option is an object, not a string."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ class Config:
 
     controller: Controller[Any]
     estimator: Estimator[Any] = field(default_factory=lambda: Amplitude())
-    approximators: tuple[Approximator, ...] = (ExtrapolateNoise(),)
+    approximators: tuple[Approximator, ...] = (ExtrapolateNoise(), ExtrapolateNoise(memory=math.inf))
     probe: Probe = field(default_factory=lambda: FirstBlocks(depth=0))
 
     def __post_init__(self) -> None:

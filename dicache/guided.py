@@ -82,6 +82,11 @@ class Guided:
         """Whether other branches came than those the mixture was measured on."""
         return self.mixture is not None and set(self.outputs) != set(self.order)
 
+    @property
+    def strength(self) -> Rows | None:
+        """Weight of the strongest branch, (B,): the guidance scale."""
+        return None if self.mixture is None else self.mixture.abs().amax(0)
+
     def handed(self, branch: str, output: Tensor) -> None:
         self.outputs[branch] = output.detach().clone() if self.mixture is None else output
 

@@ -5,19 +5,31 @@ all three in lambda, is wrong by about
 
     k(lambda) |tau (tau + D)|,     k = exp(-0.95 - 0.52 tanh(1.2 (lambda + 0.2)))      relative L2
 
-and two fifths of an error of the latent remain at its end. k was measured on the reference model (median over 48
-captions, residual spread of its logarithm 0.2) and is one curve for 20 and 28 steps and for even and shifted time
-grids: in lambda, models turn nearly evenly, three times faster while the layout is decided than later. What remains
-varies from 0.2 to 1 along the run; no weight that follows it did better than the constant. On another model these are
-where learning starts from, not where it ends: every sample's own amplitude is learned while it runs.
+and of an error of the latent there remains at its end 1.6 over the guidance scale (1 without guidance).
+
+k was measured on the reference model (median over 48 captions, residual spread of its logarithm 0.2) and is one curve
+for 20 and 28 steps and for even and shifted time grids: in lambda, models turn nearly evenly, three times faster while
+the layout is decided than later. What remains varies along the run; no weight that follows it did better than the
+constant. But guided flows forget errors and unguided ones do not: with this law the final error was 0.5 to 0.8 times
+its estimate at scales 1, 2, 3.5 and 6, with one constant for all 0.5 times at 3.5 and 2.5 times at 1.
+
+On another model all this is where learning starts from, not where it ends: every sample's amplitude is learned while it
+runs.
 """
 
 import math
 
-REMAINS = 0.4
-"""Share of an error of the latent that is left at the end."""
+from dicache.types import Rows
+
+REMAINS = 1.6
+"""Share of an error of the latent that is left at the end, times the guidance scale."""
 
 
 def turning(balance: float) -> float:
     """k at lambda = `balance`."""
     return math.exp(-0.95 - 0.52 * math.tanh(1.2 * (balance + 0.2)))
+
+
+def remaining(guidance: Rows) -> Rows:
+    """Share of an error that is left at the end, by the weight of the strongest branch, (B,) -> (B,)."""
+    return REMAINS / guidance.clamp(min=1.0)

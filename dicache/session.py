@@ -26,7 +26,7 @@ from dicache.config import Config
 from dicache.estimators.base import Evidence
 from dicache.evidence import gather, known, nothing, now_of
 from dicache.guided import Guided, chunks_of
-from dicache.law import REMAINS
+from dicache.law import remaining
 from dicache.macs import Meter
 from dicache.probes.base import View
 from dicache.rows import Tree, scatter, shapes_of, stand_in, take, tensors
@@ -235,7 +235,8 @@ class Session:
         predicted = self.config.estimator.predict(evidence, run.estimator)
         error, best = predicted.min(1)
         scale = torch.full_like(error, torch.nan) if run.scale is None else run.scale
-        cost = (error * run.step.coefficient * scale * REMAINS).nan_to_num(torch.inf, torch.inf)
+        guidance = torch.ones_like(error) if run.guided.strength is None else run.guided.strength
+        cost = (error * run.step.coefficient * scale * remaining(guidance)).nan_to_num(torch.inf, torch.inf)
         actions = torch.tensor([int(a.action) for a in self.config.approximators])
         quote = Quote(error, cost, actions[best])
         decision, run.controller = self.config.controller.decide(quote, run.step, run.controller)

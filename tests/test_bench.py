@@ -52,6 +52,13 @@ def test_curves_interpolate_between_points_and_never_beyond_them():
     assert curve.at_speedup(4.1) is None and curve.speedup_at(0.2) is None
 
 
+def test_what_skipped_nothing_is_no_point_to_interpolate_from():
+    (curve,) = curves(facts(("ours", "dicache", [(1.0, 0.0), (0.5, 0.02), (0.25, 0.08)])))
+    assert curve.speedups.tolist() == [2.0, 4.0] and curve.speedup_at(0.001) is None
+    (idle,) = curves(facts(("idle", "peer", [(1.0, 0.0)])))
+    assert idle.speedup_at(0.01) is None and idle.at_speedup(1.0) is None
+
+
 def test_a_lost_comparison_is_said():
     found = facts(("dicache", "dicache", [(0.9, 0.005), (0.5, 0.05)]), ("rival", "peer", [(0.9, 0.001), (0.4, 0.02)]))
     assert "rival" in tables.losses(found)

@@ -3,7 +3,7 @@
 Skipping the g steps after the computed step i costs s E(i, g), the sum over those steps q of how much each adds to the
 final latent,
 
-    E(i, g) = w sum_q |h_q| k_q |tau_q (tau_q + D)|        (`dicache.law`)
+    E(i, g) = sum_q |h_q| k_q |tau_q (tau_q + D)|        (`dicache.law`)
 
 with one amplitude s per sample, read off what the estimator quotes for the next step: in the law's own time errors grow
 alike everywhere, so that every gap to come has a price. The errors of different gaps add in squares, and dynamic
@@ -50,7 +50,7 @@ class Planned(Controller[Way]):
     budget: Budget
     last: int = 1
     """Steps that compute at the end: the output turns fastest there."""
-    longest: int = 6
+    longest: int = 8
     """Most steps skipped in a row."""
     share: float = 0.35
     """Most of what is left that one gap may take: a plan is a guess."""
