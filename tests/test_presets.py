@@ -41,6 +41,7 @@ from dicache.probes.base import Probe, View
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.first_blocks_residual import FirstBlocksResidual
 from dicache.probes.modulated_input import ModulatedInput
+from dicache.probes.raw_latent import RawLatent
 from dicache.probes.sampled_tokens import SampledTokens
 from dicache.probes.spectrum_filtered import SpectrumFiltered, gains
 from dicache.types import Action, Course, Quote, Step
@@ -533,10 +534,13 @@ class Looked(Probe):
 
 
 def test_probes_measure_what_they_say():
-    looked = Looked(FirstBlocks(), FirstBlocksResidual(), SampledTokens(FirstBlocks(), 3), ModulatedInput())
+    looked = Looked(
+        FirstBlocks(), FirstBlocksResidual(), SampledTokens(FirstBlocks(), 3), ModulatedInput(), RawLatent()
+    )
     pipe = make_flux()
-    with dicache.enable(pipe, config=Config(Threshold(0.0), probe=looked)):
+    with dicache.enable(pipe, config=Config(Threshold(0.0), probe=looked)) as cache:
         FLUX.draw(pipe, [1, 2], 4)
+        assert torch.equal(looked.features.pop(), cache._session.run.latent)
     after, added, sampled, modulated = looked.features
     assert torch.equal(sampled, after[:, ::3]) and sampled.shape[1] < after.shape[1]
     assert added.shape == modulated.shape == after.shape and 0 < float(added.norm()) != float(after.norm())
@@ -604,6 +608,13 @@ def test_a_model_without_what_a_preset_reads_is_refused_with_a_reason():
         pipe = PIPELINES[name].make()
         with dicache.enable(pipe, config=presets.teacache()), pytest.raises(UnsupportedModelError, match="norm1"):
             PIPELINES[name].draw(pipe, [1], 4)
+    tiny = PIPELINES["one stream, sequential guidance, video (wan)"]  # its text is larger than its picture
+    pipe = tiny.make()
+    with (
+        dicache.enable(pipe, config=presets.dbcache(front=2)),
+        pytest.raises(UnsupportedModelError, match="one stream"),
+    ):
+        tiny.draw(pipe, [1], 4)
     pipe = PIPELINES["one stream, batched guidance, learned variance (pixart)"].make()
     with dicache.enable(pipe, config=presets.easycache()), pytest.raises(UnsupportedModelError, match="shaped like"):
         PIPELINES["one stream, batched guidance, learned variance (pixart)"].draw(pipe, [1], 6)
