@@ -65,27 +65,31 @@ class Planned(Controller[Way]):
             decision, account = Budgeted(self.budget).decide(quote, step, state.account)
             return decision, state._replace(account=account)
         known, i = quote.cost.isfinite() & (state.account.budget > 0), step.index
-        due, amplitude, price = self._planned(quote.cost, known, step, state)
+        due, amplitude, price, over = self._planned(quote.cost, known, step, state)
         skip = (due > i) & known
         account = state.account._replace(pending=state.account.pending + torch.where(skip, price, 0.0))
         last, before = torch.where(skip, state.last, i), torch.where(skip, state.before, state.last)
         action = torch.where(skip, quote.action, int(Action.COMPUTE))
-        reason = torch.where(skip, int(Reason.WITHIN_BUDGET), _why(quote, state.account))
+        reason = torch.where(skip, int(Reason.WITHIN_BUDGET), _why(quote, state.account, over))
         return Decision(action[:, None], reason[:, None], account.spent), Way(account, last, before, due, amplitude)
 
-    def _planned(self, cost: Rows, known: Rows, step: Step, state: Way) -> tuple[Rows, Rows, Rows]:
-        """The next computed steps, the amplitudes, and what skipping this step would add, (B,) each."""
+    def _planned(self, cost: Rows, known: Rows, step: Step, state: Way) -> tuple[Rows, Rows, Rows, Rows]:
+        """The next computed steps, the amplitudes, what skipping this step would add, and whether that alone is too
+        much, (B,) each.
+        """
         assert step.course is not None
         plan, i = plan_of(step.course, self.longest, self.last), step.index
         due, amplitude, price = state.due.clone(), state.amplitude.clone(), torch.zeros_like(cost)
+        over = torch.zeros_like(known)
         for b in (known & (state.before >= 0)).nonzero().flatten().tolist():
             last, before = int(state.last[b]), int(state.before[b])
             if last == i - 1:
                 amplitude[b] = cost[b] / max(plan.prices(last, before, 1)[0], TINY)
-                left = self._left(state.account, step, b) / max(float(amplitude[b]), TINY) ** 2
-                due[b] = i + plan.gap(i, before, left, self.share)
+                left = self._left(state.account, step, b)
+                due[b] = i + plan.gap(i, before, left / max(float(amplitude[b]), TINY) ** 2, self.share)
+                over[b] = cost[b] > self.share * left**0.5
             price[b] = amplitude[b] * plan.prices(last, before, i - last)[-1]
-        return due, amplitude, price
+        return due, amplitude, price, over
 
     def _left(self, account: Account, step: Step, b: int) -> float:
         """Of the squared budget."""
@@ -96,7 +100,8 @@ class Planned(Controller[Way]):
         return state._replace(account=Budgeted(self.budget).settle(ratio, computed, state.account))
 
 
-def _why(quote: Quote, account: Account) -> Rows:
+def _why(quote: Quote, account: Account, over: Rows) -> Rows:
     """A step computes, (B,)."""
-    reason = torch.where(quote.cost.isfinite(), int(Reason.PLANNED), int(Reason.UNKNOWN))
+    reason = torch.where(over, int(Reason.OVER_BUDGET), int(Reason.PLANNED))
+    reason = torch.where(quote.cost.isfinite(), reason, int(Reason.UNKNOWN))
     return torch.where(account.budget > 0, reason, int(Reason.NO_BUDGET))
