@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from dicache.api import enable
 from dicache.config import Config
 from dicache.controllers.base import Controller
-from dicache.types import Action, Decision, Rows, Step
+from dicache.types import Action, Decision, Quote, Rows, Step
 
 BATCH, TOKENS, BOTTLENECK = 8, 16, 32
 COMPUTED = (8, 7, 6, 4, 2, 1, 0)
@@ -75,10 +75,10 @@ class FirstRows(Controller[None]):
     def init(self, samples: int) -> None:
         return None
 
-    def decide(self, cost: Rows, action: Rows, step: Step, state: None) -> tuple[Decision, None]:
-        computes = (torch.arange(len(action)) < self.computed) | (step.index < WARM_UP)
-        chosen = torch.where(computes, int(Action.COMPUTE), action)[:, None]
-        return Decision(chosen, torch.zeros_like(chosen), torch.zeros_like(cost)), None
+    def decide(self, quote: Quote, step: Step, state: None) -> tuple[Decision, None]:
+        computes = (torch.arange(len(quote.action)) < self.computed) | (step.index < WARM_UP)
+        chosen = torch.where(computes, int(Action.COMPUTE), quote.action)[:, None]
+        return Decision(chosen, torch.zeros_like(chosen), torch.zeros_like(quote.cost)), None
 
     def settle(self, ratio: Rows, computed: Rows, state: None) -> None:
         return None

@@ -21,30 +21,35 @@ def now_of(run: Run, call: Call) -> Now:
 
 def gather(config: Config, run: Run, call: Call) -> Evidence:
     """Before the step's first call is computed."""
-    past, course = run.past.get(call.branch), run.step.course
+    past, course, step = run.past.get(call.branch), run.step.course, run.step
     unknown = torch.full((run.samples,), torch.nan, dtype=torch.float64)
-    seen = {"step": run.step, "latent": run.latent[: run.samples], "feature": _first(call.feature, run.samples)}
+    bare = Evidence(
+        growth=unknown[:, None].expand(-1, len(config.approximators)),
+        innovation=unknown,
+        innovation_growth=unknown,
+        step=step,
+        latent=run.latent[: run.samples],
+        feature=None if call.feature is None else call.feature[: run.samples],
+    )
     if past is None:
-        return Evidence(unknown[:, None].expand(-1, len(config.approximators)), unknown, unknown, **seen)
-    times, now = past.outputs.sigmas[:, : run.samples], run.step.sigma
+        return bare
+    times, now = past.outputs.sigmas[:, : run.samples], step.sigma
     if course is not None:
-        times, now = course.along(times), course.balances[run.step.index]
-    growth = torch.stack([a.growth(times, now) for a in config.approximators], dim=1)
-    seen |= {"typical": None if course is None else turning(now)}
-    seen |= {"guess": lambda form: _guess(config, run, call, past, form)}
+        times, now = course.along(times), course.balances[step.index]
+    known = bare._replace(
+        growth=torch.stack([a.growth(times, now) for a in config.approximators], dim=1),
+        typical=None if course is None else turning(now),
+        guess=lambda form: _guess(config, run, call, past, form),
+    )
     if call.feature is None or len(past.features.values) < 2:
-        return Evidence(growth, unknown, unknown, **seen)
-    innovation = relative_change(extrapolate(past.features, run.step.sigma), call.feature)[: run.samples]
-    return Evidence(growth, innovation.double().cpu(), Extrapolate().growth(times, now), **seen)
+        return known
+    innovation = relative_change(extrapolate(past.features, step.sigma), call.feature)[: run.samples].double().cpu()
+    return known._replace(innovation=innovation, innovation_growth=Extrapolate().growth(times, now))
 
 
 def nothing(config: Config, run: Run) -> Evidence:
     """Of a step that nobody had to decide."""
     return gather(config, run, Call("", 0, (), run.latent.device))
-
-
-def _first(feature: Tensor | None, samples: int) -> Tensor | None:
-    return None if feature is None else feature[:samples]
 
 
 def _guess(config: Config, run: Run, call: Call, past: Past, form: int) -> Tensor | None:
