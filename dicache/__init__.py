@@ -24,8 +24,8 @@ _HOME = {"Cache": "dicache.api", "enable": "dicache.api", "Config": "dicache.con
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     """Import on first use: `import dicache` alone loads neither diffusers nor torch."""
-    if name == "reference":
-        return import_module("dicache.reference")
+    if name in ("presets", "reference"):
+        return import_module(f"dicache.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'dicache' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
