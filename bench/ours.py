@@ -16,7 +16,6 @@ from dicache.bench.arms import Arm, Kind, Setting
 from dicache.bench.measure import scheduler
 from dicache.config import Config
 from dicache.controllers.fixed import every
-from dicache.probes.first_blocks import FirstBlocks
 
 FRACTIONS = (0.7, 0.6, 0.5, 0.4, 0.3)
 INTERVALS = (2, 3, 4, 5, 6)
@@ -46,10 +45,9 @@ def _made_of_dicache(
     return Arm(name, kind, knob, values, prepare, cache=cache)
 
 
-def _interval(name: str, approximator: Approximator) -> Arm:
+def _interval(name: str, approximator: Approximator, last: int = 0) -> Arm:
     def cache(pipe: FluxPipeline, value: int, setting: Setting) -> Cache:
-        config = Config(every(value, setting.steps), approximators=(approximator,), probe=FirstBlocks(depth=0))
-        return enable(pipe, config=config)
+        return enable(pipe, config=Config(every(value, setting.steps, last=last), approximators=(approximator,)))
 
     return _made_of_dicache(f"fixed interval, {name}", "baseline", "interval", INTERVALS, cache)
 
@@ -64,5 +62,7 @@ BASELINES = (
     _interval("reuse", Reuse()),
     _interval("order 1", Extrapolate()),
     _interval("order 2", Newton(2)),
+    _interval("reuse, last step computed", Reuse(), last=1),
+    _interval("order 1, last step computed", Extrapolate(), last=1),
 )
 DICACHE = (_made_of_dicache("dicache", "dicache", "error_budget", BUDGETS, _budget),)
