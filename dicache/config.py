@@ -7,6 +7,7 @@ from typing import Any
 
 from dicache.approximators.alignment import Align
 from dicache.approximators.base import Approximator
+from dicache.approximators.hold import Reuse
 from dicache.approximators.noise import ExtrapolateNoise
 from dicache.budget import validate
 from dicache.controllers.base import Controller
@@ -26,7 +27,7 @@ class Config:
 
     controller: Controller[Any]
     estimator: Estimator[Any] = field(default_factory=lambda: Amplitude())
-    approximators: tuple[Approximator, ...] = (ExtrapolateNoise(), ExtrapolateNoise(memory=math.inf))
+    approximators: tuple[Approximator, ...] = (ExtrapolateNoise(), ExtrapolateNoise(memory=math.inf), Reuse())
     probe: Probe = field(default_factory=lambda: FirstBlocks(depth=0))
 
     def __post_init__(self) -> None:
