@@ -45,12 +45,15 @@ RESULT = Path(__file__).parent / "results" / "ablation.json"
 
 VARIANTS: dict[str, Callable[[float], Config]] = {
     "the default": budgeted,
+    "no plain reuse for long gaps": lambda b: Config(
+        Planned(b), approximators=(ExtrapolateNoise(), ExtrapolateNoise(math.inf))
+    ),
     "no plan: spend what was released": lambda b: Config(Clip(Budgeted(b), last=1)),
     "the last observation, not their mean": lambda b: Config(Planned(b), estimator=ClosedLoop()),
     "velocity, not noise": lambda b: Config(Planned(b), approximators=(Extrapolate(),)),
     "only a memory that fades": lambda b: Config(Planned(b), approximators=(ExtrapolateNoise(),)),
     "only a memory that does not": lambda b: Config(Planned(b), approximators=(ExtrapolateNoise(math.inf),)),
-    "plain reuse": lambda b: Config(Planned(b), approximators=(Reuse(),)),
+    "only plain reuse": lambda b: Config(Planned(b), approximators=(Reuse(),)),
     "the last step not forced": lambda b: Config(Planned(b, last=0)),
     "no bound on one gap's share": lambda b: Config(Planned(b, share=1.0)),
     "a first-block probe corrects the estimate": lambda b: Config(
