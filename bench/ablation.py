@@ -119,7 +119,10 @@ def table(found: list[dict[str, Any]]) -> list[list[str]]:
     by_name = [{curve.name: curve for curve in curves(f)} for f in found]
     rows = []
     for arm in arms():
-        cells = [by_name[i][arm.name].at_speedup(1 / work) for i in range(len(found)) for work in WORK]
+        drawn = [curves_here.get(arm.name) for curves_here in by_name for _ in WORK]
+        cells = [
+            curve.at_speedup(1 / work) if curve else None for curve, work in zip(drawn, WORK * len(found), strict=True)
+        ]
         rows.append([arm.name, *["-" if cell is None else f"{np.median(cell):.4f}" for cell in cells]])
     return [head, *rows]
 
