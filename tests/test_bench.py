@@ -195,13 +195,13 @@ def test_some_arms_are_drawn_merged_and_checked(tmp_path):
     assert bench(*small, "--arms", "^fewer steps").returncode == 0
     (results,) = tmp_path.glob("*.json")
     before = json.loads(results.read_text())["points"]
-    assert bench(*small, "--arms", "order 1").returncode == 0
+    assert bench(*small, "--arms", "order 1$").returncode == 0
     found = json.loads(results.read_text())
     assert [p for p in found["points"] if p["arm"].startswith("fewer")] == before and len(found["points"]) == 9
-    same = bench(*small, "--arms", "order 1|fewer steps$", "--check")
+    same = bench(*small, "--arms", "order 1$|fewer steps$", "--check")
     assert same.returncode == 0 and "6 points drawn again, 0 differ" in same.stdout
     found["points"][-1]["work"] *= 1.01
     results.write_text(json.dumps(found))
-    assert bench(*small, "--arms", "order 1", "--check").returncode == 1
-    other = bench(*small[:3], "--captions", 3, *small[5:], "--arms", "order 1")
+    assert bench(*small, "--arms", "order 1$", "--check").returncode == 1
+    other = bench(*small[:3], "--captions", 3, *small[5:], "--arms", "order 1$")
     assert other.returncode == 1 and "captions" in other.stderr
