@@ -51,7 +51,7 @@ def _show(args: argparse.Namespace) -> None:
         _one(path)
     show.page(results, args.results / "index.html")
     if args.readme:
-        show.into_readme(args.readme, results[args.results / f"{args.setting}.json"], list(results.values()))
+        show.into_readme(args.readme, args.results / f"{args.setting}.json", list(results.values()))
 
 
 if __name__ == "__main__":

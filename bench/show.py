@@ -5,6 +5,7 @@ then, per setting, every arm's, every point, and what the arms cost; writes a pl
 `--readme` puts the table of one setting into the README between its markers.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,13 +95,17 @@ def page(results: dict[Path, Facts], path: Path) -> None:
     path.write_text(template.render(settings=settings, summary=summary_table(list(results.values()))))
 
 
-def into_readme(readme: Path, facts: Facts, everywhere: Sequence[Facts]) -> None:
-    """Replace what stands between the README's markers: one setting, and the summary of all if there are several."""
-    text = readme.read_text()
+def into_readme(readme: Path, source: Path, everywhere: Sequence[Facts]) -> None:
+    """Replace what stands between the README's markers: plot and tables of the result file `source`, and the summary of
+    all settings if there are several.
+    """
+    text, facts = readme.read_text(), load(source)
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
+    plotted = Path(os.path.relpath(source.with_suffix(".png").resolve(), readme.resolve().parent)).as_posix()
     body = [
         title(facts) + ". " + scale(facts),
+        f"![Median error against speed-up, a line per arm]({plotted})",
         markdown(speedup_table(facts)),
         markdown(verdict_table(facts)),
         losses(facts),

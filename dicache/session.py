@@ -56,9 +56,12 @@ class Session:
 
     def release(self) -> None:
         """Let go of the model's tensors; what was noted down stays."""
+        self.trace()  # closes a run that is over
         self.call, self.shapes = None, {}
         if self.run:
             self.run.past, self.run.guided = {}, Guided()
+        if self.run and self.run.complete:
+            self.run.judgement = self.run.estimator = None
 
     def finish(self) -> None:
         """The pipeline said that its run is over."""

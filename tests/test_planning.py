@@ -62,7 +62,7 @@ def test_the_plan_is_the_cheapest_of_all_ways(course):
             assert way[0] == 0 and len(way) == count + 1 and way[-1] == steps - 1
 
 
-def play(controller, course, cost, budgetless=False):
+def play(controller, course, cost):
     """What one sample gets whose every output is `cost` times as hard to guess as usual."""
     state, strip, plan = controller.init(1), "", Plan(course, controller.longest, controller.last)
     computed = []

@@ -7,9 +7,10 @@ output that the step needs is read off the latent as it is now.
 
 tau and D in sigma for the line, and in half the logarithm of signal over noise for alpha. For flow matching a = 1 and b
 = 1 - sigma. The noise that a sample stands for changes less along its way than its velocity, and the latent that the
-guess is made for already carries what was wrong before: the same schedules lose 0.7 to 0.9 of what they lose with the
+guess is made for already carries what was wrong before: the same schedules lose 0.7 to 1.0 of what they lose with the
 velocity (reference model, 28 steps, shift 1 and 3). Over long gaps a slope is worth less than over short ones: fading
-halves the error at 3.5 times the speed and costs a tenth at 2 times. Where a denoiser predicts noise, a = 0 and b = 1.
+nearly halved the median error of a schedule with 8 of 28 steps and added a fifth to that of one with 14. Where a
+denoiser predicts noise, a = 0 and b = 1.
 """
 
 import math
