@@ -93,7 +93,7 @@ def enable(target: Any, *, error_budget: float | Sequence[float] | None = None, 
     attachments: dict[str, Attachment] = {}
     try:
         for name, denoiser in _denoisers(target).items():
-            attachments[name] = Attachment(denoiser, Session(config, _clock(target)))
+            attachments[name] = Attachment(denoiser, config, _clock(target))
     except BaseException:
         for attachment in attachments.values():
             attachment.detach()

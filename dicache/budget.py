@@ -41,3 +41,9 @@ def per_sample(budget: Budget, samples: int) -> Rows:
             "Give one number for all, or one per sample (prompts x images per prompt)."
         )
     return torch.tensor(budget, dtype=torch.float64)
+
+
+def shared(budget: Budget, sites: int) -> Budget:
+    """What each of so many sites may spend: their errors add like independent ones, in squares."""
+    share = sites**-0.5
+    return budget * share if isinstance(budget, float) else tuple(entry * share for entry in budget)

@@ -8,6 +8,7 @@ from typing import Any
 from dicache.approximators.alignment import Align
 from dicache.approximators.base import Approximator
 from dicache.approximators.hold import Reuse
+from dicache.approximators.linear import Extrapolate
 from dicache.approximators.noise import ExtrapolateNoise
 from dicache.budget import validate
 from dicache.controllers.base import Controller
@@ -17,22 +18,36 @@ from dicache.estimators.amplitude import Amplitude
 from dicache.estimators.base import Estimator
 from dicache.probes.base import Probe
 from dicache.probes.first_blocks import FirstBlocks
+from dicache.sites import Evaluation, Sites
+
+EVALUATION: tuple[Approximator, ...] = (ExtrapolateNoise(), ExtrapolateNoise(memory=math.inf), Reuse())
+INNER: tuple[Approximator, ...] = (Extrapolate(), Reuse())
 
 
 @dataclass(frozen=True)
 class Config:
     """A composition: at each step the approximator with the least predicted error is proposed, per sample, and the
-    controller accepts or computes.
+    controller accepts or computes. With sites below the whole evaluation every site is decided so, on its own.
     """
 
     controller: Controller[Any]
     estimator: Estimator[Any] = field(default_factory=lambda: Amplitude())
-    approximators: tuple[Approximator, ...] = (ExtrapolateNoise(), ExtrapolateNoise(memory=math.inf), Reuse())
+    approximators: tuple[Approximator, ...] = EVALUATION
+    """By default, for a whole evaluation a line in the noise with fading memory, one without, and reuse; for other
+    sites a line and reuse.
+    """
     probe: Probe = field(default_factory=lambda: FirstBlocks(depth=0))
+    sites: Sites = field(default_factory=Evaluation)
+    together: bool = False
+    """Whether all sites are decided as one, on the mean of what is predicted of them (BWCache)."""
+    memory_limit: int | None = None
+    """Most bytes to keep. Lower orders and fewer sites are what it costs; the report says which."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.controller, Controller):
             raise ModeError(f"controller is {self.controller!r}. Expected a controller such as Budgeted(0.05).")
+        if self.approximators is EVALUATION and type(self.sites) is not Evaluation:
+            object.__setattr__(self, "approximators", INNER)
         if not self.approximators:
             raise ModeError("Config has no approximator. Expected at least one, for example approximators=(Reuse(),).")
         if self.probe == FirstBlocks(0) and any(isinstance(a, Align) for a in self.approximators):
@@ -40,10 +55,24 @@ class Config:
                 "Align reads a probe, but Config has probe=FirstBlocks(depth=0). Use depth=1 or another approximator."
             )
 
+        if type(self.sites) is not Evaluation and any(a.reads_noise for a in self.approximators):
+            raise ModeError(
+                "ExtrapolateNoise guesses the denoiser's output, these sites are parts of one. Use Extrapolate()."
+            )
+        if self.probe.local and not self.sites.inner:
+            raise ModeError(f"{self.probe} looks at sites inside the denoiser. Give sites, for example Spans().")
+        if self.memory_limit is not None and not self.memory_limit > 0:
+            raise ModeError(f"memory_limit is {self.memory_limit!r}. Expected a number of bytes above 0.")
+
     @property
     def depth(self) -> int:
         """How many exact values are remembered."""
-        return max(2, *(a.needs for a in self.approximators))
+        return max(a.needs for a in self.approximators)
+
+    @property
+    def feature_depth(self) -> int:
+        """How many of the probe's features."""
+        return max(self.depth, 2 if self.estimator.reads_innovation else 1)
 
 
 def budgeted(error_budget: float | Sequence[float]) -> Config:

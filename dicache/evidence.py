@@ -5,23 +5,21 @@ the probe measured, and the approximators' guesses where an estimator asks for t
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Approximator, Now, Past
 from dicache.approximators.linear import Extrapolate, extrapolate
 from dicache.config import Config
 from dicache.estimators.base import Evidence
 from dicache.law import turning
 from dicache.norms import relative_change
-from dicache.run import Call, Run
+from dicache.run import Run
 from dicache.types import Rows
 
 
-def now_of(run: Run, call: Call) -> Now:
-    return Now(run.step.sigma, call.feature, run.latent, run.step.noise, run.step.course)
-
-
-def gather(config: Config, run: Run, call: Call) -> Evidence:
-    """Before the step's first call is computed."""
-    past, course, step = run.past.get(call.branch), run.step.course, run.step
+def gather(config: Config, run: Run, past: Past | None, now: Now) -> Evidence:
+    """Of one site, before it is computed in the step's first call; `past` is that of the branch that is called, None
+    where it was never computed.
+    """
+    course, step = run.step.course, run.step
     unknown = torch.full((run.samples,), torch.nan, dtype=torch.float64)
     bare = Evidence(
         growth=unknown[:, None].expand(-1, len(config.approximators)),
@@ -29,34 +27,38 @@ def gather(config: Config, run: Run, call: Call) -> Evidence:
         innovation_growth=unknown,
         step=step,
         latent=run.latent[: run.samples],
-        feature=None if call.feature is None else call.feature[: run.samples],
+        feature=None if now.feature is None else now.feature[: run.samples],
     )
     if past is None:
         return bare
-    times, now = past.outputs.sigmas[:, : run.samples], step.sigma
+    times, time = past.outputs.sigmas[:, : run.samples], step.sigma
     if course is not None:
-        times, now = course.along(times), course.balances[step.index]
+        times, time = course.along(times), course.balances[step.index]
     known = bare._replace(
-        growth=torch.stack([a.growth(times, now) for a in config.approximators], dim=1),
-        typical=None if course is None else turning(now),
-        guess=lambda form: _guess(config, run, call, past, form),
+        growth=torch.stack([_growth(a, times, time) for a in config.approximators], dim=1),
+        typical=None if course is None else turning(time),
+        guess=lambda form: _guess(config, run, past, now, form),
     )
-    if call.feature is None or len(past.features.values) < 2:
+    if now.feature is None or len(past.features.values) < 2:
         return known
-    innovation = relative_change(extrapolate(past.features, step.sigma), call.feature)[: run.samples].double().cpu()
-    return known._replace(innovation=innovation, innovation_growth=Extrapolate().growth(times, now))
+    moved = relative_change(extrapolate(past.features, step.sigma), now.feature)[: run.samples].double().cpu()
+    features = past.features.sigmas[:, : run.samples]
+    features = features if course is None else course.along(features)
+    return known._replace(innovation=moved, innovation_growth=Extrapolate().growth(features, time))
 
 
-def nothing(config: Config, run: Run) -> Evidence:
-    """Of a step that nobody had to decide."""
-    return gather(config, run, Call("", 0, (), run.latent.device))
+def _growth(approximator: Approximator, times: Tensor, time: float) -> Rows:
+    """nan where the history is too short, or was kept short to save memory."""
+    if len(times) < approximator.needs:
+        return torch.full_like(times[0], torch.nan)
+    return approximator.growth(times, time)
 
 
-def _guess(config: Config, run: Run, call: Call, past: Past, form: int) -> Tensor | None:
+def _guess(config: Config, run: Run, past: Past, now: Now, form: int) -> Tensor | None:
     approximator = config.approximators[form]
     if len(past.outputs.values) < approximator.needs:
         return None
-    return approximator.guess(past, now_of(run, call))[: run.samples]
+    return approximator.guess(past, now)[: run.samples]
 
 
 def known(past: Past, needs: Rows) -> Rows:

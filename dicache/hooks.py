@@ -14,10 +14,11 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 
+from dicache.config import Config
 from dicache.errors import AlreadyEnabledError, UnsupportedModelError
 from dicache.models.stacks import find
 from dicache.rows import Tree, tensors
-from dicache.session import Session
+from dicache.session import Clock, Session
 
 NAME = "dicache"
 _TIMES = ("timestep", "timesteps", "t", "sigma")
@@ -60,10 +61,12 @@ class _FirstHook(_PartHook):
 class Attachment:
     """A session on a denoiser. Raises UnsupportedModelError or AlreadyEnabledError, and then has changed nothing."""
 
-    def __init__(self, denoiser: nn.Module, session: Session) -> None:
+    def __init__(self, denoiser: nn.Module, config: Config, clock: Clock) -> None:
         parts = find(denoiser)
         _check_free(denoiser)
-        self.denoiser, self.session = denoiser, session
+        sites = config.sites.select(parts.blocks, config.probe.depth)
+        self.denoiser, self.session = denoiser, Session(config, clock, sites)
+        session = self.session
         self.signature = inspect.signature(type(denoiser).forward)
         self.root_had_registry = _registry(denoiser) is not None
         self.hooked: list[tuple[nn.Module, set[str]]] = []
@@ -73,6 +76,8 @@ class Attachment:
         try:
             for part, module in parts.blocks.items():
                 self._register(module, self.first if part == first else _PartHook(session.block, part))
+            for part in dict.fromkeys(part for site in sites for part in site.parts if part not in parts.blocks):
+                self._register(denoiser.get_submodule(part), _PartHook(session.block, part))
             for part, module in parts.around.items():
                 self._register(module, _PartHook(session.around, part))
             self.handles.append(denoiser.register_forward_pre_hook(self._before, with_kwargs=True))
@@ -122,6 +127,9 @@ class Attachment:
         self.session.begin(latent, timestep, self.first.branch.name, shapes)
 
     def _after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> Tree:
+        if self.session.rejected:
+            self.session.repeat()
+            output = module.forward(*args, **kwargs)
         found = tensors(_plain(output))
         if len(found) != 1:
             raise UnsupportedModelError(

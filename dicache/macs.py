@@ -45,8 +45,8 @@ class Meter:
     def __init__(self) -> None:
         self.known: dict[Hashable, Costs] = {}
         self.costs: Costs = {}
-        self.everywhere = self.chosen = self.skipped = self.probing = 0.0
-        self.executed = self.uncached = torch.zeros(0, dtype=torch.float64)
+        self.measuring = False
+        self.executed = self.uncached = self.before = torch.zeros(0, dtype=torch.float64)
 
     def begin_run(self, rows: int) -> None:
         self.executed = torch.zeros(rows, dtype=torch.float64)
@@ -55,22 +55,44 @@ class Meter:
     def begin_call(self, shapes: Hashable) -> None:
         """A denoiser call begins, with inputs of these shapes."""
         self.costs = self.known.setdefault(shapes, {})
-        self.everywhere = self.chosen = self.skipped = self.probing = 0.0
+        self.before = self.uncached.clone()
 
     def measure(
         self, part: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree], batch: int
     ) -> float:
-        """What one row of `part` costs; it is run for that once per input shape."""
+        """What one row of `part` costs; it is run for that once per input shape, with `measuring` on."""
         if part not in self.costs:
             one_args, one_kwargs = take(args, kwargs, torch.zeros(1, dtype=torch.int64), batch)
-            with MacCounter() as counter:
-                forward(*one_args, **one_kwargs)
+            self.measuring = True
+            try:
+                with MacCounter() as counter:
+                    forward(*one_args, **one_kwargs)
+            finally:
+                self.measuring = False
             self.costs[part] = counter.total
         return self.costs[part]
 
-    def end_call(self, computed: Rows | None) -> None:
-        """Book the call: parts that ran everywhere, and those that ran for `computed`, (R,) bool, only."""
-        self.uncached += self.everywhere + self.chosen + self.skipped
-        self.executed += self.everywhere + self.probing
-        if computed is not None:
-            self.executed += self.chosen * computed
+    def ran(self, cost: float) -> None:
+        """A part ran for all rows."""
+        self.executed += cost
+        self.uncached += cost
+
+    def ran_for(self, cost: float, rows: Rows) -> None:
+        """A part ran for `rows`, (R,) bool."""
+        self.executed += cost * rows
+        self.uncached += cost
+
+    def skipped(self, cost: float) -> None:
+        self.uncached += cost
+
+    def spared(self, cost: float, rows: Rows | None) -> None:
+        """A part inside another, which was booked in full, ran for `rows`, (R,) bool, only; None: for none."""
+        self.executed -= cost if rows is None else cost * ~rows
+
+    def probed(self, cost: float) -> None:
+        """A probe computed something of its own."""
+        self.executed += cost
+
+    def again(self) -> None:
+        """The call that was just booked runs again: what it executes comes on top of what it would have cost."""
+        self.uncached = self.before.clone()

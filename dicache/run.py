@@ -1,7 +1,7 @@
-"""What a session remembers: of a trajectory, of the step that is going on, of the denoiser call that is going on.
+"""What a session remembers: of a trajectory, of every site in it, of the denoiser call that is going on.
 
-Estimator and controller keep typed states of their own (`estimator`, `controller` below); the session hands them in and
-takes them back. Nothing is kept on a module, a class or a global.
+Estimator and controller keep typed states of their own, one per site; the session hands them in and takes them back.
+Nothing is kept on a module, a class or a global.
 """
 
 from dataclasses import dataclass, field
@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from dicache.approximators.base import Past
+from dicache.controllers.base import Controller
 from dicache.estimators.base import Evidence
 from dicache.guided import Guided
+from dicache.parts import Which
 from dicache.probes.base import View
+from dicache.rows import tensors
 from dicache.trace import Record
-from dicache.types import Action, Decision, Grid, Rows, Step
+from dicache.types import Action, Decision, Grid, Rows, Site, Step
 
 
 @dataclass
@@ -26,6 +29,7 @@ class Judgement:
     predicted: Grid
     """(B, A)."""
     decision: Decision
+    """Of this site: action and reason are (B, 1)."""
 
     @property
     def best(self) -> Rows:
@@ -38,8 +42,35 @@ class Judgement:
 
 
 @dataclass
+class Place:
+    """What a run remembers of one site."""
+
+    site: Site
+    rule: Controller[Any]
+    estimator: Any = None
+    """The estimator's state."""
+    controller: Any = None
+    """That of the rule."""
+    past: dict[str, Past] = field(default_factory=dict)
+    """By branch."""
+    judgement: Judgement | None = None
+    """This step's."""
+    sums: Tensor | None = None
+    """Squares of this step, (B, A + 2), on the device: of every approximator's miss, of the value, of the output."""
+    value: Tensor | None = None
+    """What the site gave in the branch that was called first, (B, ...)."""
+    depth: int | None = None
+    """How many exact values are kept; None for as many as the approximators read."""
+    share: Rows | None = None
+    """||value|| / ||output|| when last computed, (B,); None for the whole evaluation."""
+
+    def next_step(self) -> None:
+        self.judgement = self.sums = self.value = None
+
+
+@dataclass
 class Run:
-    """One trajectory: the typed states of estimator and controller, the histories, and what was noted down."""
+    """One trajectory: its sites, the mixture of its branches, and what was noted down."""
 
     key: object
     step: Step
@@ -47,23 +78,53 @@ class Run:
     """The denoiser's input at the step that is going on, (R, ...)."""
     before: float
     """Progress before the run's first step: a second expert begins half-way."""
+    places: list[Place]
     guided: Guided = field(default_factory=Guided)
-    judgement: Judgement | None = None
-    past: dict[str, Past] = field(default_factory=dict)
     samples: int = 0
     """0 during the first step."""
-    estimator: Any = None
-    controller: Any = None
     scale: Rows | None = None
     """||v|| / ||x_N|| at the last computed step, (B,)."""
+    strongest: Tensor | None = None
+    """What the strongest branch gave at this step, where the others are sites."""
     records: list[Record] = field(default_factory=list)
     bytes: int = 0
     overhead: float = 0.0
     complete: bool = False
 
+    @property
+    def held(self) -> int:
+        """Bytes that are kept at this moment: histories, and what estimators hold of the model (numbers per sample
+        aside).
+        """
+        kept = [held.nbytes for place in self.places for past in place.past.values() for held in past]
+        states = [t for place in self.places for t in tensors(place.estimator) if t.ndim > 2]
+        return sum(kept) + sum(t.nbytes for t in states)
+
+    def let_go(self) -> None:
+        """Of the model's tensors."""
+        self.guided, self.strongest = Guided(), None
+        for place in self.places:
+            place.past, place.sums, place.value = {}, None, None
+            if self.complete:
+                place.judgement = place.estimator = None
+
     def go_on(self, step: Step, latent: Tensor) -> None:
         """The next step begins."""
-        self.step, self.latent, self.guided, self.judgement = step, latent, self.guided.next_step(), None
+        self.step, self.latent, self.guided, self.strongest = step, latent, self.guided.next_step(), None
+        for place in self.places:
+            place.next_step()
+
+
+@dataclass
+class Opening:
+    """The site that is being run."""
+
+    site: Site
+    inputs: list[Tensor]
+    versions: list[int]
+    """Of the inputs: where they change, the site works in place."""
+    which: Which
+    feature: Tensor | None = None
 
 
 @dataclass
@@ -75,16 +136,21 @@ class Call:
     key: tuple[torch.Size, ...]
     """The shapes of all inputs."""
     device: torch.device
+    which: Which
+    first: bool
+    """Whether no other branch was called before in this step."""
     position: int = 0
     view: View | None = None
     """What the first block was called with, until the probe has looked."""
     feature: Tensor | None = None
-    computed: Rows | None = None
-    """(R,) bool where some row skips, None while all rows compute."""
-    some: Tensor | None = None
-    """Indices of the rows that compute where some do and some do not."""
+    opening: Opening | None = None
+    drafted: Rows | None = None
+    """Rows, (R,) bool, in which a site below the evaluation was skipped."""
+    rejected: Rows | None = None
+    """Rows, (R,) bool, whose draft failed; they compute when the call runs again."""
+    again: bool = False
 
-    def decide(self, computed: Rows | None) -> None:
-        if computed is not None and not bool(computed.all()):
-            self.computed = computed
-            self.some = computed.nonzero().flatten().to(self.device) if bool(computed.any()) else None
+    def repeat(self) -> None:
+        """The call begins again; what was rejected stays so."""
+        self.again, self.position, self.drafted, self.opening = True, 0, None, None
+        self.which, self.feature = Which(self.rows), None

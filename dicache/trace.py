@@ -4,7 +4,7 @@ tensor of the model.
 
 from typing import NamedTuple
 
-from dicache.types import Grid, Rows
+from dicache.types import Grid, Rows, Site
 
 
 class Record(NamedTuple):
@@ -33,3 +33,8 @@ class Trace(NamedTuple):
     cache_bytes: int
     overhead_seconds: float
     complete: bool
+    sites: tuple[Site, ...] = ()
+    site_macs: tuple[float, ...] = ()
+    """What computing each site once costs one row."""
+    planned_bytes: int | None = None
+    """The most that was to be kept, as known after the first step."""

@@ -5,7 +5,7 @@ approximators to choose from, S the sites. Everything the controller thinks with
 float64; only features, outputs and histories live on the device.
 """
 
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
 import torch
@@ -17,8 +17,39 @@ Grid = Tensor
 """One number per sample and site, (B, S), or per sample and approximator, (B, A), as said where it is used."""
 
 
+class Kind(StrEnum):
+    """What a site is."""
+
+    EVALUATION = "evaluation"
+    BRANCH = "branch"
+    SPAN = "span"
+    ATTENTION = "attention"
+    CROSS_ATTENTION = "cross-attention"
+    FEED_FORWARD = "feed-forward"
+    CHECK = "check"
+
+
+class Site(NamedTuple):
+    """A place where work can be saved: the whole evaluation, a guidance branch, a span of blocks, a sublayer."""
+
+    path: str
+    """That of its module, or first and last one, `blocks.0..blocks.3`."""
+    kind: Kind
+    parts: tuple[str, ...] = ()
+    """The hooked modules that it skips, in order of execution."""
+    place: int = 0
+    """Its own among the sites."""
+    added: bool = True
+    """Whether what the site adds to its inputs is remembered, or its outputs."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a whole denoiser call."""
+        return self.kind in (Kind.EVALUATION, Kind.BRANCH)
+
+
 class Action(IntEnum):
-    """What happens to one sample at one step."""
+    """What happens to one sample at one site and step."""
 
     COMPUTE = 0
     REUSE = 1
@@ -37,6 +68,8 @@ class Reason(IntEnum):
     NO_BUDGET = 5
     SCHEDULED = 6
     PLANNED = 7
+    REJECTED = 8
+    AUDIT = 9
 
 
 REASONS = {
@@ -48,6 +81,8 @@ REASONS = {
     Reason.NO_BUDGET: "no budget: the budget is zero",
     Reason.SCHEDULED: "scheduled: fixed before the run",
     Reason.PLANNED: "planned: the cheapest way through the run that keeps the budget computes here",
+    Reason.REJECTED: "rejected: the draft did not stand verification, and was computed after all",
+    Reason.AUDIT: "audit: computed to see what skipping would have been wrong by",
 }
 
 

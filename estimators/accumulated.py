@@ -27,6 +27,9 @@ class Sum(NamedTuple, Generic[S]):
 class Accumulated(Estimator[Sum[Any]]):
     inner: Estimator[Any]
 
+    def held(self, feature: int, output: int, latent: int) -> int:
+        return self.inner.held(feature, output, latent)
+
     def init(self, samples: int, forms: int) -> Sum[Any]:
         return Sum(self.inner.init(samples, forms), torch.zeros(samples, forms, dtype=torch.float64))
 

@@ -42,6 +42,15 @@ class Evidence(NamedTuple):
 
 
 class Estimator(ABC, Generic[S]):
+    @property
+    def reads_innovation(self) -> bool:
+        """Whether it asks how well the probe itself could be extrapolated: two features are kept for that."""
+        return False
+
+    def held(self, feature: int, output: int, latent: int) -> int:
+        """Bytes that its state comes to, given those of one feature, output and latent of all samples."""
+        return 0
+
     @abstractmethod
     def init(self, samples: int, forms: int) -> S:
         """State that knows nothing about B samples and A approximators."""

@@ -32,6 +32,10 @@ class Constants(NamedTuple):
 class ClosedLoop(Estimator[Constants]):
     trust: float = 0.0
 
+    @property
+    def reads_innovation(self) -> bool:
+        return True
+
     def init(self, samples: int, forms: int) -> Constants:
         unknown = torch.full((samples, forms), torch.inf, dtype=torch.float64)
         return Constants(unknown, unknown[:, 0].clone())

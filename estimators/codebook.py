@@ -36,6 +36,9 @@ class Gap(NamedTuple):
 class Codebook(Estimator[Gap]):
     entries: tuple[tuple[float, int], ...] = FAST
 
+    def held(self, feature: int, output: int, latent: int) -> int:
+        return output
+
     def init(self, samples: int, forms: int) -> Gap:
         one = torch.ones(samples, dtype=torch.float64)
         return Gap(forms, None, one, one.clone())

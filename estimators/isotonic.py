@@ -31,6 +31,9 @@ class Isotonic(Estimator[Any]):
         if not len(x) or (np.diff(x) <= 0).any() or (np.diff(y) < 0).any() or not (y >= 0).all():
             raise ModeError(f"Isotonic(knots={self.knots}): expected rising x and y that never falls, from 0 on.")
 
+    def held(self, feature: int, output: int, latent: int) -> int:
+        return self.inner.held(feature, output, latent)
+
     def init(self, samples: int, forms: int) -> Any:  # noqa: ANN401
         return self.inner.init(samples, forms)
 

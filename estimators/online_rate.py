@@ -33,6 +33,9 @@ class Rate(NamedTuple):
 
 @dataclass(frozen=True)
 class OnlineRate(Estimator[Rate]):
+    def held(self, feature: int, output: int, latent: int) -> int:
+        return output + 2 * latent
+
     def init(self, samples: int, forms: int) -> Rate:
         return Rate(forms, None, None, None, torch.full((samples,), torch.inf, dtype=torch.float64))
 

@@ -24,6 +24,9 @@ class Polynomial(Estimator[Any]):
     """Highest power first."""
     support: tuple[float, float] = (0.0, math.inf)
 
+    def held(self, feature: int, output: int, latent: int) -> int:
+        return self.inner.held(feature, output, latent)
+
     def init(self, samples: int, forms: int) -> Any:  # noqa: ANN401
         return self.inner.init(samples, forms)
 

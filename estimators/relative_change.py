@@ -27,6 +27,9 @@ class RelativeChange(Estimator[Reference]):
     against: Literal["previous", "computed"] = "previous"
     norm: Literal["l1", "l2"] = "l1"
 
+    def held(self, feature: int, output: int, latent: int) -> int:
+        return feature
+
     def init(self, samples: int, forms: int) -> Reference:
         return Reference(forms, None)
 

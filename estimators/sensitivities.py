@@ -43,6 +43,9 @@ class Anchor(NamedTuple):
 class Sensitivities(Estimator[Anchor]):
     table: Table
 
+    def held(self, feature: int, output: int, latent: int) -> int:
+        return latent
+
     def init(self, samples: int, forms: int) -> Anchor:
         unknown = torch.full((samples,), torch.nan, dtype=torch.float64)
         return Anchor(forms, None, unknown, unknown.clone(), unknown.clone())

@@ -28,6 +28,8 @@ class View(NamedTuple):
 class Probe(ABC):
     depth: int
     """How many blocks must have run, 0 for none."""
+    local: bool = False
+    """Whether it looks at every site's own input instead of the denoiser's."""
 
     @abstractmethod
     def __call__(self, view: View) -> Tensor | None:

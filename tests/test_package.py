@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"types", "errors", "extension", "_checkout"},
     {"budget", "norms", "history", "rows", "macs", "clock", "law", "plan"},
-    {"probes", "estimators", "approximators", "controllers", "trace", "guided"},
-    {"models"},
-    {"config", "evidence", "presets", "run", "session"},
+    {"probes", "estimators", "approximators", "controllers", "trace", "guided", "parts", "streams"},
+    {"models", "sites"},
+    {"config", "presets", "run", "evidence", "judge", "memory", "inner", "whole", "closing", "session"},
     {"hooks"},
     {"page", "report", "api", "reference"},
     {"demo", "doctor", "cli", "bench", "__main__"},

@@ -357,7 +357,7 @@ def test_the_laws_hold_for_every_preset(name):
         assert strips == [strip for _, strip in alone]
         torch.testing.assert_close(together, torch.cat([image for image, _ in alone]), rtol=1e-3, atol=1e-3)
         # 3. The history holds what the denoiser gave at steps that computed, and is never handed out.
-        (past,) = run.past.values()
+        (past,) = run.places[0].past.values()
         for k, value in enumerate(past.outputs.values):
             for row in range(3):
                 sigma = past.outputs.sigmas[k, row].item()

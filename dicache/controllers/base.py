@@ -1,14 +1,18 @@
 """The contract of a controller: a cost in, a decision out, state beside it."""
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from dicache.types import Decision, Quote, Rows, Step
+from dicache.types import Decision, Quote, Rows, Site, Step
 
 S = TypeVar("S")
 
 
 class Controller(ABC, Generic[S]):
+    def at(self, site: Site, sites: int) -> "Controller[Any]":
+        """The rule for one of so many sites. Budgets are shared out; thresholds and counts stay."""
+        return self
+
     @abstractmethod
     def init(self, samples: int) -> S:
         """State at the start of a run of B samples."""

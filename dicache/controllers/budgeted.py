@@ -9,14 +9,14 @@ all of it. What a gap spends stays pending until the next computed step tells wh
 gap share one constant, so all of it is scaled by realised over predicted error.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
-from dicache.budget import Budget, per_sample
+from dicache.budget import Budget, per_sample, shared
 from dicache.controllers.base import Controller
-from dicache.types import Action, Decision, Quote, Reason, Rows, Step
+from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
 
 
 class Account(NamedTuple):
@@ -34,6 +34,9 @@ class Account(NamedTuple):
 @dataclass(frozen=True)
 class Budgeted(Controller[Account]):
     budget: Budget
+
+    def at(self, site: Site, sites: int) -> "Budgeted":
+        return replace(self, budget=shared(self.budget, sites))
 
     def init(self, samples: int) -> Account:
         zero = torch.zeros(samples, dtype=torch.float64)

@@ -6,13 +6,13 @@ captions).
 """
 
 import math
-from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
 from dicache.controllers.base import Controller
-from dicache.types import Action, Decision, Quote, Reason, Rows, Step
+from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
 
 S = TypeVar("S")
 
@@ -35,6 +35,9 @@ class Clip(Controller[Clipped[S]], Generic[S]):
     longest: int | None = None
     """Most steps skipped in a row."""
 
+    def at(self, site: Site, sites: int) -> "Clip[Any]":
+        return replace(self, inner=self.inner.at(site, sites))
+
     def init(self, samples: int) -> Clipped[S]:
         return Clipped(self.inner.init(samples), torch.zeros(samples, dtype=torch.int64), -1)
 
@@ -52,7 +55,8 @@ class Clip(Controller[Clipped[S]], Generic[S]):
         return decision._replace(reason=reason[:, None]), Clipped(inner, gap, begin)
 
     def settle(self, ratio: Rows, computed: Rows, state: Clipped[S]) -> Clipped[S]:
-        return state._replace(inner=self.inner.settle(ratio, computed, state.inner))
+        gap = torch.where(computed, 0, state.gap)  # a draft that was rejected computed after all
+        return state._replace(inner=self.inner.settle(ratio, computed, state.inner), gap=gap)
 
 
 def _refused(quote: Quote, rows: Rows) -> Quote:

@@ -20,16 +20,16 @@ the rest of the run: a sample that was unlucky early goes on at its pace instead
 hand-written loop nobody knows the course; there the rule is that of `Budgeted`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
-from dicache.budget import Budget, per_sample
+from dicache.budget import Budget, per_sample, shared
 from dicache.controllers.base import Controller
 from dicache.controllers.budgeted import Account, Budgeted
 from dicache.plan import plan_of
-from dicache.types import Action, Decision, Quote, Reason, Rows, Step
+from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
 
 TINY = 1e-12
 
@@ -54,6 +54,9 @@ class Planned(Controller[Way]):
     """Most steps skipped in a row."""
     share: float = 0.35
     """Most of what is left that one gap may take: a plan is a guess."""
+
+    def at(self, site: Site, sites: int) -> "Planned":
+        return replace(self, budget=shared(self.budget, sites))
 
     def init(self, samples: int) -> Way:
         zero, none = torch.zeros(samples, dtype=torch.float64), torch.full((samples,), -1)

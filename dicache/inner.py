@@ -1,0 +1,223 @@
+"""Sites inside the denoiser: spans of blocks and sublayers, one call at a time.
+
+    open     the site's first module is called: what goes in is noted, the site is decided once per step
+    run      its modules run for the rows that compute
+    close    rows that skip get input + guess; exact rows say what the guesses were wrong by and enter the history
+
+The sites' histories are per branch, their decisions per sample: the branch that is called first decides for all.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dicache import history
+from dicache.approximators.base import Now, Past
+from dicache.config import Config
+from dicache.errors import UnsupportedModelError
+from dicache.estimators.base import Evidence
+from dicache.evidence import gather
+from dicache.extension import residual_sums
+from dicache.judge import computing, judge, judge_together
+from dicache.macs import Meter
+from dicache.memory import Memory
+from dicache.parts import Part, which
+from dicache.probes.base import View
+from dicache.rows import Tree, map_tensors, shapes_of, tensors
+from dicache.run import Call, Opening, Place, Run
+from dicache.sites import Drafted
+from dicache.streams import Form, entering, form_of, output_of, value_of
+from dicache.types import Action, Kind, Reason, Rows, Site
+
+Key = tuple[tuple[torch.Size, ...], str]
+
+
+class Inner:
+    def __init__(
+        self, config: Config, sites: tuple[Site, ...], meter: Meter, memory: Memory, note: Callable[[str], None]
+    ) -> None:
+        self.config, self.meter, self.memory, self.note = config, meter, memory, note
+        self.of = {part: site for site in sites for part in site.parts}
+        self.shapes: dict[Key, Tree] = {}
+        self.forms: dict[Key, Form | None] = {}
+
+    def forget(self) -> None:
+        self.shapes, self.forms = {}, {}
+
+    def run(self, run: Run, call: Call, part: Part) -> Tree:
+        """One module of a site."""
+        site = self.of[part.path]
+        if part.path == site.parts[0]:
+            call.opening = self._opened(run, call, run.places[site.place], part)
+        opening = call.opening
+        if opening is None or opening.site != site:
+            raise UnsupportedModelError(
+                f"{part.path} ran outside its site {site.path}: this denoiser does not run its blocks in the order it "
+                "keeps them. Use sites=Spans(1) or Evaluation()."
+            )
+        inside = site.kind not in (Kind.SPAN, Kind.CHECK)
+        key = (call.key, part.path)
+        execute = part.run_inside if inside else part.run_for
+        output = execute(opening.which, self.meter, self.shapes.get(key))
+        if key not in self.shapes:
+            self.shapes[key] = shapes_of(output)
+        if part.path != site.parts[-1]:
+            return output
+        call.opening = None
+        return self._closed(run, call, run.places[site.place], opening, output)
+
+    # Opening.
+
+    def _opened(self, run: Run, call: Call, place: Place, part: Part) -> Opening:
+        inputs = tensors((part.args, part.kwargs))
+        form = self.forms.get((call.key, place.site.path))
+        opening = Opening(place.site, inputs, [t._version for t in inputs], which(call.rows, None, call.device))
+        if form is None:
+            return opening
+        opening.feature = self._feature(run, call, part, form, inputs)
+        if place.site.kind is not Kind.CHECK:
+            computed = self._decide(run, call, place, opening)
+            opening.which = which(call.rows, computed, call.device)
+        return opening
+
+    def _feature(self, run: Run, call: Call, part: Part, form: Form, inputs: list[Tensor]) -> Tensor | None:
+        """What the probe sees of this site: its own input, or what all sites share."""
+        probe = self.config.probe
+        if not probe.local:
+            return call.feature
+        stream, module = entering(form, inputs), getattr(part.forward, "__self__", None)
+        assert isinstance(module, nn.Module)
+        view = View(run.latent, stream, stream, module, part.args, part.kwargs, run.step)
+        self.meter.probed(self.meter.measure(f"the probe at {part.path}", probe, (view,), {}, call.rows))
+        return probe(view)
+
+    def _decide(self, run: Run, call: Call, place: Place, opening: Opening) -> Rows | None:
+        if run.samples and place.judgement is None:
+            if self.config.together:
+                evidences = [self._evidence(run, call, p, call.feature) for p in run.places]
+                judge_together(self.config, run, evidences)
+            else:
+                judge(self.config, run, place, self._evidence(run, call, place, opening.feature))
+        computed = computing(self.config, run, place, call.branch)
+        return computed if computed is None or call.rejected is None else computed | call.rejected
+
+    def _evidence(self, run: Run, call: Call, place: Place, feature: Tensor | None) -> Evidence:
+        return gather(self.config, run, place.past.get(call.branch), _now(run, feature))
+
+    # Closing.
+
+    def _closed(self, run: Run, call: Call, place: Place, opening: Opening, output: Tree) -> Tree:
+        form = self._form(call, opening, output)
+        if form is None:
+            return output
+        past = place.past.get(call.branch) or self.memory.nothing(place, call.rows)
+        guesses = self._guesses(place, past, _now(run, opening.feature), learning=not opening.which.none)
+        computed = opening.which.computed
+        if opening.which.none:
+            call.drafted = torch.ones(call.rows, dtype=torch.bool)
+            return output_of(form, opening.inputs, self._chosen(run, place, guesses))
+        value = value_of(form, opening.inputs, output)
+        exact = torch.ones(call.rows, dtype=torch.bool) if computed is None else computed
+        if place.site.kind is Kind.CHECK and call.drafted is not None:
+            self._verify(run, call, place, value, guesses)
+            exact = ~call.drafted
+        self._measure(run, call, place, value, guesses, output)
+        self._remember(run, call, place, past, value, opening, exact)
+        if computed is None:
+            return output
+        call.drafted = ~computed if call.drafted is None else call.drafted | ~computed
+        return _filled(output, output_of(form, opening.inputs, self._chosen(run, place, guesses)), computed)
+
+    def _form(self, call: Call, opening: Opening, output: Tree) -> Form | None:
+        key, site = (call.key, opening.site.path), opening.site
+        if key not in self.forms:
+            self.forms[key] = form_of(opening.inputs, opening.versions, output, call.rows, site.added)
+            if self.forms[key] is None:
+                self.note(f"{site.path} always computes: what it gives has not the batch on its first axis.")
+        return self.forms[key]
+
+    def _guesses(self, place: Place, past: Past, now: Now, *, learning: bool) -> dict[int, Tensor]:
+        forms = self.config.approximators
+        wanted = set(range(len(forms)))
+        if not learning:
+            wanted = set() if place.judgement is None else set(place.judgement.best.tolist())
+        return {i: forms[i].guess(past, now) for i in sorted(wanted) if len(past.outputs.values) >= forms[i].needs}
+
+    def _chosen(self, run: Run, place: Place, guesses: dict[int, Tensor]) -> Tensor:
+        """Every row's guess by the approximator that was proposed, (R, ...)."""
+        assert place.judgement is not None
+        best = place.judgement.best.repeat(run.guided.chunks)
+        found = [i for i in guesses if bool((best == i).any())]
+        if len(found) == 1:
+            return guesses[found[0]]
+        result = torch.zeros_like(next(iter(guesses.values())))
+        for i in found:
+            rows = (best == i).nonzero().flatten().to(result.device)
+            result.index_copy_(0, rows, guesses[i][rows])
+        return result
+
+    def _measure(
+        self, run: Run, call: Call, place: Place, value: Tensor, guesses: dict[int, Tensor], output: Tree
+    ) -> None:
+        """Add this branch's squares to the step's."""
+        if run.samples == 0:
+            return
+        unknown = torch.full((call.rows,), torch.nan, device=value.device)
+        columns = [
+            residual_sums(value, guesses[i])[:, 2] if i in guesses else unknown
+            for i in range(len(self.config.approximators))
+        ]
+        outputs = [t.flatten(1).float().square().sum(1) for t in tensors(output)]
+        columns += [value.flatten(1).float().square().sum(1), torch.stack(outputs).sum(0)]
+        sums = torch.stack(columns, dim=1).unflatten(0, (run.guided.chunks, -1)).sum(0)
+        place.sums = sums if place.sums is None else place.sums + sums
+        if place.value is None:
+            place.value = value[: run.samples]
+
+    def _remember(
+        self, run: Run, call: Call, place: Place, past: Past, value: Tensor, opening: Opening, exact: Rows
+    ) -> None:
+        sigma, features = run.step.sigma, past.features
+        self.memory.saw(place, call.branch, value, opening.feature, None)
+        if opening.feature is not None:
+            features = history.push(features, opening.feature, sigma, exact)
+        place.past[call.branch] = Past(history.push(past.outputs, value, sigma, exact), features, past.noises)
+
+    # Verifying.
+
+    def _verify(self, run: Run, call: Call, place: Place, value: Tensor, guesses: dict[int, Tensor]) -> None:
+        """Hold what the last blocks gave on the draft against what they were expected to give."""
+        rule, drafted = self.config.sites, call.drafted
+        assert isinstance(rule, Drafted) and drafted is not None
+        first = run.places[0]
+        if not call.first or call.again or first.judgement is None:
+            return
+        guess = self._chosen(run, first, guesses)
+        sums = residual_sums(guess, value)
+        error = (sums[:, 2] / sums[:, 3]).sqrt().double().cpu()
+        failed = drafted & ~(error <= rule.tolerance(run.step.progress))
+        samples = failed.view(run.guided.chunks, -1).any(0)
+        if not bool(samples.any()):
+            return
+        call.rejected = samples.repeat(run.guided.chunks)
+        decision = first.judgement.decision
+        first.judgement.decision = decision._replace(
+            action=torch.where(samples[:, None], int(Action.COMPUTE), decision.action),
+            reason=torch.where(samples[:, None], int(Reason.REJECTED), decision.reason),
+        )
+
+
+def _now(run: Run, feature: Tensor | None) -> Now:
+    return Now(run.step.sigma, feature, course=run.step.course)
+
+
+def _filled(output: Tree, guess: Tree, computed: Rows) -> Tree:
+    """`output` where computed, (R,) bool, else `guess`."""
+    guesses = iter(tensors(guess))
+
+    def fill(t: Tensor) -> Tensor:
+        rows = computed.to(t.device).view(-1, *[1] * (t.ndim - 1))
+        return torch.where(rows, t, next(guesses))
+
+    return map_tensors(fill, output)

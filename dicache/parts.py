@@ -1,0 +1,80 @@
+"""Running one hooked module of the denoiser: for all rows, for some, or for none. Every way is counted."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dicache.macs import Meter
+from dicache.rows import Tree, scatter, stand_in, take, tensors
+from dicache.types import Rows
+
+
+class Which(NamedTuple):
+    """The rows of a call that compute."""
+
+    rows: int
+    computed: Rows | None = None
+    """(R,) bool on the host where some row skips, None while all rows compute."""
+    some: Tensor | None = None
+    """Their indices, on the device, where some compute and some do not."""
+
+    @property
+    def none(self) -> bool:
+        return self.computed is not None and self.some is None
+
+
+def which(rows: int, computed: Rows | None, device: torch.device) -> Which:
+    if computed is None or bool(computed.all()):
+        return Which(rows)
+    return Which(rows, computed, computed.nonzero().flatten().to(device) if bool(computed.any()) else None)
+
+
+class Part(NamedTuple):
+    """One call of a hooked module."""
+
+    path: str
+    forward: Callable[..., Tree]
+    args: tuple[Tree, ...]
+    kwargs: Mapping[str, Tree]
+
+    def run(self) -> Tree:
+        return self.forward(*self.args, **self.kwargs)
+
+    def run_for(self, chosen: Which, meter: Meter, shapes: Tree) -> Tree:
+        """Its output: zeros in rows that skip, something shaped like `shapes` where all do."""
+        cost = meter.measure(self.path, self.forward, self.args, self.kwargs, chosen.rows)
+        if chosen.none:
+            meter.skipped(cost)
+            return stand_in(shapes, self.args, self.kwargs)
+        if chosen.some is None or not self.batched(chosen.rows):
+            meter.ran(cost)
+            return self.run()
+        assert chosen.computed is not None
+        meter.ran_for(cost, chosen.computed)
+        args, kwargs = take(self.args, self.kwargs, chosen.some, chosen.rows)
+        return scatter(self.forward(*args, **kwargs), chosen.some, chosen.rows)
+
+    def run_inside(self, chosen: Which, meter: Meter, shapes: Tree) -> Tree:
+        """The same for a module inside another one, whose cost holds its own."""
+        cost = meter.measure(self.path, self.forward, self.args, self.kwargs, chosen.rows)
+        if chosen.none:
+            meter.spared(cost, None)
+            return stand_in(shapes, self.args, self.kwargs)
+        if chosen.some is None or not self.batched(chosen.rows):
+            return self.run()
+        meter.spared(cost, chosen.computed)
+        args, kwargs = take(self.args, self.kwargs, chosen.some, chosen.rows)
+        return scatter(self.forward(*args, **kwargs), chosen.some, chosen.rows)
+
+    def batched(self, rows: int) -> bool:
+        """Whether its main input has the rows on its first axis. Where a model folds frames into the batch, its blocks
+        run for all rows or none.
+        """
+        return stream((self.args, self.kwargs)).shape[0] == rows
+
+
+def stream(tree: Tree) -> Tensor:
+    """The picture's stream among a block's tensors: the largest."""
+    return max(tensors(tree), key=Tensor.numel)

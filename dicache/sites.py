@@ -1,0 +1,142 @@
+"""Which places of a denoiser are decided on their own. A selector is part of a configuration; what it selects is data.
+
+    Evaluation()          the whole denoiser call, S = 1: what saves most for its error, and the default
+    Branches()            the calls, or rows, of all guidance branches but the strongest
+    Tail(back)            all blocks after the probe's but the last `back`: S = 1, the model's head stays fresh
+    Spans(size, back)     the same blocks in groups of `size`; 1: every block on its own
+    Drafted()             a tail that the last block verifies
+    Sublayers(kinds)      attention, cross-attention and feed-forward modules inside every block
+
+Evaluations hold what the denoiser gave, branches what they differ by from the strongest one, spans what the blocks
+added to the streams, sublayers what they gave. What a model adds to a stream between two sites (a ControlNet's
+residuals) stays fresh; what it adds inside a span is held with the span.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from dicache.errors import ModeError, UnsupportedModelError
+from dicache.types import Kind, Site
+
+_ATTENTION = ("attn", "attn1", "self_attn", "attention", "self_attention")
+_CROSS_ATTENTION = ("attn2", "cross_attn", "cross_attention")
+_FEED_FORWARD = ("ff", "ffn", "mlp", "feed_forward", "ff_context", "ffn_context", "mlp_context")
+NAMES = {Kind.ATTENTION: _ATTENTION, Kind.CROSS_ATTENTION: _CROSS_ATTENTION, Kind.FEED_FORWARD: _FEED_FORWARD}
+
+
+class Sites(ABC):
+    inner: bool = True
+    """Whether the sites lie inside the denoiser."""
+
+    @abstractmethod
+    def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
+        """From the blocks by their path, in order of execution; the first `depth` belong to the probe."""
+
+
+@dataclass(frozen=True)
+class Evaluation(Sites):
+    """The whole denoiser call."""
+
+    inner = False
+
+    def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
+        return (Site("", Kind.EVALUATION, tuple(blocks)[depth:]),)
+
+
+@dataclass(frozen=True)
+class Branches(Sites):
+    """Every guidance branch but the one with the largest weight, which always computes."""
+
+    inner = False
+
+    def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
+        return (Site("", Kind.BRANCH, tuple(blocks)[depth:]),)
+
+
+@dataclass(frozen=True)
+class Spans(Sites):
+    """Groups of `size` blocks. Raises ModeError for a size below 1, UnsupportedModelError where no block is left."""
+
+    size: int | None = 1
+    """None: all in one."""
+    back: int = 0
+    """Blocks at the end that always compute."""
+    added: bool = True
+    """Whether what a group adds to its inputs is held, or its outputs."""
+
+    def __post_init__(self) -> None:
+        if (self.size is not None and self.size < 1) or self.back < 0:
+            raise ModeError(f"{self}: expected a size of 1 or more and back of 0 or more.")
+
+    def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
+        paths = tuple(blocks)[depth : len(blocks) - self.back]
+        size = self.size or len(paths)
+        groups = [paths[i : i + size] for i in range(0, len(paths), size or 1)]
+        return _some([_span(group, i, self.added) for i, group in enumerate(groups)], self)
+
+
+@dataclass(frozen=True)
+class Tail(Spans):
+    """All blocks after the probe's, as one."""
+
+    size: int | None = None
+
+
+@dataclass(frozen=True)
+class Drafted(Sites):
+    """All blocks after the probe's but the last `check`, as one; those run on the draft and verify it (SpeCa, arXiv
+    2509.11628). Where what they add is off from its own guess by more than
+
+        e = ||r - r^|| / ||r||  >  max(threshold * decay^progress, floor)
+
+    the draft is rejected and the call runs again, computing, for the rows of that sample: the rejection acts on its own
+    step. The branch that is called first decides for all. The paper divides element by element, which explodes near 0.
+    """
+
+    threshold: float = 0.3
+    decay: float = 0.05
+    floor: float = 0.1
+    check: int = 1
+
+    def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
+        paths = tuple(blocks)[depth:]
+        draft, check = paths[: -self.check], paths[-self.check :]
+        if not draft or self.check < 1:
+            raise UnsupportedModelError(
+                f"{self} leaves no block to draft: the denoiser has {len(paths)} after the probe's."
+            )
+        return _span(draft, 0), _span(check, 1, kind=Kind.CHECK)
+
+    def tolerance(self, progress: float) -> float:
+        return max(self.threshold * self.decay**progress, self.floor)
+
+
+@dataclass(frozen=True)
+class Sublayers(Sites):
+    """Modules inside the blocks, known by their names. Raises UnsupportedModelError where there are none."""
+
+    kinds: Sequence[Kind] = (Kind.ATTENTION, Kind.CROSS_ATTENTION, Kind.FEED_FORWARD)
+
+    def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
+        found = [
+            (f"{path}.{name}", kind)
+            for path in tuple(blocks)[depth:]
+            for name, _ in blocks[path].named_children()
+            for kind in self.kinds
+            if name in NAMES[kind]
+        ]
+        return _some([Site(path, kind, (path,), i, added=False) for i, (path, kind) in enumerate(found)], self)
+
+
+def _span(paths: tuple[str, ...], place: int, added: bool = True, kind: Kind = Kind.SPAN) -> Site:
+    name = paths[0] if len(paths) == 1 else f"{paths[0]}..{paths[-1]}"
+    return Site(name, kind, paths, place, added)
+
+
+def _some(sites: list[Site], selector: Sites) -> tuple[Site, ...]:
+    if not sites:
+        raise UnsupportedModelError(f"{selector} selects nothing in this denoiser. Use other sites, or Evaluation().")
+    return tuple(sites)

@@ -1,0 +1,125 @@
+"""The whole evaluation as one site: the denoiser's output is remembered and guessed.
+
+For `Branches` the site is every branch but the one with the largest weight in the mixture, which always computes; what
+is remembered is then by how much the others differ from it, and a guess is that difference added to what it gives now
+(FasterCache's CFG-Cache, arXiv 2410.19355, without its two frequency bands). Where the strongest branch is called last,
+the others' outputs are remembered as they are.
+"""
+
+import torch
+from torch import Tensor
+
+from dicache import history
+from dicache.approximators.base import Now, Past
+from dicache.approximators.noise import noise_of
+from dicache.config import Config
+from dicache.evidence import gather
+from dicache.judge import computing, judge
+from dicache.memory import Memory
+from dicache.run import Call, Place, Run
+from dicache.types import Kind, Rows
+
+
+class Whole:
+    def __init__(self, config: Config, memory: Memory) -> None:
+        self.config, self.memory = config, memory
+        self.noisy = any(a.reads_noise for a in config.approximators)
+
+    def decide(self, run: Run, call: Call) -> Rows | None:
+        """Which rows compute, (R,) bool; None for all."""
+        place, always = run.places[0], _strongest(run, call)
+        if run.samples == 0 or bool(always.all()):
+            return None
+        if place.judgement is None:
+            rows = slice(run.samples * _weaker(run, call), None)
+            past = place.past.get(call.branch)
+            judge(self.config, run, place, gather(self.config, run, past and _from(past, rows), _now(run, call, rows)))
+        computed = computing(self.config, run, place, call.branch)
+        return None if computed is None else computed | always
+
+    def passed(self, run: Run, call: Call, output: Tensor) -> Tensor:
+        """The output of a call whose sites lie inside it."""
+        run.guided.add(call.branch, output, {})
+        run.guided.handed(call.branch, output)
+        return output
+
+    def end(self, run: Run, call: Call, output: Tensor) -> Tensor:
+        """The denoiser's output, (R, ...), with guesses in the rows that skipped."""
+        place, always = run.places[0], _strongest(run, call)
+        if place.site.kind is Kind.BRANCH and (run.guided.mixture is None or bool(always.all())):
+            run.strongest = output.detach().clone() if run.guided.mixture is not None else None
+            return self.passed(run, call, output)
+        which, forms = call.which, self.config.approximators
+        exact = torch.ones(call.rows, dtype=torch.bool) if which.computed is None else which.computed
+        past = place.past.get(call.branch) or self.memory.nothing(place, call.rows)
+        wanted = self._used(place) if which.none else range(len(forms))
+        now, base = _now(run, call), _base(run, call, output)
+        guesses = {i: forms[i].guess(past, now) for i in wanted if len(past.outputs.values) >= forms[i].needs}
+        if base is not None:
+            guesses = {i: base + guess for i, guess in guesses.items()}
+        result = output if which.computed is None else self._filled(run, place, guesses, output, exact)
+        if not which.none:
+            run.guided.add(call.branch, output, guesses)
+            self._remember(run, call, past, output if base is None else output - base, exact & ~always)
+        run.guided.handed(call.branch, result)
+        return result
+
+    def _used(self, place: Place) -> list[int]:
+        return [] if place.judgement is None else sorted(set(place.judgement.best.tolist()))
+
+    def _filled(self, run: Run, place: Place, guesses: dict[int, Tensor], output: Tensor, exact: Rows) -> Tensor:
+        """`output` where computed, else the guess that was decided on."""
+        assert place.judgement is not None
+        best, result = place.judgement.best.repeat(run.guided.chunks), output.clone()
+        for i, guess in guesses.items():
+            rows = (~exact & (best == i)).nonzero().flatten().to(output.device)
+            result.index_copy_(0, rows, guess[rows])
+        return result
+
+    def _remember(self, run: Run, call: Call, past: Past, value: Tensor, exact: Rows) -> None:
+        sigma, features, noises = run.step.sigma, past.features, past.noises
+        noise = noise_of(run.latent, value, run.step.noise) if self.noisy else None
+        self.memory.saw(run.places[0], call.branch, value, call.feature, noise)
+        outputs = history.push(past.outputs, value, sigma, exact)
+        if call.feature is not None:
+            features = history.push(features, call.feature, sigma, exact)
+        if noise is not None:
+            noises = history.push(noises, noise, sigma, exact)
+        run.places[0].past[call.branch] = Past(outputs, features, noises)
+
+
+def _now(run: Run, call: Call, rows: slice = slice(None)) -> Now:
+    feature = None if call.feature is None else call.feature[rows]
+    return Now(run.step.sigma, feature, run.latent[rows], run.step.noise, run.step.course)
+
+
+def _from(past: Past, rows: slice) -> Past:
+    if rows.start == 0:
+        return past
+    return Past(*(history.History(h.sigmas[:, rows], tuple(value[rows] for value in h.values)) for h in past))
+
+
+def _strongest(run: Run, call: Call) -> Rows:
+    """Rows of the strongest branch, (R,) bool; none unless branches are sites."""
+    rows = torch.zeros(call.rows, dtype=torch.bool)
+    if run.places[0].site.kind is not Kind.BRANCH or run.guided.mixture is None:
+        return rows
+    branch, chunk = divmod(int(run.guided.mixture.abs().mean(1).argmax()), run.guided.chunks)
+    if call.branch == run.guided.order[branch]:
+        rows.view(run.guided.chunks, -1)[chunk] = True
+    return rows
+
+
+def _weaker(run: Run, call: Call) -> int:
+    """The first chunk of the call that may be skipped."""
+    return int((~_strongest(run, call)).view(run.guided.chunks, -1).all(1).int().argmax())
+
+
+def _base(run: Run, call: Call, output: Tensor) -> Tensor | None:
+    """What the strongest branch gave at this step, for every row; None unless branches are sites and it was called."""
+    always = _strongest(run, call)
+    if run.places[0].site.kind is not Kind.BRANCH:
+        return None
+    if not bool(always.any()):
+        return run.strongest
+    return output[always.to(output.device)].repeat(run.guided.chunks, *[1] * (output.ndim - 1))
