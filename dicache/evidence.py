@@ -50,7 +50,7 @@ def gather(config: Config, run: Run, past: Past | None, now: Now) -> Evidence:
 def _growth(approximator: Approximator, times: Tensor, time: float) -> Rows:
     """nan where the history is too short, or was kept short to save memory."""
     if len(times) < approximator.needs:
-        return torch.full_like(times[0], torch.nan)
+        return torch.full(times.shape[1:], torch.nan, dtype=torch.float64)
     return approximator.growth(times, time)
 
 

@@ -72,7 +72,7 @@ class Spans(Sites):
             raise ModeError(f"{self}: expected a size of 1 or more and back of 0 or more.")
 
     def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
-        paths = tuple(blocks)[depth : len(blocks) - self.back]
+        paths = tuple(blocks)[depth : max(0, len(blocks) - self.back)]
         size = self.size or len(paths)
         groups = [paths[i : i + size] for i in range(0, len(paths), size or 1)]
         return _some([_span(group, i, self.added) for i, group in enumerate(groups)], self)
