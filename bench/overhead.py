@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import nn
 
 from dicache.api import enable
-from dicache.bench.micro import FirstRows, WARM_UP
+from dicache.bench.micro import WARM_UP, FirstRows
 from dicache.config import Config
 from dicache.sites import Evaluation, Sites, Spans, Tail
 

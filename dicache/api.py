@@ -93,7 +93,7 @@ def enable(target: Any, *, error_budget: float | Sequence[float] | None = None, 
     attachments: dict[str, Attachment] = {}
     try:
         for name, denoiser in _denoisers(target).items():
-            attachments[name] = Attachment(denoiser, config, _clock(target))
+            attachments[name] = Attachment(denoiser, config, _clock(target, config))
     except BaseException:
         for attachment in attachments.values():
             attachment.detach()
@@ -114,7 +114,7 @@ def _denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401
     return modules
 
 
-def _clock(target: Any) -> Clock:  # noqa: ANN401
+def _clock(target: Any, config: Config) -> Clock:  # noqa: ANN401
     if isinstance(target, nn.Module) or getattr(target, "scheduler", None) is None:
         return TimestepClock()
-    return SchedulerClock(lambda: target.scheduler)
+    return SchedulerClock(lambda: target.scheduler, effects=config.corrector is not None)

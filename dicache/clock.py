@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dicache.effects import effects
 from dicache.types import Course, Step
 
 
@@ -31,7 +32,7 @@ class Timeline(NamedTuple):
     noise: tuple[tuple[float, float], ...]
 
     def reading(self, run: object, index: int) -> "Reading":
-        sigmas, coefficients, _, begin = self.course
+        sigmas, coefficients, _, begin, _ = self.course
         index = min(index, len(sigmas) - 1)
         whole = sum(coefficients[begin:]) or 1.0
         progress, share = sum(coefficients[begin : index + 1]) / whole, coefficients[index] / whole
@@ -48,10 +49,10 @@ class Reading(NamedTuple):
 
 
 class SchedulerClock:
-    """Reads the scheduler a pipeline has at this moment."""
+    """Reads the scheduler a pipeline has at this moment; its `effects` too, if asked for."""
 
-    def __init__(self, scheduler: Callable[[], Any]) -> None:
-        self.scheduler = scheduler
+    def __init__(self, scheduler: Callable[[], Any], *, effects: bool = False) -> None:
+        self.scheduler, self.effects = scheduler, effects
         self.run: object = None
         self.timeline = Timeline(Course((), (), (), 0), (), ())
 
@@ -59,6 +60,9 @@ class SchedulerClock:
         scheduler = self.scheduler()
         if self.run is not scheduler.timesteps:
             self.run, self.timeline = scheduler.timesteps, timeline(scheduler)
+            if self.effects:
+                course = self.timeline.course._replace(effects=effects(scheduler))
+                self.timeline = self.timeline._replace(course=course)
         return self.timeline.reading(self.run, self._index(scheduler, timestep))
 
     def _index(self, scheduler: Any, timestep: torch.Tensor | float | None) -> int:  # noqa: ANN401

@@ -51,7 +51,7 @@ class Session:
         self.notes: list[str] = []
         self.memory = Memory(config, self.note)
         self.inner = Inner(config, sites, self.meter, self.memory, self.note) if config.sites.inner else None
-        self.whole = Whole(config, self.memory)
+        self.whole = Whole(config, self.memory, self.note)
 
     # The life of a run.
 

@@ -95,6 +95,10 @@ class Course(NamedTuple):
     """Half the logarithm of signal over noise, the time in which models turn evenly. Empty where that is not known."""
     begin: int
     """The run's first step: image-to-image starts half-way."""
+    effects: tuple[float, ...] = ()
+    """How far each output moves the latent, signed, through all steps that read it (`dicache.effects`); empty where
+    that is not known.
+    """
 
     def along(self, sigmas: Tensor) -> Tensor:
         """The balances at `sigmas`, any shape, which are those of this course or nan."""

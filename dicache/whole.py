@@ -6,6 +6,8 @@ is remembered is then by how much the others differ from it, and a guess is that
 the others' outputs are remembered as they are.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,8 +23,8 @@ from dicache.types import Kind, Rows
 
 
 class Whole:
-    def __init__(self, config: Config, memory: Memory) -> None:
-        self.config, self.memory = config, memory
+    def __init__(self, config: Config, memory: Memory, note: Callable[[str], None]) -> None:
+        self.config, self.memory, self.note = config, memory, note
         self.noisy = any(a.reads_noise for a in config.approximators)
 
     def decide(self, run: Run, call: Call) -> Rows | None:
@@ -58,11 +60,28 @@ class Whole:
         if base is not None:
             guesses = {i: base + guess for i, guess in guesses.items()}
         result = output if which.computed is None else self._filled(run, place, guesses, output, exact)
+        result = self._corrected(run, place, past, guesses, result, exact)
         if not which.none:
             run.guided.add(call.branch, output, guesses)
             self._remember(run, call, past, output if base is None else output - base, exact & ~always)
         run.guided.handed(call.branch, result)
         return result
+
+    def _corrected(
+        self, run: Run, place: Place, past: Past, guesses: dict[int, Tensor], output: Tensor, exact: Rows
+    ) -> Tensor:
+        """With the drift of the gaps that end here paid back, where that is asked for."""
+        rule, course = self.config.corrector, run.step.course
+        if rule is None or place.judgement is None or not bool(exact.any()):
+            return output
+        if course is None or not course.effects:
+            self.note("no drift was paid back: how far an output reaches is not known of this scheduler.")
+            return output
+        best = place.judgement.best.repeat(run.guided.chunks)
+        for i, guess in guesses.items():
+            weight = rule.weight(past.outputs, self.config.approximators[i], course, run.step.index)
+            output = rule.corrected(output, guess, weight, exact & (best == i))
+        return output
 
     def _used(self, place: Place) -> list[int]:
         return [] if place.judgement is None else sorted(set(place.judgement.best.tolist()))

@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"types", "errors", "extension", "_checkout"},
-    {"budget", "norms", "history", "rows", "macs", "clock", "law", "plan"},
-    {"probes", "estimators", "approximators", "controllers", "trace", "guided", "parts", "streams"},
+    {"budget", "norms", "history", "rows", "macs", "clock", "law", "plan", "effects"},
+    {"probes", "estimators", "approximators", "controllers", "trace", "guided", "parts", "streams", "corrector"},
     {"models", "sites"},
     {"config", "presets", "run", "evidence", "judge", "memory", "inner", "whole", "closing", "session"},
     {"hooks"},
