@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dicache.trace import Trace
-from dicache.types import REASONS, Action, Reason, Rows
+from dicache.types import REASONS, Action, Grid, Reason, Rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +46,9 @@ class Report:
             "uncached_macs": float(trace.uncached.sum()) if trace else 0.0,
             "branches": sorted({name for record in trace.records for name in record.branches}) if trace else [],
             "warnings": self.warnings,
+            "sites": _sites(trace) if trace else [],
             "cache_bytes": trace.cache_bytes if trace else 0,
+            "planned_bytes": trace.planned_bytes if trace else None,
             "overhead_seconds": trace.overhead_seconds if trace else 0.0,
             "complete": trace.complete if trace else False,
             "profile": None,
@@ -83,8 +85,10 @@ class Report:
         }
 
     def strip(self, i: int) -> str:
-        """The decisions of one sample, a mark per step: # computed, = reused, / extrapolated, ~ aligned."""
-        return "".join(_MARKS[Action(int(record.action[i, 0]))] for record in self.trace.records) if self.trace else ""
+        """The decisions of one sample, a mark per step: # computed, = reused, / extrapolated, ~ aligned, and + where
+        some sites computed and some did not.
+        """
+        return "".join(_mark(record.action[i]) for record in self.trace.records) if self.trace else ""
 
     def _warnings(self) -> list[str]:
         if self.trace is None:
@@ -129,12 +133,28 @@ class Report:
         return capture.get()
 
 
+def _sites(trace: Trace) -> list[dict[str, Any]]:
+    """What was decided on its own, in the order of `actions`, with the cost of one row."""
+    return [
+        {"path": site.path, "kind": str(site.kind), "macs": macs}
+        for site, macs in zip(trace.sites, trace.site_macs, strict=True)
+    ]
+
+
 def _step(record: Any) -> dict[str, Any]:  # noqa: ANN401
     numbers = {
         name: [float(x) if torch.isfinite(x) else None for x in getattr(record, name)]
         for name in ("predicted", "realised", "spent")
     }
     return {"index": record.index, "sigma": record.sigma, **numbers}
+
+
+def _mark(actions: Grid) -> str:
+    """Of one step; (S,)."""
+    computed = actions == Action.COMPUTE
+    if bool(computed.any()) and not bool(computed.all()):
+        return "+"
+    return _MARKS[Action(int(actions[0]))]
 
 
 def _number(value: float | None) -> str:

@@ -236,6 +236,19 @@ def test_a_budget_is_shared_out_among_sites():
     assert budgets == pytest.approx([0.2 / 5**0.5] * 5)
 
 
+def test_the_report_names_the_sites_and_what_they_cost():
+    pipe = make_flux()
+    with dicache.enable(pipe, config=config(Spans(), 0.05)) as cache:
+        FLUX.draw(pipe, [1], STEPS)
+    facts, strip = cache.report().to_dict(), cache.report().strip(0)
+    assert [site["kind"] for site in facts["sites"]] == ["span"] * 5 and all(
+        site["macs"] > 0 for site in facts["sites"]
+    )
+    assert all(len(actions) == 5 for actions in facts["samples"][0]["actions"])
+    mixed = [len({action == "compute" for action in actions}) == 2 for actions in facts["samples"][0]["actions"]]
+    assert [mark == "+" for mark in strip] == mixed
+
+
 def test_blocks_of_the_probe_are_no_sites():
     pipe = make_flux()
     rule = config(Spans(), probe=FirstBlocks(2))
