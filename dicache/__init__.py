@@ -13,13 +13,22 @@ from dicache import _checkout
 if TYPE_CHECKING:
     from dicache.api import Cache, enable
     from dicache.config import Config
+    from dicache.fitted import Fitted
+    from dicache.fitting import fit
     from dicache.report import Report
 
-__all__ = ["Cache", "Config", "Report", "__version__", "enable"]
+__all__ = ["Cache", "Config", "Fitted", "Report", "__version__", "enable", "fit"]
 __version__ = "0.1.0"
 
 _checkout.serve_sibling_folders()
-_HOME = {"Cache": "dicache.api", "enable": "dicache.api", "Config": "dicache.config", "Report": "dicache.report"}
+_HOME = {
+    "Cache": "dicache.api",
+    "Config": "dicache.config",
+    "Fitted": "dicache.fitted",
+    "Report": "dicache.report",
+    "enable": "dicache.api",
+    "fit": "dicache.fitting",
+}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

@@ -92,7 +92,7 @@ def enable(target: Any, *, error_budget: float | Sequence[float] | None = None, 
     budget = getattr(getattr(config.controller, "inner", config.controller), "budget", None)
     attachments: dict[str, Attachment] = {}
     try:
-        for name, denoiser in _denoisers(target).items():
+        for name, denoiser in denoisers(target).items():
             attachments[name] = Attachment(denoiser, config, _clock(target, config))
     except BaseException:
         for attachment in attachments.values():
@@ -101,7 +101,7 @@ def enable(target: Any, *, error_budget: float | Sequence[float] | None = None, 
     return Cache(attachments, budget)
 
 
-def _denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401
+def denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401
     if isinstance(target, nn.Module):
         return {"module": target}
     found = {name: getattr(target, name, None) for name in DENOISERS}

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dicache.approximators.alignment import Align
 from dicache.approximators.base import Approximator
 from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
@@ -53,11 +52,12 @@ class Config:
             object.__setattr__(self, "approximators", INNER)
         if not self.approximators:
             raise ModeError("Config has no approximator. Expected at least one, for example approximators=(Reuse(),).")
-        if self.probe == FirstBlocks(0) and any(isinstance(a, Align) for a in self.approximators):
+        reading = [type(a).__name__ for a in self.approximators if a.reads_feature]
+        if self.probe == FirstBlocks(0) and reading:
             raise ModeError(
-                "Align reads a probe, but Config has probe=FirstBlocks(depth=0). Use depth=1 or another approximator."
+                f"{reading[0]} reads a probe, but Config has probe=FirstBlocks(depth=0). Give one that looks, for "
+                "example FirstBlocks(1), or SiteInput() with sites inside the denoiser; or another approximator."
             )
-
         if type(self.sites) is not Evaluation and any(a.reads_noise for a in self.approximators):
             raise ModeError(
                 "ExtrapolateNoise guesses the denoiser's output, these sites are parts of one. Use Extrapolate()."

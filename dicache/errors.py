@@ -21,6 +21,10 @@ class UnsupportedModelError(DicacheError, ValueError):
     """No stack of blocks was found that can be skipped safely."""
 
 
+class FittedError(DicacheError, ValueError):
+    """Fitted coefficients cannot be read, made or used here: a damaged file, another model, other sites or steps."""
+
+
 class CaptionError(DicacheError, ValueError):
     """A caption is empty or outside the language of the reference model."""
 

@@ -65,6 +65,8 @@ class Attachment:
         parts = find(denoiser)
         _check_free(denoiser)
         sites = config.sites.select(parts.blocks, config.probe.depth)
+        for approximator in config.approximators:
+            approximator.check(denoiser, sites)
         self.denoiser, self.session = denoiser, Session(config, clock, sites)
         session = self.session
         self.signature = inspect.signature(type(denoiser).forward)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dicache import history
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Approximator, Now, Past
 from dicache.config import Config
 from dicache.errors import UnsupportedModelError
 from dicache.estimators.base import Evidence
@@ -72,21 +72,23 @@ class Inner:
     def _opened(self, run: Run, call: Call, place: Place, part: Part) -> Opening:
         inputs = tensors((part.args, part.kwargs))
         form = self.forms.get((call.key, place.site.path))
-        opening = Opening(place.site, inputs, [t._version for t in inputs], which(call.rows, None, call.device))
+        versions = [t._version for t in inputs]
+        opening = Opening(place.site, inputs, versions, part, which(call.rows, None, call.device))
         if form is None:
             return opening
-        opening.feature = self._feature(run, call, part, form, inputs)
+        opening.feature = self._feature(run, call, opening, form)
         if place.site.kind is not Kind.CHECK:
             computed = self._decide(run, call, place, opening)
             opening.which = which(call.rows, computed, call.device)
         return opening
 
-    def _feature(self, run: Run, call: Call, part: Part, form: Form, inputs: list[Tensor]) -> Tensor | None:
+    def _feature(self, run: Run, call: Call, opening: Opening, form: Form) -> Tensor | None:
         """What the probe sees of this site: its own input, or what all sites share."""
         probe = self.config.probe
         if not probe.local:
             return call.feature
-        stream, module = entering(form, inputs), getattr(part.forward, "__self__", None)
+        part, stream = opening.part, entering(form, opening.inputs)
+        module = getattr(part.forward, "__self__", None)
         assert isinstance(module, nn.Module)
         view = View(run.latent, stream, stream, module, part.args, part.kwargs, run.step)
         self.meter.probed(self.meter.measure(f"the probe at {part.path}", probe, (view,), {}, call.rows))
@@ -103,7 +105,7 @@ class Inner:
         return computed if computed is None or call.rejected is None else computed | call.rejected
 
     def _evidence(self, run: Run, call: Call, place: Place, feature: Tensor | None) -> Evidence:
-        return gather(self.config, run, place.past.get(call.branch), _now(run, feature))
+        return gather(self.config, run, place.past.get(call.branch), _now(run, place, feature))
 
     # Closing.
 
@@ -111,8 +113,10 @@ class Inner:
         form = self._form(call, opening, output)
         if form is None:
             return output
+        if opening.feature is None and not opening.changed:  # what it continues was not known when it opened
+            opening.feature = self._feature(run, call, opening, form)
         past = place.past.get(call.branch) or self.memory.nothing(place, call.rows)
-        guesses = self._guesses(place, past, _now(run, opening.feature), learning=not opening.which.none)
+        guesses = self._guesses(place, past, _now(run, place, opening.feature), learning=not opening.which.none)
         computed = opening.which.computed
         if opening.which.none:
             call.drafted = torch.ones(call.rows, dtype=torch.bool)
@@ -142,7 +146,16 @@ class Inner:
         wanted = set(range(len(forms)))
         if not learning:
             wanted = set() if place.judgement is None else set(place.judgement.best.tolist())
-        return {i: forms[i].guess(past, now) for i in sorted(wanted) if len(past.outputs.values) >= forms[i].needs}
+        return {
+            i: self._guess(forms[i], past, now) for i in sorted(wanted) if len(past.outputs.values) >= forms[i].needs
+        }
+
+    def _guess(self, form: Approximator, past: Past, now: Now) -> Tensor:
+        if not form.multiplies:
+            return form.guess(past, now)
+        name = f"{type(form).__name__} at {now.site}"
+        guess: Tensor = self.meter.guessed(name, lambda: form.guess(past, now), past.rows)
+        return guess
 
     def _chosen(self, run: Run, place: Place, guesses: dict[int, Tensor]) -> Tensor:
         """Every row's guess by the approximator that was proposed, (R, ...)."""
@@ -179,6 +192,8 @@ class Inner:
         self, run: Run, call: Call, place: Place, past: Past, value: Tensor, opening: Opening, exact: Rows
     ) -> None:
         sigma, features = run.step.sigma, past.features
+        if self.config.probe.local and opening.feature is None:
+            return  # values and features stay pairs
         self.memory.saw(place, call.branch, value, opening.feature, None)
         if opening.feature is not None:
             features = history.push(features, opening.feature, sigma, exact)
@@ -208,8 +223,8 @@ class Inner:
         )
 
 
-def _now(run: Run, feature: Tensor | None) -> Now:
-    return Now(run.step.sigma, feature, course=run.step.course)
+def _now(run: Run, place: Place, feature: Tensor | None) -> Now:
+    return Now(run.step.sigma, feature, course=run.step.course, site=place.site.path)
 
 
 def _filled(output: Tree, guess: Tree, computed: Rows) -> Tree:

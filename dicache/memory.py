@@ -1,6 +1,6 @@
 """How much a run will keep, worked out from its first step and held to a limit.
 
-    bytes = sum over sites and branches of  depth * (value + noise + feature)  +  what the estimator keeps
+    bytes = sum over sites and branches of  depth * (value + noise + feature)  +  what estimator and approximators keep
 
 `depth` is how many exact values the deepest approximator reads. Where that is over `Config.memory_limit`, nothing is
 kept of the first step; then first the depth is lowered, so that approximators of lower order are left, and then sites
@@ -29,6 +29,7 @@ class Size(NamedTuple):
 class Memory:
     def __init__(self, config: Config, note: Callable[[str], None]) -> None:
         self.config, self.note = config, note
+        self.fixed = sum(approximator.held for approximator in config.approximators)
         self.begin_run()
 
     def begin_run(self) -> None:
@@ -82,7 +83,7 @@ class Memory:
 
     def _total(self, depths: dict[int, int]) -> int:
         """Bytes."""
-        total = 0
+        total = self.fixed if any(depths.values()) else 0
         for place, depth in depths.items():
             size = self.sizes[place]
             kept = self.config.feature_depth if depth == self.config.depth else min(self.config.feature_depth, depth)

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
     from dicache.report import Report
 
-COLOURS = {Action.COMPUTE: "#1f3a5f", Action.REUSE: "#f2b134", Action.EXTRAPOLATE: "#8fc1a9", Action.ALIGN: "#d97b66"}
+COLOURS = {
+    Action.COMPUTE: "#1f3a5f",
+    Action.REUSE: "#f2b134",
+    Action.EXTRAPOLATE: "#8fc1a9",
+    Action.ALIGN: "#d97b66",
+    Action.CORRECT: "#a58fc9",
+}
 _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html><meta charset="utf-8"><title>dicache</title>
 <style>body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em .8em;text-align:right}
 .step{display:inline-block;width:1em;height:1.2em;margin-right:1px}</style>

@@ -14,7 +14,7 @@ from dicache.approximators.base import Past
 from dicache.controllers.base import Controller
 from dicache.estimators.base import Evidence
 from dicache.guided import Guided
-from dicache.parts import Which
+from dicache.parts import Part, Which
 from dicache.probes.base import View
 from dicache.rows import tensors
 from dicache.trace import Record
@@ -123,8 +123,15 @@ class Opening:
     inputs: list[Tensor]
     versions: list[int]
     """Of the inputs: where they change, the site works in place."""
+    part: Part
+    """The call of its first module."""
     which: Which
     feature: Tensor | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the site has worked in place."""
+        return any(t._version != version for t, version in zip(self.inputs, self.versions, strict=True))
 
 
 @dataclass

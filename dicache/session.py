@@ -51,7 +51,7 @@ class Session:
         self.notes: list[str] = []
         self.memory = Memory(config, self.note)
         self.inner = Inner(config, sites, self.meter, self.memory, self.note) if config.sites.inner else None
-        self.whole = Whole(config, self.memory, self.note)
+        self.whole = Whole(config, self.meter, self.memory, self.note)
 
     # The life of a run.
 
@@ -193,7 +193,7 @@ class Session:
         started = time.perf_counter()
         self.call = None
         result = self.whole.end(run, call, output) if self.inner is None else self.whole.passed(run, call, output)
-        run.bytes = max(run.bytes, run.held)
+        run.bytes = max(run.bytes, run.held + (self.memory.fixed if run.held else 0))
         run.overhead += time.perf_counter() - started
         return result
 

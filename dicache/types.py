@@ -55,6 +55,7 @@ class Action(IntEnum):
     REUSE = 1
     EXTRAPOLATE = 2
     ALIGN = 3
+    CORRECT = 4
 
 
 class Reason(IntEnum):

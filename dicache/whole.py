@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from dicache import history
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Approximator, Now, Past
 from dicache.approximators.noise import noise_of
 from dicache.config import Config
 from dicache.evidence import gather
 from dicache.judge import computing, judge
+from dicache.macs import Meter
 from dicache.memory import Memory
 from dicache.run import Call, Place, Run
 from dicache.types import Kind, Rows
 
 
 class Whole:
-    def __init__(self, config: Config, memory: Memory, note: Callable[[str], None]) -> None:
-        self.config, self.memory, self.note = config, memory, note
+    def __init__(self, config: Config, meter: Meter, memory: Memory, note: Callable[[str], None]) -> None:
+        self.config, self.meter, self.memory, self.note = config, meter, memory, note
         self.noisy = any(a.reads_noise for a in config.approximators)
 
     def decide(self, run: Run, call: Call) -> Rows | None:
@@ -56,7 +57,7 @@ class Whole:
         past = place.past.get(call.branch) or self.memory.nothing(place, call.rows)
         wanted = self._used(place) if which.none else range(len(forms))
         now, base = _now(run, call), _base(run, call, output)
-        guesses = {i: forms[i].guess(past, now) for i in wanted if len(past.outputs.values) >= forms[i].needs}
+        guesses = {i: self._guess(forms[i], past, now) for i in wanted if len(past.outputs.values) >= forms[i].needs}
         if base is not None:
             guesses = {i: base + guess for i, guess in guesses.items()}
         result = output if which.computed is None else self._filled(run, place, guesses, output, exact)
@@ -82,6 +83,12 @@ class Whole:
             weight = rule.weight(past.outputs, self.config.approximators[i], course, run.step.index)
             output = rule.corrected(output, guess, weight, exact & (best == i))
         return output
+
+    def _guess(self, form: Approximator, past: Past, now: Now) -> Tensor:
+        if not form.multiplies:
+            return form.guess(past, now)
+        guess: Tensor = self.meter.guessed(f"{type(form).__name__}", lambda: form.guess(past, now), past.rows)
+        return guess
 
     def _used(self, place: Place) -> list[int]:
         return [] if place.judgement is None else sorted(set(place.judgement.best.tolist()))

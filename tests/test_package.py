@@ -11,12 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"types", "errors", "extension", "_checkout"},
-    {"budget", "norms", "history", "rows", "macs", "clock", "law", "plan", "effects"},
+    {"budget", "norms", "history", "rows", "macs", "clock", "law", "plan", "effects", "fingerprint", "moments"},
     {"probes", "estimators", "approximators", "controllers", "trace", "guided", "parts", "streams", "corrector"},
     {"models", "sites"},
-    {"config", "presets", "run", "evidence", "judge", "memory", "inner", "whole", "closing", "session"},
+    {"config", "fitted", "presets", "run", "evidence", "judge", "memory", "inner", "whole", "closing", "session"},
     {"hooks"},
-    {"page", "report", "api", "reference"},
+    {"page", "report", "api", "fitting", "reference"},
     {"demo", "doctor", "cli", "bench", "__main__"},
 ]
 

@@ -23,6 +23,7 @@ class Align(Approximator):
 
     action = Action.ALIGN
     needs = 2
+    reads_feature = True
 
     def guess(self, past: Past, now: Now) -> Tensor:
         newest, before = past.outputs.values[:2]

@@ -7,12 +7,13 @@ growth(sigma), where k depends on the sample and its phase and is learned while 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dicache.history import History
-from dicache.types import Action, Course, Rows
+from dicache.types import Action, Course, Rows, Site
 
 
 class Past(NamedTuple):
@@ -23,6 +24,10 @@ class Past(NamedTuple):
     """What the probe measured at the computed steps; empty without a probe."""
     noises: History
     """The noise that the outputs stand for; empty unless an approximator asks for it."""
+
+    @property
+    def rows(self) -> int:
+        return self.outputs.sigmas.shape[1]
 
 
 class Now(NamedTuple):
@@ -36,6 +41,8 @@ class Now(NamedTuple):
     noise: tuple[float, float] = (0.0, 1.0)
     """(a, b) such that a * latent + b * output is the noise."""
     course: Course | None = None
+    site: str = ""
+    """Path of the site whose value is guessed; empty for the whole evaluation."""
 
 
 class Approximator(ABC):
@@ -44,6 +51,10 @@ class Approximator(ABC):
     """How many exact values it needs."""
     reads_noise: ClassVar[bool] = False
     """Whether `Past.noises` must be kept."""
+    reads_feature: ClassVar[bool] = False
+    """Whether it reads what the probe measured."""
+    multiplies: ClassVar[bool] = False
+    """Whether a guess takes matrix products, which count as work."""
 
     @abstractmethod
     def guess(self, past: Past, now: Now) -> Tensor:
@@ -54,6 +65,14 @@ class Approximator(ABC):
         """How the error grows, (K, R) known times and the time to guess -> (R,). nan for rows with fewer than `needs`
         values.
         """
+
+    @property
+    def held(self) -> int:
+        """Bytes it keeps of its own, beside the history."""
+        return 0
+
+    def check(self, denoiser: nn.Module, sites: Sequence[Site]) -> None:  # noqa: B027  # most fit every model
+        """Raise FittedError if it was made for another model, or for other sites of it."""
 
 
 def per_row(coefficient: Rows, like: Tensor) -> Tensor:

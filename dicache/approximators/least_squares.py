@@ -19,6 +19,7 @@ from dicache.types import Action, Rows
 class LeastSquaresAlign(Approximator):
     action = Action.ALIGN
     needs = 2
+    reads_feature = True
 
     def guess(self, past: Past, now: Now) -> Tensor:
         assert now.feature is not None, "alignment needs a probe"

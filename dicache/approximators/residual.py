@@ -19,6 +19,7 @@ class ReuseResidual(Approximator):
 
     action = Action.REUSE
     needs = 1
+    reads_feature = True
 
     def guess(self, past: Past, now: Now) -> Tensor:
         output = past.outputs.values[0]

@@ -1,0 +1,146 @@
+"""Sums over recorded runs from which coefficients are fitted, so that memory does not grow with the prompts. All are
+float64; tokens and rows count alike.
+
+    Moments      per step, gap and channel:  n, sum v_0, sum v, sum v_0^2, sum v_0 v        lines from then to now
+    Increments   per channel:  sum dx^T dx, sum dx^T dv, and usual magnitudes               linear maps of changes
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Pair(NamedTuple):
+    """One site at two steps of a run, `gap` apart: its values (R, N, C) and, where they are read, inputs (R, N, X)."""
+
+    step: int
+    """The later one."""
+    gap: int
+    now: Tensor
+    then: Tensor
+    input_now: Tensor | None = None
+    input_then: Tensor | None = None
+
+
+class Sums(ABC):
+    @abstractmethod
+    def add(self, pair: Pair) -> None: ...
+
+    @abstractmethod
+    def solved(self) -> dict[str, Tensor]:
+        """Coefficients by name, float32 on the host."""
+
+
+class Moments(Sums):
+    """What a line needs. `change` is |v - v_0|_1 / |v|_1 of neighbouring steps, per row, summed."""
+
+    def __init__(self, steps: int, longest: int) -> None:
+        self.steps, self.longest = steps, longest
+        self.sums = self.change = torch.zeros(0)
+
+    def add(self, pair: Pair) -> None:
+        now, then = exact(pair.now), exact(pair.then)
+        if not len(self.sums):
+            self.sums = now.new_zeros(self.steps, self.longest, 5, now.shape[2])
+            self.change = now.new_zeros(self.steps, 2)
+        terms = [torch.ones_like(now), then, now, then * then, then * now]
+        self.sums[pair.step, pair.gap - 1] += torch.stack([term.sum((0, 1)) for term in terms])
+        if pair.gap == 1:
+            moved = (now - then).abs().sum((1, 2)) / now.abs().sum((1, 2)).clamp(min=1e-30)
+            self.change[pair.step] += torch.stack([moved.sum(), torch.ones_like(moved).sum()])
+
+    def solved(self) -> dict[str, Tensor]:
+        """Lines per step and gap."""
+        a, b = line(self.sums)
+        return {"a": stored(a), "b": stored(b)}
+
+
+class StepMoments(Moments):
+    def solved(self) -> dict[str, Tensor]:
+        """Lines per step, whatever the gap, and the mean change from the step before."""
+        a, b = line(self.sums.sum(1))
+        change = self.change[:, 0] / self.change[:, 1].clamp(min=1)
+        return {"gamma": stored(a - 1), "beta": stored(b), "change": stored(change)}
+
+
+def line(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Least squares v ~ a v_0 + b from (..., 5, C) moments: two of (..., C). a = 1 where v_0 did not vary, and b = 0
+    where nothing was seen.
+    """
+    n, then, now, squares, products = sums.unbind(-2)
+    count = n.clamp(min=1)
+    mean_then, mean_now = then / count, now / count
+    variance = squares / count - mean_then**2
+    varied = variance > 1e-12 * squares / count
+    a = torch.where(varied, (products / count - mean_then * mean_now) / torch.where(varied, variance, 1.0), 1.0)
+    return a, mean_now - a * mean_then
+
+
+class Increments(Sums):
+    """What the ridge map of changes needs, of strength `ridge` relative to the mean square of a channel's change."""
+
+    def __init__(self, ridge: float) -> None:
+        self.ridge = ridge
+        self.gram = self.cross = self.into = self.out = torch.zeros(0)
+
+    def add(self, pair: Pair) -> None:
+        assert pair.input_now is not None and pair.input_then is not None
+        moved = exact(pair.input_now - pair.input_then).flatten(0, 1)
+        changed = exact(pair.now - pair.then).flatten(0, 1)
+        if not len(self.gram):
+            self.gram, self.cross = (moved.new_zeros(moved.shape[1], t.shape[1]) for t in (moved, changed))
+            self.into, self.out = (t.new_zeros(t.shape[1]) for t in (moved, changed))
+        self.gram += moved.T @ moved
+        self.cross += moved.T @ changed
+        self.into += magnitudes(pair.input_now)
+        self.out += magnitudes(pair.now)
+
+    def weight(self) -> Tensor:
+        """(X, C) float64; zero where the input never changed."""
+        strength = self.ridge * self.gram.diagonal().mean()
+        if not strength > 0:
+            return torch.zeros_like(self.cross)
+        eye = torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
+        solution: Tensor = torch.linalg.solve(self.gram + strength * eye, self.cross)
+        return solution
+
+    def solved(self) -> dict[str, Tensor]:
+        return {"weight": stored(self.weight())}
+
+
+class LowRankIncrements(Increments):
+    """The same cut to `rank`, by singular values of the map between channels weighted with magnitude^alpha."""
+
+    def __init__(self, ridge: float, rank: int, alpha: float = 0.5) -> None:
+        super().__init__(ridge)
+        self.rank, self.alpha = rank, alpha
+
+    def solved(self) -> dict[str, Tensor]:
+        into, out = (_importance(m) ** self.alpha for m in (self.into, self.out))
+        left, values, right = torch.linalg.svd(into[:, None] * self.weight() * out, full_matrices=False)
+        down, up = left[:, : self.rank] * values[: self.rank], right[: self.rank]
+        return {"down": stored(down / into[:, None]), "up": stored(up / out)}
+
+
+def magnitudes(x: Tensor) -> Tensor:
+    """Mean |x| over tokens, set to 0 .. 1 over the channels of each row, summed over rows: (R, N, C) -> (C,)."""
+    mean = exact(x).abs().mean(1)
+    low, high = mean.amin(1, keepdim=True), mean.amax(1, keepdim=True)
+    return ((mean - low) / (high - low).clamp(min=1e-30)).sum(0)
+
+
+def _importance(magnitude: Tensor) -> Tensor:
+    """At least a thousandth of the largest; all alike where nothing stands out."""
+    largest = magnitude.max()
+    return magnitude.clamp(min=float(largest) / 1000) if largest > 0 else torch.ones_like(magnitude)
+
+
+def exact(x: Tensor) -> Tensor:
+    """float64, where the device has it."""
+    return (x.cpu() if x.device.type == "mps" else x).detach().double()
+
+
+def stored(x: Tensor) -> Tensor:
+    return x.float().cpu().contiguous()
