@@ -21,9 +21,13 @@ from dicache.config import Config
 from dicache.estimators.codebook import FAST
 from dicache.estimators.magnitude_ratios import measure_ratios
 from dicache.estimators.sensitivities import Table, measure_sensitivities
+from dicache.fitted import Fitted
+from dicache.fitting import fit
 from dicache.reference.scenes import prompts
+from dicache.sites import Sites, Spans, Sublayers
 
 CALIBRATION_CAPTIONS = 4
+FITTING_CAPTIONS = 8
 INTERVALS = (2, 3, 4, 5)
 
 
@@ -36,6 +40,24 @@ def _calibrated(setting: Setting) -> tuple[FluxPipeline, Callable[[], Any]]:
 def _ratios(setting: Setting) -> tuple[float, ...]:
     pipe, calibrate = _calibrated(setting)
     return measure_ratios(pipe.transformer, calibrate, setting.steps)
+
+
+@lru_cache
+def _fitted(setting: Setting, kind: str, sites: Sites, longest: int) -> Fitted:
+    """On twice the captions: matrices have more numbers than tables."""
+    pipe, captions = fresh(setting), prompts("calibration", FITTING_CAPTIONS)
+    guided = {"negative_prompt": [""] * len(captions), "true_cfg_scale": setting.guidance}
+    return fit(
+        pipe,
+        captions,
+        steps=setting.steps,
+        kind=kind,
+        sites=sites,
+        longest=longest,
+        batch=setting.batch,
+        progress=False,
+        **(guided if setting.guidance > 1 else {}),
+    )
 
 
 @lru_cache
@@ -69,6 +91,25 @@ def _scaled(scale: float) -> tuple[tuple[float, int], ...]:
     return tuple((scale * bound, gap) for bound, gap in FAST)
 
 
+def _fastcache(threshold: float, setting: Setting) -> Config:
+    return presets.fastcache(_fitted(setting, "ridge", Spans(1), 3), threshold)
+
+
+def _icc(interval: int, setting: Setting) -> Config:
+    return presets.icc(_fitted(setting, "low_rank", Sublayers(), interval - 1), interval)
+
+
+def _block_caching(threshold: float, setting: Setting) -> Config:
+    return presets.block_caching(_fitted(setting, "scale_shift", Spans(1), 3), threshold)
+
+
+FITTED: tuple[Arm, ...] = (
+    _arm("fastcache", "threshold", 0.05, (0.1, 0.15, 0.2, 0.3), _fastcache),
+    _arm("icc", "interval", 2, INTERVALS[1:], _icc),
+    _arm("block_caching", "threshold", 0.5, (0.1, 0.15, 0.2, 0.3), _block_caching),
+)
+"""Those with coefficients, each fitted once per setting on calibration captions."""
+
 PRESETS: tuple[Arm, ...] = (
     _arm("fora", "interval", 3, (2, 4, 5, 6), lambda v, s: presets.fora(v)),
     _arm("taylorseer", "interval", 6, INTERVALS, lambda v, s: presets.taylorseer(v)),
@@ -83,4 +124,5 @@ PRESETS: tuple[Arm, ...] = (
     _arm("magcache", "threshold", 0.24, (0.002, 0.005, 0.01, 0.04), lambda v, s: presets.magcache(_ratios(s), v)),
     _arm("sencache", "threshold", 0.07, (0.13, 0.25, 0.5, 1.0), lambda v, s: presets.sencache(_sensitivities(s), v)),
     _arm("adacache", "codebook scale", 1.0, (0.25, 0.5, 2.0, 4.0), lambda v, s: presets.adacache(_scaled(v))),
+    *FITTED,
 )

@@ -11,12 +11,13 @@ Methods that count ask the closed loop what a gap costs, so that the report can 
 until it has once held a guess against the truth, a step or two more than published compute. Thresholds belong to a
 model and a step count: those here are for the models named, and to be swept on any other.
 
-Not here: PAB, Delta-DiT, ICC, FasterCache, BWCache and FastCache keep single blocks or sublayers and skip no whole
+Not here: PAB, Delta-DiT, FasterCache and BWCache keep single blocks or sublayers and skip no whole
 evaluation; SpeCa verifies a draft on the last block, which is not run alone; RACER's base is a Chebyshev fit and its
 rule moves the refreshes of a schedule; gradient-optimised caching is a line with a gain at hard-coded steps.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from dicache.approximators.alignment import Align
 from dicache.approximators.base import Approximator
@@ -26,10 +27,14 @@ from dicache.approximators.hold import Reuse
 from dicache.approximators.residual import ReuseResidual
 from dicache.approximators.taylor import Taylor
 from dicache.config import Config
+from dicache.controllers.base import Controller
 from dicache.controllers.clip import Clip
+from dicache.controllers.fixed import FixedAt, accumulated
 from dicache.controllers.interval import Interval
 from dicache.controllers.threshold import Threshold
+from dicache.errors import ModeError
 from dicache.estimators.accumulated import Accumulated
+from dicache.estimators.base import Estimator
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.estimators.codebook import FAST, Codebook
 from dicache.estimators.magnitude_ratios import MagnitudeRatios
@@ -37,6 +42,7 @@ from dicache.estimators.online_rate import OnlineRate
 from dicache.estimators.polynomial import Polynomial
 from dicache.estimators.relative_change import RelativeChange
 from dicache.estimators.sensitivities import Sensitivities, Table
+from dicache.fitted import Fitted
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.first_blocks_residual import FirstBlocksResidual
 from dicache.probes.modulated_input import ModulatedInput
@@ -149,3 +155,41 @@ def adacache(entries: tuple[tuple[float, int], ...] = FAST) -> Config:
     """
     controller = Clip(Threshold(1.0), first=0.0, last=2)
     return Config(controller, Codebook(entries), (Reuse(),), NO_PROBE)
+
+
+# With coefficients fitted on the model (`dicache.fit`), at the sites they were fitted on.
+
+
+def fastcache(fitted: Fitted, threshold: float = 0.05) -> Config:
+    """FastCache (arXiv 2505.20353): a block whose input moved by less than `threshold` since the step before is
+    replaced by a linear map. Ours is fitted (kind "ridge", blocks) and of the change since the block last computed; its
+    code leaves the map random. Left out: that tokens which stand still are decided apart, and the chi-square test,
+    which accepts any change.
+    """
+    controller = Threshold(threshold)
+    return _fitted(controller, RelativeChange(norm="l2"), fitted, "ridge")
+
+
+def icc(fitted: Fitted, interval: int = 2) -> Config:
+    """ICC (arXiv 2505.05829). The paper corrects every linear layer by the cut of its own weights and computes what
+    lies between; here blocks or, nearer to it, sublayers (kind "low_rank", sites Sublayers()), by maps fitted to them.
+    """
+    return _fitted(Interval(interval), ClosedLoop(), fitted, "low_rank")
+
+
+def block_caching(fitted: Fitted, threshold: float = 0.5) -> Config:
+    """Block Caching (arXiv 2312.03209), 20 to 50 steps: every block has a schedule of its own, from the changes
+    measured where its scale and shift were fitted (kind "scale_shift"), by least squares where the paper distils.
+    """
+    changes = {site: named["change"].tolist() for site, named in fitted.coefficients.items() if "change" in named}
+    schedules = {site: accumulated(change, threshold) for site, change in changes.items()}
+    controller = FixedAt((frozenset(range(len(fitted.about.sigmas))),), schedules)
+    return _fitted(controller, ClosedLoop(), fitted, "scale_shift")
+
+
+def _fitted(controller: Controller[Any], estimator: Estimator[Any], fitted: Fitted, kind: str) -> Config:
+    if fitted.about.kind != kind:
+        raise ModeError(
+            f"the coefficients are of kind {fitted.about.kind!r}. Make them with dicache.fit(.., kind={kind!r})."
+        )
+    return Config(controller, estimator, (fitted.approximator(),), fitted.probe, fitted.sites)

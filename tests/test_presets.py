@@ -24,9 +24,10 @@ from dicache.approximators.newton import Newton
 from dicache.approximators.taylor import Taylor
 from dicache.bench import show, tables
 from dicache.bench.arms import coarse
-from dicache.bench.presets import PRESETS
+from dicache.bench.presets import FITTED, PRESETS
 from dicache.config import Config
 from dicache.controllers.threshold import Threshold
+from dicache.demo import relative_error
 from dicache.errors import ModeError, UnsupportedModelError
 from dicache.estimators.base import Estimator, Evidence
 from dicache.estimators.codebook import FAST
@@ -56,19 +57,19 @@ TABLE = Table(tuple(0.5 + 0.1 * math.cos(i) for i in range(N)), tuple(0.3 + 0.01
 
 @dataclass
 class Toy:
-    """What three samples show at every step, (N, B, 4): random walks of very different pace."""
+    """What three samples show at every step, (N, B, ...): random walks of very different pace."""
 
     latent: np.ndarray
     feature: np.ndarray
     output: np.ndarray
 
     @staticmethod
-    def drawn(seed: int) -> "Toy":
+    def drawn(seed: int, shape: tuple[int, ...] = (4,)) -> "Toy":
         generator = np.random.default_rng(seed)
-        pace = np.array([0.02, 0.1, 0.3])[:, None]
+        pace = np.array([0.02, 0.1, 0.3]).reshape(B, *[1] * len(shape))
 
         def walk():
-            return 2 + np.cumsum(pace * generator.standard_normal((N, B, 4)), axis=0)
+            return 2 + np.cumsum(pace * generator.standard_normal((N, B, *shape)), axis=0)
 
         return Toy(walk(), walk(), walk())
 
@@ -93,8 +94,8 @@ def played(config: Config, toy: Toy) -> tuple[list[str], np.ndarray]:
         computed = decision.action[:, 0] == Action.COMPUTE
         enough = len(past.outputs.values) >= approximator.needs
         guess = approximator.guess(past, Now(SIGMAS[i], feature, latent, course=COURSE)) if enough else output
-        handed.append(torch.where(computed[:, None], output, guess).numpy())
-        realised = torch.where(known, (guess - output).norm(dim=1) / output.norm(dim=1), torch.nan)
+        handed.append(torch.where(computed.view(B, *[1] * (output.ndim - 1)), output, guess).numpy())
+        realised = torch.where(known, relative_error(guess, output), torch.nan)
         truth = output if bool(computed.any()) else None
         learned = estimator.observe(realised[:, None], evidence._replace(output=truth), computed, learned)
         past = Past(
@@ -442,7 +443,7 @@ def test_alignment_agrees_with_dicaches_on_a_line_and_holds_where_the_probe_left
 
 def test_the_bench_shows_presets_like_peers_and_does_not_count_them_as_such(tmp_path):
     names = [arm.name.removeprefix("preset ") for arm in PRESETS]
-    assert names == list(METHODS)
+    assert names == [*METHODS, *(arm.name.removeprefix("preset ") for arm in FITTED)]
     assert all(arm.values[0] in replaced.values for arm, replaced in zip(PRESETS, coarse(PRESETS), strict=True))
     ours, preset = [
         ("dicache", "dicache", [(0.9, 0.005), (0.5, 0.05)]),

@@ -65,7 +65,23 @@ class Calibrated(Approximator):
                 f"{type(self).__name__} needs values of shape (rows, tokens, channels), but "
                 f"{now.site or 'the denoiser'} gives {tuple(held.shape)}. Use other sites, or Reuse()."
             )
+        self._check_channels(held, now)
         return self.corrected(held, past, now)
+
+    def _check_channels(self, held: Tensor, now: Now) -> None:
+        channels = {"C": held.shape[2]} if now.feature is None else {"C": held.shape[2], "X": now.feature.shape[-1]}
+        for name, letters in self.names.items():
+            fitted = dict(zip(letters, self._named(now.site)[name].shape, strict=True))
+            if any(fitted.get(letter, n) != n for letter, n in channels.items()):
+                raise FittedError(
+                    f"{name} was fitted for {fitted} channels, but {now.site or 'the denoiser'} has {channels}. "
+                    "Fit again with dicache.fit."
+                )
+
+    def _named(self, site: str) -> Mapping[str, Tensor]:
+        if site not in self.coefficients:
+            raise _unfitted(site)
+        return self.coefficients[site]
 
     @abstractmethod
     def corrected(self, held: Tensor, past: Past, now: Now) -> Tensor:
@@ -77,10 +93,8 @@ class Calibrated(Approximator):
     def at(self, name: str, now: Now, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """A coefficient of this site, on the device of `like` and in its type unless another is asked for."""
         key = (now.site, name, like.device, dtype or like.dtype)
-        if now.site not in self.coefficients:
-            raise _unfitted(now.site)
         if key not in self.placed:
-            self.placed[key] = self.coefficients[now.site][name].to(*key[2:])
+            self.placed[key] = self._named(now.site)[name].to(*key[2:])
         return self.placed[key]
 
     def step(self, sigma: float) -> int:

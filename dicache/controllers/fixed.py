@@ -6,14 +6,14 @@ schedules run.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from dicache.controllers.base import Controller
 from dicache.errors import BudgetError
-from dicache.types import Action, Decision, Quote, Reason, Rows, Step
+from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,34 @@ class Fixed(Controller[Rows]):
         return state
 
 
+@dataclass(frozen=True)
+class FixedAt(Fixed):
+    """A schedule for every site, by its path; at others `computed`."""
+
+    sites: Mapping[str, frozenset[int]]
+
+    def at(self, site: Site, sites: int) -> Fixed:
+        return Fixed((self.sites[site.path],) if site.path in self.sites else self.computed)
+
+
 def every(interval: int, steps: int, *, first: float = 0.2, last: int = 0) -> Fixed:
     """Every `interval`-th of `steps` steps after the first share, which computes; so do the `last` ones."""
     warm = math.ceil(first * steps)
     due = (i for i in range(steps) if i < warm or i >= steps - last or (i - warm + 1) % interval == 0)
     return Fixed((frozenset(due),))
+
+
+def accumulated(changes: Sequence[float], threshold: float) -> frozenset[int]:
+    """Steps that compute so that no value is held over changes that add up to more than `threshold`; changes[i] is that
+    from step i - 1 to step i (Block Caching, arXiv 2312.03209).
+    """
+    due, total = {0}, 0.0
+    for i, change in enumerate(changes[1:], start=1):
+        total += change
+        if total > threshold:
+            due.add(i)
+            total = 0.0
+    return frozenset(due)
 
 
 def masks(rows: Sequence[Sequence[bool]]) -> Fixed:
