@@ -46,7 +46,7 @@ def _ratios(setting: Setting) -> tuple[float, ...]:
 def _fitted(setting: Setting, kind: str, sites: Sites, longest: int) -> Fitted:
     """On twice the captions: matrices have more numbers than tables."""
     pipe, captions = fresh(setting), prompts("calibration", FITTING_CAPTIONS)
-    guided = {"negative_prompt": [""] * len(captions), "true_cfg_scale": setting.guidance}
+    guided: dict[str, Any] = {"negative_prompt": [""] * len(captions), "true_cfg_scale": setting.guidance}
     return fit(
         pipe,
         captions,
