@@ -164,10 +164,10 @@ def fastcache(fitted: Fitted, threshold: float = 0.05) -> Config:
     """FastCache (arXiv 2505.20353): a block whose input moved by less than `threshold` since the step before is
     replaced by a linear map. Ours is fitted (kind "ridge", blocks) and of the change since the block last computed; its
     code leaves the map random. Left out: that tokens which stand still are decided apart, and the chi-square test,
-    which accepts any change.
+    which accepts any change. As published, changes are not added up, so slow drift is never seen: at 0.05 no block of
+    the reference model computes after its second step (error 1.06 at 0.150 of the work, 28 steps).
     """
-    controller = Threshold(threshold)
-    return _fitted(controller, RelativeChange(norm="l2"), fitted, "ridge")
+    return _fitted(Threshold(threshold), RelativeChange(norm="l2"), fitted, "ridge")
 
 
 def icc(fitted: Fitted, interval: int = 2) -> Config:
