@@ -104,7 +104,7 @@ def _block_caching(threshold: float, setting: Setting) -> Config:
 
 
 FITTED: tuple[Arm, ...] = (
-    _arm("fastcache", "threshold", 0.05, (0.002, 0.005, 0.01, 0.02), _fastcache),
+    _arm("fastcache", "threshold", 0.05, (0.01, 0.02, 0.03, 0.04), _fastcache),
     _arm("icc", "interval", 2, INTERVALS[1:], _icc),
     _arm("block_caching", "threshold", 0.5, (0.1, 0.15, 0.2, 0.3), _block_caching),
 )

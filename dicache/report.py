@@ -85,8 +85,8 @@ class Report:
         }
 
     def strip(self, i: int) -> str:
-        """The decisions of one sample, a mark per step: # computed, = reused, / extrapolated, ~ aligned, * corrected, and
-        + where some sites computed and some did not.
+        """The decisions of one sample, a mark per step: # computed, = reused, / extrapolated, ~ aligned, * corrected,
+        and + where some sites computed and some did not.
         """
         return "".join(_mark(record.action[i]) for record in self.trace.records) if self.trace else ""
 
