@@ -72,12 +72,12 @@ class Config:
     @property
     def depth(self) -> int:
         """How many exact values are remembered."""
-        return max(a.needs for a in self.approximators)
+        return max(a.keeps for a in self.approximators)
 
     @property
     def feature_depth(self) -> int:
         """How many of the probe's features."""
-        return max(self.depth, 2 if self.estimator.reads_innovation else 1)
+        return max(*(a.needs for a in self.approximators), 2 if self.estimator.reads_innovation else 1)
 
 
 def budgeted(error_budget: float | Sequence[float]) -> Config:

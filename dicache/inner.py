@@ -19,7 +19,7 @@ from dicache.errors import UnsupportedModelError
 from dicache.estimators.base import Evidence
 from dicache.evidence import gather
 from dicache.extension import residual_sums
-from dicache.judge import computing, judge, judge_together
+from dicache.judge import computing, judge, judge_together, reject
 from dicache.macs import Meter
 from dicache.memory import Memory
 from dicache.parts import Part, which
@@ -28,7 +28,7 @@ from dicache.rows import Tree, map_tensors, shapes_of, tensors
 from dicache.run import Call, Opening, Place, Run
 from dicache.sites import Drafted
 from dicache.streams import Form, entering, form_of, output_of, value_of
-from dicache.types import Action, Kind, Reason, Rows, Site
+from dicache.types import Kind, Rows, Site
 
 Key = tuple[tuple[torch.Size, ...], str]
 
@@ -216,11 +216,7 @@ class Inner:
         if not bool(samples.any()):
             return
         call.rejected = samples.repeat(run.guided.chunks)
-        decision = first.judgement.decision
-        first.judgement.decision = decision._replace(
-            action=torch.where(samples[:, None], int(Action.COMPUTE), decision.action),
-            reason=torch.where(samples[:, None], int(Reason.REJECTED), decision.reason),
-        )
+        reject(run, first, samples)
 
 
 def _now(run: Run, place: Place, feature: Tensor | None) -> Now:

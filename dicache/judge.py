@@ -10,28 +10,44 @@ calibration nothing better is known of how far a block's error reaches the outpu
 import torch
 
 from dicache.config import Config
+from dicache.controllers.base import refused
 from dicache.estimators.base import Evidence
 from dicache.evidence import known
 from dicache.law import remaining
 from dicache.run import Judgement, Place, Run
-from dicache.types import Grid, Quote, Rows
+from dicache.types import Action, Grid, Quote, Reason, Rows
 
 
 def judge(config: Config, run: Run, place: Place, evidence: Evidence) -> None:
     """Decide for one site."""
     predicted = _predicted(config, place, evidence)
     quote = quoted(config, run, place, predicted)
-    decision, place.controller = place.rule.decide(quote, run.step, place.controller)
-    place.judgement = Judgement(evidence, predicted, decision)
+    before = place.controller
+    decision, place.controller = place.rule.decide(quote, run.step, before)
+    place.judgement = Judgement(evidence, predicted, decision, quote, before)
 
 
 def judge_together(config: Config, run: Run, evidences: list[Evidence]) -> None:
     """One decision for all sites, on the mean of what is predicted of them; the first one's rule takes it."""
     grids = [_predicted(config, place, evidence) for evidence, place in zip(evidences, run.places, strict=True)]
     first, mean = run.places[0], torch.stack(grids).mean(0)
-    decision, first.controller = first.rule.decide(quoted(config, run, first, mean), run.step, first.controller)
+    quote, before = quoted(config, run, first, mean), first.controller
+    decision, first.controller = first.rule.decide(quote, run.step, before)
     for place, evidence in zip(run.places, evidences, strict=True):
-        place.judgement = Judgement(evidence, mean, decision)
+        place.judgement = Judgement(evidence, mean, decision, quote, before)
+
+
+def reject(run: Run, place: Place, samples: Rows) -> None:
+    """Decide again, from the state before, with nothing known of `samples`, (B,) bool: what their rule then remembers
+    is that they computed.
+    """
+    judged = place.judgement
+    assert judged is not None
+    decision, place.controller = place.rule.decide(refused(judged.quote, samples), run.step, judged.before)
+    judged.decision = decision._replace(
+        action=torch.where(samples[:, None], int(Action.COMPUTE), decision.action),
+        reason=torch.where(samples[:, None], int(Reason.REJECTED), decision.reason),
+    )
 
 
 def _predicted(config: Config, place: Place, evidence: Evidence) -> Grid:

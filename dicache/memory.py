@@ -2,9 +2,10 @@
 
     bytes = sum over sites and branches of  depth * (value + noise + feature)  +  what estimator and approximators keep
 
-`depth` is how many exact values the deepest approximator reads. Where that is over `Config.memory_limit`, nothing is
-kept of the first step; then first the depth is lowered, so that approximators of lower order are left, and then sites
-are given up, those first that save the fewest MACs for a byte. Both are said in the report.
+`depth` is how many exact values the deepest approximator makes use of. Where that is over `Config.memory_limit`,
+nothing is kept of the first step; then first the depth is lowered, so that approximators of lower order, or with fewer
+values, are left, and then sites are given up, those first that save the fewest MACs for a byte. Both are said in the
+report.
 """
 
 from collections.abc import Callable, Sequence
@@ -91,7 +92,7 @@ class Memory:
         return total
 
     def _lowered(self, limit: int) -> dict[int, int]:
-        orders = sorted({a.needs for a in self.config.approximators})
+        orders = sorted({n for a in self.config.approximators for n in (a.needs, a.keeps)})
         for depth in reversed(orders):
             depths = dict.fromkeys(self.sizes, depth)
             if self._total(depths) <= limit:

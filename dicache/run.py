@@ -18,7 +18,7 @@ from dicache.parts import Part, Which
 from dicache.probes.base import View
 from dicache.rows import tensors
 from dicache.trace import Record
-from dicache.types import Action, Decision, Grid, Rows, Site, Step
+from dicache.types import Action, Decision, Grid, Quote, Rows, Site, Step
 
 
 @dataclass
@@ -30,6 +30,9 @@ class Judgement:
     """(B, A)."""
     decision: Decision
     """Of this site: action and reason are (B, 1)."""
+    quote: Quote
+    before: Any
+    """The controller's state when it was asked."""
 
     @property
     def best(self) -> Rows:

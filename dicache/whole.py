@@ -2,8 +2,8 @@
 
 For `Branches` the site is every branch but the one with the largest weight in the mixture, which always computes; what
 is remembered is then by how much the others differ from it, and a guess is that difference added to what it gives now
-(FasterCache's CFG-Cache, arXiv 2410.19355, without its two frequency bands). Where the strongest branch is called last,
-the others' outputs are remembered as they are.
+(FasterCache's CFG-Cache, arXiv 2410.19355; `dicache.approximators.bands` adds its two frequency bands). Where the
+strongest branch is called last, the others' outputs are remembered as they are.
 """
 
 from collections.abc import Callable
@@ -116,7 +116,8 @@ class Whole:
 
 def _now(run: Run, call: Call, rows: slice = slice(None)) -> Now:
     feature = None if call.feature is None else call.feature[rows]
-    return Now(run.step.sigma, feature, run.latent[rows], run.step.noise, run.step.course)
+    difference = run.strongest is not None or bool(_strongest(run, call).any())
+    return Now(run.step.sigma, feature, run.latent[rows], run.step.noise, run.step.course, difference=difference)
 
 
 def _from(past: Past, rows: slice) -> Past:

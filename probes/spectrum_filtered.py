@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dicache.errors import UnsupportedModelError
+from dicache.grid import sides
 from dicache.probes.base import Probe, View
 
 
@@ -35,22 +35,12 @@ class SpectrumFiltered(Probe):
         feature, course = self.inner(view), view.step.course
         if feature is None or course is None:
             return feature
-        height, width = self._size(feature.shape[1])
+        height, width = sides(feature.shape[1], self.size)
         image = feature.float().unflatten(1, (height, width))
         spectrum = torch.fft.rfft2(image, dim=(1, 2))
         gain = gains(height, width, self.power, course.balances[view.step.index]).to(spectrum.device, torch.float32)
         filtered = torch.fft.irfft2(spectrum * gain[:, :, None], s=(height, width), dim=(1, 2))
         return filtered.flatten(1, 2).to(feature.dtype)
-
-    def _size(self, tokens: int) -> tuple[int, int]:
-        side = math.isqrt(tokens)
-        height, width = self.size or (side, side)
-        if height * width != tokens:
-            raise UnsupportedModelError(
-                f"SpectrumFiltered found {tokens} tokens, which do not fill {height} x {width}. "
-                "Give size=(rows, columns) of tokens."
-            )
-        return height, width
 
 
 def gains(height: int, width: int, power: float, balance: float) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"types", "errors", "extension", "_checkout"},
-    {"budget", "norms", "history", "rows", "macs", "clock", "law", "plan", "effects", "fingerprint", "moments"},
+    {"budget", "norms", "grid", "history", "rows", "macs", "clock", "law", "plan", "effects", "fingerprint", "moments"},
     {"probes", "estimators", "approximators", "controllers", "trace", "guided", "parts", "streams", "corrector"},
     {"models", "sites"},
     {"config", "fitted", "presets", "run", "evidence", "judge", "memory", "inner", "whole", "closing", "session"},

@@ -6,6 +6,7 @@ growth(sigma), where k depends on the sample and its phase and is learned while 
 + D)| for a line through the last two, with tau = sigma - sigma_0 and D = sigma_0 - sigma_1.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
@@ -43,6 +44,16 @@ class Now(NamedTuple):
     course: Course | None = None
     site: str = ""
     """Path of the site whose value is guessed; empty for the whole evaluation."""
+    difference: bool = False
+    """Whether it is by how much a guidance branch differs from the strongest one that is guessed."""
+
+    @property
+    def passed(self) -> float:
+        """Share of the run's steps that lie behind; nan where no course is known."""
+        if self.course is None:
+            return math.nan
+        sigmas = self.course.sigmas
+        return min(range(len(sigmas)), key=lambda i: abs(sigmas[i] - self.sigma)) / len(sigmas)
 
 
 class Approximator(ABC):
@@ -55,6 +66,11 @@ class Approximator(ABC):
     """Whether it reads what the probe measured."""
     multiplies: ClassVar[bool] = False
     """Whether a guess takes matrix products, which count as work."""
+
+    @property
+    def keeps(self) -> int:
+        """How many it makes use of where there are more."""
+        return self.needs
 
     @abstractmethod
     def guess(self, past: Past, now: Now) -> Tensor:

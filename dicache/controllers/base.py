@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from dicache.types import Decision, Quote, Rows, Site, Step
 
 S = TypeVar("S")
@@ -19,10 +21,15 @@ class Controller(ABC, Generic[S]):
 
     @abstractmethod
     def decide(self, quote: Quote, step: Step, state: S) -> tuple[Decision, S]:
-        """Skip where it is worth what it is quoted at."""
+        """Skip where it is worth what it is quoted at; an infinite error computes."""
 
     @abstractmethod
     def settle(self, ratio: Rows, computed: Rows, state: S) -> S:
         """Where `computed`, (B,) bool: the gap before this step cost `ratio` times what was predicted; nan where that
         is not known.
         """
+
+
+def refused(quote: Quote, rows: Rows) -> Quote:
+    """The same quote, unknown for `rows`, (B,) bool: those compute, and the controller's state says so."""
+    return quote._replace(error=quote.error.masked_fill(rows, torch.inf), cost=quote.cost.masked_fill(rows, torch.inf))

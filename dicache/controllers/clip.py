@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from dicache.controllers.base import Controller
+from dicache.controllers.base import Controller, refused
 from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
 
 S = TypeVar("S")
@@ -48,16 +48,11 @@ class Clip(Controller[Clipped[S]], Generic[S]):
         )
         too_long = state.gap >= (step.total if self.longest is None else self.longest)
         forced = too_long | outside
-        decision, inner = self.inner.decide(_refused(quote, forced), step, state.inner)
+        decision, inner = self.inner.decide(refused(quote, forced), step, state.inner)
         reason = torch.where(forced, int(Reason.WARM_UP if outside else Reason.TOO_LONG), decision.reason[:, 0])
         reason = torch.where(decision.reason[:, 0] == Reason.NO_BUDGET, decision.reason[:, 0], reason)
         gap = torch.where(decision.action[:, 0] == Action.COMPUTE, 0, state.gap + 1)
         return decision._replace(reason=reason[:, None]), Clipped(inner, gap, begin)
 
     def settle(self, ratio: Rows, computed: Rows, state: Clipped[S]) -> Clipped[S]:
-        gap = torch.where(computed, 0, state.gap)  # a draft that was rejected computed after all
-        return state._replace(inner=self.inner.settle(ratio, computed, state.inner), gap=gap)
-
-
-def _refused(quote: Quote, rows: Rows) -> Quote:
-    return quote._replace(error=quote.error.masked_fill(rows, torch.inf), cost=quote.cost.masked_fill(rows, torch.inf))
+        return state._replace(inner=self.inner.settle(ratio, computed, state.inner))

@@ -47,4 +47,4 @@ class Interval(Controller[Count]):
         )
 
     def settle(self, ratio: Rows, computed: Rows, state: Count) -> Count:
-        return state._replace(since=torch.where(computed, 0, state.since))  # a rejected draft computed after all
+        return state

@@ -1,0 +1,49 @@
+"""Which blocks may be skipped depends on how far the run is (Delta-DiT, arXiv 2406.01125): the rear ones while the
+outline is drawn, the front ones later, when details are.
+
+    rear block      while level > gate        front block     while level <= gate
+
+of n blocks the first and the last `share` n; where the share is above a half, the blocks in the middle are both. For
+sites of one block each: what a span of blocks adds is the sum of what they add.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dicache.controllers.base import Controller
+from dicache.controllers.interval import Interval
+from dicache.controllers.within import Within
+from dicache.errors import ModeError
+from dicache.types import Decision, Quote, Rows, Site, Step
+
+
+@dataclass(frozen=True)
+class Staged(Controller[Any]):
+    """Sites decided together, or a single one, follow the inner rule at all times."""
+
+    inner: Controller[Any]
+    share: float = 0.75
+    gate: float = 0.5
+    """Level of noise, `dicache.controllers.within`."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 or not 0 < self.gate < 1:
+            raise ModeError(f"{self}: expected a share above 0 and up to 1, and a gate between 0 and 1.")
+
+    def at(self, site: Site, sites: int) -> Controller[Any]:
+        rule, blocks = self.inner.at(site, sites), round(self.share * sites)
+        front, rear = site.place < blocks, site.place >= sites - blocks
+        if front and rear:
+            return rule
+        if not front and not rear:
+            return Interval(1)
+        return Within(rule, high=self.gate) if front else Within(rule, low=self.gate)
+
+    def init(self, samples: int) -> Any:  # noqa: ANN401
+        return self.inner.init(samples)
+
+    def decide(self, quote: Quote, step: Step, state: Any) -> tuple[Decision, Any]:  # noqa: ANN401
+        return self.inner.decide(quote, step, state)
+
+    def settle(self, ratio: Rows, computed: Rows, state: Any) -> Any:  # noqa: ANN401
+        return self.inner.settle(ratio, computed, state)

@@ -1,0 +1,58 @@
+"""Where the last computed step changed little, reuse for a fixed stretch, and leave the end of the run alone (BWCache,
+arXiv 2509.13789).
+
+    after a computed step whose error was below the threshold      R = share * steps   are skipped
+    i* the first step of the first stretch:  from i* + (1 - tail) (steps - i*) on      all compute
+
+The error is read when a stretch begins, and must be one that stays while nothing is computed
+(`dicache.estimators.computed_change`).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from dicache.controllers.base import Controller
+from dicache.errors import ModeError
+from dicache.types import Action, Decision, Quote, Reason, Rows, Step
+
+
+class Stretched(NamedTuple):
+    gap: Rows
+    """Steps skipped in a row so far, (B,)."""
+    trigger: Rows
+    """The first step that was skipped, inf before it, (B,)."""
+    spent: Rows
+
+
+@dataclass(frozen=True)
+class Stretch(Controller[Stretched]):
+    threshold: float = 0.15
+    share: float = 0.1
+    tail: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 or not 0 <= self.tail <= 1:
+            raise ModeError(f"{self}: expected a share above 0 and up to 1, and a tail from 0 to 1.")
+
+    def init(self, samples: int) -> Stretched:
+        zero = torch.zeros(samples, dtype=torch.float64)
+        return Stretched(zero, torch.full_like(zero, torch.inf), zero.clone())
+
+    def decide(self, quote: Quote, step: Step, state: Stretched) -> tuple[Decision, Stretched]:
+        small = quote.error < self.threshold
+        trigger = torch.where(small, state.trigger.clamp(max=step.index), state.trigger)
+        over = step.index >= trigger + (1 - self.tail) * (step.total - trigger)
+        full = state.gap >= max(1, round(self.share * step.total))
+        skip = small & ~full & ~over
+        spent = state.spent + torch.where(skip & quote.cost.isfinite(), quote.cost, 0.0)
+        reason = torch.where(quote.error.isfinite(), int(Reason.OVER_BUDGET), int(Reason.UNKNOWN))
+        for rows, why in ((full, Reason.TOO_LONG), (small & over, Reason.WARM_UP), (skip, Reason.WITHIN_BUDGET)):
+            reason = torch.where(rows, int(why), reason)
+        action = torch.where(skip, quote.action, int(Action.COMPUTE))
+        gap = torch.where(skip, state.gap + 1, 0.0)
+        return Decision(action[:, None], reason[:, None], spent), Stretched(gap, trigger, spent)
+
+    def settle(self, ratio: Rows, computed: Rows, state: Stretched) -> Stretched:
+        return state

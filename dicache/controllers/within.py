@@ -1,0 +1,54 @@
+"""A controller that may skip only between two levels of noise; outside, every step computes (the timestep windows of
+PAB and FasterCache).
+
+The level is 1 at pure noise and 0 at the end: sigma, or the timestep, over its value at the start of a whole run.
+Timesteps from 0 to 1000, as papers give them, are thousandths of it. Where no course is known it is the way still to
+go.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from dicache.controllers.base import Controller, refused
+from dicache.errors import ModeError
+from dicache.types import Decision, Quote, Reason, Rows, Site, Step
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Within(Controller[S], Generic[S]):
+    inner: Controller[S]
+    low: float = 0.0
+    high: float = 1.0
+    """Steps with low < level <= high may be skipped: windows tile the run."""
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ModeError(f"Within({self.low}, {self.high}): expected low below high, as shares of the noise.")
+
+    def at(self, site: Site, sites: int) -> "Within[Any]":
+        return replace(self, inner=self.inner.at(site, sites))
+
+    def init(self, samples: int) -> S:
+        return self.inner.init(samples)
+
+    def decide(self, quote: Quote, step: Step, state: S) -> tuple[Decision, S]:
+        if self.low < level(step) <= self.high:
+            return self.inner.decide(quote, step, state)
+        everything = torch.ones_like(quote.error, dtype=torch.bool)
+        decision, state = self.inner.decide(refused(quote, everything), step, state)
+        reason = torch.where(decision.reason == Reason.NO_BUDGET, decision.reason, int(Reason.WARM_UP))
+        return decision._replace(reason=reason), state
+
+    def settle(self, ratio: Rows, computed: Rows, state: S) -> S:
+        return self.inner.settle(ratio, computed, state)
+
+
+def level(step: Step) -> float:
+    """How much noise there is before the step, from 1 down to 0."""
+    if step.course is None:
+        return 1 - step.progress + step.coefficient
+    return step.sigma / max(step.course.sigmas)
