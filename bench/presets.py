@@ -1,8 +1,8 @@
 """The published methods as dicache composes them, each swept around its published default, which comes first.
 
 Beside the peers, which are other people's implementations of some of the same methods: whole evaluations are skipped
-here, decisions are per sample, times are true times (`dicache.presets`). Opt-in: `pareto --presets`. Tables of a model
-are measured on calibration captions, which the bench never scores, once per setting.
+here by all but the last arms, decisions are per sample, times are true times (`dicache.presets`). Opt-in: `pareto
+--presets`. Tables of a model are measured on calibration captions, which the bench never scores, once per setting.
 """
 
 from collections.abc import Callable, Iterator
@@ -70,7 +70,12 @@ def _sensitivities(setting: Setting) -> Table:
 
 
 def _arm(
-    name: str, knob: str, published: float, others: tuple[float, ...], config: Callable[[Any, Setting], Config]
+    name: str,
+    knob: str,
+    published: float,
+    others: tuple[float, ...],
+    config: Callable[[Any, Setting], Config],
+    note: str = "",
 ) -> Arm:
     """`published` comes first, so that a coarse sweep keeps it."""
 
@@ -82,7 +87,7 @@ def _arm(
         with cache(pipe, value, setting):
             yield setting
 
-    note = f"published default: {knob} {published}"
+    note = note or f"published default: {knob} {published}"
     return Arm(f"preset {name}", "preset", knob, (published, *others), prepare, note, cache=cache)
 
 
@@ -124,5 +129,22 @@ PRESETS: tuple[Arm, ...] = (
     _arm("magcache", "threshold", 0.24, (0.002, 0.005, 0.01, 0.04), lambda v, s: presets.magcache(_ratios(s), v)),
     _arm("sencache", "threshold", 0.07, (0.13, 0.25, 0.5, 1.0), lambda v, s: presets.sencache(_sensitivities(s), v)),
     _arm("adacache", "codebook scale", 1.0, (0.25, 0.5, 2.0, 4.0), lambda v, s: presets.adacache(_scaled(v))),
+    _arm(
+        "racer",
+        "threshold",
+        0.1,
+        (0.03, 0.05, 0.2, 0.4),
+        lambda v, s: presets.racer(v, kappa=0.9),
+        "threshold and kappa are ours: the paper's could not be had",
+    ),
+    _arm("fora sublayers", "interval", 3, (2, 4, 5, 6), lambda v, s: presets.fora(v, Sublayers())),
+    _arm("taylorseer sublayers", "interval", 6, INTERVALS, lambda v, s: presets.taylorseer(v, sites=Sublayers())),
+    _arm("speca", "tau0", 0.3, (0.1, 0.2, 0.5, 0.8), lambda v, s: presets.speca(threshold=v, floor=v / 3)),
+    _arm("bwcache", "threshold", 0.15, (0.05, 0.1, 0.3, 0.6), lambda v, s: presets.bwcache(v)),
+    _arm("gradient_optimized_cache", "interval", 2, (3, 4), lambda v, s: presets.gradient_optimized_cache(v)),
+    _arm("delta_dit", "interval", 2, (3, 4, 5), lambda v, s: presets.delta_dit(v)),
+    _arm("pab", "attention range", 2, (3, 4, 6), lambda v, s: presets.pab(v)),
+    _arm("fastercache", "interval", 5, (2, 3, 8), lambda v, s: presets.fastercache(v)),
+    _arm("fastercache_attention", "interval", 3, (2, 4, 6), lambda v, s: presets.fastercache_attention(v)),
     *FITTED,
 )

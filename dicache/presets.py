@@ -1,42 +1,51 @@
 """Published methods, composed of parts, with their published defaults: `enable(pipe, config=presets.teacache())`.
 
-They differ from their papers in one way that all share. What is skipped is the whole denoiser, and what is held or
-extrapolated is its output per guidance branch, where the papers keep the residual of a block, a sublayer or all blocks
-and run the model's head at every step. So the head's fresh time embedding does not reach a skipped step, one output is
-kept in place of many residuals, and skipping saves more. All decide per sample where the papers decide per batch; the
-first guidance branch decides for all. Sums of L1 changes are no errors: thresholds, and what the report calls predicted
-and spent, are in the method's own unit. Warm-ups are shares of the steps where papers count steps.
+Those that skip whole evaluations differ from their papers in one way that they share. What is held or extrapolated is
+the denoiser's output per guidance branch, where the papers keep the residual of a block, a sublayer or all blocks and
+run the model's head at every step. So the head's fresh time embedding does not reach a skipped step, one output is kept
+in place of many residuals, and skipping saves more. Those that the papers make of blocks or sublayers and that mean
+nothing without them have headings of their own, and skip what their papers skip; `fora` and `taylorseer` do so with
+`sites=Sublayers()`. All decide per sample where the papers decide per batch; the first guidance branch decides for all.
+Sums of L1 changes are no errors: thresholds, and what the report calls predicted and spent, are in the method's own
+unit. Warm-ups are shares of the steps where papers count steps.
 
 Methods that count ask the closed loop what a gap costs, so that the report can say it and an unknown error computes;
 until it has once held a guess against the truth, a step or two more than published compute. Thresholds belong to a
 model and a step count: those here are for the models named, and to be swept on any other.
-
-Not here: PAB, Delta-DiT, FasterCache and BWCache keep single blocks or sublayers and skip no whole
-evaluation; SpeCa verifies a draft on the last block, which is not run alone; RACER's base is a Chebyshev fit and its
-rule moves the refreshes of a schedule; gradient-optimised caching is a line with a gain at hard-coded steps.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from dicache.approximators.alignment import Align
+from dicache.approximators.bands import Bands
 from dicache.approximators.base import Approximator
+from dicache.approximators.chebyshev import Chebyshev
 from dicache.approximators.foca import FoCa
+from dicache.approximators.gained import Gained
 from dicache.approximators.hermite import Hermite
 from dicache.approximators.hold import Reuse
 from dicache.approximators.residual import ReuseResidual
+from dicache.approximators.shrunk import Shrunk
 from dicache.approximators.taylor import Taylor
 from dicache.config import Config
 from dicache.controllers.base import Controller
+from dicache.controllers.by_kind import ByKind
 from dicache.controllers.clip import Clip
 from dicache.controllers.fixed import FixedAt, accumulated
 from dicache.controllers.interval import Interval
+from dicache.controllers.repaid import Repaid
+from dicache.controllers.staged import Staged
+from dicache.controllers.stretch import Stretch
 from dicache.controllers.threshold import Threshold
+from dicache.controllers.within import Within
 from dicache.errors import ModeError
 from dicache.estimators.accumulated import Accumulated
 from dicache.estimators.base import Estimator
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.estimators.codebook import FAST, Codebook
+from dicache.estimators.computed_change import ComputedChange
+from dicache.estimators.disagreement import Disagreement
 from dicache.estimators.magnitude_ratios import MagnitudeRatios
 from dicache.estimators.online_rate import OnlineRate
 from dicache.estimators.polynomial import Polynomial
@@ -48,26 +57,31 @@ from dicache.probes.first_blocks_residual import FirstBlocksResidual
 from dicache.probes.modulated_input import ModulatedInput
 from dicache.probes.raw_latent import RawLatent
 from dicache.probes.spectrum_filtered import SpectrumFiltered
+from dicache.sites import Branches, Drafted, Evaluation, Sites, Spans, Sublayers
+from dicache.types import Kind
 
 NO_PROBE = FirstBlocks(depth=0)
+EVERYTHING = Evaluation()
 TEACACHE_FLUX = (498.65, -283.78, 55.86, -3.82, 0.264)
 """Highest power first; fitted on FLUX.1-dev."""
 
 
-def _counted(approximator: Approximator, interval: int, first: int) -> Config:
-    return Config(Interval(interval, first), ClosedLoop(), (approximator,), NO_PROBE)
+def _counted(approximator: Approximator, interval: int, first: int, sites: Sites = EVERYTHING) -> Config:
+    return Config(Interval(interval, first), ClosedLoop(), (approximator,), NO_PROBE, sites)
 
 
-def fora(interval: int = 3) -> Config:
-    """FORA (arXiv 2407.01425). The paper reuses what every attention and MLP gave, with the current gate."""
-    return _counted(Reuse(), interval, first=1)
-
-
-def taylorseer(interval: int = 6, order: int = 2, first: int = 3) -> Config:
-    """TaylorSeer (arXiv 2503.06923), FLUX. The paper predicts every attention and MLP, in step counts for time; here
-    true time, and `order + 2` steps compute before the first skip.
+def fora(interval: int = 3, sites: Sites = EVERYTHING) -> Config:
+    """FORA (arXiv 2407.01425). The paper reuses what every attention and MLP gave, with the current gate: that is
+    `sites=Sublayers()`.
     """
-    return _counted(Taylor(order), interval, first)
+    return _counted(Reuse(), interval, first=1, sites=sites)
+
+
+def taylorseer(interval: int = 6, order: int = 2, first: int = 3, sites: Sites = EVERYTHING) -> Config:
+    """TaylorSeer (arXiv 2503.06923), FLUX. The paper predicts every attention and MLP, that is `sites=Sublayers()`, in
+    step counts for time; here true time, and `order + 2` steps compute before the first skip.
+    """
+    return _counted(Taylor(order), interval, first, sites)
 
 
 def hicache(interval: int = 6, order: int = 2, first: int = 3, contraction: float = 0.5) -> Config:
@@ -155,6 +169,79 @@ def adacache(entries: tuple[tuple[float, int], ...] = FAST) -> Config:
     """
     controller = Clip(Threshold(1.0), first=0.0, last=2)
     return Config(controller, Codebook(entries), (Reuse(),), NO_PROBE)
+
+
+def racer(threshold: float, kappa: float, interval: int = 5) -> Config:
+    """RACER (arXiv 2608.01740), about 10 of 50 steps. Its threshold and its kappa, which shrinks the guess, could not
+    be had: pass your own. Here both are the same for all steps, and five steps compute before the first forecast.
+    """
+    base = Chebyshev()
+    forms = (Shrunk(base, kappa), base, Taylor())
+    return Config(Repaid(threshold, interval, first=base.needs), Disagreement(base=1, observer=2), forms, NO_PROBE)
+
+
+# Below the whole evaluation.
+
+
+def speca(interval: int = 9, order: int = 2, threshold: float = 0.3, decay: float = 0.05, floor: float = 0.1) -> Config:
+    """SpeCa (arXiv 2509.11628), FLUX: TaylorSeer's draft of all blocks but the last, at most 8 in a row, verified by
+    the last one. As in the paper a draft that fails is computed, at its own step (its code only changes the next one);
+    every draft is verified, where the code begins after three; the error is that of the whole block, not the mean of
+    elements'.
+    """
+    sites = Drafted(threshold, decay, floor)
+    return Config(Interval(interval, first=3), ClosedLoop(), (Taylor(order),), NO_PROBE, sites)
+
+
+def bwcache(threshold: float = 0.15, share: float = 0.1, tail: float = 0.5) -> Config:
+    """BWCache (arXiv 2509.13789): outputs of all blocks, for a tenth of the steps after a computed step at which they
+    changed little. A change is told against the last computed step, which after a stretch of reuse lies further back.
+    """
+    sites = Spans(added=False)
+    return Config(Stretch(threshold, share, tail), ComputedChange(), (Reuse(),), NO_PROBE, sites, together=True)
+
+
+def gradient_optimized_cache(interval: int = 2, weight: float = 1.2, begin: float = 0.15, end: float = 0.5) -> Config:
+    """Gradient-optimised caching (arXiv 2503.05156), DiT at 20 steps. Its list of steps that have the gain, 3, 5, 7 and
+    9, is the window here; its differences are of exact values, where the code also takes extrapolated ones. Which half
+    of the blocks its "50 %" caches is not told: here all sublayers, every second step.
+    """
+    return _counted(Gained(weight, begin, end), interval, first=1, sites=Sublayers())
+
+
+def delta_dit(interval: int = 2, share: float = 0.75, gate: float = 0.5) -> Config:
+    """Delta-DiT (arXiv 2406.01125). `share` of the blocks is what its 1.60x on PixArt-alpha at an interval of 2 comes
+    to, `gate` half-way as for its 4-step model: no code was released. Each block counts from its own last computed
+    step.
+    """
+    rule = Staged(Interval(interval), share, gate)
+    return Config(rule, ClosedLoop(), (Reuse(),), NO_PROBE, Spans())
+
+
+def pab(attention: int = 2, cross: int = 6, window: tuple[float, float] = (0.1, 0.85)) -> Config:
+    """Pyramid Attention Broadcast (arXiv 2408.12588), Open-Sora-Plan, without its hand-listed MLPs. Spatial and
+    temporal attention are one kind here. Ranges count from the last computed step, not from the run's first.
+    """
+    rule = ByKind({Kind.ATTENTION: Interval(attention), Kind.CROSS_ATTENTION: Interval(cross)})
+    sites = Sublayers((Kind.ATTENTION, Kind.CROSS_ATTENTION))
+    return Config(Within(rule, *window), ClosedLoop(), (Reuse(),), NO_PROBE, sites)
+
+
+def fastercache(interval: int = 5, high: float = 0.781, gain: float = 1.1) -> Config:
+    """FasterCache (arXiv 2410.19355), its CFG-Cache: the weaker guidance branch every fifth step, between them held by
+    its difference to the stronger one in two bands of frequency. The window is that of diffusers. Its attention is
+    `fastercache_attention`: a configuration has sites of one sort.
+    """
+    rule = Within(Interval(interval), high=high)
+    return Config(rule, ClosedLoop(), (Bands(gain, gain),), NO_PROBE, Branches())
+
+
+def fastercache_attention(interval: int = 3, first: float = 0.36, weight: float = 0.3) -> Config:
+    """FasterCache (arXiv 2410.19355), its attention alone: every third step after 18 of 50, between them the last
+    difference again with its code's constant weight.
+    """
+    rule = Clip(Interval(interval), first=first)
+    return Config(rule, ClosedLoop(), (Gained(weight),), NO_PROBE, Sublayers((Kind.ATTENTION,)))
 
 
 # With coefficients fitted on the model (`dicache.fit`), at the sites they were fitted on.

@@ -443,7 +443,7 @@ def test_alignment_agrees_with_dicaches_on_a_line_and_holds_where_the_probe_left
 
 def test_the_bench_shows_presets_like_peers_and_does_not_count_them_as_such(tmp_path):
     names = [arm.name.removeprefix("preset ") for arm in PRESETS]
-    assert names == [*METHODS, *(arm.name.removeprefix("preset ") for arm in FITTED)]
+    assert {*METHODS, *(arm.name.removeprefix("preset ") for arm in FITTED)} <= set(names)
     assert all(arm.values[0] in replaced.values for arm, replaced in zip(PRESETS, coarse(PRESETS), strict=True))
     ours, preset = [
         ("dicache", "dicache", [(0.9, 0.005), (0.5, 0.05)]),
