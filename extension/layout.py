@@ -1,0 +1,54 @@
+"""How two tensors of one shape lie in memory, sample by sample: lines of neighbouring elements, one stride apart.
+
+The order of a sample's elements does not matter to a sum, as long as both tensors are walked in the same one. So
+contiguous samples are one line whatever their shape, token views `x[:, ::k]` are lines without a copy, and so are
+channels-last tensors. Anything else is copied first.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Lines(NamedTuple):
+    """What native code is told; strides in elements."""
+
+    a: Tensor
+    b: Tensor
+    outer: int
+    """Lines per sample."""
+    inner: int
+    """Elements per line."""
+    a_stride: int
+    b_stride: int
+    """From line to line."""
+
+
+def lines(a: Tensor, b: Tensor) -> Lines:
+    """(B, ...), (B, ...) of one shape, not empty."""
+    if a.is_contiguous() and b.is_contiguous():
+        return Lines(a, b, 1, a.numel() // a.shape[0], 0, 0)
+    merged = _merged(a, b)
+    if merged and merged[-1][1:] == (1, 1) and len(merged) <= 2:
+        outer, a_stride, b_stride = merged[0] if len(merged) == 2 else (1, 0, 0)
+        return Lines(a, b, outer, merged[-1][0], a_stride, b_stride)
+    if not merged:
+        return Lines(a, b, 1, 1, 0, 0)
+    return lines(a.contiguous(), b.contiguous())
+
+
+def _merged(a: Tensor, b: Tensor) -> list[tuple[int, int, int]]:
+    """Size and both strides of a sample's axes, outermost in memory first, neighbours made one where they are one."""
+    axes = [axis for axis in zip(a.shape[1:], a.stride()[1:], b.stride()[1:], strict=True) if axis[0] != 1]
+    merged: list[tuple[int, int, int]] = []
+    for size, x, y in sorted(axes, key=lambda axis: axis[1:], reverse=True):
+        if merged and merged[-1][1:] == (size * x, size * y):
+            merged[-1] = (merged[-1][0] * size, x, y)
+        else:
+            merged.append((size, x, y))
+    return merged
+
+
+def rows(t: Tensor) -> Tensor:
+    """`t`, (B, ...), with contiguous samples, copied only where they are not; the samples may lie anywhere."""
+    return t if t[0].is_contiguous() else t.contiguous()
