@@ -18,16 +18,18 @@ def check_sums(a: Tensor, b: Tensor) -> None:
     _check_alike("residual_sums", "two tensors", (a, b))
 
 
-def check_out(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """Raises ArgumentError unless `out` is (B, 6) float32, contiguous, on the same device, and shares no memory with
-    what is read.
-    """
+def check_out(out: Tensor, a: Tensor) -> None:
+    """Raises ArgumentError unless `out` is (B, 6) float32, contiguous, and on the same device."""
     wanted = (a.shape[0], 6)
     if out.shape != wanted or out.dtype != torch.float32 or out.device != a.device or not out.is_contiguous():
         raise ArgumentError(
             f"residual_sums got out={_told(out)}. Expected a contiguous float32 {wanted} on {a.device}; "
             "leave it away to get a new one."
         )
+
+
+def check_apart(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """Raises ArgumentError where `out` shares memory with what is read. Needs real tensors."""
     if any(_overlap(out, x) for x in (a, b)):
         raise ArgumentError(
             "residual_sums got an out that overlaps what it is computed from. Expected memory of its own; "

@@ -61,7 +61,8 @@ def choose(device: str) -> Choice:
     """For a kind of device, "cpu", "cuda", .. Raises ExtensionError where the environment variable insists on a path
     that cannot be taken, or holds a word that means nothing.
     """
-    wish, offers, reasons = _wish(), _OFFERS.get(device, {}), []
+    wish, offers = _wish(), _OFFERS.get(device, {})
+    reasons: list[str] = []
     if wish == "eager":
         return Choice(Eager(), f"{VARIABLE}=eager")
     for name, offer in offers.items():

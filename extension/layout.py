@@ -2,12 +2,15 @@
 
 The order of a sample's elements does not matter to a sum, as long as both tensors are walked in the same one. So
 contiguous samples are one line whatever their shape, token views `x[:, ::k]` are lines without a copy, and so are
-channels-last tensors. Anything else is copied first.
+channels-last tensors. Anything else is copied first, and so are lines too short to be worth their beginning.
 """
 
 from typing import NamedTuple
 
 from torch import Tensor
+
+SHORTEST = 256
+"""Elements of a line that is read where it lies."""
 
 
 class Lines(NamedTuple):
@@ -29,11 +32,12 @@ def lines(a: Tensor, b: Tensor) -> Lines:
     if a.is_contiguous() and b.is_contiguous():
         return Lines(a, b, 1, a.numel() // a.shape[0], 0, 0)
     merged = _merged(a, b)
-    if merged and merged[-1][1:] == (1, 1) and len(merged) <= 2:
-        outer, a_stride, b_stride = merged[0] if len(merged) == 2 else (1, 0, 0)
-        return Lines(a, b, outer, merged[-1][0], a_stride, b_stride)
     if not merged:
         return Lines(a, b, 1, 1, 0, 0)
+    long = len(merged) == 1 or (len(merged) == 2 and merged[1][0] >= SHORTEST)
+    if long and merged[-1][1:] == (1, 1):
+        outer, a_stride, b_stride = merged[0] if len(merged) == 2 else (1, 0, 0)
+        return Lines(a, b, outer, merged[-1][0], a_stride, b_stride)
     return lines(a.contiguous(), b.contiguous())
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dicache.extension import reference
-from dicache.extension.arguments import check_combine, check_out, check_sums
+from dicache.extension.arguments import check_apart, check_combine, check_out, check_sums
 from dicache.extension.choice import choose
 
 _library = torch.library.Library("dicache", "DEF")
@@ -51,7 +51,8 @@ def _sums(a: Tensor, b: Tensor) -> Tensor:
 
 def _sums_out(a: Tensor, b: Tensor, out: Tensor) -> None:
     check_sums(a, b)
-    check_out(out, a, b)
+    check_out(out, a)
+    check_apart(out, a, b)
     if a.dtype == torch.float64:
         out.copy_(reference.residual_sums(a, b))
     else:
@@ -83,6 +84,7 @@ def _fake_sums(a: Tensor, b: Tensor) -> Tensor:
 
 def _fake_sums_out(a: Tensor, b: Tensor, out: Tensor) -> None:
     check_sums(a, b)
+    check_out(out, a)
 
 
 def _fake_combine(terms: list[Tensor], coefficients: Tensor, to_float: bool) -> Tensor:
