@@ -98,13 +98,13 @@ class Cuda:
         return self._tickets[key]
 
     def combine(self, terms: Sequence[Tensor], coefficients: Tensor, out: Tensor) -> None:
-        """Into `out`, contiguous; the rest is checked and not empty."""
+        """Into `out`, laid out by `layout.like`; the rest is checked and not empty."""
         with torch.cuda.device(out.device):
             self.launch_combine(terms, coefficients, out, torch.cuda.current_stream(out.device).cuda_stream)
 
     def launch_combine(self, terms: Sequence[Tensor], coefficients: Tensor, out: Tensor, stream: int) -> None:
         """One launch per 512 coefficients."""
-        terms, (samples, count) = [rows(t) for t in terms], coefficients.shape
+        terms, (samples, count) = [rows(t, out) for t in terms], coefficients.shape
         elements, at_once = out.numel() // samples, MOST_COEFFICIENTS // count
         dtype, to_float = NATIVE[terms[0].dtype], out.dtype != terms[0].dtype
         told = CombinationStruct(out=out.data_ptr(), elements=elements, terms=count)

@@ -7,6 +7,7 @@ channels-last tensors. Anything else is copied first, and so are lines too short
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 SHORTEST = 256
@@ -53,6 +54,16 @@ def _merged(a: Tensor, b: Tensor) -> list[tuple[int, int, int]]:
     return merged
 
 
-def rows(t: Tensor) -> Tensor:
-    """`t`, (B, ...), with contiguous samples, copied only where they are not; the samples may lie anywhere."""
-    return t if t[0].is_contiguous() else t.contiguous()
+def like(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """A new tensor, (B, ...), whose samples are dense and follow each other: laid out as `t` where those of `t` are."""
+    out = torch.empty_like(t, dtype=dtype)
+    if t.numel() and out.stride(0) != t.numel() // t.shape[0]:
+        return torch.empty(t.shape, dtype=dtype, device=t.device)
+    return out
+
+
+def rows(t: Tensor, out: Tensor) -> Tensor:
+    """`t` where its samples are laid out as those of `out` (they may lie anywhere), else a copy that is."""
+    if t.stride()[1:] == out.stride()[1:]:
+        return t
+    return torch.empty_like(out, dtype=t.dtype).copy_(t)

@@ -76,8 +76,8 @@ class Native:
         _check(self._sums(self.index, NATIVE[a.dtype], a.shape[0], outer, inner, *x, *y, out.data_ptr(), self._pool))
 
     def combine(self, terms: Sequence[Tensor], coefficients: Tensor, out: Tensor) -> None:
-        """Into `out`, contiguous; the rest is checked and not empty."""
-        terms, weights = [rows(t) for t in terms], coefficients.float().contiguous()
+        """Into `out`, laid out by `layout.like`; the rest is checked and not empty."""
+        terms, weights = [rows(t, out) for t in terms], coefficients.float().contiguous()
         count, samples = len(terms), len(out)
         pointers = (_POINTER * count)(*[t.data_ptr() for t in terms])
         strides = (_LONG * count)(*[t.stride(0) for t in terms])

@@ -8,6 +8,7 @@ from torch import Tensor
 from dicache.extension import reference
 from dicache.extension.arguments import check_apart, check_combine, check_out, check_sums
 from dicache.extension.choice import choose
+from dicache.extension.layout import like
 
 _library = torch.library.Library("dicache", "DEF")
 _library.define("residual_sums(Tensor a, Tensor b) -> Tensor")
@@ -33,7 +34,7 @@ def residual_sums(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 def combine(terms: Sequence[Tensor], coefficients: Tensor, *, to_float: bool = False) -> Tensor:
     """sum_k c[:, k] x_k per sample, in one pass over memory: up to 16 terms (B, ...) and coefficients (B, terms) on the
-    host -> a new (B, ...), contiguous, of the terms' dtype, or float32 with `to_float`.
+    host -> a new (B, ...), laid out as the first term, of the terms' dtype, or float32 with `to_float`.
 
     A term is not read where its coefficient is 0; a row with the one coefficient 1 is a bitwise copy. Added up in
     float32. Raises ArgumentError unless the terms have one shape, dtype and device.
@@ -70,8 +71,8 @@ def _combine(terms: list[Tensor], coefficients: Tensor, to_float: bool) -> Tenso
     check_combine(terms, coefficients)
     first = terms[0]
     if first.dtype == torch.float64:
-        return reference.combine(terms, coefficients)
-    out = torch.empty(first.shape, dtype=torch.float32 if to_float else first.dtype, device=first.device)
+        return like(first, first.dtype).copy_(reference.combine(terms, coefficients))
+    out = like(first, torch.float32 if to_float else first.dtype)
     if first.numel():
         choose(first.device.type).path.combine(terms, coefficients, out)
     return out
@@ -90,7 +91,7 @@ def _fake_sums_out(a: Tensor, b: Tensor, out: Tensor) -> None:
 def _fake_combine(terms: list[Tensor], coefficients: Tensor, to_float: bool) -> Tensor:
     check_combine(terms, coefficients)
     wide = to_float and terms[0].dtype != torch.float64
-    return terms[0].new_empty(terms[0].shape, dtype=torch.float32 if wide else terms[0].dtype)
+    return like(terms[0], torch.float32 if wide else terms[0].dtype)
 
 
 for _name, _kernel, _fake in (
