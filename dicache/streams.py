@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dicache.extension import combine, residual_sums
 from dicache.rows import Tree, map_tensors, shapes_of, tensors
+from dicache.types import Rows
 
 
 class Form(NamedTuple):
