@@ -91,12 +91,16 @@ class Guided:
         self.outputs[branch] = output.detach().clone() if self.mixture is None else output
 
     def add(self, branch: str, output: Tensor, guesses: dict[int, Tensor]) -> None:
-        """One branch was computed: `output` (R, ...), and what each approximator had guessed."""
+        """One branch was computed: `output` (R, ...), and what each approximator had guessed; one that had no guess of
+        this branch missed nothing by it.
+        """
         if self.mixture is None or branch not in self.order:
             return
         weights = self.mixture.unflatten(0, (-1, self.chunks))[self.order.index(branch)]
-        known = guesses.keys() if self.truth is None else self.guesses.keys() & guesses.keys()
-        self.guesses = {i: _plus(self.guesses.get(i), weights, guesses[i]) for i in sorted(known)}
+        self.guesses = {
+            i: _plus(self.guesses.get(i, self.truth), weights, guesses.get(i, output))
+            for i in sorted(self.guesses.keys() | guesses.keys())
+        }
         self.truth = _plus(self.truth, weights, output)
 
     def measure(self, latent: Tensor, clean: tuple[float, float], forms: int) -> tuple[Grid, Rows]:
@@ -120,9 +124,9 @@ class Guided:
 
 
 def _plus(total: Tensor | None, weights: Tensor, term: Tensor) -> Tensor:
-    """Add (R, ...) to (B, ...), summing over the chunks with `weights`, (chunks, B). In place: nobody else holds it."""
+    """Add (R, ...) to (B, ...), summing over the chunks with `weights`, (chunks, B)."""
     joined = combine(term.chunk(len(weights)), weights.T, to_float=True)
-    return joined if total is None else total.add_(joined)
+    return joined if total is None else total + joined
 
 
 def _final(latent: Tensor, truth: Tensor, clean: tuple[float, float]) -> Tensor:
