@@ -14,6 +14,7 @@ from types import ModuleType
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 FOLDERS = {
     "dicache": "dicache",
@@ -66,6 +67,15 @@ class BuildLibraries(build_ext):
         return str(Path(*fullname.split("."))) + ".so"
 
 
+class BuildModules(build_py):
+    """Starts without the libraries of an earlier build, which may have been for other devices."""
+
+    def run(self) -> None:
+        for name in BUILDER.NAMES.values():
+            (Path(self.build_lib) / "dicache" / "extension" / name).unlink(missing_ok=True)
+        super().run()
+
+
 class AnyPython(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         return ("py3", "none", super().get_tag()[2])
@@ -91,7 +101,7 @@ setup(
         Extension(f"dicache.extension.libdicache_{kind}", sources=[], optional=WANTED == "auto")
         for kind in KINDS[WANTED]
     ],
-    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": AnyPython},
+    cmdclass={"build_ext": BuildLibraries, "build_py": BuildModules, "bdist_wheel": AnyPython},
     install_requires=[
         "torch>=2.10",
         "diffusers>=0.42,<0.43",
