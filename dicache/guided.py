@@ -101,7 +101,8 @@ class Guided:
             i: _plus(self.guesses.get(i, self.truth), weights, guesses.get(i, output))
             for i in sorted(self.guesses.keys() | guesses.keys())
         }
-        self.truth = _plus(self.truth, weights, output)
+        truth = _plus(self.truth, weights, output)
+        self.truth = truth.clone() if truth is output else truth  # the pipeline may change its output in place
 
     def measure(self, latent: Tensor, clean: tuple[float, float], forms: int) -> tuple[Grid, Rows]:
         """Relative error of every approximator, (B, A), nan where it had no guess, and ||v|| / ||x_N||, (B,). This is
@@ -109,12 +110,13 @@ class Guided:
         """
         assert self.truth is not None
         final = _final(latent, self.truth, clean)
-        pairs = [(final, final), (self.truth, self.truth), *((guess, self.truth) for guess in self.guesses.values())]
-        sums = torch.stack([residual_sums(*pair) for pair in pairs], dim=2).double().cpu()
-        lengths, missed = sums[:, 5, :2].sqrt(), sums[:, 2, 2:].sqrt()
-        errors = torch.full((len(lengths), forms), torch.nan, dtype=torch.float64)
-        errors[:, list(self.guesses)] = missed / lengths[:, 1:]
-        return errors, lengths[:, 1] / lengths[:, 0]
+        own = [residual_sums(x, x)[:, 5] for x in (final, self.truth)]
+        missed = [residual_sums(guess, self.truth)[:, 2] for guess in self.guesses.values()]
+        scale, length, *missed = torch.stack([*own, *missed]).double().cpu().sqrt()
+        errors = torch.full((len(length), forms), torch.nan, dtype=torch.float64)
+        for i, miss in zip(self.guesses, missed, strict=True):
+            errors[:, i] = miss / length
+        return errors, length / scale
 
     def fitted(self, before: Tensor, after: Tensor) -> "Guided":
         """With the mixture measured from this step's latents, (R, ...)."""
@@ -124,7 +126,9 @@ class Guided:
 
 
 def _plus(total: Tensor | None, weights: Tensor, term: Tensor) -> Tensor:
-    """Add (R, ...) to (B, ...), summing over the chunks with `weights`, (chunks, B)."""
+    """Add (R, ...) to (B, ...), summing over the chunks with `weights`, (chunks, B); the term itself if that is all."""
+    if total is None and len(weights) == 1 and term.dtype == torch.float32 and bool((weights == 1).all()):
+        return term
     joined = combine(term.chunk(len(weights)), weights.T, to_float=True)
     return joined if total is None else total + joined
 

@@ -90,6 +90,8 @@ class Whole:
     def _filled(self, run: Run, place: Place, guesses: dict[int, Tensor], output: Tensor, exact: Rows) -> Tensor:
         """`output` where computed, else the guess that was decided on."""
         assert place.judgement is not None
+        if len(guesses) == 1 and not bool(exact.any()):
+            return next(iter(guesses.values()))
         best = place.judgement.best.repeat(run.guided.chunks)
         chosen = torch.stack([exact, *(~exact & (best == i) for i in guesses)], dim=1)
         return combine((output, *guesses.values()), chosen.float())
