@@ -73,6 +73,12 @@ def test_the_kernels_body_equals_float64(shim, shape, every, dtype):
     assert torch.equal(run_sums(shim, a[-1:], b[-1:])[0], got[-1]), "sums depend on batch mates"
 
 
+def test_the_last_block_folds_more_partial_sums_than_it_has_threads(shim):
+    a, b = torch.randn(1, 2 * 2064, 1025)[:, ::2], torch.randn(1, 2064, 1025)  # 258 blocks of 8 lines
+    wanted = reference.residual_sums(a.double(), b.double())
+    torch.testing.assert_close(run_sums(shim, a, b), wanted, rtol=1e-6, atol=1e-2)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_the_kernels_body_passes_on_what_is_not_finite(shim, bad):
     a, b = torch.randn(3, 40000), torch.randn(3, 40000)

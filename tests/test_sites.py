@@ -113,7 +113,9 @@ def test_a_second_run_equals_a_fresh_one(tiny, sites):
 
 @settings(max_examples=4)
 @given(skips=st.frozensets(st.integers(2, STEPS - 1), min_size=1))
-@pytest.mark.parametrize("inner", [Spans(), Spans(2), Tail(), Sublayers()], ids=["blocks", "pairs", "tail", "sublayers"])
+@pytest.mark.parametrize(
+    "inner", [Spans(), Spans(2), Tail(), Sublayers()], ids=["blocks", "pairs", "tail", "sublayers"]
+)
 def test_a_skipped_site_gives_its_input_and_what_it_last_added(inner, skips):
     """On blocks whose weights are those of a constant addition, holding is exact whatever is skipped."""
     pipe = make_flux()
