@@ -1,4 +1,4 @@
-"""How fast are the fused operations? `python -m dicache.bench kernels [--quick] [--json FILE] [--device cuda]`
+"""How fast are the fused operations? `python -m dicache.bench kernels [--quick] [--shapes ..] [--json FILE] [--device cuda]`
 
 Two tables, every row within one run, all arms taking turns:
 
@@ -154,16 +154,22 @@ def table(lines: list[Line], title: str) -> Table:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="two small shapes, without torch.compile")
+    parser.add_argument("--shapes", nargs="+", type=_shape, help="others than the usual, such as 4x4096x3072")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    batch, tokens, channels = map(int, text.split("x"))
+    return batch, tokens, channels
 
 
 def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     shapes, seconds = (QUICK, 0.2) if args.quick else (SHAPES, 3.0)
     with torch.no_grad():
-        lines = measure(shapes, args.device, compiled=not args.quick, seconds=seconds)
+        lines = measure(args.shapes or shapes, args.device, compiled=not args.quick, seconds=seconds)
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"cpu, {args.threads} threads"
     console = Console(width=200)
     for operation in ("sums", "combine"):
