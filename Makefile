@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test install check bench clean
+.PHONY: demo test install check sanitize bench clean
 
 demo: install
 	$(BIN)/dicache demo --out demo.png
@@ -19,17 +19,22 @@ check: install
 	ln -s $(CURDIR)/dicache/* $(CURDIR)/probes $(CURDIR)/estimators $(CURDIR)/extension $(CURDIR)/bench build/link/dicache
 	$(BIN)/mypy
 
+sanitize: install
+	mkdir -p build/sanitize
+	$(BIN)/python extension/build.py --sanitize --out build/sanitize
+
 bench: install
 	$(BIN)/python -m dicache.bench.budgets
 
 install: .venv/installed
 
-.venv/installed: setup.py pyproject.toml constraints.txt
+.venv/installed: setup.py pyproject.toml constraints.txt extension/build.py $(wildcard extension/csrc/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,bench]"
+	-$(BIN)/pip install --quiet nvidia-cuda-nvrtc-cu12  # a test compiles the CUDA source with it, and is skipped without
 	touch $@
 
 clean:
-	rm -rf .venv build/link
+	rm -rf .venv build/link build/sanitize extension/*.so

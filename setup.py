@@ -1,8 +1,20 @@
-"""Packaging. The folders probes, estimators, extension and bench lie beside the package and install inside it."""
+"""Packaging. The folders probes, estimators, extension and bench lie beside the package and install inside it.
 
+The native libraries are built where there are compilers for them, by `extension/build.py`; without one the package
+installs all the same and runs on plain torch. DICACHE_BUILD says which must be built, and then a failure is an error:
+`cpu`, `cuda` (both), `none`; by default whatever can be. They bind to no Python and no torch, so one wheel serves all.
+"""
+
+import os
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 FOLDERS = {
     "dicache": "dicache",
@@ -20,6 +32,55 @@ PACKAGES = [
     "dicache.reference.training",
 ]
 
+
+def _builder() -> ModuleType:
+    """extension/build.py, by its path: under build isolation nothing here can be imported by name."""
+    spec = spec_from_file_location("dicache_build", Path(__file__).resolve().parent / "extension" / "build.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+BUILDER = _builder()
+WANTED = os.environ.get("DICACHE_BUILD", "auto")
+KINDS = {"auto": ("cpu", "cuda"), "cpu": ("cpu",), "cuda": ("cpu", "cuda"), "none": ()}
+if WANTED not in KINDS:
+    sys.exit(f"DICACHE_BUILD={WANTED} means nothing. Expected one of {', '.join(KINDS)}.")
+
+
+class BuildLibraries(build_ext):
+    """Every extension is a plain shared library, and may fail."""
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        kind = ext.name.rpartition("_")[2]
+        try:
+            getattr(BUILDER, kind)(target.parent)
+        except BUILDER.BuildError as error:
+            if WANTED != "auto":
+                raise
+            print(f"dicache: without the native library for {kind}, which is optional: {error}", file=sys.stderr)
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split("."))) + ".so"
+
+
+class BuildModules(build_py):
+    """Starts without the libraries of an earlier build, which may have been for other devices."""
+
+    def run(self) -> None:
+        for name in BUILDER.NAMES.values():
+            (Path(self.build_lib) / "dicache" / "extension" / name).unlink(missing_ok=True)
+        super().run()
+
+
+class AnyPython(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+
 setup(
     name="dicache",
     version="0.1.0",
@@ -31,7 +92,16 @@ setup(
     python_requires=">=3.11",
     packages=PACKAGES,
     package_dir=FOLDERS,
-    package_data={"dicache": ["py.typed"], "dicache.reference": ["weights/*.safetensors", "weights/*.md"]},
+    package_data={
+        "dicache": ["py.typed"],
+        "dicache.reference": ["weights/*.safetensors", "weights/*.md"],
+        "dicache.extension": ["csrc/*", "csrc/check/*"],
+    },
+    ext_modules=[
+        Extension(f"dicache.extension.libdicache_{kind}", sources=[], optional=WANTED == "auto")
+        for kind in KINDS[WANTED]
+    ],
+    cmdclass={"build_ext": BuildLibraries, "build_py": BuildModules, "bdist_wheel": AnyPython},
     install_requires=[
         "torch>=2.10",
         "diffusers>=0.42,<0.43",

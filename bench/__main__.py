@@ -1,11 +1,11 @@
-"""`python -m dicache.bench pareto | show | warmup | ablation`; budgets, defects and micro are modules of their own."""
+"""`python -m dicache.bench pareto | show | warmup | ablation | kernels`; budgets, defects, micro are modules."""
 
 import argparse
 from pathlib import Path
 
 from rich.console import Console
 
-from dicache.bench import ablation, pareto, show, warmup
+from dicache.bench import ablation, kernels, pareto, show, warmup
 from dicache.bench.store import load
 from dicache.bench.tables import markdown, summary_table
 
@@ -16,6 +16,7 @@ def main() -> None:
     pareto.add_arguments(commands.add_parser("pareto", help="every arm over its knob, at one setting"))
     warmup.add_arguments(commands.add_parser("warmup", help="the best warm-up of every peer that has one"))
     ablation.add_arguments(commands.add_parser("ablation", help="what each ingredient of the default is worth"))
+    kernels.add_arguments(commands.add_parser("kernels", help="the fused operations against copy, eager and compiled"))
     shown = commands.add_parser("show", help="tables, plots and a page from the result files")
     shown.add_argument("--results", type=Path, default=pareto.RESULTS)
     shown.add_argument("--readme", type=Path, help="put the table of --setting into this README")
@@ -27,6 +28,8 @@ def main() -> None:
         warmup.run(args)
     elif args.command == "ablation":
         ablation.run(args)
+    elif args.command == "kernels":
+        kernels.run(args)
     elif args.command == "show":
         _show(args)
     else:

@@ -11,6 +11,8 @@ from typing import Any
 
 from diffusers import FluxPipeline
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 
 def live_bytes() -> int:
@@ -19,6 +21,8 @@ def live_bytes() -> int:
     found, parameters = {}, set()
     for item in gc.get_objects():
         if not issubclass(type(item), Tensor) or item.layout.__str__() != "torch.strided":
+            continue
+        if isinstance(item, FakeTensor | FunctionalTensor):  # left by torch.compile: they hold no memory
             continue
         storage = item.untyped_storage()
         if isinstance(item, nn.Parameter):

@@ -13,6 +13,7 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from dicache.api import enable
+from dicache.norms import relative_change
 from dicache.page import COLOURS
 from dicache.reference.assembly import GUIDANCE, STEPS, pipeline
 from dicache.reference.reader import Reader
@@ -103,7 +104,7 @@ def pictures(pipe: FluxPipeline, latents: Tensor) -> Tensor:
 
 def relative_error(latents: Tensor, reference: Tensor) -> Tensor:
     """||x - x_ref|| / ||x_ref||, (B, ...) -> (B,)."""
-    return (latents - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
+    return relative_change(latents, reference)
 
 
 def run(budget: float, *, steps: int = STEPS, tick: Callable[[], None] = lambda: None) -> Outcome:

@@ -21,7 +21,7 @@ def examine() -> dict[str, Any]:
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"cpu, {torch.get_num_threads()} threads",
-        "extension": extension.BACKEND,
+        "extension": extension.describe(),
         "reference model": f"{MODEL.stat().st_size / 1e6:.1f} MB" if MODEL.is_file() else None,
         "attribute reader": f"{READER.stat().st_size / 1e6:.1f} MB" if READER.is_file() else None,
     }

@@ -31,3 +31,11 @@ class CaptionError(DicacheError, ValueError):
 
 class ReferenceModelError(DicacheError, RuntimeError):
     """The weights of the reference model are missing or damaged."""
+
+
+class ArgumentError(DicacheError, ValueError):
+    """A fused operation was given tensors of the wrong shape, dtype, device or memory."""
+
+
+class ExtensionError(DicacheError, RuntimeError):
+    """The path that DICACHE_EXTENSION insists on cannot be taken, or native code gave up."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import per_row
+from dicache.extension import combine, residual_sums
 from dicache.types import Grid, Rows
 
 
@@ -65,12 +65,12 @@ class Guided:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     """What each branch handed to the pipeline; contents only while the mixture is not known."""
     truth: Tensor | None = None
-    """sum_b m_b v_b, (B, ...)."""
-    misses: dict[int, Tensor] = field(default_factory=dict)
-    """The same sum over v_b - guess_b, per approximator."""
+    """sum_b m_b v_b, (B, ...), float32 where outputs are of lower precision."""
+    guesses: dict[int, Tensor] = field(default_factory=dict)
+    """The same sum over guess_b, per approximator; rounded as the truth is, so that equal guesses miss by exactly 0."""
 
     def next_step(self) -> "Guided":
-        return replace(self, outputs={}, truth=None, misses={})
+        return replace(self, outputs={}, truth=None, guesses={})
 
     @property
     def complete(self) -> bool:
@@ -91,24 +91,32 @@ class Guided:
         self.outputs[branch] = output.detach().clone() if self.mixture is None else output
 
     def add(self, branch: str, output: Tensor, guesses: dict[int, Tensor]) -> None:
-        """One branch was computed: `output` (R, ...), and what each approximator had guessed."""
+        """One branch was computed: `output` (R, ...), and what each approximator had guessed; one that had no guess of
+        this branch missed nothing by it.
+        """
         if self.mixture is None or branch not in self.order:
             return
-        weight = per_row(self.mixture.unflatten(0, (-1, self.chunks))[self.order.index(branch)].flatten(), output)
-        self.truth = _plus(self.truth, weight * output, self.chunks)
-        for i, guess in guesses.items():
-            self.misses[i] = _plus(self.misses.get(i), weight * (output - guess), self.chunks)
+        weights = self.mixture.unflatten(0, (-1, self.chunks))[self.order.index(branch)]
+        self.guesses = {
+            i: _plus(self.guesses.get(i, self.truth), weights, guesses.get(i, output))
+            for i in sorted(self.guesses.keys() | guesses.keys())
+        }
+        truth = _plus(self.truth, weights, output)
+        self.truth = truth.clone() if truth is output else truth  # the pipeline may change its output in place
 
     def measure(self, latent: Tensor, clean: tuple[float, float], forms: int) -> tuple[Grid, Rows]:
         """Relative error of every approximator, (B, A), nan where it had no guess, and ||v|| / ||x_N||, (B,). This is
         where the host waits for the device.
         """
         assert self.truth is not None
-        final = clean[0] * latent + clean[1] * self.truth if latent.shape == self.truth.shape else latent
-        unknown = torch.full_like(self.truth, torch.nan)
-        norms = [self.truth, final, *[self.misses.get(i, unknown) for i in range(forms)]]
-        lengths = torch.stack([n.flatten(1).float().norm(dim=1) for n in norms], dim=1).double().cpu()
-        return lengths[:, 2:] / lengths[:, :1], lengths[:, 0] / lengths[:, 1]
+        final = _final(latent, self.truth, clean)
+        own = [residual_sums(x, x)[:, 5] for x in (final, self.truth)]
+        missed = [residual_sums(guess, self.truth)[:, 2] for guess in self.guesses.values()]
+        scale, length, *missed = torch.stack([*own, *missed]).double().cpu().sqrt()
+        errors = torch.full((len(length), forms), torch.nan, dtype=torch.float64)
+        for i, miss in zip(self.guesses, missed, strict=True):
+            errors[:, i] = miss / length
+        return errors, length / scale
 
     def fitted(self, before: Tensor, after: Tensor) -> "Guided":
         """With the mixture measured from this step's latents, (R, ...)."""
@@ -117,7 +125,17 @@ class Guided:
         return replace(self, order=tuple(self.outputs), mixture=fit(before[:samples], after[:samples], streams))
 
 
-def _plus(total: Tensor | None, term: Tensor, chunks: int) -> Tensor:
-    """Add (R, ...) to (B, ...), summing over the chunks."""
-    joined = term.unflatten(0, (chunks, -1)).sum(0) if chunks > 1 else term
+def _plus(total: Tensor | None, weights: Tensor, term: Tensor) -> Tensor:
+    """Add (R, ...) to (B, ...), summing over the chunks with `weights`, (chunks, B); the term itself if that is all."""
+    if total is None and len(weights) == 1 and term.dtype == torch.float32 and bool((weights == 1).all()):
+        return term
+    joined = combine(term.chunk(len(weights)), weights.T, to_float=True)
     return joined if total is None else total + joined
+
+
+def _final(latent: Tensor, truth: Tensor, clean: tuple[float, float]) -> Tensor:
+    """The final latent as a step estimates it, (B, ...); the latent itself where the output has another shape."""
+    if latent.shape != truth.shape:
+        return latent
+    coefficients = torch.tensor(clean, dtype=torch.float64).expand(len(latent), 2)
+    return combine((latent.to(truth.dtype), truth), coefficients)

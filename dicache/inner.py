@@ -18,13 +18,13 @@ from dicache.config import Config
 from dicache.errors import UnsupportedModelError
 from dicache.estimators.base import Evidence
 from dicache.evidence import gather
-from dicache.extension import residual_sums
+from dicache.extension import combine, residual_sums
 from dicache.judge import computing, judge, judge_together, reject
 from dicache.macs import Meter
 from dicache.memory import Memory
 from dicache.parts import Part, which
 from dicache.probes.base import View
-from dicache.rows import Tree, map_tensors, shapes_of, tensors
+from dicache.rows import Tree, shapes_of, tensors
 from dicache.run import Call, Opening, Place, Run
 from dicache.sites import Drafted
 from dicache.streams import Form, entering, form_of, output_of, value_of
@@ -131,7 +131,7 @@ class Inner:
         if computed is None:
             return output
         call.drafted = ~computed if call.drafted is None else call.drafted | ~computed
-        return _filled(output, output_of(form, opening.inputs, self._chosen(run, place, guesses)), computed)
+        return output_of(form, opening.inputs, self._chosen(run, place, guesses), output, computed)
 
     def _form(self, call: Call, opening: Opening, output: Tree) -> Form | None:
         key, site = (call.key, opening.site.path), opening.site
@@ -164,11 +164,7 @@ class Inner:
         found = [i for i in guesses if bool((best == i).any())]
         if len(found) == 1:
             return guesses[found[0]]
-        result = torch.zeros_like(next(iter(guesses.values())))
-        for i in found:
-            rows = (best == i).nonzero().flatten().to(result.device)
-            result.index_copy_(0, rows, guesses[i][rows])
-        return result
+        return combine([guesses[i] for i in found], torch.stack([best == i for i in found], dim=1).float())
 
     def _measure(
         self, run: Run, call: Call, place: Place, value: Tensor, guesses: dict[int, Tensor], output: Tree
@@ -181,8 +177,8 @@ class Inner:
             residual_sums(value, guesses[i])[:, 2] if i in guesses else unknown
             for i in range(len(self.config.approximators))
         ]
-        outputs = [t.flatten(1).float().square().sum(1) for t in tensors(output)]
-        columns += [value.flatten(1).float().square().sum(1), torch.stack(outputs).sum(0)]
+        outputs = [residual_sums(t, t)[:, 5] for t in tensors(output)]
+        columns += [residual_sums(value, value)[:, 5], torch.stack(outputs).sum(0)]
         sums = torch.stack(columns, dim=1).unflatten(0, (run.guided.chunks, -1)).sum(0)
         place.sums = sums if place.sums is None else place.sums + sums
         if place.value is None:
@@ -221,14 +217,3 @@ class Inner:
 
 def _now(run: Run, place: Place, feature: Tensor | None) -> Now:
     return Now(run.step.sigma, feature, course=run.step.course, site=place.site.path)
-
-
-def _filled(output: Tree, guess: Tree, computed: Rows) -> Tree:
-    """`output` where computed, (R,) bool, else `guess`."""
-    guesses = iter(tensors(guess))
-
-    def fill(t: Tensor) -> Tensor:
-        rows = computed.to(t.device).view(-1, *[1] * (t.ndim - 1))
-        return torch.where(rows, t, next(guesses))
-
-    return map_tensors(fill, output)

@@ -1,7 +1,11 @@
 """Norms per sample: (B, ...) -> (B,). The batch is never reduced over.
 
-All are read off `residual_sums`, the one place that touches the data.
+All are read off `residual_sums`, the one place that touches the data. Whatever they divide by 0, or was not finite, is
+not finite.
 """
+
+import math
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -9,8 +13,15 @@ from dicache.extension import residual_sums
 from dicache.types import Rows
 
 
+class Alignment(NamedTuple):
+    coefficient: Rows
+    """c = <a, b> / ||b||^2: how far along b the sample's a goes."""
+    trust: Rows
+    """cos^2 of the two: the share of a, squared, that lies along b."""
+
+
 def relative_change(now: Tensor, then: Tensor) -> Rows:
-    """||now - then|| / ||then||, both L2. Not finite where `then` is zero or anything is not finite."""
+    """||now - then|| / ||then||, both L2."""
     sums = residual_sums(now, then)
     return (sums[:, 2] / sums[:, 3]).sqrt()
 
@@ -21,6 +32,24 @@ def relative_change_l1(now: Tensor, then: Tensor) -> Rows:
     return sums[:, 0] / sums[:, 1]
 
 
+def cosine(a: Tensor, b: Tensor) -> Rows:
+    """<a, b> / (||a|| ||b||)."""
+    sums = residual_sums(a, b)
+    return sums[:, 4] / (sums[:, 3].sqrt() * sums[:, 5].sqrt())
+
+
+def alignment(a: Tensor, b: Tensor) -> Alignment:
+    """Least squares of a on b, min over c of ||a - c b||, and how far to trust it."""
+    sums = residual_sums(a, b)
+    coefficient = sums[:, 4] / sums[:, 3]
+    return Alignment(coefficient, coefficient * (sums[:, 4] / sums[:, 5]))
+
+
 def length(x: Tensor) -> Rows:
     """||x||, L2."""
     return residual_sums(x, x)[:, 5].sqrt()
+
+
+def root_mean_square(x: Tensor) -> Rows:
+    """||x|| / sqrt(elements per sample)."""
+    return length(x) / math.sqrt(x[0].numel())

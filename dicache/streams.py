@@ -14,7 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dicache.extension import combine, residual_sums
 from dicache.rows import Tree, map_tensors, shapes_of, tensors
+from dicache.types import Rows
 
 
 class Form(NamedTuple):
@@ -41,7 +43,7 @@ def _base(output: Tensor, inputs: Sequence[Tensor]) -> int | None:
     fitting = [i for i, t in enumerate(inputs) if t.shape == output.shape and t.dtype == output.dtype]
     if len(fitting) < 2:
         return fitting[0] if fitting else None
-    return min(fitting, key=lambda i: float((output - inputs[i]).float().norm()))
+    return min(fitting, key=lambda i: float(residual_sums(output[None], inputs[i][None])[0, 2]))
 
 
 def value_of(form: Form, inputs: Sequence[Tensor], output: Tree) -> Tensor:
@@ -61,15 +63,24 @@ def entering(form: Form, inputs: Sequence[Tensor]) -> Tensor:
     return join(bases or [t for t in inputs if t.is_floating_point() and t.ndim > 1])
 
 
-def output_of(form: Form, inputs: Sequence[Tensor], value: Tensor) -> Tree:
-    """The site's output where `value`, (R, ...), was added to (or stands for) what it continues."""
-    shapes = tensors(form.outputs)
+def output_of(
+    form: Form, inputs: Sequence[Tensor], value: Tensor, output: Tree = (), computed: Rows | None = None
+) -> Tree:
+    """The site's output where `value`, (R, ...), was added to (or stands for) what it continues; where rows were
+    `computed`, (R,) bool, that of `output`. One pass over memory, and a tensor of its own.
+    """
+    shapes, exact = tensors(form.outputs), [] if computed is None else tensors(output)
     parts = iter(zip(_split(value, shapes), form.bases, strict=True))
+    kept = None if computed is None else torch.stack([computed, ~computed], dim=1).float()
 
     def fill(shape: Tensor) -> Tensor:
         part, base = next(parts)
-        part = part.reshape(part.shape[0], *shape.shape[1:]).to(shape.dtype)
-        return inputs[base] + part if form.added and base is not None else part.clone()
+        terms = [part.reshape(part.shape[0], *shape.shape[1:]).to(shape.dtype)]
+        if form.added and base is not None:
+            terms.insert(0, inputs[base])
+        if kept is None:
+            return combine(terms, torch.ones(len(part), len(terms)))
+        return combine([exact.pop(0), *terms], torch.cat([kept, kept[:, 1:]], dim=1)[:, : 1 + len(terms)])
 
     return map_tensors(fill, form.outputs)
 

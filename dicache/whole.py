@@ -16,6 +16,7 @@ from dicache.approximators.base import Approximator, Now, Past
 from dicache.approximators.noise import noise_of
 from dicache.config import Config
 from dicache.evidence import gather
+from dicache.extension import combine
 from dicache.judge import computing, judge
 from dicache.macs import Meter
 from dicache.memory import Memory
@@ -96,11 +97,11 @@ class Whole:
     def _filled(self, run: Run, place: Place, guesses: dict[int, Tensor], output: Tensor, exact: Rows) -> Tensor:
         """`output` where computed, else the guess that was decided on."""
         assert place.judgement is not None
-        best, result = place.judgement.best.repeat(run.guided.chunks), output.clone()
-        for i, guess in guesses.items():
-            rows = (~exact & (best == i)).nonzero().flatten().to(output.device)
-            result.index_copy_(0, rows, guess[rows])
-        return result
+        if len(guesses) == 1 and not bool(exact.any()):
+            return next(iter(guesses.values()))
+        best = place.judgement.best.repeat(run.guided.chunks)
+        chosen = torch.stack([exact, *(~exact & (best == i) for i in guesses)], dim=1)
+        return combine((output, *guesses.values()), chosen.float())
 
     def _remember(self, run: Run, call: Call, past: Past, value: Tensor, exact: Rows) -> None:
         sigma, features, noises = run.step.sigma, past.features, past.noises

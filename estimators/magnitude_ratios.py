@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dicache.errors import ModeError
 from dicache.estimators.base import Estimator, Evidence
+from dicache.norms import length
 from dicache.types import Grid, Rows
 
 
@@ -69,7 +70,8 @@ def measure_ratios(denoiser: nn.Module, draw: Callable[[], Any], steps: int) -> 
 
     def note(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
         tensor: Tensor = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
-        lengths.append(tensor.detach().float().norm(dim=-1 if tensor.ndim == 3 else 1).cpu())
+        vectors = tensor.detach() if tensor.ndim == 3 else tensor.detach().movedim(1, -1)
+        lengths.append(length(vectors.flatten(0, -2)).view(vectors.shape[:-1]).cpu())
 
     handle = denoiser.register_forward_hook(note)
     try:

@@ -19,6 +19,7 @@ from dicache.estimators.base import Estimator, Evidence
 from dicache.estimators.magnitude_ratios import nearest
 from dicache.estimators.relative_change import finite, updated
 from dicache.extension import residual_sums
+from dicache.norms import root_mean_square
 from dicache.types import Grid, Rows
 
 
@@ -101,8 +102,8 @@ def measure_sensitivities(
         for i, ((now, output), (after, _)) in enumerate(pairwise(first)):
             moved = _tensor(denoiser(**now | {latent: after[latent]})) - output
             aged = _tensor(denoiser(**now | {"timestep": after["timestep"]})) - output
-            by_latent.append(_rms(moved) / _rms(after[latent] - now[latent]))
-            by_time.append(_rms(aged) / abs(sigmas[i + 1] - sigmas[i]))
+            by_latent.append(_size(moved) / _size(after[latent] - now[latent]))
+            by_time.append(_size(aged) / abs(sigmas[i + 1] - sigmas[i]))
     return Table((*by_latent, by_latent[-1]), (*by_time, by_time[-1]))
 
 
@@ -111,5 +112,6 @@ def _tensor(output: Any) -> Tensor:  # noqa: ANN401
     return found
 
 
-def _rms(x: Tensor) -> float:
-    return float(x.float().square().mean().sqrt())
+def _size(x: Tensor) -> float:
+    """Root mean square over the whole batch."""
+    return float(root_mean_square(x[None]))

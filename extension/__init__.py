@@ -1,29 +1,16 @@
-"""Sums that every norm in dicache is made of.
+"""Two fused operations that dicache's own arithmetic consists of, each in one pass over memory.
 
-    residual_sums(a, b) -> (B, 6) float32:   sum|a - b|, sum|b|, sum(a - b)^2, sum b^2, sum a b, sum a^2   per sample
+    residual_sums(a, b) -> (B, 6):    sum|a - b|, sum|b|, sum(a - b)^2, sum b^2, sum a b, sum a^2     per sample
+    combine(x, c) -> (B, ...):        sum_k c[:, k] x_k                                               per sample
 
-From them follow relative change in L1 and L2, cosine, and least-squares alignment: see `dicache.norms`. This is the
-plain torch form; it takes any floating dtype and accumulates in float32.
+From the sums follow relative change in L1 and L2, cosine, and least-squares alignment: see `dicache.norms`. Combining
+is extrapolation of any order, filling in the rows that were not computed, and mixing guidance branches.
+
+Both are registered with `torch.library`, go through `torch.compile(fullgraph=True)`, and run on the best of three paths
+(`dicache.extension.choice`): a native library, CuPy, or plain torch (`dicache.extension.reference`).
 """
 
-import torch
-from torch import Tensor
+from dicache.extension.choice import Choice, choose, describe
+from dicache.extension.ops import combine, residual_sums
 
-from dicache.errors import DicacheError
-
-BACKEND = "eager (torch)"
-
-
-def residual_sums(a: Tensor, b: Tensor) -> Tensor:
-    """Six sums per sample of two tensors of one shape, (B, ...), (B, ...) -> (B, 6). Raises DicacheError where shapes
-    differ.
-    """
-    if a.shape != b.shape or a.ndim == 0:
-        raise DicacheError(
-            f"residual_sums needs two tensors of one shape with a batch axis, not {tuple(a.shape)}, {tuple(b.shape)}."
-        )
-    a, b = a.flatten(1).float(), b.flatten(1).float()
-    d = a - b
-    return torch.stack(
-        [d.abs().sum(1), b.abs().sum(1), (d * d).sum(1), (b * b).sum(1), (a * b).sum(1), (a * a).sum(1)], dim=1
-    )
+__all__ = ["Choice", "choose", "combine", "describe", "residual_sums"]

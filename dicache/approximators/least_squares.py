@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dicache.approximators.base import Approximator, Now, Past, per_row
 from dicache.approximators.linear import Extrapolate
-from dicache.extension import residual_sums
+from dicache.norms import alignment
 from dicache.types import Action, Rows
 
 
@@ -25,9 +25,8 @@ class LeastSquaresAlign(Approximator):
         assert now.feature is not None, "alignment needs a probe"
         newest, before = past.outputs.values[:2]
         latest, earlier = past.features.values[:2]
-        sums = residual_sums(now.feature - latest, latest - earlier)
-        spacing, product, travelled = sums[:, 3], sums[:, 4], sums[:, 5]
-        factor = (product / spacing) * (product / spacing) * (product / travelled)
+        way = alignment(now.feature - latest, latest - earlier)
+        factor = way.coefficient * way.trust
         return newest + (newest - before) * per_row(factor.nan_to_num(0.0, 0.0, 0.0), newest)
 
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:

@@ -4,18 +4,20 @@ Step indices instead of times are a common fault of this field: on a shifted sch
 times.
 """
 
+import torch
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past, per_row
+from dicache.approximators.base import Approximator, Now, Past
+from dicache.extension import combine
 from dicache.history import History
 from dicache.types import Action, Rows
 
 
 def extrapolate(history: History, sigma: float) -> Tensor:
     """v_0 + (v_0 - v_1) tau / D, with tau = sigma - sigma_0 and D = sigma_0 - sigma_1."""
-    newest, before = history.values[:2]
     ratio = (sigma - history.sigmas[0]) / (history.sigmas[0] - history.sigmas[1])
-    return newest + (newest - before) * per_row(ratio.nan_to_num(0.0, 0.0, 0.0), newest)
+    ratio = ratio.nan_to_num(0.0, 0.0, 0.0)
+    return combine(history.values[:2], torch.stack([1 + ratio, -ratio], dim=1))
 
 
 class Extrapolate(Approximator):

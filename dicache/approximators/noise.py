@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past, per_row
+from dicache.approximators.base import Approximator, Now, Past
 from dicache.approximators.linear import Extrapolate
+from dicache.extension import combine
 from dicache.types import Action, Rows
 
 
@@ -28,16 +29,9 @@ def noise_of(latent: Tensor, output: Tensor, noise: tuple[float, float]) -> Tens
     """a * latent + b * output; the output itself where it has not the latent's shape (learned variances, extra input
     channels).
     """
-    a, b = noise if latent.shape == output.shape else (0.0, 1.0)
-    return b * output if a == 0 else a * latent + b * output
-
-
-def _output_of(latent: Tensor | None, noise: Tensor, coefficients: tuple[float, float]) -> Tensor:
-    """The other way round."""
-    if latent is None or latent.shape != noise.shape:
-        return noise
-    a, b = coefficients
-    return noise / b if a == 0 else (noise - a * latent) / b
+    if latent.shape != output.shape:
+        return output
+    return combine((latent.to(output.dtype), output), torch.tensor([noise]).expand(len(output), 2))
 
 
 @dataclass(frozen=True)
@@ -52,8 +46,12 @@ class ExtrapolateNoise(Approximator):
     def guess(self, past: Past, now: Now) -> Tensor:
         (newest, before), sigmas = past.noises.values[:2], past.noises.sigmas
         ratio = (now.sigma - sigmas[0]) / (sigmas[0] - sigmas[1]) * self._fading(sigmas[1], now)
-        noise = newest + (newest - before) * per_row(ratio.nan_to_num(0.0, 0.0, 0.0), newest)
-        return _output_of(now.latent, noise, now.noise)
+        ratio = ratio.nan_to_num(0.0, 0.0, 0.0)
+        if now.latent is None or now.latent.shape != newest.shape:
+            return combine((newest, before), torch.stack([1 + ratio, -ratio], dim=1))
+        a, b = now.noise
+        coefficients = torch.stack([1 + ratio, -ratio, torch.full_like(ratio, -a)], dim=1) / b
+        return combine((newest, before, now.latent.to(newest.dtype)), coefficients)
 
     def _fading(self, oldest: Rows, now: Now) -> Rows:
         if now.course is None or math.isinf(self.memory):
