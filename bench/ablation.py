@@ -8,6 +8,7 @@ ingredient was worth.
 import argparse
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -37,10 +38,13 @@ from dicache.controllers.planned import Planned
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.reference.scenes import prompts
+from dicache.sites import Branches, Evaluation, Sites, Spans, Sublayers, Tail
 
 SETTINGS = tuple(Setting(steps, shift=shift) for steps in (28, 20) for shift in (1.0, 3.0))
 WORK = (0.5, 0.35)
 BUDGETS = (0.012, 0.03, 0.07, 0.15)
+SMALL = (0.003, 0.01, 0.03, 0.1)
+"""For sites below the evaluation, whose share in the stream underrates what they do to the output."""
 RESULT = Path(__file__).parent / "results" / "ablation.json"
 
 VARIANTS: dict[str, Callable[[float], Config]] = {
@@ -68,21 +72,29 @@ VARIANTS: dict[str, Callable[[float], Config]] = {
 }
 
 
+SITES: dict[str, Callable[[float], Config]] = {
+    "sites: the tail, head fresh": lambda b: Config(Planned(b), sites=Tail()),
+    "sites: groups of 5 blocks": lambda b: Config(Planned(b), sites=Spans(5)),
+    "sites: single blocks": lambda b: Config(Planned(b), sites=Spans()),
+    "sites: sublayers": lambda b: Config(Planned(b), sites=Sublayers()),
+    "sites: the unconditional branch": lambda b: Config(Planned(b), sites=Branches()),
+}
+
+
 def _variant(name: str) -> Arm:
     @contextmanager
     def prepare(pipe: FluxPipeline, value: float, setting: Setting) -> Iterator[Setting]:
-        with enable(pipe, config=VARIANTS[name](value)):
+        with enable(pipe, config=(VARIANTS | SITES)[name](value)):
             yield setting
 
-    return Arm(name, "dicache", "error_budget", BUDGETS, prepare)
+    return Arm(name, "dicache", "error_budget", SMALL if name in SITES else BUDGETS, prepare)
 
 
-def _interval(name: str, approximator: Reuse | Extrapolate, first: float, last: int) -> Arm:
+def _interval(name: str, approximator: Reuse | Extrapolate, first: float, last: int, sites: Sites | None = None) -> Arm:
     @contextmanager
     def prepare(pipe: FluxPipeline, value: int, setting: Setting) -> Iterator[Setting]:
-        with enable(
-            pipe, config=Config(every(value, setting.steps, first=first, last=last), approximators=(approximator,))
-        ):
+        schedule = every(value, setting.steps, first=first, last=last)
+        with enable(pipe, config=Config(schedule, approximators=(approximator,), sites=sites or Evaluation())):
             yield setting
 
     return Arm(f"{name}, first {first:g}", "baseline", "interval", (2, 3, 4, 5), prepare)
@@ -95,11 +107,15 @@ def arms() -> list[Arm]:
         for last in (0, 1)
         for first in (0.1, 0.2)
     ]
-    return [*map(_variant, VARIANTS), *fixed]
+    parts = [
+        _interval(f"fixed interval and last step, order 1, {name}", Extrapolate(), 0.1, 1, sites)
+        for name, sites in (("tail", Tail()), ("single blocks", Spans()), ("sublayers", Sublayers()))
+    ]
+    return [*map(_variant, VARIANTS | SITES), *fixed, *parts]
 
 
-def measure(captions: int, progress: Progress) -> list[dict[str, Any]]:
-    swept, found = arms(), []
+def measure(captions: int, pattern: str, progress: Progress) -> list[dict[str, Any]]:
+    swept, found = [arm for arm in arms() if re.search(pattern, arm.name)], []
     task = progress.add_task("ablation", total=len(SETTINGS) * sum(len(arm.values) for arm in swept))
     for setting in SETTINGS:
         judge = Judge(prompts("calibration", captions, seed=3), setting)
@@ -111,6 +127,18 @@ def measure(captions: int, progress: Progress) -> list[dict[str, Any]]:
                 progress.advance(task)
         found.append({"setting": asdict(setting), "points": points})
     return found
+
+
+def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The old points with those of the arms that were measured again replaced."""
+    return [
+        {**before, "points": [p for p in before["points"] if p["arm"] not in _names(now)] + now["points"]}
+        for before, now in zip(old, new, strict=True)
+    ]
+
+
+def _names(found: dict[str, Any]) -> set[str]:
+    return {point["arm"] for point in found["points"]}
 
 
 def table(found: list[dict[str, Any]]) -> list[list[str]]:
@@ -129,6 +157,7 @@ def table(found: list[dict[str, Any]]) -> list[list[str]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", type=int, default=8)
+    parser.add_argument("--arms", default="", metavar="REGEX", help="measure only these, and merge them in")
     parser.add_argument("--show", action="store_true", help="print the committed table, measure nothing")
 
 
@@ -136,5 +165,8 @@ def run(args: argparse.Namespace) -> None:
     if not args.show:
         torch.set_num_threads(1)
         with Progress(console=Console(stderr=True)) as progress:
-            RESULT.write_text(json.dumps(measure(args.captions, progress), indent=1) + "\n")
+            found = measure(args.captions, args.arms, progress)
+        if args.arms:
+            found = merged(json.loads(RESULT.read_text()), found)
+        RESULT.write_text(json.dumps(found, indent=1) + "\n")
     Console(width=240).print(markdown(table(json.loads(RESULT.read_text()))), highlight=False)
