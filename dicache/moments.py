@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dicache.extension import residual_sums
+
 
 class Pair(NamedTuple):
     """One site at two steps of a run, `gap` apart: its values (R, N, C) and, where they are read, inputs (R, N, X)."""
@@ -48,7 +50,8 @@ class Moments(Sums):
         terms = [torch.ones_like(now), then, now, then * then, then * now]
         self.sums[pair.step, pair.gap - 1] += torch.stack([term.sum((0, 1)) for term in terms])
         if pair.gap == 1:
-            moved = (now - then).abs().sum((1, 2)) / now.abs().sum((1, 2)).clamp(min=1e-30)
+            sums = residual_sums(pair.then, pair.now).to(now.device, now.dtype)
+            moved = sums[:, 0] / sums[:, 1].clamp(min=1e-30)
             self.change[pair.step] += torch.stack([moved.sum(), torch.ones_like(moved).sum()])
 
     def solved(self) -> dict[str, Tensor]:
