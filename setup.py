@@ -93,7 +93,7 @@ setup(
     packages=PACKAGES,
     package_dir=FOLDERS,
     package_data={
-        "dicache": ["py.typed"],
+        "dicache": ["py.typed", "profiles/*.json", "profiles/*.safetensors"],
         "dicache.reference": ["weights/*.safetensors", "weights/*.md"],
         "dicache.extension": ["csrc/*", "csrc/check/*"],
     },

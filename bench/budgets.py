@@ -1,4 +1,4 @@
-"""Is the budget kept, and what does it save? `python -m dicache.bench.budgets`
+"""Is the budget kept without a profile, and what does it save? `python -m dicache.bench.budgets`
 
 64 test captions in batches of 8, the same seeds uncached and at every budget: executed work, true error of the final
 latent, its estimate, and how many of the caption's attributes the picture shows. The discretisation error of the
@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from dicache.api import enable
+from dicache.config import budgeted
 from dicache.demo import draw, pictures, relative_error
 from dicache.reference.assembly import STEPS, pipeline
 from dicache.reference.reader import Reader
@@ -80,7 +81,7 @@ class Measured:
         task = self.progress.add_task(f"error_budget={budget}", total=len(self.captions))
         parts, executed, uncached, estimates, patterns = [], 0.0, 0.0, [], []
         for batch in self.batches():
-            with enable(self.pipe, error_budget=budget) as cache:
+            with enable(self.pipe, config=budgeted(budget)) as cache:
                 parts.append(self.draw(batch, self.steps))
             report = cache.report()
             facts = report.to_dict()

@@ -14,11 +14,15 @@ from dicache.approximators.linear import Extrapolate
 from dicache.approximators.newton import Newton
 from dicache.bench.arms import Arm, Kind, Setting
 from dicache.bench.measure import scheduler
-from dicache.config import Config
+from dicache.config import Config, budgeted, calibrated
 from dicache.controllers.fixed import every
+from dicache.controllers.promised import Level
+from dicache.identity import identity
+from dicache.shelf import Shelf, shipped
 
 FRACTIONS = (0.7, 0.6, 0.5, 0.4, 0.3)
 INTERVALS = (2, 3, 4, 5, 6)
+LEVELS = (0.006, 0.014, 0.034, 0.083, 0.18, 0.4)
 BUDGETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4)
 
 
@@ -53,7 +57,14 @@ def _interval(name: str, approximator: Approximator, last: int = 0) -> Arm:
 
 
 def _budget(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
-    return enable(pipe, error_budget=value)
+    """By the law alone, as on a model without a profile."""
+    return enable(pipe, config=budgeted(value))
+
+
+def _calibrated(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
+    """By the shipped profile that fits the setting, at internal budgets as they are; fails where none does."""
+    shelf = Shelf(shipped(identity(pipe.transformer)), "named")
+    return enable(pipe, config=calibrated(shelf, Level(value)))
 
 
 BASELINES = (
@@ -65,4 +76,7 @@ BASELINES = (
     _interval("reuse, last step computed", Reuse(), last=1),
     _interval("order 1, last step computed", Extrapolate(), last=1),
 )
-DICACHE = (_made_of_dicache("dicache", "dicache", "error_budget", BUDGETS, _budget),)
+DICACHE = (
+    _made_of_dicache("dicache", "dicache", "error_budget", BUDGETS, _budget),
+    _made_of_dicache("dicache, calibrated", "dicache", "internal budget", LEVELS, _calibrated),
+)

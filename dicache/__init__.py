@@ -12,12 +12,29 @@ from dicache import _checkout
 
 if TYPE_CHECKING:
     from dicache.api import Cache, enable
+    from dicache.calibration import calibrate
     from dicache.config import Config
     from dicache.fitted import Fitted
     from dicache.fitting import fit
+    from dicache.metrics import Psnr, Ssim, Within
+    from dicache.profile import Profile, load_profile
     from dicache.report import Report
 
-__all__ = ["Cache", "Config", "Fitted", "Report", "__version__", "enable", "fit"]
+__all__ = [
+    "Cache",
+    "Config",
+    "Fitted",
+    "Profile",
+    "Psnr",
+    "Report",
+    "Ssim",
+    "Within",
+    "__version__",
+    "calibrate",
+    "enable",
+    "fit",
+    "load_profile",
+]
 __version__ = "0.1.0"
 
 _checkout.serve_sibling_folders()
@@ -25,9 +42,15 @@ _HOME = {
     "Cache": "dicache.api",
     "Config": "dicache.config",
     "Fitted": "dicache.fitted",
+    "Profile": "dicache.profile",
+    "Psnr": "dicache.metrics",
     "Report": "dicache.report",
+    "Ssim": "dicache.metrics",
+    "Within": "dicache.metrics",
+    "calibrate": "dicache.calibration",
     "enable": "dicache.api",
     "fit": "dicache.fitting",
+    "load_profile": "dicache.profile",
 }
 
 

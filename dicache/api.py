@@ -1,20 +1,26 @@
 """The public face: `enable` wraps, the returned `Cache` reports, resets and undoes."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch import nn
 
-from dicache.budget import Budget, per_sample
+from dicache.audit import Auditor, summary
+from dicache.budget import Budget, per_sample, validate
 from dicache.clock import SchedulerClock, TimestepClock
-from dicache.config import Config, budgeted
-from dicache.errors import ModeError, UnsupportedModelError
+from dicache.config import Config, calibrated
+from dicache.controllers.promised import Aim, Chosen, Keep, Pace, Promised, keep
+from dicache.errors import BudgetError, ModeError, ProfileError, UnsupportedModelError
 from dicache.hooks import Attachment
-from dicache.report import Report
+from dicache.identity import identity
+from dicache.profile import Profile
+from dicache.report import Promise, Report
 from dicache.session import Clock, Session
+from dicache.shelf import HOW_TO, Shelf, shelf_for, shipped_classes
 from dicache.trace import Trace
-from dicache.types import Rows
+from dicache.types import Rows, Wanted
 
 DENOISERS = ("transformer", "transformer_2", "unet")
 
@@ -22,8 +28,14 @@ DENOISERS = ("transformer", "transformer_2", "unet")
 class Cache:
     """One `enable`. Also a context manager: leaving it disables."""
 
-    def __init__(self, attachments: dict[str, Attachment], budget: Budget | None) -> None:
-        self._attachments, self._budget = attachments, budget
+    def __init__(
+        self,
+        attachments: dict[str, Attachment],
+        budget: Budget | None,
+        asked: Keep | None = None,
+        auditors: Sequence[Auditor] = (),
+    ) -> None:
+        self._attachments, self._budget, self._asked, self._auditors = attachments, budget, asked, auditors
 
     @property
     def _session(self) -> Session:
@@ -38,7 +50,24 @@ class Cache:
 
     def report(self) -> Report:
         trace = self.trace
-        return Report(trace, self._budgets(len(trace.executed)) if trace else None, self._session.notes)
+        budgets = self._budgets(len(trace.executed)) if trace else None
+        return Report(trace, budgets, self._session.notes, self._promise(), self._audit())
+
+    def _audit(self) -> dict[str, Any] | None:
+        """What audits found in all runs so far; None without audits."""
+        for auditor in self._auditors:
+            auditor.finish()
+        found = [audited for auditor in self._auditors for audited in auditor.found]
+        return summary(found, None if self._asked is None else self._asked.confidence) if self._auditors else None
+
+    def _promise(self) -> Promise | None:
+        """By which profile the last run went, and what that is worth; None without a profile."""
+        run, controller = self._session.run, self._session.config.controller
+        state = None if run is None else run.places[0].controller
+        if not isinstance(state, Chosen) or state.profile is None or not isinstance(controller, Promised):
+            return None
+        confidence = None if self._asked is None or controller.shelf.kind == "nearest" else self._asked.confidence
+        return Promise(state.profile, confidence, controller.shelf.kind, state.way.account.budget)
 
     def _budgets(self, samples: int) -> Rows | None:
         """(B,); None without a budget, or where the run broke off because its list has another length."""
@@ -55,6 +84,8 @@ class Cache:
 
     def disable(self) -> None:
         """Restore the model exactly. The report stays. Doing it twice does nothing."""
+        for auditor in self._auditors:
+            auditor.finish()
         for attachment in self._attachments.values():
             attachment.detach()
 
@@ -69,36 +100,109 @@ class Cache:
         self.disable()
 
 
-def enable(target: Any, *, error_budget: float | Sequence[float] | None = None, config: Config | None = None) -> Cache:  # noqa: ANN401
+def enable(
+    target: Any,  # noqa: ANN401
+    *,
+    error_budget: "float | Wanted | Sequence[float | Wanted] | None" = None,
+    speedup: float | Sequence[float] | None = None,
+    confidence: float | None = None,
+    profile: "str | Path | Profile | Sequence[str | Path | Profile] | None" = None,
+    config: Config | None = None,
+    audit: float = 0.0,
+) -> Cache:
     """Skip denoiser evaluations that can be predicted, on a diffusers pipeline or a bare denoiser module.
 
     `error_budget` is the relative L2 error that the final latent of a sample may have against the uncached run of the
-    same seed, ||x - x_ref|| / ||x_ref||: one number, or one per sample. Without calibration it is an estimate. 0
-    computes everything. `config` is a composition of parts instead (see `dicache.config.Config`).
+    same seed, ||x - x_ref|| / ||x_ref||: one number, or one per sample; or a bound in another metric (`dicache.Psnr`).
+    0 computes everything. `speedup` is the dual: the best quality at uncached over executed work, on average over
+    prompts. `config` is a composition of parts instead (see `dicache.config.Config`).
 
-    Raises ModeError unless exactly one of the two is given, BudgetError for a budget that is not a finite number >= 0
-    (and, in the run, for a list of the wrong length), AlreadyEnabledError if a cache is on the model,
-    UnsupportedModelError if nothing in it can be skipped safely. The model is then as it was.
+    `profile` is a file of `dicache.calibrate`, or several; by default one that ships for this very model, if it fits
+    the run. `confidence` makes the budget a promise: with probability `confidence` a sample stays within it, if model,
+    scheduler, steps and guidance are the profile's and the prompts are exchangeable with those it was tested on (for
+    nine of ten such calibrations; `dicache.conformal`). `profile="nearest"` goes by the shipped profile that is
+    nearest, and promises nothing. Without a profile the error is an estimate by a law (`dicache.law`).
+
+    `audit` is the share of samples that are also run uncached, so that the report can say how many were within budget
+    (`dicache.audit`).
+
+    Raises ModeError unless exactly one of error_budget, speedup and config is given, BudgetError for a budget that is
+    not a finite number >= 0 (and, in the run, for a list of the wrong length), ProfileError for a profile that is
+    damaged or of another model, or a confidence that none can give (in the run, where it does not fit it),
+    AlreadyEnabledError if a cache is on the model, UnsupportedModelError if nothing in it can be skipped safely. The
+    model is then as it was.
     """
-    if (error_budget is None) == (config is None):
-        raise ModeError(
-            "give exactly one of error_budget and config, for example dicache.enable(pipe, error_budget=0.05)."
-        )
-    if config is None:
-        assert error_budget is not None
-        config = budgeted(error_budget)
-    if not isinstance(config, Config):
-        raise ModeError(f"config is {config!r}. Expected a dicache.Config; for a number use error_budget.")
-    budget = getattr(getattr(config.controller, "inner", config.controller), "budget", None)
+    asked = _aim(error_budget, speedup, confidence, profile, config)
+    if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
+        raise ModeError(f"audit is {audit!r}. Expected the share of samples to run uncached too, from 0 to 1.")
     attachments: dict[str, Attachment] = {}
     try:
         for name, denoiser in denoisers(target).items():
-            attachments[name] = Attachment(denoiser, config, _clock(target, config))
+            used = config if asked is None else _configured(denoiser, asked, profile)
+            assert used is not None
+            attachments[name] = Attachment(denoiser, used, _clock(target, used))
     except BaseException:
         for attachment in attachments.values():
             attachment.detach()
         raise
-    return Cache(attachments, budget)
+    keeping = asked if isinstance(asked, Keep) else None
+    budget = _budget_of(config) if keeping is None else keeping.budget
+    scheduler = None if isinstance(target, nn.Module) else getattr(target, "scheduler", None)
+    auditing = attachments.values() if audit > 0 and scheduler is not None else ()
+    auditors = [Auditor(attachment, lambda: target.scheduler, audit, budget) for attachment in auditing]
+    return Cache(attachments, budget, keeping, auditors)
+
+
+def _budget_of(config: Config | None) -> Budget | None:
+    controller = None if config is None else config.controller
+    return getattr(getattr(controller, "inner", controller), "budget", None)
+
+
+def _aim(error_budget: Any, speedup: Any, confidence: Any, profile: Any, config: Any) -> Aim | None:  # noqa: ANN401
+    """What was asked for; None for a config."""
+    if [error_budget, speedup, config].count(None) != 2:
+        raise ModeError(
+            "give exactly one of error_budget, speedup and config, for example dicache.enable(pipe, error_budget=0.05)."
+        )
+    if config is not None and not isinstance(config, Config):
+        raise ModeError(f"config is {config!r}. Expected a dicache.Config; for a number use error_budget.")
+    if config is not None and (profile is not None or confidence is not None):
+        raise ModeError("profile and confidence go with error_budget or speedup; a config has parts of its own.")
+    if confidence is None:
+        pass
+    elif error_budget is None:
+        raise ModeError("confidence says how surely an error_budget is kept. Give error_budget=... with it.")
+    elif isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence < 1:
+        raise ModeError(f"confidence is {confidence!r}. Expected a number above 0 and below 1, for example 0.9.")
+    elif profile == "nearest":
+        raise ModeError("profile='nearest' drops the promise: leave out confidence, or name a profile that fits.")
+    if error_budget is not None:
+        return keep(error_budget, confidence)
+    return None if speedup is None else Pace(_speedups(speedup))
+
+
+def _speedups(speedup: Any) -> Budget:  # noqa: ANN401
+    """As numbers of at least 1."""
+    try:
+        found = validate(speedup)
+    except BudgetError as error:
+        raise ModeError(str(error).replace("error_budget", "speedup").split(", for example")[0]) from error
+    if min([found] if isinstance(found, float) else found) < 1:
+        raise ModeError(f"speedup is {speedup!r}. Expected 1 (compute everything) or more, for example 2.0.")
+    return found
+
+
+def _configured(denoiser: nn.Module, aim: Aim, profile: Any) -> Config:  # noqa: ANN401
+    """The parts for one denoiser: with measured prices where a profile might fit, else those of the law."""
+    if profile is not None or type(denoiser).__name__ in shipped_classes():
+        shelf = shelf_for(identity(denoiser), profile)
+    else:
+        shelf = Shelf(())
+    if shelf.profiles:
+        return calibrated(shelf, aim)
+    if aim.needed or profile is not None:
+        raise ProfileError(f"there is no profile of this {type(denoiser).__name__}. {HOW_TO}.")
+    return Config(aim.fallback())
 
 
 def denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401

@@ -1,11 +1,13 @@
-"""The command line: `dicache demo | generate | doctor`. A user's mistake is one clear line and exit code 2."""
+"""The command line: `dicache demo | generate | calibrate | doctor`. A user's mistake is one clear line and exit code
+2.
+"""
 
 import json
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dicache.errors import DicacheError
+
+if TYPE_CHECKING:
+    from dicache.profile import Prices
 
 app = typer.Typer(
     add_completion=False,
@@ -111,6 +116,47 @@ def generate(
 
 
 @app.command()
+def calibrate(
+    prompts: Annotated[Path, typer.Argument(help="A text file, one prompt a line, like those you will run.")],
+    out: Annotated[Path, typer.Option(help="The profile; a .safetensors of the same name is written beside it.")],
+    steps: Annotated[int, typer.Option(min=6, help="Denoising steps.")] = 28,
+    guidance: Annotated[float, typer.Option(min=1.0, help="Guidance scale; 1 for none.")] = 3.5,
+    seed: Annotated[int, typer.Option(min=0, max=2**31)] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Samples drawn at once.")] = 8,
+    prices: Annotated[str, typer.Option(help="What runs are planned by: law or measured.")] = "law",
+    metric: Annotated[str, typer.Option(help="latent, psnr, ssim, or several with commas.")] = "latent",
+    checkpoint: Annotated[Path | None, typer.Option(help="A folder; killed, the same command goes on there.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a profile of the reference model, so that a budget on it can be a promise."""
+    from dicache.calibration import calibrate as measure
+    from dicache.reference.assembly import pipeline
+
+    if not prompts.is_file():
+        raise typer.BadParameter(f"{prompts} does not exist. Expected a text file with one prompt a line.")
+    if out.suffix != ".json" or not out.parent.is_dir():
+        raise typer.BadParameter(f"{out} cannot be written. Expected a .json file in a folder that exists.")
+    lines = [line.strip() for line in prompts.read_text().splitlines() if line.strip()]
+    pipe = pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    profile = measure(
+        pipe,
+        lines,
+        steps=steps,
+        seed=seed,
+        batch=batch,
+        metric=metric.split(","),
+        prices=_prices(prices),
+        call={"negative_prompt": "", "true_cfg_scale": guidance} if guidance > 1 else {},
+        checkpoint=checkpoint,
+        progress=not as_json,
+    )
+    profile.save(out)
+    facts = {"profile": profile.name, "metrics": profile.metrics, **profile.about}
+    print(json.dumps(facts) if as_json else f"{profile.name}: {profile.about['cost']}, wrote {out}")
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say which torch, device, extension path and reference model are in use."""
     from dicache.doctor import examine
@@ -123,6 +169,12 @@ def doctor(as_json: AsJson = False) -> None:
     for name, value in facts.items():
         table.add_row(name, str(value if value is not None else "missing"))
     Console().print(table)
+
+
+def _prices(text: str) -> "Prices":
+    if text not in ("law", "measured"):
+        raise typer.BadParameter(f"--prices is {text!r}. Expected law or measured.")
+    return "law" if text == "law" else "measured"
 
 
 def _progress(quiet: bool) -> Progress:

@@ -23,6 +23,19 @@ import torch
 from dicache.effects import effects
 from dicache.types import Course, Step
 
+_SOLVING = (
+    "algorithm_type",
+    "clip_sample",
+    "final_sigmas_type",
+    "lower_order_final",
+    "predict_x0",
+    "prediction_type",
+    "solver_order",
+    "solver_type",
+    "stochastic_sampling",
+    "thresholding",
+)
+
 
 class Timeline(NamedTuple):
     """A run's course and, per step, the estimates of the final latent and of the noise."""
@@ -32,7 +45,7 @@ class Timeline(NamedTuple):
     noise: tuple[tuple[float, float], ...]
 
     def reading(self, run: object, index: int) -> "Reading":
-        sigmas, coefficients, _, begin, _ = self.course
+        sigmas, coefficients, _, begin = self.course[:4]
         index = min(index, len(sigmas) - 1)
         whole = sum(coefficients[begin:]) or 1.0
         progress, share = sum(coefficients[begin : index + 1]) / whole, coefficients[index] / whole
@@ -59,10 +72,11 @@ class SchedulerClock:
     def read(self, timestep: torch.Tensor | float | None) -> Reading:
         scheduler = self.scheduler()
         if self.run is not scheduler.timesteps:
-            self.run, self.timeline = scheduler.timesteps, timeline(scheduler)
+            self.run, found = scheduler.timesteps, timeline(scheduler)
+            course = found.course._replace(solver=solver(scheduler))
             if self.effects:
-                course = self.timeline.course._replace(effects=effects(scheduler))
-                self.timeline = self.timeline._replace(course=course)
+                course = course._replace(effects=effects(scheduler))
+            self.timeline = found._replace(course=course)
         return self.timeline.reading(self.run, self._index(scheduler, timestep))
 
     def _index(self, scheduler: Any, timestep: torch.Tensor | float | None) -> int:  # noqa: ANN401
@@ -103,6 +117,12 @@ def _number(timestep: torch.Tensor | float | None) -> float:
 
 def _nearest(timesteps: torch.Tensor, timestep: float) -> int:
     return int((timesteps.detach().cpu().double() - timestep).abs().argmin())
+
+
+def solver(scheduler: Any) -> str:  # noqa: ANN401
+    """The scheduler's class with the options that change what it does at the same sigmas."""
+    options = {name: scheduler.config[name] for name in _SOLVING if scheduler.config.get(name) is not None}
+    return f"{type(scheduler).__name__}({', '.join(f'{name}={value}' for name, value in options.items())})"
 
 
 def timeline(scheduler: Any) -> Timeline:  # noqa: ANN401

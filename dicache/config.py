@@ -12,12 +12,15 @@ from dicache.approximators.noise import ExtrapolateNoise
 from dicache.budget import validate
 from dicache.controllers.base import Controller
 from dicache.controllers.planned import Planned
+from dicache.controllers.promised import Aim, Promised
 from dicache.corrector import PayBack
 from dicache.errors import ModeError
 from dicache.estimators.amplitude import Amplitude
 from dicache.estimators.base import Estimator
+from dicache.estimators.calibrated import Calibrated
 from dicache.probes.base import Probe
 from dicache.probes.first_blocks import FirstBlocks
+from dicache.shelf import Shelf
 from dicache.sites import Evaluation, Sites
 
 EVALUATION: tuple[Approximator, ...] = (ExtrapolateNoise(), ExtrapolateNoise(memory=math.inf), Reuse())
@@ -83,3 +86,8 @@ class Config:
 def budgeted(error_budget: float | Sequence[float]) -> Config:
     """What `enable(pipe, error_budget=...)` uses: what did best on the bench, without a probe (bench/README.md)."""
     return Config(Planned(validate(error_budget)))
+
+
+def calibrated(shelf: Shelf, aim: Aim) -> Config:
+    """The same parts, with measured prices in the place of the law where a profile of the shelf fits the run."""
+    return Config(Promised(shelf, aim), estimator=Calibrated(shelf))

@@ -39,3 +39,7 @@ class ArgumentError(DicacheError, ValueError):
 
 class ExtensionError(DicacheError, RuntimeError):
     """The path that DICACHE_EXTENSION insists on cannot be taken, or native code gave up."""
+
+
+class ProfileError(DicacheError, ValueError):
+    """A profile is damaged, does not fit the run, or cannot promise what was asked for."""

@@ -26,6 +26,7 @@ def gather(config: Config, run: Run, past: Past | None, now: Now) -> Evidence:
         innovation=unknown,
         innovation_growth=unknown,
         step=step,
+        guidance=run.guided.strength,
         latent=run.latent[: run.samples],
         feature=None if now.feature is None else now.feature[: run.samples],
     )

@@ -24,6 +24,10 @@ class Plan:
         law = np.abs((self.time[ahead] - self.time[anchor]) * (self.time[ahead] - self.time[before]))
         return np.asarray(self.unit[ahead] * law)
 
+    def usual(self, anchor: int, before: int) -> float:
+        """What the step after `anchor` adds at amplitude 1."""
+        return float(self.prices(anchor, before, 1)[0])
+
     def most(self, i: int) -> int:
         """How many steps from step i on may be skipped."""
         return max(0, min(self.longest, len(self.time) - self.last - i))
@@ -41,6 +45,11 @@ class Plan:
         """Computed steps of the cheapest way from the computed step i, and its squared error."""
         allowed = np.flatnonzero(self.value[i] <= left)
         return (int(allowed[0]), float(self.value[i, allowed[0]])) if len(allowed) else (len(self.time) + 1, 0.0)
+
+    @property
+    def fewest(self) -> int:
+        """Computed steps of the shortest way."""
+        return int(np.flatnonzero(np.isfinite(self.value[1]))[0]) + 1
 
     def way(self, computed: int) -> list[int]:
         """The computed steps of the best way that has this many, for a sample of which nothing is known."""

@@ -4,12 +4,14 @@ import json
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from dicache.conformal import CERTAINTY
+from dicache.profile import Profile
 from dicache.trace import Trace
 from dicache.types import REASONS, Action, Grid, Reason, Rows
 
@@ -19,11 +21,41 @@ if TYPE_CHECKING:
 _MARKS = {Action.COMPUTE: "#", Action.REUSE: "=", Action.EXTRAPOLATE: "/", Action.ALIGN: "~", Action.CORRECT: "*"}
 
 
+class Promise(NamedTuple):
+    """By which profile a run went."""
+
+    profile: Profile
+    confidence: float | None
+    """None: nothing was promised."""
+    kind: str
+    """How the profile was chosen (`dicache.shelf`)."""
+    levels: Rows
+    """The internal budgets, (B,)."""
+
+    def __str__(self) -> str:
+        name, prompts = self.profile.name, self.profile.prompts
+        if self.kind == "nearest":
+            return f"nothing is promised: profile='nearest' moved a profile to this run ({name})."
+        if self.confidence is None:
+            return f"the error is estimated by the profile {name}; give confidence=... to have a promise."
+        return (
+            f"promised with confidence {self.confidence:g} by the profile {name}, for prompts like the {prompts} it "
+            f"was tested on; it holds for {CERTAINTY:.0%} of such calibrations."
+        )
+
+
 class Report:
     """One run of one denoiser. Prints as a table; `to_dict` has all of it."""
 
-    def __init__(self, trace: Trace | None, budget: Rows | None, notes: list[str]) -> None:
-        self.trace, self.budget = trace, budget
+    def __init__(
+        self,
+        trace: Trace | None,
+        budget: Rows | None,
+        notes: list[str],
+        promise: Promise | None = None,
+        audit: dict[str, Any] | None = None,
+    ) -> None:
+        self.trace, self.budget, self.promise, self.audit = trace, budget, promise, audit
         self.warnings = [*notes, *self._warnings()]
 
     @property
@@ -51,8 +83,10 @@ class Report:
             "planned_bytes": trace.planned_bytes if trace else None,
             "overhead_seconds": trace.overhead_seconds if trace else 0.0,
             "complete": trace.complete if trace else False,
-            "profile": None,
-            "confidence": None,
+            "profile": self.promise.profile.name if self.promise else None,
+            "profile_fits": self.promise is not None and self.promise.kind != "nearest",
+            "confidence": self.promise.confidence if self.promise else None,
+            "audit": self.audit,
         }
 
     def save(self, path: str | Path) -> None:
@@ -75,7 +109,7 @@ class Report:
         records = self.trace.records
         return {
             "budget": float(self.budget[i]) if self.budget is not None else None,
-            "estimated_error": float(records[-1].spent[i]) if records else None,
+            "estimated_error": float(self._estimates()[i]) if records else None,
             "computed_fraction": float(self.trace.executed[i] / self.trace.uncached[i])
             if self.trace.uncached[i] > 0
             else 1.0,
@@ -83,6 +117,14 @@ class Report:
             "actions": [[Action(int(a)).name.lower() for a in record.action[i]] for record in records],
             "reasons": [[Reason(int(r)).name.lower() for r in record.reason[i]] for record in records],
         }
+
+    def _estimates(self) -> Rows:
+        """(B,); through the profile's map where there is one."""
+        assert self.trace is not None
+        spent = self.trace.records[-1].spent
+        if self.promise is None:
+            return spent
+        return torch.tensor([self.promise.profile.true_error(float(error)) for error in spent], dtype=torch.float64)
 
     def strip(self, i: int) -> str:
         """The decisions of one sample, a mark per step: # computed, = reused, / extrapolated, ~ aligned, * corrected,
@@ -93,11 +135,18 @@ class Report:
     def _warnings(self) -> list[str]:
         if self.trace is None:
             return ["nothing has run yet."]
-        found = (
-            ["the error is estimated without calibration: no statement about its probability is made."]
-            if self.budget is not None
-            else []
-        )
+        found = [str(self.promise)] if self.promise else []
+        if self.promise is None and self.budget is not None:
+            found = ["the error is estimated without calibration: no statement about its probability is made."]
+        if self.promise and bool((self.promise.levels == 0).any()):
+            found.append("a budget is smaller than the profile can vouch for: everything was computed there.")
+        if self.audit is not None and self.audit["within"] is not None:
+            drift = (
+                "; that few would be chance once in 100 or less: the prompts have drifted"
+                if self.audit["drift"]
+                else ""
+            )
+            found.append(f"audited {self.audit['samples']} samples: {self.audit['within']:.1%} within budget{drift}.")
         if not self.trace.complete:
             found.append("the run is not over, or was interrupted.")
         records = self.trace.records
@@ -105,7 +154,7 @@ class Report:
             reasons = Counter(int(r) for record in records for r in record.reason.flatten())
             found.append(f"the cache never engaged; mostly {REASONS[Reason(reasons.most_common(1)[0][0])]}.")
         if records and self.budget is not None:
-            over = (records[-1].spent > self.budget).nonzero().flatten().tolist()
+            over = (self._estimates() > self.budget).nonzero().flatten().tolist()
             if over:
                 found.append(
                     f"the estimated error passed the budget of samples {over}: a guess turned out worse than predicted."

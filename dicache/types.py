@@ -87,6 +87,17 @@ REASONS = {
 }
 
 
+LATENT = "latent"
+"""The metric that needs no profile: ||x - x_ref|| / ||x_ref|| of the final latent."""
+
+
+class Wanted(NamedTuple):
+    """What the user asks for: a loss in this metric of at most `bound` (`dicache.metrics`)."""
+
+    metric: str
+    bound: float
+
+
 class Course(NamedTuple):
     """What is known of a whole run before it begins; all per step."""
 
@@ -100,6 +111,8 @@ class Course(NamedTuple):
     """How far each output moves the latent, signed, through all steps that read it (`dicache.effects`); empty where
     that is not known.
     """
+    solver: str = ""
+    """The scheduler's class, and those of its options that change what it does with the same sigmas."""
 
     def along(self, sigmas: Tensor) -> Tensor:
         """The balances at `sigmas`, any shape, which are those of this course or nan."""
@@ -137,6 +150,8 @@ class Quote(NamedTuple):
     """The same as a relative error of the final latent."""
     action: Rows
     """How it would be filled in."""
+    guidance: Rows | None = None
+    """Weight of the strongest branch, (B,); None until it was measured."""
 
 
 class Decision(NamedTuple):

@@ -11,12 +11,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"types", "errors", "extension", "_checkout"},
-    {"budget", "norms", "grid", "history", "rows", "macs", "clock", "law", "plan", "effects", "fingerprint", "moments"},
+    {"budget", "norms", "grid", "history", "rows", "macs", "clock", "law", "plan", "effects", "fingerprint", "moments"}
+    | {"metrics", "conformal", "profile", "resampled", "shelf", "measured", "identity", "ledger"},
     {"probes", "estimators", "approximators", "controllers", "trace", "guided", "parts", "streams", "corrector"},
     {"models", "sites"},
     {"config", "fitted", "presets", "run", "evidence", "judge", "memory", "inner", "whole", "closing", "session"},
     {"hooks"},
-    {"page", "report", "api", "fitting", "reference"},
+    {"page", "report", "api", "fitting", "audit", "calibration", "drawing", "turning", "sensitivity", "reference"},
     {"demo", "doctor", "cli", "bench", "__main__"},
 ]
 
@@ -89,6 +90,7 @@ def test_imports_go_down_only():
             ("generate", "--prompt", "center large red circle on white background", "--out", "nowhere/image.png"),
             "does not exist",
         ),
+        (("calibrate", "nowhere.txt", "--out", "p.json"), "does not exist"),
         (("demo", "--out", "demo.txt"), "not a picture"),
         (("demo", "--steps", "0"), "steps"),
         (("dance",), "dance"),

@@ -28,7 +28,8 @@ import torch
 from dicache.budget import Budget, per_sample, shared
 from dicache.controllers.base import Controller
 from dicache.controllers.budgeted import Account, Budgeted
-from dicache.plan import plan_of
+from dicache.measured import MeasuredPlan
+from dicache.plan import Plan, plan_of
 from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
 
 TINY = 1e-12
@@ -67,8 +68,12 @@ class Planned(Controller[Way]):
         if step.course is None:
             decision, account = Budgeted(self.budget).decide(quote, step, state.account)
             return decision, state._replace(account=account)
+        return self.follow(plan_of(step.course, self.longest, self.last), quote, step, state)
+
+    def follow(self, plan: Plan | MeasuredPlan, quote: Quote, step: Step, state: Way) -> tuple[Decision, Way]:
+        """`decide` with the prices of this plan."""
         known, i = quote.cost.isfinite() & (state.account.budget > 0), step.index
-        due, amplitude, price, over = self._planned(quote.cost, known, step, state)
+        due, amplitude, price, over = self._planned(plan, quote.cost, known, step, state)
         skip = (due > i) & known
         account = state.account._replace(pending=state.account.pending + torch.where(skip, price, 0.0))
         last, before = torch.where(skip, state.last, i), torch.where(skip, state.before, state.last)
@@ -76,18 +81,19 @@ class Planned(Controller[Way]):
         reason = torch.where(skip, int(Reason.WITHIN_BUDGET), _why(quote, state.account, over))
         return Decision(action[:, None], reason[:, None], account.spent), Way(account, last, before, due, amplitude)
 
-    def _planned(self, cost: Rows, known: Rows, step: Step, state: Way) -> tuple[Rows, Rows, Rows, Rows]:
+    def _planned(
+        self, plan: Plan | MeasuredPlan, cost: Rows, known: Rows, step: Step, state: Way
+    ) -> tuple[Rows, Rows, Rows, Rows]:
         """The next computed steps, the amplitudes, what skipping this step would add, and whether that alone is too
         much, (B,) each.
         """
-        assert step.course is not None
-        plan, i = plan_of(step.course, self.longest, self.last), step.index
+        i = step.index
         due, amplitude, price = state.due.clone(), state.amplitude.clone(), torch.zeros_like(cost)
         over = torch.zeros_like(known)
         for b in (known & (state.before >= 0)).nonzero().flatten().tolist():
             last, before = int(state.last[b]), int(state.before[b])
             if last == i - 1:
-                amplitude[b] = cost[b] / max(plan.prices(last, before, 1)[0], TINY)
+                amplitude[b] = cost[b] / max(plan.usual(last, before), TINY)
                 left = self._left(state.account, step, b)
                 due[b] = i + plan.gap(i, before, left / max(float(amplitude[b]), TINY) ** 2, self.share)
                 over[b] = cost[b] > self.share * left**0.5

@@ -1,0 +1,290 @@
+"""What calibration measured for one model, scheduler, step count and guidance: a JSON file, with its arrays in a
+safetensors file beside it, bound to it by sha256.
+
+    turning  (A, T, D, G)   relative error of approximator a, G steps after the computed step t, D steps after the one
+                            before; the median prompt. nan where there is no such step
+    scale    (T,)           what a unit of that error adds to the final latent, relative to it
+    quoted   (T,)           the same as a session knows it one step ahead, from its guess of the final latent
+    weight   (T + 1, D, G)  sensitivity: what is left at the end of the error of G steps skipped before step t
+    cost     (T, D, G)      final relative error of skipping the G steps after t: turning, scale and weight put together
+    correlation (K,)        cosine of the final changes that two gaps cause, k computed steps apart, k from 1 on
+    levels   (m,)           internal budgets, rising
+    estimate, work (n, m)   per prompt that the promise was tested on, at every level
+    loss.M   (n, m)    the same for every metric; larger is worse (PSNR and SSIM are stored negated)
+
+A file is read as data and checked before anything is used: format, sizes, names, digest, shapes, signs. Nothing is
+unpickled, nothing outside the JSON file's folder is opened.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from dicache.conformal import accepted, failures_allowed, prompts_needed, rising
+from dicache.errors import BudgetError, ProfileError
+from dicache.types import LATENT, Course, Wanted
+
+Prices = Literal["law", "measured"]
+FORMAT = "dicache.profile/1"
+LARGEST = {"json": 4 << 20, "arrays": 256 << 20}
+"""Bytes; more is no profile."""
+UNSIGNED = ("turning", "scale", "quoted", "weight", "cost", "levels", "estimate", "work", f"loss.{LATENT}")
+USUAL = 0.9
+"""Share of prompts that keep a budget for which no confidence was given."""
+CLOSE = 1e-4
+"""How far sigmas may differ, relative to their largest, and guidance scales, relative to 1."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run must share with the calibration for the promise to hold."""
+
+    model: str
+    """The denoiser's fingerprint (`dicache.identity`)."""
+    scheduler: str
+    sigmas: tuple[float, ...]
+    """Per step, as the run's course has them."""
+    guidance: float
+    """Weight of the strongest branch; 1 without guidance."""
+    prices: Prices = "law"
+    """By which prices the tested runs were planned: those of `dicache.law`, or those measured here."""
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas)
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    facts: Facts
+    arrays: Mapping[str, np.ndarray]
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers of prompts, seed, what the calibration cost, versions: for people, nothing depends on it."""
+
+    def __post_init__(self) -> None:
+        _check(self.facts, self.arrays)
+
+    @property
+    def name(self) -> str:
+        """Short and readable: model, scheduler, steps, guidance."""
+        scheduler = self.facts.scheduler.split("(")[0]
+        return f"{self.facts.model[:12]}, {scheduler}, {self.facts.steps} steps, guidance {self.facts.guidance:g}"
+
+    @property
+    def metrics(self) -> list[str]:
+        return sorted(key.removeprefix("loss.") for key in self.arrays if key.startswith("loss."))
+
+    @property
+    def prompts(self) -> int:
+        """How many the promise was tested on."""
+        return len(self.arrays["work"])
+
+    def differs(self, course: Course, guidance: float | None) -> str | None:
+        """In what this profile does not fit a run, by name; None if it fits. `guidance` None is not known yet."""
+        facts = self.facts
+        if len(course.sigmas) != facts.steps:
+            return f"steps: it was calibrated at {facts.steps}, this run has {len(course.sigmas)}"
+        if course.begin:
+            return f"steps: it was calibrated on whole runs, this one begins at step {course.begin}"
+        if course.solver != facts.scheduler:
+            return f"scheduler: it was calibrated with {facts.scheduler}, this run has {course.solver or 'none'}"
+        apart = np.abs(np.subtract(course.sigmas, facts.sigmas)).max()
+        if apart > CLOSE * max(facts.sigmas):
+            return f"scheduler: its time grid is another one, they are up to {apart:.3g} apart"
+        if guidance is not None and not math.isclose(guidance, facts.guidance, abs_tol=100 * CLOSE):
+            return f"guidance: it was calibrated at {facts.guidance:g}, this run has {guidance:.4g}"
+        return None
+
+    def level(self, wanted: Wanted, confidence: float | None) -> float:
+        """The internal budget to spend: the largest whose losses keep `wanted` with this confidence, 0 where none does
+        (`dicache.conformal`). Without a confidence nothing is promised, and it is the largest that kept `wanted` for
+        nine of ten tested prompts.
+
+        Raises ProfileError if the metric was not calibrated or the prompts are too few for the confidence.
+        """
+        losses = self.losses(wanted.metric)
+        if wanted.bound <= 0 and wanted.metric == LATENT:
+            return 0.0
+        if confidence is None:
+            within = ((losses <= wanted.bound).mean(0) >= USUAL).cumprod().sum()
+            return float(self.arrays["levels"][within - 1]) if within else 0.0
+        if failures_allowed(self.prompts, confidence) < 0:
+            raise ProfileError(
+                f"confidence {confidence:g} needs a profile tested on {prompts_needed(confidence)} prompts or more; "
+                f"{self.name!r} was tested on {self.prompts}. Calibrate with more prompts or ask for less."
+            )
+        count = accepted(losses, wanted.bound, confidence)
+        return float(self.arrays["levels"][count - 1]) if count else 0.0
+
+    def losses(self, metric: str) -> np.ndarray:
+        """(n, m). Raises ProfileError if the profile has none of this metric."""
+        if metric not in self.metrics:
+            raise ProfileError(
+                f"{self.name!r} was not calibrated for {metric}: it has {', '.join(self.metrics)}. "
+                f"Calibrate again with metric={metric!r} among the metrics."
+            )
+        return np.asarray(self.arrays[f"loss.{metric}"])
+
+    def level_of_speedup(self, speedup: float) -> float:
+        """The internal budget whose mean work over the tested prompts is 1 / speedup: linear between levels in their
+        logarithm, and below the smallest level on as between the two smallest.
+        """
+        if speedup <= 1:
+            return 0.0
+        work, logs = np.minimum.accumulate(self.arrays["work"].mean(0)), np.log(self.arrays["levels"])
+        if 1 / speedup > work[0] > work[-1]:
+            following = int((work < work[0]).argmax())
+            slope = (logs[following] - logs[0]) / (work[0] - work[following])
+            return float(np.exp(logs[0] - slope * (1 / speedup - work[0])))
+        return float(np.exp(np.interp(-1 / speedup, -work, logs)))
+
+    @property
+    def fastest(self) -> float:
+        """The largest speed-up that was tried."""
+        return float(1 / self.arrays["work"].mean(0).min())
+
+    def true_error(self, estimate: float) -> float:
+        """What an estimate turned out to be on the tested prompts: a rising map, clamped to what was seen; the estimate
+        itself before any test.
+        """
+        if not self.prompts or estimate <= 0:
+            return estimate
+        return float(np.exp(np.interp(np.log(estimate), *self._true_errors)))
+
+    @cached_property
+    def _true_errors(self) -> tuple[np.ndarray, np.ndarray]:
+        return rising(self.arrays["estimate"].ravel(), self.arrays[f"loss.{LATENT}"].ravel())
+
+    def save(self, path: str | Path) -> None:
+        """Write `path` (.json) and the arrays beside it (.safetensors). Raises ProfileError if that is impossible."""
+        path = Path(path)
+        if path.suffix != ".json":
+            raise ProfileError(f"{path} is not a profile's name. Expected one that ends in .json.")
+        data = save({key: np.ascontiguousarray(value, dtype=np.float32) for key, value in self.arrays.items()})
+        beside = path.with_suffix(".safetensors")
+        content = {
+            "format": FORMAT,
+            "model": self.facts.model,
+            "scheduler": self.facts.scheduler,
+            "sigmas": list(self.facts.sigmas),
+            "guidance": self.facts.guidance,
+            "prices": self.facts.prices,
+            "about": dict(self.about),
+            "arrays": {"file": beside.name, "sha256": hashlib.sha256(data).hexdigest()},
+        }
+        try:
+            beside.write_bytes(data)
+            path.write_text(json.dumps(content, indent=1) + "\n")
+        except OSError as error:
+            raise ProfileError(f"the profile cannot be written to {path}: {error}.") from error
+
+
+def load_profile(path: str | Path) -> Profile:
+    """Read what `Profile.save` wrote. Raises ProfileError, whatever is wrong with the files; nothing is loaded then."""
+    path = Path(path)
+    try:
+        content = json.loads(_bytes(path, LARGEST["json"]).decode())
+        facts, bound = _facts(content)
+        data = _bytes(path.parent / bound["file"], LARGEST["arrays"])
+        if hashlib.sha256(data).hexdigest() != bound["sha256"]:
+            raise _Wrong(f"{bound['file']} is not the file it was saved with (sha256 differs)")
+        return Profile(facts, load(data), content["about"])
+    except (_Wrong, BudgetError, OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise ProfileError(
+            f"{path} is no profile that can be used: {error}. Calibrate again: dicache.calibrate(...)."
+        ) from error
+
+
+class _Wrong(Exception):
+    """What is wrong with a file."""
+
+
+def _bytes(path: Path, largest: int) -> bytes:
+    if path.is_symlink() or not path.is_file():
+        raise _Wrong(f"{path.name} does not exist or is not a plain file")
+    if path.stat().st_size > largest:
+        raise _Wrong(f"{path.name} has more than {largest} bytes")
+    return path.read_bytes()
+
+
+def _facts(content: Any) -> tuple[Facts, dict[str, str]]:  # noqa: ANN401
+    """Of the JSON, and the name and digest of the arrays' file."""
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise _Wrong(f"its format is not {FORMAT}")
+    kinds: dict[str, Any] = {
+        "model": str,
+        "scheduler": str,
+        "sigmas": list,
+        "guidance": (int, float),
+        "about": dict,
+        "arrays": dict,
+    }
+    for key, kind in kinds.items():
+        if not isinstance(content.get(key), kind) or isinstance(content[key], bool):
+            raise _Wrong(f"{key!r} is missing or of another kind")
+    bound = content["arrays"]
+    if not all(isinstance(bound.get(key), str) for key in ("file", "sha256")):
+        raise _Wrong("'arrays' does not name a file and its sha256")
+    if Path(bound["file"]).name != bound["file"] or not bound["file"].endswith(".safetensors"):
+        raise _Wrong(f"{bound['file']!r} is not the name of a safetensors file in the same folder")
+    if not all(isinstance(s, int | float) and not isinstance(s, bool) for s in content["sigmas"]):
+        raise _Wrong("'sigmas' are not all numbers")
+    sigmas = tuple(float(s) for s in content["sigmas"])
+    if content.get("prices") not in ("law", "measured"):
+        raise _Wrong("'prices' is neither law nor measured")
+    return Facts(content["model"], content["scheduler"], sigmas, float(content["guidance"]), content["prices"]), bound
+
+
+def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ProfileError unless the arrays belong together and hold what they may."""
+    steps = facts.steps
+    if not 2 <= steps <= 10_000 or not np.isfinite(facts.sigmas).all() or not 1 <= facts.guidance < math.inf:
+        raise ProfileError("a profile needs 2 or more finite sigmas and a finite guidance from 1 on.")
+    names = {
+        "turning",
+        "scale",
+        "quoted",
+        "weight",
+        "cost",
+        "correlation",
+        "levels",
+        "estimate",
+        "work",
+        f"loss.{LATENT}",
+    }
+    if missing := names - set(arrays):
+        raise ProfileError(f"a profile without {', '.join(sorted(missing))}")
+    if any(value.dtype.kind != "f" for value in arrays.values()):
+        raise ProfileError("a profile's arrays must hold floating-point numbers.")
+    forms, _, reach, longest = arrays["turning"].shape if arrays["turning"].ndim == 4 else (0, 0, 0, 0)
+    prompts, levels = arrays["work"].shape if arrays["work"].ndim == 2 else (0, 0)
+    shapes = {
+        "turning": (forms, steps, reach, longest),
+        "cost": (steps, reach, longest),
+        "scale": (steps,),
+        "quoted": (steps,),
+        "weight": (steps + 1, reach, longest),
+        "correlation": arrays["correlation"].shape[:1],
+        "levels": (levels,),
+    }
+    for key, value in arrays.items():
+        expected = shapes.get(key, (prompts, levels))
+        if value.shape != expected or 0 in value.shape[1:] or (key in shapes and not value.size):
+            raise ProfileError(f"a profile's {key!r} has the shape {value.shape}; expected {expected}.")
+        if key in ("turning", "cost"):
+            value = value[~np.isnan(value)]
+        if not np.isfinite(value).all() or (key in UNSIGNED and (value < 0).any()):
+            raise ProfileError(f"a profile's {key!r} holds numbers that are not finite or below 0.")
+    if (np.diff(arrays["levels"]) <= 0).any() or (arrays["levels"] <= 0).any():
+        raise ProfileError("a profile's levels must rise, from above 0.")
+    if not ((arrays["work"] > 0) & (arrays["work"] <= 1.0001)).all():
+        raise ProfileError("a profile's work must lie in (0, 1].")

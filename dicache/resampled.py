@@ -1,0 +1,58 @@
+"""A profile moved to another course of the same model: a guess, made by where the steps lie. Nothing is promised by it.
+
+Step i of the new course stands at the place p(i) of the old one where the old course has the same sigma. A gap of the
+new course reaches from p(i) to p(i + g); what it costs is read off there, log-linear between the old course's whole
+steps, and grows with the square of its length where the new steps are shorter than one old step.
+"""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+from scipy.ndimage import map_coordinates
+
+from dicache.profile import Facts, Profile
+from dicache.types import Course
+
+Array = np.ndarray
+
+
+def resampled(profile: Profile, course: Course, guidance: float) -> Profile:
+    """The same arrays at the steps of `course`, (A, T, D, G) and so on; the tested levels stay as they are."""
+    old, arrays = profile.facts, dict(profile.arrays)
+    place = np.interp(-np.array(course.sigmas), -np.array(old.sigmas), np.arange(old.steps))
+    place = np.append(place, 2 * place[-1] - place[-2])
+    _, _, reach, longest = arrays["turning"].shape
+    arrays["turning"] = np.stack([_table(form, place, reach, longest) for form in arrays["turning"]])
+    arrays["cost"] = _table(arrays["cost"], place, *arrays["cost"].shape[1:])
+    stretch = np.diff(place)
+    for key in ("scale", "quoted"):
+        arrays[key] = np.interp(place[:-1], np.arange(old.steps), arrays[key]) * stretch
+    nearest = np.clip(place.round().astype(int), 0, old.steps)
+    arrays["weight"] = arrays["weight"][nearest]
+    facts = Facts(old.model, course.solver, course.sigmas, max(1.0, guidance), old.prices)
+    return replace(profile, facts=facts, arrays=arrays)
+
+
+def _table(table: Array, place: Array, reach: int, longest: int) -> Array:
+    """(T, D, G) -> (T', D, G)."""
+    steps = len(place) - 1
+    i, d, g = np.meshgrid(np.arange(steps), np.arange(1, reach + 1), np.arange(1, longest + 1), indexing="ij")
+    back = place[i] - place[np.maximum(i - d, 0)]
+    ahead = place[np.minimum(i + g, steps)] - place[i]
+    logs = np.log(np.maximum(_filled(table), 1e-12))
+    where = np.stack([place[i], np.clip(back, 1, None) - 1, np.clip(ahead, 1, None) - 1])
+    found = np.exp(map_coordinates(logs, where, order=1, mode="nearest")) * np.clip(ahead, None, 1) ** 2
+    return np.where((i - d < 1) | (i + g >= steps), np.nan, found)
+
+
+def _filled(table: Array) -> Array:
+    """Without nan: what is not there takes the value before it, along G, then D, then T."""
+    for axis in (2, 1, 0):
+        moved = np.moveaxis(table.copy(), axis, 0)
+        for before, here in pairwise(moved):
+            np.copyto(here, before, where=np.isnan(here))
+        for after, here in pairwise(moved[::-1]):
+            np.copyto(here, after, where=np.isnan(here))
+        table = np.moveaxis(moved, 0, axis)
+    return table
