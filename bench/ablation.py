@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,17 @@ from dicache.bench.curves import curves
 from dicache.bench.measure import Judge
 from dicache.bench.tables import markdown
 from dicache.config import Config, budgeted
+from dicache.controllers.base import Controller
 from dicache.controllers.budgeted import Budgeted
 from dicache.controllers.clip import Clip
 from dicache.controllers.fixed import every
 from dicache.controllers.planned import Planned
+from dicache.corrector import PayBack
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.reference.scenes import prompts
 from dicache.sites import Branches, Evaluation, Sites, Spans, Sublayers, Tail
+from dicache.types import Decision, Quote, Rows, Step
 
 SETTINGS = tuple(Setting(steps, shift=shift) for steps in (28, 20) for shift in (1.0, 3.0))
 WORK = (0.5, 0.35)
@@ -46,6 +49,28 @@ BUDGETS = (0.012, 0.03, 0.07, 0.15)
 SMALL = (0.003, 0.01, 0.03, 0.1)
 """For sites below the evaluation, whose share in the stream underrates what they do to the output."""
 RESULT = Path(__file__).parent / "results" / "ablation.json"
+
+
+@dataclass(frozen=True)
+class Unweighted(Controller[Any]):
+    """Steps count alike, whatever the solver makes of their outputs."""
+
+    inner: Planned
+
+    def init(self, samples: int) -> Any:  # noqa: ANN401
+        return self.inner.init(samples)
+
+    def decide(self, quote: Quote, step: Step, state: Any) -> tuple[Decision, Any]:  # noqa: ANN401
+        if step.course is None:
+            return self.inner.decide(quote, step, state)
+        flat = sum(step.course.coefficients) / len(step.course.coefficients)
+        course = step.course._replace(coefficients=(flat,) * len(step.course.coefficients))
+        cost = quote.cost * flat / step.coefficient
+        return self.inner.decide(quote._replace(cost=cost), step._replace(coefficient=flat, course=course), state)
+
+    def settle(self, ratio: Rows, computed: Rows, state: Any) -> Any:  # noqa: ANN401
+        return self.inner.settle(ratio, computed, state)
+
 
 VARIANTS: dict[str, Callable[[float], Config]] = {
     "the default": budgeted,
@@ -63,6 +88,9 @@ VARIANTS: dict[str, Callable[[float], Config]] = {
     "a first-block probe corrects the estimate": lambda b: Config(
         Planned(b), estimator=ClosedLoop(trust=0.5), probe=FirstBlocks()
     ),
+    "steps not weighted by the solver": lambda b: Config(Unweighted(Planned(b))),
+    "with deferred correction, trust 0.5": lambda b: Config(Planned(b), corrector=PayBack(0.5)),
+    "with deferred correction, trust 1": lambda b: Config(Planned(b), corrector=PayBack(1.0)),
     "closed loop, probe, alignment (as before the plan)": lambda b: Config(
         Clip(Budgeted(b)),
         estimator=ClosedLoop(trust=0.5),
