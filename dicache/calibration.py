@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -35,6 +36,7 @@ from dicache.estimators.recorder import Recorder
 from dicache.identity import identity
 from dicache.ledger import Entry, Ledger
 from dicache.metrics import Metric, Metrics, loss, relative_error, resolved
+from dicache.norms import length
 from dicache.profile import Facts, Prices, Profile
 from dicache.sensitivity import Played, schedules, weights
 from dicache.shelf import Shelf
@@ -188,7 +190,7 @@ class _Work:
         gram = changes @ changes.T
         change = np.sqrt(gram.diagonal())
         long = np.where(change > 0, change, np.nan)
-        whole = np.sqrt((final.astype(np.float64) ** 2).sum())
+        whole = float(length(torch.from_numpy(final)[None]))
         return {"masks": done.astype(np.uint8), "change": change / whole, "cosine": gram / np.outer(long, long)}
 
     def test(
