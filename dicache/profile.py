@@ -76,8 +76,8 @@ class Profile:
     @property
     def name(self) -> str:
         """Short and readable: model, scheduler, steps, guidance."""
-        scheduler = self.facts.scheduler.split("(")[0]
-        return f"{self.facts.model[:12]}, {scheduler}, {self.facts.steps} steps, guidance {self.facts.guidance:g}"
+        model, scheduler = self.facts.model.split("-")[0], self.facts.scheduler.split("(")[0]
+        return f"{model}, {scheduler}, {self.facts.steps} steps, guidance {self.facts.guidance:g}"
 
     @property
     def metrics(self) -> list[str]:
