@@ -29,8 +29,6 @@ class Evidence(NamedTuple):
     typical: float | None = None
     """The constant that the laws usually have here (`dicache.law`); None where nothing is known."""
     step: Step | None = None
-    guidance: Rows | None = None
-    """Weight of the strongest branch, (B,); None until it was measured."""
     latent: Tensor | None = None
     """The denoiser's input, (B, ...)."""
     feature: Tensor | None = None
@@ -41,6 +39,8 @@ class Evidence(NamedTuple):
     """What the step gave, (B, ...), all branches mixed; only when observing, and None where not all branches were
     computed.
     """
+    guidance: Rows | None = None
+    """Weight of the strongest branch, (B,); None until it was measured."""
 
 
 class Estimator(ABC, Generic[S]):
