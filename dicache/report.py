@@ -37,7 +37,7 @@ class Promise(NamedTuple):
         if self.kind == "nearest":
             return f"nothing is promised: profile='nearest' moved a profile to this run ({name})."
         if self.confidence is None:
-            return f"the error is estimated by the profile {name}; give confidence=... to have a promise."
+            return f"the error is estimated by the profile {name}; nothing is promised without confidence=..."
         return (
             f"promised with confidence {self.confidence:g} by the profile {name}, for prompts like the {prompts} it "
             f"was tested on; it holds for {CERTAINTY:.0%} of such calibrations."
