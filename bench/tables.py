@@ -155,7 +155,7 @@ def losses(facts: Facts) -> str:
         if mine is None:
             lost.append(f"median error {target:g} lies beyond dicache's sweep")
             continue
-        ahead = [c.name for c in found if c.kind != "oracle" and c is not ours and (c.speedup_at(target) or 0) > mine]
+        ahead = [c.name for c in found if c.kind not in ("oracle", "dicache") and (c.speedup_at(target) or 0) > mine]
         if ahead:
             lost.append(f"at median error {target:g} {', '.join(ahead)} {'is' if len(ahead) == 1 else 'are'} faster")
     return "Where dicache does not win: " + ("; ".join(lost) if lost else "nowhere in this table") + "."

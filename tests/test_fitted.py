@@ -32,12 +32,11 @@ from dicache.controllers.interval import Interval
 from dicache.errors import FittedError, ModeError, UnsupportedModelError
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.fitted import KINDS, About, Fitted, described
-from dicache.macs import MacCounter
 from dicache.moments import Increments, LowRankIncrements, Moments, Pair, StepMoments
 from dicache.probes.site_input import SiteInput
 from dicache.reference.weights import MODEL
 from dicache.sites import Drafted, Evaluation, Sites, Spans, Sublayers
-from tiny import draw_wan, make_flux, make_wan
+from tiny import count_macs, draw_wan, make_flux, make_wan
 
 STEPS = 6
 C = 4
@@ -597,7 +596,6 @@ def grids(cache):
 def test_the_laws_hold_for_every_preset(name):
     config, pipe = ENGAGED[name](), make_flux()
     exact: dict[tuple[str, float], torch.Tensor] = {}
-    macs: list[float] = []
     with dicache.enable(pipe, config=config) as cache:
         alone = [(FLUX.draw(pipe, [sample], STEPS), grids(cache)) for sample in (1, 2, 3)]
         FLUX.draw(pipe, [1, 2, 3], STEPS)  # costs of a batch of three are measured
@@ -608,15 +606,7 @@ def test_the_laws_hold_for_every_preset(name):
             )
             for site in session.sites
         ]
-        inner = pipe.transformer.forward
-
-        def counting(*args, **kwargs):
-            with MacCounter() as counter:
-                output = inner(*args, **kwargs)
-            macs.append(counter.total)
-            return output
-
-        pipe.transformer.forward = counting
+        macs = count_macs(pipe.transformer)
         together, decided = FLUX.draw(pipe, [1, 2, 3], STEPS), grids(cache)
         del pipe.transformer.forward
         for handle in handles:

@@ -37,7 +37,6 @@ from dicache.estimators.magnitude_ratios import measure_ratios, nearest
 from dicache.estimators.polynomial import Polynomial
 from dicache.estimators.relative_change import RelativeChange
 from dicache.estimators.sensitivities import Table, measure_sensitivities
-from dicache.macs import MacCounter
 from dicache.probes.base import Probe, View
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.first_blocks_residual import FirstBlocksResidual
@@ -46,7 +45,7 @@ from dicache.probes.raw_latent import RawLatent
 from dicache.probes.sampled_tokens import SampledTokens
 from dicache.probes.spectrum_filtered import SpectrumFiltered, gains
 from dicache.types import Action, Course, Quote, Step
-from tiny import PIPELINES, make_flux
+from tiny import PIPELINES, count_macs, make_flux
 
 N, B = 24, 3
 SIGMAS = [1 - i / N for i in range(N)]
@@ -331,7 +330,6 @@ def test_the_laws_hold_for_every_preset(name):
     config, pipe = ENGAGED[name], make_flux()
     plain = FLUX.draw(make_flux(), [1, 2, 3], STEPS)
     exact: dict[float, torch.Tensor] = {}
-    macs: list[float] = []
     with dicache.enable(pipe, config=config) as cache:
         alone = [(FLUX.draw(pipe, [sample], STEPS), decisions(cache)[0]) for sample in (1, 2, 3)]
         session = cache._session
@@ -340,16 +338,8 @@ def test_the_laws_hold_for_every_preset(name):
             exact[session.run.step.sigma] = output.clone()
 
         handle = pipe.transformer.proj_out.register_forward_hook(seen)
-        inner = pipe.transformer.forward
-
-        def counting(*args, **kwargs):
-            with MacCounter() as counter:
-                output = inner(*args, **kwargs)
-            macs.append(counter.total)
-            return output
-
         FLUX.draw(pipe, [1, 2, 3], STEPS)  # costs of a batch of three are measured
-        pipe.transformer.forward = counting
+        macs = count_macs(pipe.transformer)
         together, strips = FLUX.draw(pipe, [1, 2, 3], STEPS), decisions(cache)
         handle.remove()
         run, trace = session.run, cache.trace

@@ -24,12 +24,11 @@ from dicache.config import Config
 from dicache.controllers.budgeted import Budgeted
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.hooks import Attachment
-from dicache.macs import MacCounter
 from dicache.rows import map_tensors, tensors
 from dicache.sites import Branches, Drafted, Sublayers
 from dicache.streams import value_of
 from dicache.types import Action, Reason
-from tiny import PIPELINES, make_flux
+from tiny import PIPELINES, count_macs, make_flux
 
 B, SIDE, WIDTH, DEPTH, GUIDANCE = 3, 5, 4, 4, 4.0
 TOKENS = SIDE * SIDE
@@ -424,7 +423,6 @@ class Watched:
 def test_the_laws_hold_for_every_preset(name):
     config, pipe = ENGAGED[name], make_flux()
     tiny = GUIDED if isinstance(config.sites, Branches) else FLUX
-    macs: list[float] = []
 
     def actions(cache: dicache.Cache) -> Tensor:
         return torch.stack([record.action for record in cache.trace.records], dim=1)
@@ -432,15 +430,8 @@ def test_the_laws_hold_for_every_preset(name):
     with dicache.enable(pipe, config=config) as cache:
         alone, alone_decided = tiny.draw(pipe, [2], STEPS), actions(cache)
         tiny.draw(pipe, [1, 2, 3], STEPS)  # costs of a batch of three are measured
-        watched, inner = Watched(pipe.transformer, cache), pipe.transformer.forward
-
-        def counting(*args, **kwargs):
-            with MacCounter() as counter:
-                output = inner(*args, **kwargs)
-            macs.append(counter.total)
-            return output
-
-        pipe.transformer.forward = counting
+        watched = Watched(pipe.transformer, cache)
+        macs = count_macs(pipe.transformer)
         together, decided, trace = tiny.draw(pipe, [1, 2, 3], STEPS), actions(cache), cache.trace
         for handle in watched.handles:
             handle.remove()

@@ -13,12 +13,11 @@ from dicache.controllers.interval import Interval
 from dicache.controllers.planned import Planned
 from dicache.errors import ModeError, UnsupportedModelError
 from dicache.estimators.closed_loop import ClosedLoop
-from dicache.macs import MacCounter
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.sites import Branches, Drafted, Evaluation, Sites, Spans, Sublayers, Tail
 from dicache.streams import form_of, output_of, value_of
 from dicache.types import Action, Kind, Reason
-from tiny import PIPELINES, Tiny, make_flux
+from tiny import PIPELINES, Tiny, count_macs, make_flux
 
 STEPS = 8
 SITES: dict[str, Sites] = {
@@ -81,18 +80,9 @@ def test_decisions_do_not_depend_on_batch_mates(name, inner, mates, place):
 
 def test_work_is_what_ran_and_memory_is_what_was_planned(tiny, sites):
     pipe = tiny.make()
-    macs = []
     with dicache.enable(pipe, config=config(sites)) as cache:
         tiny.draw(pipe, [1, 2], STEPS)  # costs are measured
-        inner = pipe.transformer.forward
-
-        def counting(*args, **kwargs):
-            with MacCounter() as counter:
-                output = inner(*args, **kwargs)
-            macs.append(counter.total)
-            return output
-
-        pipe.transformer.forward = counting
+        macs = count_macs(pipe.transformer)
         tiny.draw(pipe, [1, 2], STEPS)
         trace = cache.trace
     assert trace.executed.sum().item() == pytest.approx(sum(macs), rel=1e-6)

@@ -27,6 +27,8 @@ from diffusers import (
 )
 from torch import Tensor
 
+from dicache.macs import MacCounter
+
 GUIDANCE = 4.0
 
 
@@ -59,6 +61,20 @@ def lively(model: torch.nn.Module) -> torch.nn.Module:
             std=0.6 / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.02,
         )
     return model.eval()
+
+
+def count_macs(transformer: torch.nn.Module) -> list[float]:
+    """What every call executes from now on, appended call by call."""
+    inner, macs = transformer.forward, list[float]()
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        with MacCounter() as counter:
+            output = inner(*args, **kwargs)
+        macs.append(counter.total)
+        return output
+
+    transformer.forward = counting
+    return macs
 
 
 def make_flux() -> FluxPipeline:
