@@ -10,8 +10,9 @@ which the computed step takes back through its own output, as Adams-Moulton does
 Off by default: on the reference model it lost (interval 3, order 1: median error 0.0179 without, 0.0271 with half of
 it, 0.0690 with all; interval 2: 0.0045, 0.0042, 0.0078), because the truth is evaluated at the drifted latent and the
 flow forgets most of the drift by itself. Under the default's plan, at half the work, half of it won on a shifted grid
-(0.0051 for 0.0075) and lost on an even one (0.0115 for 0.0101). On an earlier, half-trained model it halved the error. It acts on whole
-evaluations, and not under solvers that add noise or take several outputs a step: the report then says so.
+(0.0051 for 0.0075) and lost on an even one (0.0115 for 0.0101). On an earlier, half-trained model it halved the
+error. It acts on whole evaluations, and not under solvers that add noise or take several outputs a step: the report
+then says so.
 """
 
 from dataclasses import dataclass
