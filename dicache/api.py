@@ -14,11 +14,11 @@ from dicache.config import Config, calibrated
 from dicache.controllers.promised import Aim, Chosen, Keep, Pace, Promised, keep
 from dicache.errors import BudgetError, ModeError, ProfileError, UnsupportedModelError
 from dicache.hooks import Attachment
-from dicache.identity import identity
+from dicache.identity import identity, offloaded, outline
 from dicache.profile import Profile
 from dicache.report import Promise, Report
 from dicache.session import Clock, Session
-from dicache.shelf import HOW_TO, Shelf, shelf_for, shipped_classes
+from dicache.shelf import HOW_TO, Shelf, may_have_shipped, shelf_for
 from dicache.trace import Trace
 from dicache.types import Rows, Wanted
 
@@ -194,7 +194,7 @@ def _speedups(speedup: Any) -> Budget:  # noqa: ANN401
 
 def _configured(denoiser: nn.Module, aim: Aim, profile: Any) -> Config:  # noqa: ANN401
     """The parts for one denoiser: with measured prices where a profile might fit, else those of the law."""
-    if profile is not None or type(denoiser).__name__ in shipped_classes():
+    if profile is not None or (may_have_shipped(outline(denoiser)) and not offloaded(denoiser)):
         shelf = shelf_for(identity(denoiser), profile)
     else:
         shelf = Shelf(())

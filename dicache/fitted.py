@@ -47,8 +47,8 @@ class About:
     """What coefficients were fitted on, and how."""
 
     kind: str
-    model: dict[str, str]
-    """Fingerprint of the denoiser (`dicache.fingerprint`)."""
+    model: str
+    """Which denoiser (`dicache.identity`)."""
     scheduler: str
     sigmas: tuple[float, ...]
     """Of the steps, in the unit of the scheduler's axis (`Step.sigma`)."""
@@ -170,7 +170,7 @@ def _about(fields: dict[str, Any]) -> About:
         raise ValueError(f"its format is not {FORMAT}; another version of dicache wrote it")
     about = About(**{**fields, "sigmas": tuple(map(float, fields["sigmas"]))})
     numbers, counts = (*about.sigmas, about.guidance, about.ridge), (about.prompts, about.longest, about.rank)
-    words = (about.kind, about.scheduler, about.version, *about.model, *about.model.values())
+    words = (about.kind, about.scheduler, about.version, about.model)
     if not all(type(n) is float and math.isfinite(n) for n in numbers) or not about.sigmas:
         raise ValueError("its steps, guidance or ridge are not finite numbers")
     if not all(type(n) is int and n >= 1 for n in counts) or not all(type(word) is str for word in words):

@@ -24,8 +24,8 @@ from dicache.config import Config
 from dicache.controllers.interval import Interval
 from dicache.errors import FittedError, ModeError, UnsupportedModelError
 from dicache.estimators.closed_loop import ClosedLoop
-from dicache.fingerprint import fingerprint
 from dicache.fitted import KINDS, About, Fitted, described
+from dicache.identity import identity
 from dicache.moments import Increments, LowRankIncrements, Moments, Pair, StepMoments, Sums
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.raw_latent import RawLatent
@@ -74,7 +74,7 @@ def fit(
             f"fit needs a pipeline with one denoiser, not {type(pipe).__name__} with {', '.join(modules)}."
         )
     (denoiser,) = modules.values()
-    model = fingerprint(denoiser)
+    model = identity(denoiser)
     with enable(pipe, config=_recording(kind, sites, longest)) as cache, torch.no_grad():
         with tqdm(total=steps * -(-len(prompts) // batch), desc=f"fit {kind}", disable=not progress) as bar:
             recorder = _Recorder(cache._session, _sums(kind, steps, longest, rank, ridge), steps, longest, bar.update)

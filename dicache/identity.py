@@ -1,5 +1,6 @@
-"""Which model is this? A digest of the denoiser's class, its parameters' names, shapes and dtype, and a few values of
-each. Loading the same weights again gives the same digest; another checkpoint, a merged LoRA or another dtype does not.
+"""Which model is this? `outline` says what it is built like: class, and its parameters' names, shapes and dtypes.
+`identity` also reads a few values of each: loading the same weights again gives the same, another checkpoint or a
+merged LoRA does not.
 """
 
 import hashlib
@@ -7,16 +8,36 @@ import hashlib
 import torch
 from torch import nn
 
+from dicache.errors import UnsupportedModelError
+
 VALUES = 16
 """Per parameter, evenly spread over it."""
 
 
+def outline(denoiser: nn.Module) -> str:
+    """The class name and 16 hexadecimal digits. Reads no weights."""
+    built = [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in sorted(denoiser.named_parameters())]
+    return f"{type(denoiser).__name__}-{hashlib.sha256(';'.join(built).encode()).hexdigest()[:16]}"
+
+
+def offloaded(denoiser: nn.Module) -> bool:
+    """Whether weights are elsewhere at this moment (sequential offload)."""
+    return any(parameter.is_meta for parameter in denoiser.parameters())
+
+
 def identity(denoiser: nn.Module) -> str:
-    """The class name and 32 hexadecimal digits. Waits for the device once per parameter."""
+    """The outline and 32 hexadecimal digits. Waits for the device once per parameter.
+
+    Raises UnsupportedModelError where it is `offloaded`.
+    """
+    if offloaded(denoiser):
+        raise UnsupportedModelError(
+            f"the weights of {type(denoiser).__name__} are offloaded, so it cannot be told which model it is. "
+            "Call dicache before turning on sequential offload."
+        )
     digest = hashlib.sha256()
-    for name, parameter in sorted(denoiser.named_parameters()):
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+    for _, parameter in sorted(denoiser.named_parameters()):
         flat = parameter.detach().reshape(-1)
         chosen = torch.linspace(0, max(flat.numel() - 1, 0), min(VALUES, flat.numel())).long()
         digest.update(flat[chosen.to(flat.device)].float().cpu().numpy().tobytes())
-    return f"{type(denoiser).__name__}-{digest.hexdigest()[:32]}"
+    return f"{outline(denoiser)}-{digest.hexdigest()[:32]}"

@@ -49,7 +49,7 @@ class Facts:
     """What a run must share with the calibration for the promise to hold."""
 
     model: str
-    """The denoiser's fingerprint (`dicache.identity`)."""
+    """Which denoiser (`dicache.identity`)."""
     scheduler: str
     sigmas: tuple[float, ...]
     """Per step, as the run's course has them."""

@@ -74,9 +74,9 @@ def shipped(model: str) -> tuple[Profile, ...]:
     return tuple(profile for profile in _all_shipped() if profile.facts.model == model)
 
 
-def shipped_classes() -> set[str]:
-    """Classes of the denoisers that have one: no other needs a fingerprint."""
-    return {profile.facts.model.split("-")[0] for profile in _all_shipped()}
+def may_have_shipped(outline: str) -> bool:
+    """Whether a model of this outline (`dicache.identity`) may have one: no other needs its weights read."""
+    return any(profile.facts.model.startswith(outline) for profile in _all_shipped())
 
 
 @lru_cache(maxsize=1)

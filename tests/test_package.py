@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"types", "errors", "extension", "_checkout"},
-    {"budget", "norms", "grid", "history", "rows", "macs", "clock", "law", "plan", "effects", "fingerprint", "moments"}
+    {"budget", "norms", "grid", "history", "rows", "macs", "clock", "law", "plan", "effects", "moments"}
     | {"metrics", "conformal", "profile", "resampled", "shelf", "measured", "identity", "ledger"},
     {"probes", "estimators", "approximators", "controllers", "trace", "guided", "parts", "streams", "corrector"},
     {"models", "sites"},

@@ -13,7 +13,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 import dicache
 from dicache.calibration import calibrate
 from dicache.conformal import CERTAINTY, accepted, failures_allowed, prompts_needed, rising
-from dicache.errors import BudgetError, ModeError, ProfileError
+from dicache.controllers.planned import Planned
+from dicache.errors import BudgetError, ModeError, ProfileError, UnsupportedModelError
 from dicache.identity import identity
 from dicache.measured import MeasuredPlan
 from dicache.metrics import loss, resolved
@@ -373,6 +374,19 @@ def test_every_sample_may_have_its_own_speedup_and_one_nobody_tried_is_refused()
 
 
 # Which model is this?
+
+
+def test_a_model_whose_weights_are_offloaded_runs_without_a_profile_and_says_so_where_one_is_named():
+    pipe = Captioned()
+    pipe.transformer.to("meta")
+    with dicache.enable(pipe, error_budget=0.1) as cache:
+        assert isinstance(cache._session.config.controller, Planned)
+    with pytest.raises(UnsupportedModelError, match="offloaded"):
+        dicache.enable(pipe, error_budget=0.1, profile="nearest")
+    reference = dicache.reference.pipeline()
+    reference.transformer.to("meta")
+    with dicache.enable(reference, error_budget=0.1) as cache:
+        assert isinstance(cache._session.config.controller, Planned)
 
 
 def test_the_identity_is_of_the_weights_and_of_nothing_else():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dicache.approximators.base import Approximator, Now, Past
 from dicache.approximators.hold import Reuse
 from dicache.errors import FittedError, UnsupportedModelError
-from dicache.fingerprint import fingerprint
+from dicache.identity import identity
 from dicache.types import Action, Rows, Site
 
 
@@ -30,8 +30,8 @@ class Calibrated(Approximator):
     """By site and by name; float32."""
     sigmas: tuple[float, ...] = ()
     """Of the steps fitted. Read only by those that have coefficients per step."""
-    model: Mapping[str, str] | None = None
-    """Fingerprint of the denoiser; None fits any."""
+    model: str | None = None
+    """Which denoiser (`dicache.identity`); None fits any."""
     placed: dict[tuple[str, str, torch.device, torch.dtype], Tensor] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -47,11 +47,9 @@ class Calibrated(Approximator):
         return sum(t.nbytes for site in self.coefficients.values() for name, t in site.items() if name in self.names)
 
     def check(self, denoiser: nn.Module, sites: Sequence[Site]) -> None:
-        here = fingerprint(denoiser)
-        if self.model is not None and self.model != here:
-            parts = ", ".join(name for name in here if self.model.get(name) != here[name])
+        if self.model is not None and self.model != (here := identity(denoiser)):
             raise FittedError(
-                f"these coefficients were fitted on another model than this {here['class']} (its {parts} differ). "
+                f"these coefficients were fitted on another model: {self.model}, this is {here}. "
                 "Fit again with dicache.fit."
             )
         missing = [site.path for site in sites if site.path not in self.coefficients]
