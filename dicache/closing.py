@@ -64,7 +64,8 @@ def _learn(config: Config, run: Run, place: Place, errors: Grid) -> None:
     evidence = judged.evidence._replace(output=place.value)
     ratio = (errors / judged.predicted).gather(1, judged.best[:, None])[:, 0]
     place.controller = place.rule.settle(ratio, judged.computed, place.controller)
-    place.estimator = config.estimator.observe(errors, evidence, judged.computed, place.estimator)
+    if place.depth != 0:
+        place.estimator = config.estimator.observe(errors, evidence, judged.computed, place.estimator)
 
 
 def _forget(config: Config, run: Run) -> None:

@@ -38,6 +38,7 @@ class Memory:
         self.seen: set[tuple[int, str]] = set()
         self.depths: dict[int, int] | None = None if self.config.memory_limit is not None else {}
         self.planned: int | None = None
+        self.latent = 0
 
     def depth(self, place: Place) -> int:
         """How many exact values are kept of a site: none before the plan where there is a limit."""
@@ -47,8 +48,11 @@ class Memory:
 
     def nothing(self, place: Place, rows: int) -> Past:
         depth = self.depth(place)
-        features = min(self.config.feature_depth, depth) if depth < self.config.depth else self.config.feature_depth
-        return Past(history.empty(depth, rows), history.empty(features, rows), history.empty(depth, rows))
+        return Past(*(history.empty(n, rows) for n in (depth, self._features(depth), depth)))
+
+    def _features(self, depth: int) -> int:
+        """How many of the probe's features are kept beside `depth` values."""
+        return self.config.feature_depth if depth == self.config.depth else min(self.config.feature_depth, depth)
 
     def saw(self, place: Place, branch: str, value: Tensor, feature: Tensor | None, noise: Tensor | None) -> None:
         """A site gave a value in the run's first step."""
@@ -66,29 +70,26 @@ class Memory:
         if self.planned is not None or not self.sizes:
             return
         self.sizes = {place: size._replace(macs=macs[place]) for place, size in self.sizes.items()}
+        self.latent = run.latent[: run.samples].nbytes
         limit = self.config.memory_limit
         depths = dict.fromkeys(self.sizes, self.config.depth)
         if limit is not None and self._total(depths) > limit:
             depths = self._lowered(limit)
-        self.depths, self.planned = depths, self._total(depths) + len(run.places) * self._estimator(run)
+        self.depths, self.planned = depths, self._total(depths)
         for place in run.places:
             place.depth = depths.get(place.site.place, self.config.depth)
             place.past = {} if limit is not None else place.past
-
-    def _estimator(self, run: Run) -> int:
-        """Bytes of one site's."""
-        one = max(self.sizes.values(), key=lambda size: size.feature + size.value)
-        branches = max(1, len({branch for _, branch in self.seen}))
-        latent = run.latent[: run.samples].nbytes
-        return self.config.estimator.held(one.feature // branches, one.value // branches, latent)
+            if not place.depth:
+                place.estimator = self.config.estimator.init(run.samples, len(self.config.approximators))
 
     def _total(self, depths: dict[int, int]) -> int:
-        """Bytes."""
+        """Bytes; a site of which nothing is kept has no estimator either."""
         total = self.fixed if any(depths.values()) else 0
         for place, depth in depths.items():
-            size = self.sizes[place]
-            kept = self.config.feature_depth if depth == self.config.depth else min(self.config.feature_depth, depth)
-            total += depth * size.value + kept * size.feature
+            if depth:
+                size, branches = self.sizes[place], max(1, len({b for p, b in self.seen if p == place}))
+                total += depth * size.value + self._features(depth) * size.feature
+                total += self.config.estimator.held(size.feature // branches, size.value // branches, self.latent)
         return total
 
     def _lowered(self, limit: int) -> dict[int, int]:

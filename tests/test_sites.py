@@ -1,5 +1,7 @@
 """Sites below the whole evaluation: the same laws at any granularity."""
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -7,14 +9,20 @@ from hypothesis import given, settings
 
 import dicache
 from dicache.approximators.hold import Reuse
+from dicache.approximators.linear import Extrapolate
 from dicache.controllers.budgeted import Budgeted
 from dicache.controllers.fixed import Fixed
 from dicache.controllers.interval import Interval
 from dicache.controllers.planned import Planned
+from dicache.controllers.threshold import Threshold
 from dicache.errors import ModeError, UnsupportedModelError
 from dicache.estimators.closed_loop import ClosedLoop
+from dicache.estimators.online_rate import OnlineRate
+from dicache.estimators.relative_change import RelativeChange
 from dicache.probes.first_blocks import FirstBlocks
-from dicache.sites import Branches, Drafted, Evaluation, Sites, Spans, Sublayers, Tail
+from dicache.probes.raw_latent import RawLatent
+from dicache.probes.site_input import SiteInput
+from dicache.sites import Branches, Drafted, Sites, Spans, Sublayers, Tail
 from dicache.streams import form_of, output_of, value_of
 from dicache.types import Action, Kind, Reason
 from tiny import PIPELINES, Tiny, count_macs, make_flux
@@ -178,17 +186,31 @@ def test_no_draft_is_rejected_at_an_endless_tolerance():
 # Memory.
 
 
-@settings(max_examples=10)
+CAPPED = {
+    "evaluation": dicache.Config(Interval(3), ClosedLoop()),
+    "evaluation, the estimator keeps features": dicache.Config(
+        Threshold(0.5), RelativeChange(), (Extrapolate(), Reuse()), FirstBlocks()
+    ),
+    "evaluation, the estimator keeps outputs": dicache.Config(Threshold(0.5), OnlineRate(), (Reuse(),), RawLatent()),
+    "blocks": dicache.Config(Interval(3), ClosedLoop(), sites=Spans()),
+    "blocks, the estimator keeps features": dicache.Config(
+        Threshold(0.5), RelativeChange(), (Reuse(),), SiteInput(), Spans()
+    ),
+    "sublayers": dicache.Config(Interval(3), ClosedLoop(), sites=Sublayers()),
+}
+
+
+@settings(max_examples=6)
 @given(share=st.floats(0.02, 1.2))
-@pytest.mark.parametrize("inner", [Evaluation(), Spans(), Sublayers()], ids=["evaluation", "blocks", "sublayers"])
-def test_memory_is_capped_and_the_report_says_so(inner, share):
-    pipe = make_flux()
-    with dicache.enable(pipe, config=dicache.Config(Interval(3), ClosedLoop(), sites=inner)) as cache:
+@pytest.mark.parametrize("name", CAPPED)
+def test_memory_is_capped_and_the_report_says_so(name, share):
+    pipe, rule = make_flux(), CAPPED[name]
+    with dicache.enable(pipe, config=rule) as cache:
         GUIDED.draw(pipe, [1, 2], STEPS)
+    assert cache.trace.cache_bytes <= cache.trace.planned_bytes
     wanted = cache.trace.planned_bytes
     limit = max(1, int(share * wanted))
-    capped = dicache.Config(Interval(3), ClosedLoop(), sites=inner, memory_limit=limit)
-    with dicache.enable(pipe, config=capped) as cache:
+    with dicache.enable(pipe, config=replace(rule, memory_limit=limit)) as cache:
         GUIDED.draw(pipe, [1, 2], STEPS)
     assert cache.trace.cache_bytes <= cache.trace.planned_bytes <= limit
     said = any("memory_limit" in warning for warning in cache.report().warnings)
