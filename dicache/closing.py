@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Now
 from dicache.config import Config
-from dicache.evidence import gather
+from dicache.evidence import nothing
 from dicache.guided import chunks_of
 from dicache.judge import judge, realised
 from dicache.run import Place, Run
@@ -40,12 +39,12 @@ def _errors(config: Config, run: Run) -> list[Grid]:
     forms = len(config.approximators)
     for place in run.places:
         if place.judgement is None:  # nobody had to decide
-            judge(config, run, place, gather(config, run, None, Now(run.step.sigma, None)))
+            judge(config, run, place, nothing(config, run))
     unknown = [torch.full((run.samples, forms), torch.nan, dtype=torch.float64) for _ in run.places]
-    if not run.guided.complete:
+    computed = torch.stack([place.judgement.computed for place in run.places if place.judgement]).any(0)
+    if not run.guided.complete or not bool(computed.any()):
         return unknown
     measured, scale = run.guided.measure(run.latent[: run.samples], run.step.clean, forms)
-    computed = torch.stack([place.judgement.computed for place in run.places if place.judgement]).any(0)
     run.scale = scale if run.scale is None else torch.where(computed, scale, run.scale)
     if run.places[0].site.whole:
         run.places[0].value = run.guided.truth
@@ -55,7 +54,7 @@ def _errors(config: Config, run: Run) -> list[Grid]:
         return unknown
     sums = torch.stack([place.sums for place in known if place.sums is not None]).double().cpu()
     found = {id(place): realised(place, grid, forms) for place, grid in zip(known, sums, strict=True)}
-    return [found.get(id(place), nothing) for place, nothing in zip(run.places, unknown, strict=True)]
+    return [found.get(id(place), none) for place, none in zip(run.places, unknown, strict=True)]
 
 
 def _learn(config: Config, run: Run, place: Place, errors: Grid) -> None:

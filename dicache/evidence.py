@@ -2,6 +2,8 @@
 the probe measured, and the approximators' guesses where an estimator asks for them.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -10,26 +12,31 @@ from dicache.approximators.linear import Extrapolate, extrapolate
 from dicache.config import Config
 from dicache.estimators.base import Evidence
 from dicache.law import turning
+from dicache.macs import Meter
 from dicache.norms import relative_change
 from dicache.run import Run
 from dicache.types import Rows
 
 
-def gather(config: Config, run: Run, past: Past | None, now: Now) -> Evidence:
-    """Of one site, before it is computed in the step's first call; `past` is that of the branch that is called, None
-    where it was never computed.
-    """
-    course, step = run.step.course, run.step
+def nothing(config: Config, run: Run, feature: Tensor | None = None) -> Evidence:
+    """Of a site that was never computed, or that nobody had to decide."""
     unknown = torch.full((run.samples,), torch.nan, dtype=torch.float64)
-    bare = Evidence(
+    return Evidence(
         growth=unknown[:, None].expand(-1, len(config.approximators)),
         innovation=unknown,
         innovation_growth=unknown,
-        step=step,
+        step=run.step,
         guidance=run.guided.strength,
         latent=run.latent[: run.samples],
-        feature=None if now.feature is None else now.feature[: run.samples],
+        feature=None if feature is None else feature[: run.samples],
     )
+
+
+def gather(config: Config, run: Run, meter: Meter, past: Past | None, now: Now) -> Evidence:
+    """Of one site, before it is computed in the step's first call; `past` is that of the branch that is called, None
+    where it was never computed.
+    """
+    course, step, bare = run.step.course, run.step, nothing(config, run, now.feature)
     if past is None:
         return bare
     times, time = past.outputs.sigmas[:, : run.samples], step.sigma
@@ -38,9 +45,9 @@ def gather(config: Config, run: Run, past: Past | None, now: Now) -> Evidence:
     known = bare._replace(
         growth=torch.stack([_growth(a, times, time) for a in config.approximators], dim=1),
         typical=None if course is None else turning(time),
-        guess=lambda form: _guess(config, run, past, now, form),
+        guess=lambda form: _guess(config, run, meter, past, now, form),
     )
-    if now.feature is None or len(past.features.values) < 2:
+    if not config.estimator.reads_innovation or now.feature is None or len(past.features.values) < 2:
         return known
     moved = relative_change(extrapolate(past.features, step.sigma), now.feature)[: run.samples].double().cpu()
     features = past.features.sigmas[:, : run.samples]
@@ -55,11 +62,25 @@ def _growth(approximator: Approximator, times: Tensor, time: float) -> Rows:
     return approximator.growth(times, time)
 
 
-def _guess(config: Config, run: Run, past: Past, now: Now, form: int) -> Tensor | None:
-    approximator = config.approximators[form]
-    if len(past.outputs.values) < approximator.needs:
-        return None
-    return approximator.guess(past, now)[: run.samples]
+def _guess(config: Config, run: Run, meter: Meter, past: Past, now: Now, form: int) -> Tensor | None:
+    guess = guesses(config, meter, past, now, [form]).get(form)
+    return None if guess is None else guess[: run.samples]
+
+
+def guesses(config: Config, meter: Meter, past: Past, now: Now, forms: Iterable[int]) -> dict[int, Tensor]:
+    """What these approximators guess, (R, ...) each, where the history is long enough; their matrix products booked."""
+    return {
+        i: _counted(config.approximators[i], meter, past, now)
+        for i in forms
+        if len(past.outputs.values) >= config.approximators[i].needs
+    }
+
+
+def _counted(form: Approximator, meter: Meter, past: Past, now: Now) -> Tensor:
+    if form.multiplies:
+        name = f"{type(form).__name__} {id(form)} at {now.site}"
+        meter.added(meter.measure(name, lambda: form.guess(past, now), (), {}, 0) / past.rows)
+    return form.guess(past, now)
 
 
 def known(past: Past, needs: Rows) -> Rows:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from dicache import history
-from dicache.approximators.base import Approximator, Now, Past
+from dicache.approximators.base import Now, Past
 from dicache.config import Config
 from dicache.errors import UnsupportedModelError
 from dicache.estimators.base import Evidence
-from dicache.evidence import gather
+from dicache.evidence import gather, guesses
 from dicache.extension import combine, residual_sums
 from dicache.judge import computing, judge, judge_together, reject
 from dicache.macs import Meter
@@ -58,8 +58,7 @@ class Inner:
             )
         inside = site.kind not in (Kind.SPAN, Kind.CHECK)
         key = (call.key, part.path)
-        execute = part.run_inside if inside else part.run_for
-        output = execute(opening.which, self.meter, self.shapes.get(key))
+        output = part.run_for(opening.which, self.meter, self.shapes.get(key), inside=inside)
         if key not in self.shapes:
             self.shapes[key] = shapes_of(output)
         if part.path != site.parts[-1]:
@@ -91,7 +90,7 @@ class Inner:
         module = getattr(part.forward, "__self__", None)
         assert isinstance(module, nn.Module)
         view = View(run.latent, stream, stream, module, part.args, part.kwargs, run.step)
-        self.meter.probed(self.meter.measure(f"the probe at {part.path}", probe, (view,), {}, call.rows))
+        self.meter.added(self.meter.measure(f"the probe at {part.path}", probe, (view,), {}, call.rows))
         return probe(view)
 
     def _decide(self, run: Run, call: Call, place: Place, opening: Opening) -> Rows | None:
@@ -105,7 +104,7 @@ class Inner:
         return computed if computed is None or call.rejected is None else computed | call.rejected
 
     def _evidence(self, run: Run, call: Call, place: Place, feature: Tensor | None) -> Evidence:
-        return gather(self.config, run, place.past.get(call.branch), _now(run, place, feature))
+        return gather(self.config, run, self.meter, place.past.get(call.branch), _now(run, place, feature))
 
     # Closing.
 
@@ -116,22 +115,23 @@ class Inner:
         if opening.feature is None and not opening.changed:  # what it continues was not known when it opened
             opening.feature = self._feature(run, call, opening, form)
         past = place.past.get(call.branch) or self.memory.nothing(place, call.rows)
-        guesses = self._guesses(place, past, _now(run, place, opening.feature), learning=not opening.which.none)
-        computed = opening.which.computed
+        computed, now = opening.which.computed, _now(run, place, opening.feature)
+        wanted = place.used if opening.which.none else range(len(self.config.approximators))
+        found = guesses(self.config, self.meter, past, now, wanted)
         if opening.which.none:
             call.drafted = torch.ones(call.rows, dtype=torch.bool)
-            return output_of(form, opening.inputs, self._chosen(run, place, guesses))
+            return output_of(form, opening.inputs, self._chosen(run, place, found))
         value = value_of(form, opening.inputs, output)
         exact = torch.ones(call.rows, dtype=torch.bool) if computed is None else computed
         if place.site.kind is Kind.CHECK and call.drafted is not None:
-            self._verify(run, call, place, value, guesses)
+            self._verify(run, call, place, value, found)
             exact = ~call.drafted
-        self._measure(run, call, place, value, guesses, output)
+        self._measure(run, call, place, value, found, output)
         self._remember(run, call, place, past, value, opening, exact)
         if computed is None:
             return output
         call.drafted = ~computed if call.drafted is None else call.drafted | ~computed
-        return output_of(form, opening.inputs, self._chosen(run, place, guesses), output, computed)
+        return output_of(form, opening.inputs, self._chosen(run, place, found), output, computed)
 
     def _form(self, call: Call, opening: Opening, output: Tree) -> Form | None:
         key, site = (call.key, opening.site.path), opening.site
@@ -140,22 +140,6 @@ class Inner:
             if self.forms[key] is None:
                 self.note(f"{site.path} always computes: what it gives has not the batch on its first axis.")
         return self.forms[key]
-
-    def _guesses(self, place: Place, past: Past, now: Now, *, learning: bool) -> dict[int, Tensor]:
-        forms = self.config.approximators
-        wanted = set(range(len(forms)))
-        if not learning:
-            wanted = set() if place.judgement is None else set(place.judgement.best.tolist())
-        return {
-            i: self._guess(forms[i], past, now) for i in sorted(wanted) if len(past.outputs.values) >= forms[i].needs
-        }
-
-    def _guess(self, form: Approximator, past: Past, now: Now) -> Tensor:
-        if not form.multiplies:
-            return form.guess(past, now)
-        name = f"{type(form).__name__} at {now.site}"
-        guess: Tensor = self.meter.guessed(name, lambda: form.guess(past, now), past.rows)
-        return guess
 
     def _chosen(self, run: Run, place: Place, guesses: dict[int, Tensor]) -> Tensor:
         """Every row's guess by the approximator that was proposed, (R, ...)."""

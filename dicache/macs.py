@@ -72,31 +72,14 @@ class Meter:
             self.costs[part] = counter.total
         return self.costs[part]
 
-    def ran(self, cost: float) -> None:
-        """A part ran for all rows."""
+    def ran(self, cost: float, rows: Rows | bool = True, *, inside: bool = False) -> None:
+        """A part ran for all rows, for none, or for some, (R,) bool; `inside` another that was booked for all rows."""
+        self.executed += cost * rows - cost * inside
+        self.uncached += cost * (not inside)
+
+    def added(self, cost: float) -> None:
+        """A probe or an approximator computed something of its own."""
         self.executed += cost
-        self.uncached += cost
-
-    def ran_for(self, cost: float, rows: Rows) -> None:
-        """A part ran for `rows`, (R,) bool."""
-        self.executed += cost * rows
-        self.uncached += cost
-
-    def skipped(self, cost: float) -> None:
-        self.uncached += cost
-
-    def spared(self, cost: float, rows: Rows | None) -> None:
-        """A part inside another, which was booked in full, ran for `rows`, (R,) bool, only; None: for none."""
-        self.executed -= cost if rows is None else cost * ~rows
-
-    def probed(self, cost: float) -> None:
-        """A probe computed something of its own."""
-        self.executed += cost
-
-    def guessed(self, name: str, guess: Callable[[], Tree], rows: int) -> Tree:
-        """What an approximator guesses for all rows, its matrix products booked."""
-        self.executed += self.measure(name, guess, (), {}, rows) / rows
-        return guess()
 
     def again(self) -> None:
         """The call that was just booked runs again: what it executes comes on top of what it would have cost."""

@@ -42,29 +42,19 @@ class Part(NamedTuple):
     def run(self) -> Tree:
         return self.forward(*self.args, **self.kwargs)
 
-    def run_for(self, chosen: Which, meter: Meter, shapes: Tree) -> Tree:
-        """Its output: zeros in rows that skip, something shaped like `shapes` where all do."""
+    def run_for(self, chosen: Which, meter: Meter, shapes: Tree, *, inside: bool = False) -> Tree:
+        """Its output: zeros in rows that skip, something shaped like `shapes` where all do. `inside`: it belongs to
+        another part, whose cost holds its own.
+        """
         cost = meter.measure(self.path, self.forward, self.args, self.kwargs, chosen.rows)
         if chosen.none:
-            meter.skipped(cost)
+            meter.ran(cost, False, inside=inside)
             return stand_in(shapes, self.args, self.kwargs)
         if chosen.some is None or not self.batched(chosen.rows):
-            meter.ran(cost)
+            meter.ran(cost, inside=inside)
             return self.run()
         assert chosen.computed is not None
-        meter.ran_for(cost, chosen.computed)
-        args, kwargs = take(self.args, self.kwargs, chosen.some, chosen.rows)
-        return scatter(self.forward(*args, **kwargs), chosen.some, chosen.rows)
-
-    def run_inside(self, chosen: Which, meter: Meter, shapes: Tree) -> Tree:
-        """The same for a module inside another one, whose cost holds its own."""
-        cost = meter.measure(self.path, self.forward, self.args, self.kwargs, chosen.rows)
-        if chosen.none:
-            meter.spared(cost, None)
-            return stand_in(shapes, self.args, self.kwargs)
-        if chosen.some is None or not self.batched(chosen.rows):
-            return self.run()
-        meter.spared(cost, chosen.computed)
+        meter.ran(cost, chosen.computed, inside=inside)
         args, kwargs = take(self.args, self.kwargs, chosen.some, chosen.rows)
         return scatter(self.forward(*args, **kwargs), chosen.some, chosen.rows)
 

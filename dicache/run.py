@@ -67,6 +67,11 @@ class Place:
     share: Rows | None = None
     """||value|| / ||output|| when last computed, (B,); None for the whole evaluation."""
 
+    @property
+    def used(self) -> list[int]:
+        """The approximators that were proposed at this step."""
+        return [] if self.judgement is None else sorted(set(self.judgement.best.tolist()))
+
     def next_step(self) -> None:
         self.judgement = self.sums = self.value = None
 

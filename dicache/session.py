@@ -174,7 +174,7 @@ class Session:
         call.view = None
         if probe.local:
             return
-        self.meter.probed(self.meter.measure("the probe", probe, (view,), {}, call.rows))
+        self.meter.added(self.meter.measure("the probe", probe, (view,), {}, call.rows))
         call.feature = probe(view)
 
     def around(
@@ -193,7 +193,8 @@ class Session:
         started = time.perf_counter()
         self.call = None
         result = self.whole.end(run, call, output) if self.inner is None else self.whole.passed(run, call, output)
-        run.bytes = max(run.bytes, run.held + (self.memory.fixed if run.held else 0))
+        held = run.held
+        run.bytes = max(run.bytes, held + (self.memory.fixed if held else 0))
         run.overhead += time.perf_counter() - started
         return result
 
@@ -212,7 +213,8 @@ class Session:
 
     def _close(self, run: Run, after: Tensor | None) -> None:
         close(self.config, run, after)
-        self.memory.plan(run, self._site_macs())
+        if self.memory.planned is None:
+            self.memory.plan(run, self._site_macs())
 
     def _site_macs(self) -> list[float]:
         return [sum(self.meter.costs.get(part, 0.0) for part in site.parts) for site in self.sites]

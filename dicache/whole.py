@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from dicache import history
-from dicache.approximators.base import Approximator, Now, Past
+from dicache.approximators.base import Now, Past
 from dicache.approximators.noise import noise_of
 from dicache.config import Config
-from dicache.evidence import gather
+from dicache.evidence import gather, guesses
 from dicache.extension import combine
 from dicache.judge import computing, judge
 from dicache.macs import Meter
@@ -35,9 +35,9 @@ class Whole:
         if run.samples == 0 or bool(always.all()):
             return None
         if place.judgement is None:
-            rows = slice(run.samples * _weaker(run, call), None)
-            past = place.past.get(call.branch)
-            judge(self.config, run, place, gather(self.config, run, past and _from(past, rows), _now(run, call, rows)))
+            rows = slice(run.samples * _weaker(run, always), None)
+            past, now = place.past.get(call.branch), _now(run, call, always, rows)
+            judge(self.config, run, place, gather(self.config, run, self.meter, past and _from(past, rows), now))
         computed = computing(self.config, run, place, call.branch)
         return None if computed is None else computed | always
 
@@ -53,18 +53,18 @@ class Whole:
         if place.site.kind is Kind.BRANCH and (run.guided.mixture is None or bool(always.all())):
             run.strongest = output.detach().clone() if run.guided.mixture is not None else None
             return self.passed(run, call, output)
-        which, forms = call.which, self.config.approximators
+        which = call.which
         exact = torch.ones(call.rows, dtype=torch.bool) if which.computed is None else which.computed
         past = place.past.get(call.branch) or self.memory.nothing(place, call.rows)
-        wanted = self._used(place) if which.none else range(len(forms))
-        now, base = _now(run, call), _base(run, call, output)
-        guesses = {i: self._guess(forms[i], past, now) for i in wanted if len(past.outputs.values) >= forms[i].needs}
+        wanted = place.used if which.none else range(len(self.config.approximators))
+        now, base = _now(run, call, always), _base(run, always, output)
+        found = guesses(self.config, self.meter, past, now, wanted)
         if base is not None:
-            guesses = {i: base + guess for i, guess in guesses.items()}
-        result = output if which.computed is None else self._filled(run, place, guesses, output, exact)
-        result = self._corrected(run, place, past, guesses, result, exact)
+            found = {i: base + guess for i, guess in found.items()}
+        result = output if which.computed is None else self._filled(run, place, found, output, exact)
+        result = self._corrected(run, place, past, found, result, exact)
         if not which.none:
-            run.guided.add(call.branch, output, guesses)
+            run.guided.add(call.branch, output, found)
             self._remember(run, call, past, output if base is None else output - base, exact & ~always)
         run.guided.handed(call.branch, result)
         return result
@@ -84,15 +84,6 @@ class Whole:
             weight = rule.weight(past.outputs, self.config.approximators[i], course, run.step.index)
             output = rule.corrected(output, guess, weight, exact & (best == i))
         return output
-
-    def _guess(self, form: Approximator, past: Past, now: Now) -> Tensor:
-        if not form.multiplies:
-            return form.guess(past, now)
-        guess: Tensor = self.meter.guessed(f"{type(form).__name__}", lambda: form.guess(past, now), past.rows)
-        return guess
-
-    def _used(self, place: Place) -> list[int]:
-        return [] if place.judgement is None else sorted(set(place.judgement.best.tolist()))
 
     def _filled(self, run: Run, place: Place, guesses: dict[int, Tensor], output: Tensor, exact: Rows) -> Tensor:
         """`output` where computed, else the guess that was decided on."""
@@ -115,9 +106,9 @@ class Whole:
         run.places[0].past[call.branch] = Past(outputs, features, noises)
 
 
-def _now(run: Run, call: Call, rows: slice = slice(None)) -> Now:
+def _now(run: Run, call: Call, always: Rows, rows: slice = slice(None)) -> Now:
     feature = None if call.feature is None else call.feature[rows]
-    difference = run.strongest is not None or bool(_strongest(run, call).any())
+    difference = run.strongest is not None or bool(always.any())
     return Now(run.step.sigma, feature, run.latent[rows], run.step.noise, run.step.course, difference=difference)
 
 
@@ -138,16 +129,13 @@ def _strongest(run: Run, call: Call) -> Rows:
     return rows
 
 
-def _weaker(run: Run, call: Call) -> int:
+def _weaker(run: Run, always: Rows) -> int:
     """The first chunk of the call that may be skipped."""
-    return int((~_strongest(run, call)).view(run.guided.chunks, -1).all(1).int().argmax())
+    return int((~always).view(run.guided.chunks, -1).all(1).int().argmax())
 
 
-def _base(run: Run, call: Call, output: Tensor) -> Tensor | None:
+def _base(run: Run, always: Rows, output: Tensor) -> Tensor | None:
     """What the strongest branch gave at this step, for every row; None unless branches are sites and it was called."""
-    always = _strongest(run, call)
-    if run.places[0].site.kind is not Kind.BRANCH:
-        return None
     if not bool(always.any()):
         return run.strongest
     return output[always.to(output.device)].repeat(run.guided.chunks, *[1] * (output.ndim - 1))

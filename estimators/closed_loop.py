@@ -34,7 +34,7 @@ class ClosedLoop(Estimator[Constants]):
 
     @property
     def reads_innovation(self) -> bool:
-        return True
+        return self.trust != 0
 
     def init(self, samples: int, forms: int) -> Constants:
         unknown = torch.full((samples, forms), torch.inf, dtype=torch.float64)
