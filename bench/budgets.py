@@ -20,7 +20,8 @@ from torch import Tensor
 
 from dicache.api import enable
 from dicache.config import budgeted
-from dicache.demo import draw, pictures, relative_error
+from dicache.demo import draw, pictures
+from dicache.metrics import relative_error
 from dicache.reference.assembly import STEPS, pipeline
 from dicache.reference.reader import Reader
 from dicache.reference.scenes import prompts

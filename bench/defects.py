@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from dicache.api import enable
 from dicache.bench.micro import Stack
-from dicache.demo import relative_error
+from dicache.metrics import relative_error
 
 STEPS, BATCH, BUDGET = 20, [0, 1, 2, 3], 0.1
 ROUNDING = 1e-4  # relative L2 by which one model may differ between two batch sizes

@@ -19,8 +19,9 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from dicache.bench.arms import Arm, Setting
 from dicache.bench.batched import FluxBatchedPipeline
-from dicache.demo import pictures, relative_error
+from dicache.demo import pictures
 from dicache.macs import MacCounter
+from dicache.metrics import relative_error
 from dicache.reference.assembly import pipeline
 from dicache.reference.reader import Reader
 

@@ -28,7 +28,7 @@ from dicache.bench.measure import draw_batch, fresh
 from dicache.clock import timeline
 from dicache.config import Config
 from dicache.controllers.fixed import masks
-from dicache.demo import relative_error
+from dicache.metrics import relative_error
 from dicache.plan import plan_of
 
 Masks = np.ndarray

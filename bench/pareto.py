@@ -26,7 +26,7 @@ from dicache.bench.ours import BASELINES, DICACHE
 from dicache.bench.peers import PEERS
 from dicache.bench.presets import PRESETS
 from dicache.bench.store import Facts, Store, circumstances, differences, load
-from dicache.demo import relative_error
+from dicache.metrics import relative_error
 from dicache.reference.scenes import prompts
 
 RESULTS = Path(__file__).parent / "results"

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dicache.budget import Budget, per_sample
 from dicache.hooks import Attachment
 from dicache.metrics import relative_error
-from dicache.rows import Tree, map_tensors, take, tensors
+from dicache.rows import Tree, map_tensors, plain, take, tensors
 from dicache.run import Run
 from dicache.types import Rows
 
@@ -83,7 +83,7 @@ class Auditor:
             return
         if self.seen is not run:
             self.finish()
-            self.seen, self.shadow = run, self._begun(run, tensors(_plain(output))[0])
+            self.seen, self.shadow = run, self._begun(run, tensors(plain(output))[0])
         shadow = self.shadow
         if shadow is None:
             return
@@ -92,7 +92,7 @@ class Auditor:
         if run.step.index == run.step.total - 1 and shadow.mirror is None:
             shadow.mirror = copy.deepcopy(self.scheduler())
         branch = next(reversed(run.guided.outputs))
-        shadow.handed[branch] = tensors(_plain(output))[0]
+        shadow.handed[branch] = tensors(plain(output))[0]
         shadow.exact[branch] = self._computed(module, args, kwargs, shadow, shadow.handed[branch])
 
     def _begun(self, run: Run, output: Tensor) -> Shadow | None:
@@ -124,7 +124,7 @@ class Auditor:
 
         own_args, own_kwargs = take(map_tensors(swapped, args), map_tensors(swapped, kwargs), rows, len(whole))
         with torch.no_grad():
-            output = tensors(_plain(module.forward(*own_args, **own_kwargs)))[0]
+            output = tensors(plain(module.forward(*own_args, **own_kwargs)))[0]
         return torch.zeros_like(like).index_copy_(0, rows.to(like.device), output)
 
     def _step(self, shadow: Shadow, index: int) -> None:
@@ -167,7 +167,3 @@ def summary(found: list[Audited], confidence: float | None) -> dict[str, Any]:
         "p": p,
         "drift": p is not None and p < SIGNIFICANT,
     }
-
-
-def _plain(output: Tree) -> Tree:
-    return tuple(output.values()) if hasattr(output, "to_tuple") else output

@@ -13,7 +13,7 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from dicache.api import enable
-from dicache.norms import relative_change
+from dicache.metrics import relative_error
 from dicache.page import COLOURS
 from dicache.reference.assembly import GUIDANCE, STEPS, pipeline
 from dicache.reference.reader import Reader
@@ -100,11 +100,6 @@ def pictures(pipe: FluxPipeline, latents: Tensor) -> Tensor:
         pipe._unpack_latents(latents, side, side, pipe.vae_scale_factor), return_dict=False
     )[0]
     return (decoded / 2 + 0.5).clamp(0, 1)
-
-
-def relative_error(latents: Tensor, reference: Tensor) -> Tensor:
-    """||x - x_ref|| / ||x_ref||, (B, ...) -> (B,)."""
-    return relative_change(latents, reference)
 
 
 def run(budget: float, *, steps: int = STEPS, tick: Callable[[], None] = lambda: None) -> Outcome:

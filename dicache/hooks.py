@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dicache.config import Config
 from dicache.errors import AlreadyEnabledError, UnsupportedModelError
 from dicache.models.stacks import find
-from dicache.rows import Tree, tensors
+from dicache.rows import Tree, plain, tensors
 from dicache.session import Clock, Session
 
 NAME = "dicache"
@@ -132,7 +132,7 @@ class Attachment:
         if self.session.rejected:
             self.session.repeat()
             output = module.forward(*args, **kwargs)
-        found = tensors(_plain(output))
+        found = tensors(plain(output))
         if len(found) != 1:
             raise UnsupportedModelError(
                 f"{type(module).__name__} returned {len(found)} tensors. Expected one, the prediction for the latent: "
@@ -140,10 +140,6 @@ class Attachment:
             )
         value = self.session.end(found[0])
         return output if value is found[0] else _replaced(output, value)
-
-
-def _plain(output: Tree) -> Tree:
-    return tuple(output.values()) if hasattr(output, "to_tuple") else output
 
 
 def _replaced(output: Tree, value: Tensor) -> Tree:

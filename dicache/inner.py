@@ -49,7 +49,8 @@ class Inner:
         """One module of a site."""
         site = self.of[part.path]
         if part.path == site.parts[0]:
-            call.opening = self._opened(run, call, run.places[site.place], part)
+            with run.timed():
+                call.opening = self._opened(run, call, run.places[site.place], part)
         opening = call.opening
         if opening is None or opening.site != site:
             raise UnsupportedModelError(
@@ -64,7 +65,8 @@ class Inner:
         if part.path != site.parts[-1]:
             return output
         call.opening = None
-        return self._closed(run, call, run.places[site.place], opening, output)
+        with run.timed():
+            return self._closed(run, call, run.places[site.place], opening, output)
 
     # Opening.
 
@@ -157,12 +159,11 @@ class Inner:
         if run.samples == 0:
             return
         unknown = torch.full((call.rows,), torch.nan, device=value.device)
-        columns = [
-            residual_sums(value, guesses[i])[:, 2] if i in guesses else unknown
-            for i in range(len(self.config.approximators))
-        ]
+        found = {i: residual_sums(value, guess) for i, guess in guesses.items()}
+        columns = [found[i][:, 2] if i in found else unknown for i in range(len(self.config.approximators))]
+        size = next(iter(found.values())) if found else residual_sums(value, value)
         outputs = [residual_sums(t, t)[:, 5] for t in tensors(output)]
-        columns += [residual_sums(value, value)[:, 5], torch.stack(outputs).sum(0)]
+        columns += [size[:, 5], torch.stack(outputs).sum(0)]
         sums = torch.stack(columns, dim=1).unflatten(0, (run.guided.chunks, -1)).sum(0)
         place.sums = sums if place.sums is None else place.sums + sums
         if place.value is None:

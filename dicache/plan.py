@@ -17,6 +17,7 @@ class Plan:
         self.time, self.longest, self.last = np.array(course.balances), longest, last
         self.unit = np.array(course.coefficients) * [turning(b) for b in course.balances]
         self.value = self._values()
+        self.ways: dict[int, list[int]] = {}
 
     def prices(self, anchor: int, before: int, steps: int) -> np.ndarray:
         """What each of the next steps adds, (steps,); `before` is the anchor before the anchor."""
@@ -53,6 +54,11 @@ class Plan:
 
     def way(self, computed: int) -> list[int]:
         """The computed steps of the best way that has this many, for a sample of which nothing is known."""
+        if computed not in self.ways:
+            self.ways[computed] = self._way(computed)
+        return self.ways[computed]
+
+    def _way(self, computed: int) -> list[int]:
         steps, i, left = [0], 1, computed - 1
         while left:
             costs = [self._cost(i, g) + self.value[i + 1 + g, left - 1] for g in range(self.most(i + 1) + 1)]

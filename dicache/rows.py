@@ -35,6 +35,11 @@ def tensors(tree: Tree) -> list[Tensor]:
     return found
 
 
+def plain(output: Tree) -> Tree:
+    """What a denoiser returned, taken out of the object that diffusers wraps it in."""
+    return tuple(output.values()) if hasattr(output, "to_tuple") else output
+
+
 def take(
     args: tuple[Tree, ...], kwargs: Mapping[str, Tree], rows: Tensor, batch: int
 ) -> tuple[tuple[Tree, ...], dict[str, Tree]]:

@@ -4,6 +4,9 @@ Estimator and controller keep typed states of their own, one per site; the sessi
 Nothing is kept on a module, a class or a global.
 """
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +110,15 @@ class Run:
         kept = [held.nbytes for place in self.places for past in place.past.values() for held in past]
         states = [t for place in self.places for t in tensors(place.estimator) if t.ndim > 2]
         return sum(kept) + sum(t.nbytes for t in states)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """What happens inside is the controller's own time."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.overhead += time.perf_counter() - started
 
     def let_go(self) -> None:
         """Of the model's tensors."""

@@ -152,22 +152,23 @@ class Session:
         if started:
             call.view = _view(run, part)
             if depth == 0:
-                self._look(call, None)
+                self._look(run, call, None)
         if self.inner is not None and path in self.inner.of:
             call.position += self.inner.of[path].kind in (Kind.SPAN, Kind.CHECK)
             return self.inner.run(run, call, part)
         if self.inner is None and call.position == depth:
             known = (call.key, path) in self.shapes
-            call.which = which(call.rows, self.whole.decide(run, call) if known else None, call.device)
+            with run.timed():
+                call.which = which(call.rows, self.whole.decide(run, call) if known else None, call.device)
         call.position += 1
         output = part.run_for(call.which, self.meter, self.shapes.get((call.key, path)))
         if self.inner is None and (call.key, path) not in self.shapes:
             self.shapes[call.key, path] = shapes_of(output)
         if call.position == depth:
-            self._look(call, stream(output))
+            self._look(run, call, stream(output))
         return output
 
-    def _look(self, call: Call, after: Tensor | None) -> None:
+    def _look(self, run: Run, call: Call, after: Tensor | None) -> None:
         """Let the probe measure, after `depth` blocks. What it computes itself is counted."""
         assert call.view is not None
         view, probe = call.view if after is None else call.view._replace(after=after), self.config.probe
@@ -175,7 +176,8 @@ class Session:
         if probe.local:
             return
         self.meter.added(self.meter.measure("the probe", probe, (view,), {}, call.rows))
-        call.feature = probe(view)
+        with run.timed():
+            call.feature = probe(view)
 
     def around(
         self, path: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree]
@@ -190,12 +192,11 @@ class Session:
         call, run = self.call, self.run
         if call is None or run is None:
             return output
-        started = time.perf_counter()
         self.call = None
-        result = self.whole.end(run, call, output) if self.inner is None else self.whole.passed(run, call, output)
-        held = run.held
-        run.bytes = max(run.bytes, held + (self.memory.fixed if held else 0))
-        run.overhead += time.perf_counter() - started
+        with run.timed():
+            result = self.whole.end(run, call, output) if self.inner is None else self.whole.passed(run, call, output)
+            held = run.held
+            run.bytes = max(run.bytes, held + (self.memory.fixed if held else 0))
         return result
 
     def repeat(self) -> None:

@@ -6,8 +6,7 @@ A guess that was wrong by e, G steps after the computed step t, which lies D aft
     rho = e / turning[a, t, D, G],        s  <-  s^(1 - g) rho^g,        g = max(gain, 1 / (n + weight))
 
 as in `estimators.amplitude`, with the profile's medians in the place of the law, which is a curve through them: what is
-left to learn is the sample. Where no profile fits, or one whose runs were planned by the law,
-this is `Amplitude`.
+left to learn is the sample. Where no profile fits, or one whose runs were planned by the law, this is `Amplitude`.
 """
 
 from dataclasses import dataclass, field
@@ -49,7 +48,7 @@ class Calibrated(Estimator[Learned]):
 
     def predict(self, evidence: Evidence, state: Learned) -> Grid:
         profile = self._profile(evidence)
-        if profile is None or profile.facts.prices == "law":
+        if profile is None:
             return self.law.predict(evidence, state.law)
         predicted = state.log.exp() * _turning(profile, evidence, state)
         return torch.where(predicted.isfinite() & (state.seen > 0), predicted, torch.inf)
@@ -67,10 +66,12 @@ class Calibrated(Estimator[Learned]):
         return Learned(self.law.observe(realised, evidence, computed, state.law), log, seen, last, before)
 
     def _profile(self, evidence: Evidence) -> Profile | None:
+        """The one whose measured prices hold."""
         step, guidance = evidence.step, evidence.guidance
         if step is None or guidance is None:
             return None
-        return self.shelf.fitting(step.course, float(guidance.median()), needed=False)
+        profile = self.shelf.fitting(step.course, float(guidance.median()), needed=False)
+        return None if profile is None or profile.facts.prices == "law" else profile
 
 
 def _turning(profile: Profile, evidence: Evidence, state: Learned) -> Grid:

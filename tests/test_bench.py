@@ -18,7 +18,7 @@ from dicache.bench.oracle import anneal
 from dicache.bench.ours import BASELINES, DICACHE
 from dicache.bench.store import Store
 from dicache.bench.syncs import Syncs
-from dicache.demo import relative_error
+from dicache.metrics import relative_error
 from dicache.reference.scenes import prompts
 
 

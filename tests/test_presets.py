@@ -27,7 +27,6 @@ from dicache.bench.arms import coarse
 from dicache.bench.presets import FITTED, PRESETS
 from dicache.config import Config
 from dicache.controllers.threshold import Threshold
-from dicache.demo import relative_error
 from dicache.errors import ModeError, UnsupportedModelError
 from dicache.estimators.base import Estimator, Evidence
 from dicache.estimators.codebook import FAST
@@ -37,6 +36,7 @@ from dicache.estimators.magnitude_ratios import measure_ratios, nearest
 from dicache.estimators.polynomial import Polynomial
 from dicache.estimators.relative_change import RelativeChange
 from dicache.estimators.sensitivities import Table, measure_sensitivities
+from dicache.norms import relative_change
 from dicache.probes.base import Probe, View
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.first_blocks_residual import FirstBlocksResidual
@@ -94,7 +94,7 @@ def played(config: Config, toy: Toy) -> tuple[list[str], np.ndarray]:
         enough = len(past.outputs.values) >= approximator.needs
         guess = approximator.guess(past, Now(SIGMAS[i], feature, latent, course=COURSE)) if enough else output
         handed.append(torch.where(computed.view(B, *[1] * (output.ndim - 1)), output, guess).numpy())
-        realised = torch.where(known, relative_error(guess, output), torch.nan)
+        realised = torch.where(known, relative_change(guess, output), torch.nan)
         truth = output if bool(computed.any()) else None
         learned = estimator.observe(realised[:, None], evidence._replace(output=truth), computed, learned)
         past = Past(

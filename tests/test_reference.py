@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 
 import dicache
-from dicache.demo import draw, pictures, relative_error
+from dicache.demo import draw, pictures
 from dicache.errors import CaptionError, ReferenceModelError
+from dicache.metrics import relative_error
 from dicache.reference.denoiser import denoiser, positions
 from dicache.reference.pixels import SpaceToDepth
 from dicache.reference.reader import Reader

@@ -30,6 +30,12 @@ class Account(NamedTuple):
     def spent(self) -> Rows:
         return (self.settled + self.pending**2).sqrt()
 
+    def closed(self, ratio: Rows, computed: Rows) -> "Account":
+        """Where the step computed, the gap before it is over, and was `ratio` times as wrong as predicted."""
+        real = self.pending * torch.where(ratio.isfinite(), ratio, 1.0)
+        settled = torch.where(computed, self.settled + real**2, self.settled)
+        return Account(self.budget, settled, torch.where(computed, 0.0, self.pending))
+
 
 @dataclass(frozen=True)
 class Budgeted(Controller[Account]):
@@ -53,6 +59,4 @@ class Budgeted(Controller[Account]):
         return Decision(action[:, None], reason[:, None], state.spent), state
 
     def settle(self, ratio: Rows, computed: Rows, state: Account) -> Account:
-        real = state.pending * torch.where(ratio.isfinite(), ratio, 1.0)
-        settled = torch.where(computed, state.settled + real**2, state.settled)
-        return Account(state.budget, settled, torch.where(computed, 0.0, state.pending))
+        return state.closed(ratio, computed)

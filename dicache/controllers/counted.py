@@ -13,7 +13,6 @@ import torch
 
 from dicache.budget import Budget, per_sample
 from dicache.controllers.base import Controller
-from dicache.controllers.budgeted import Account
 from dicache.controllers.planned import TINY, Planned, Way
 from dicache.plan import Plan, plan_of
 from dicache.types import Action, Decision, Quote, Reason, Rows, Step
@@ -64,8 +63,4 @@ class Counted(Controller[Way]):
         return min(len(plan.time), math.floor(wanted) + (harder < wanted % 1))
 
     def settle(self, ratio: Rows, computed: Rows, state: Way) -> Way:
-        real = state.account.pending * torch.where(ratio.isfinite(), ratio, 1.0)
-        settled = torch.where(computed, state.account.settled + real**2, state.account.settled)
-        return state._replace(
-            account=Account(state.account.budget, settled, torch.where(computed, 0.0, state.account.pending))
-        )
+        return state._replace(account=state.account.closed(ratio, computed))

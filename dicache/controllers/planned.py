@@ -106,7 +106,7 @@ class Planned(Controller[Way]):
         return max(budget - float(account.settled[b]), budget * (1 - step.progress))
 
     def settle(self, ratio: Rows, computed: Rows, state: Way) -> Way:
-        return state._replace(account=Budgeted(self.budget).settle(ratio, computed, state.account))
+        return state._replace(account=state.account.closed(ratio, computed))
 
 
 def _why(quote: Quote, account: Account, over: Rows) -> Rows:
