@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from dicache.law import turning
+from dicache.law import kept, turning
 from dicache.types import Course
 
 
@@ -15,7 +15,7 @@ class Plan:
 
     def __init__(self, course: Course, longest: int, last: int) -> None:
         self.time, self.longest, self.last = np.array(course.balances), longest, last
-        self.unit = np.array(course.coefficients) * [turning(b) for b in course.balances]
+        self.unit = np.array(course.coefficients) * [turning(b) * kept(b) for b in course.balances]
         self.value = self._values()
         self.ways: dict[int, list[int]] = {}
 
