@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from test_laws import STEPS
-from test_presets import METHODS, SIGMAS, N, Poisoned, differences, step
+from test_presets import METHODS, differences
 from torch import Tensor, nn
+from toy import SIGMAS, N, Poisoned, step
 
 import dicache
 from dicache import presets

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from numpy.polynomial import chebyshev
 from test_laws import STEPS, decisions
-from test_presets import COURSE, SIGMAS, UNEVEN, N, past_at, step
+from toy import COURSE, SIGMAS, UNEVEN, N, past_at, step
 
 import dicache
 from dicache import history
