@@ -1,5 +1,6 @@
 """One configuration: which parts decide, and what fills in. An option is an object, not a string."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from dicache.probes.first_blocks import FirstBlocks
 from dicache.shelf import Shelf
 from dicache.sites import Evaluation, Sites
 
-EVALUATION: tuple[Approximator, ...] = (ExtrapolateNoise(), Reuse())
+EVALUATION: tuple[Approximator, ...] = (ExtrapolateNoise(), ExtrapolateNoise(memory=math.inf), Reuse())
 INNER: tuple[Approximator, ...] = (Extrapolate(), Reuse())
 
 
@@ -35,8 +36,8 @@ class Config:
     controller: Controller[Any]
     estimator: Estimator[Any] = field(default_factory=lambda: Amplitude())
     approximators: tuple[Approximator, ...] = EVALUATION
-    """By default, for a whole evaluation a line in the noise with fading memory, and reuse; for other sites a line and
-    reuse.
+    """By default, for a whole evaluation a line in the noise with fading memory, one without, and reuse; for other
+    sites a line and reuse.
     """
     probe: Probe = field(default_factory=lambda: FirstBlocks(depth=0))
     sites: Sites = field(default_factory=Evaluation)
