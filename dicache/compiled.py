@@ -30,6 +30,12 @@ class Compiled:
         return forward(*args, **kwargs)
 
 
+def refuse_whole(denoiser: nn.Module) -> None:
+    """Raises ModeError where the denoiser is compiled as a whole: its graph would hold dicache's decisions."""
+    if denoiser._compiled_call_impl is not None or "_orig_mod" in denoiser._modules:
+        raise ModeError(f"the denoiser is compiled as a whole, and dicache would be with it. {HOW_TO}.")
+
+
 class Compilation:
     """Of the hooked modules of one denoiser that have no hooked ones inside them. `options` are those of
     `torch.compile`; None to compile nothing.
@@ -68,13 +74,12 @@ class Compilation:
 
         Raises ModeError without `compile_blocks`, or where the whole denoiser was compiled.
         """
-        name = type(self.denoiser).__name__
-        if self.denoiser._compiled_call_impl is not None:
-            raise ModeError(f"{name} is compiled as a whole, and dicache would be with it. {HOW_TO}.")
+        refuse_whole(self.denoiser)
         for module in self.modules:
             if module._compiled_call_impl is None:
                 continue
             if self.options is None:
+                name = type(self.denoiser).__name__
                 raise ModeError(f"the blocks of {name} are compiled, and dicache would be with them. {HOW_TO}.")
             self.taken.append((module, module._compiled_call_impl))
             module._compiled_call_impl = None

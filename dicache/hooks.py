@@ -18,7 +18,7 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 
 from dicache.adapters import Adapters
-from dicache.compiled import Compilation
+from dicache.compiled import Compilation, refuse_whole
 from dicache.config import Config, measured_on_others
 from dicache.errors import AlreadyEnabledError, UnsupportedModelError
 from dicache.hooked import NAME, Hooked, Uncopied, registry_of
@@ -76,6 +76,7 @@ class Attachment(Uncopied):
     def __init__(
         self, denoiser: nn.Module, config: Config, clock: Clock, compiling: Mapping[str, Any] | None = None
     ) -> None:
+        refuse_whole(denoiser)
         parts = find(denoiser)
         _check_free(denoiser)
         sites = config.sites.select(parts.blocks, config.probe.depth)
