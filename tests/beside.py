@@ -110,10 +110,29 @@ def plainly(name: str, neighbour: Any) -> tuple[list[torch.Tensor], dict[str, An
 
 
 def traces(model: torch.nn.Module) -> dict[str, Any]:
-    """The attributes of every module and its hooks. (Diffusers puts an empty registry where it names a branch.)"""
+    """The attributes of every module, its hooks, and whose calls still come by something of dicache's. (Diffusers puts
+    an empty registry where it names a branch.)
+    """
+    ours = [path for path, m in model.named_modules() if _reaches_dicache([m.forward, vars(m).get("_old_forward")])]
     registries = {path: vars(module).get("_diffusers_hook") for path, module in model.named_modules()}
     hooks = {path: list(registry.hooks) for path, registry in registries.items() if registry and registry.hooks}
-    return {path: sorted({*vars(m)} - {"_diffusers_hook"}) for path, m in model.named_modules()} | {"hooks": hooks}
+    seen = {path: sorted({*vars(m)} - {"_diffusers_hook"}) for path, m in model.named_modules()}
+    return seen | {"hooks": hooks, "ours": ours}
+
+
+def _reaches_dicache(functions: list[Any]) -> bool:
+    """Whether anything of dicache's is called through these: looked for in what they close over and belong to."""
+    waiting, seen = list(functions), set()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or one is None or isinstance(one, torch.nn.Module):
+            continue
+        seen.add(id(one))
+        if (getattr(one, "__module__", None) or "").startswith("dicache"):
+            return True
+        waiting += [getattr(one, name, None) for name in ("func", "__self__", "forward", "original_forward")]
+        waiting += [cell.cell_contents for cell in getattr(one, "__closure__", None) or ()]
+    return False
 
 
 def enabled(tiny: Tiny, neighbour: Any, order: str, **how: Any) -> tuple[Any, dicache.Cache]:
