@@ -9,7 +9,7 @@ What else may happen to a denoiser in its life is looked for at each call: LoRA,
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dicache.adapters import Adapters
 from dicache.compiled import Compilation, refuse_whole
 from dicache.config import Config, measured_on_others
-from dicache.errors import AlreadyEnabledError, UnsupportedModelError
+from dicache.errors import AlreadyEnabledError, ModeError, UnsupportedModelError
 from dicache.hooked import NAME, Hooked, Uncopied, registry_of
 from dicache.models.stacks import find
 from dicache.rows import Tree, tensors
@@ -79,6 +79,7 @@ class Attachment(Uncopied):
         refuse_whole(denoiser)
         parts = find(denoiser)
         _check_free(denoiser)
+        _check_offloaded(parts.blocks.values(), config)
         sites = config.sites.select(parts.blocks, config.probe.depth)
         for approximator in config.approximators:
             approximator.check(denoiser, sites)
@@ -220,3 +221,21 @@ def _check_free(denoiser: nn.Module) -> None:
                 raise AlreadyEnabledError(
                     f"{type(denoiser).__name__} carries the hook {name!r} of another cache. Remove it first."
                 )
+
+
+def _check_offloaded(blocks: Iterable[nn.Module], config: Config) -> None:
+    """Group offload that is inside dicache's hooks brings weights when a group's first block runs, and learns the
+    blocks' order from the first call of all, in which dicache runs them twice to count what they cost.
+    """
+    for registry in filter(None, map(registry_of, blocks)):
+        if "layer_execution_tracker" in registry.hooks:
+            raise ModeError(
+                "group offload with streams has not run yet, and learns from its first run in which order blocks come. "
+                "Run the pipeline once before dicache.enable, or turn on group offload after it."
+            )
+        hook = registry.get_hook("group_offloading")
+        if config.sites.inner and hook is not None and len(hook.group.modules) > 1:
+            raise ModeError(
+                f"group offload moves {len(hook.group.modules)} blocks when the first of them runs, which sites inside "
+                "the denoiser may skip. Use num_blocks_per_group=1, or turn on group offload after dicache."
+            )

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.hooks import HookRegistry
+from diffusers.hooks.group_offloading import LayerExecutionTrackerHook
 from torch._dynamo.utils import counters
 
 import dicache
@@ -37,7 +39,9 @@ from beside import (
     strips,
     traces,
 )
+from dicache import presets
 from dicache.errors import ModeError
+from dicache.sites import Spans
 from tiny import PIPELINES, Tiny, draw_flux, draw_wan, make_flux, make_wan
 
 
@@ -243,6 +247,30 @@ def test_another_dtype_between_generations(name):
                 drawn = draw(tiny, pipe.to(dtype), 1)
                 assert (drawn - exact).norm() / exact.norm() <= budget
                 assert (cache.report().compute_speedup > 1.2) == (budget > 0)
+
+
+def test_group_offload_that_a_skipped_block_would_upset_is_refused_with_the_way_out():
+    pipe = make_flux()
+    group_offload(pipe, 2)
+    with pytest.raises(ModeError, match="num_blocks_per_group=1"):
+        dicache.enable(pipe, config=presets.fora(2, Spans(1)))
+    pipe = make_flux()
+    registry = HookRegistry.check_if_exists_or_initialize(pipe.transformer.transformer_blocks[0])
+    registry.register_hook(LayerExecutionTrackerHook(lambda: None), "layer_execution_tracker")
+    with pytest.raises(ModeError, match="Run the pipeline once"):
+        dicache.enable(pipe, error_budget=BUDGET)
+    assert not traces(pipe.transformer)["ours"]
+
+
+def test_sites_inside_the_denoiser_live_beside_group_offload_and_lora():
+    for neighbour in (group_offload, lora):
+        for order in ORDERS:
+            plain, _ = plainly(WAN, neighbour)
+            pipe, cache = enabled(PIPELINES[WAN], neighbour, order, config=presets.fora(2, Spans(1)))
+            drawn, speedups = generations(PIPELINES[WAN], pipe, cache)
+            cache.disable()
+            assert min(speedups) > 1.2 and torch.equal(draw(PIPELINES[WAN], pipe, 1), plain[0])
+            assert max((x - exact).norm() / exact.norm() for x, exact in zip(drawn, plain, strict=True)) < BUDGET
 
 
 def test_offload_that_is_turned_off_under_dicache_is_told_and_the_run_is_exact():
