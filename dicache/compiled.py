@@ -54,13 +54,7 @@ class Compilation:
             return
         hooked = set(self.modules)
         for module in self.modules:
-            inside = [m for m in module.modules() if m is not module]
-            if any("_hf_hook" in vars(m) for m in (module, *inside)):
-                raise ModeError(
-                    "compile_blocks does not go with sequential offload, whose hooks inside the blocks cannot be "
-                    "compiled. Use model offload or group offload."
-                )
-            if not hooked & set(inside):
+            if not hooked & {m for m in module.modules() if m is not module}:
                 self._compile(module, self.options)
 
     def _compile(self, module: nn.Module, options: Mapping[str, Any]) -> None:
@@ -72,9 +66,14 @@ class Compilation:
     def check(self) -> None:
         """Before every call: what was compiled from outside meanwhile is taken over.
 
-        Raises ModeError without `compile_blocks`, or where the whole denoiser was compiled.
+        Raises ModeError without `compile_blocks`, where the whole denoiser was compiled, or where the blocks cannot be.
         """
         refuse_whole(self.denoiser)
+        if self.options is not None and any("_hf_hook" in vars(m) for m in self.modules[0].modules()):
+            raise ModeError(
+                "compile_blocks does not go with sequential offload, whose hooks inside the blocks cannot be compiled. "
+                "Use model offload or group offload."
+            )
         for module in self.modules:
             if module._compiled_call_impl is None:
                 continue

@@ -164,13 +164,13 @@ class Attachment(Uncopied):
                 "its hooks are gone from the blocks, so everything was computed: offload was turned off that had been "
                 "turned on before dicache. Call disable() and dicache.enable again."
             )
-        if not self.adapters.changed(given):
-            return False
-        self._surround(find(self.denoiser).around)
-        self._forget_registries()
+        changed = self.adapters.changed(given)
+        if changed:
+            self._surround(find(self.denoiser).around)
+            self._forget_registries()
         if not self.adapters.as_at_first:
             measured_on_others(self.session.config, self.session.note)
-        return True
+        return changed
 
     @_eager
     def _after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> Tree:

@@ -214,6 +214,9 @@ def test_compile_blocks_with_sequential_offload_or_nonsense_is_refused():
     sequential_offload(pipe)
     with pytest.raises(ModeError, match="sequential offload"):
         dicache.enable(pipe, error_budget=BUDGET, compile_blocks=True)
+    later, _ = enabled(PIPELINES[WAN], sequential_offload, "after dicache", error_budget=BUDGET, compile_blocks=EAGER)
+    with pytest.raises(ModeError, match="sequential offload"):
+        draw(PIPELINES[WAN], later, 1)
     assert not traces(pipe.transformer)["hooks"]
 
 

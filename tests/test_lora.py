@@ -135,5 +135,6 @@ def test_a_promise_is_refused_after_the_lora_changed(reference):
     assert identity(pipe.transformer) == identity(reference.transformer)
     with dicache.enable(pipe, error_budget=0.05, confidence=0.9):
         lora(pipe)
-        with torch.no_grad(), pytest.raises(ProfileError, match="LoRA was changed after"):
-            pipe.transformer(torch.zeros(1, 4, 4), timestep=torch.ones(1))
+        for _ in range(2):
+            with torch.no_grad(), pytest.raises(ProfileError, match="LoRA was changed after"):
+                pipe.transformer(torch.zeros(1, 4, 4), timestep=torch.ones(1))
