@@ -42,7 +42,7 @@ from beside import (
 from dicache import presets
 from dicache.errors import ModeError
 from dicache.sites import Spans
-from tiny import PIPELINES, Tiny, draw_flux, draw_wan, make_flux, make_wan
+from tiny import PIPELINES, Tiny, draw_flux, draw_wan, embeds, make_flux, make_wan
 
 
 def generations(tiny: Tiny, pipe: Any, cache: dicache.Cache) -> tuple[list[torch.Tensor], list[float]]:
@@ -235,6 +235,24 @@ def test_a_callback_that_edits_latents_is_followed():
     assert cache.report().compute_speedup > 1.2
     assert (drawn - plain).norm() / plain.norm() < BUDGET
     assert (unedited - plain).norm() > (drawn - plain).norm(), "the edit is larger than the error"
+
+
+def test_after_a_callback_replaced_the_latents_a_reset_begins_anew():
+    caches: list[dicache.Cache] = []
+
+    def replace(pipe: Any, index: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        for cache in caches if index == STEPS else ():
+            cache.reset()
+        return {"latents": embeds([9], 256, 4)} if index == STEPS else {}
+
+    plain = draw_flux(quiet(make_flux()), [1], 2 * STEPS, callback_on_step_end=replace)
+    pipe = quiet(make_flux())
+    with dicache.enable(pipe, error_budget=0.1) as cache:
+        caches.append(cache)
+        drawn = draw_flux(pipe, [1], 2 * STEPS, callback_on_step_end=replace)
+    (strip,) = strips(cache)
+    assert len(strip) == STEPS - 1 and strip.startswith("##") and set(strip) != {"#"}
+    assert (drawn - plain).norm() / plain.norm() < 0.1
 
 
 @pytest.mark.parametrize("name", [PIXART, WAN])
