@@ -48,6 +48,10 @@ class Meter:
         self.measuring = False
         self.executed = self.uncached = self.before = torch.zeros(0, dtype=torch.float64)
 
+    def forget(self) -> None:
+        """Parts may cost something else from now on."""
+        self.known = {}
+
     def begin_run(self, rows: int) -> None:
         self.executed = torch.zeros(rows, dtype=torch.float64)
         self.uncached = torch.zeros(rows, dtype=torch.float64)
