@@ -125,7 +125,8 @@ def _first(scheduler: Any, timestep: float) -> int:  # noqa: ANN401
     models want it, from 0 to 1 or forwards; at the first step where it is none of these.
     """
     known, last = scheduler.timesteps.detach().cpu().double(), scheduler.config.get("num_train_timesteps", 1000)
-    for meant in (timestep, timestep * last, last - timestep, last - timestep * last):
+    time = timestep * last if timestep <= 1 else timestep
+    for meant in (time, last - time):
         distances = (known - meant).abs() / known.abs().clamp(min=1.0)
         if float(distances.min()) < 0.005:  # half precision included
             return int(distances.argmin())
