@@ -91,7 +91,7 @@ class Inner:
         part, stream = opening.part, entering(form, opening.inputs)
         module = getattr(part.forward, "__self__", None)
         assert isinstance(module, nn.Module)
-        view = View(run.latent, stream, stream, module, part.args, part.kwargs, run.step)
+        view = View(call.latent, stream, stream, module, part.args, part.kwargs, run.step)
         self.meter.added(self.meter.measure(f"the probe at {part.path}", probe, (view,), {}, call.rows))
         return probe(view)
 
@@ -146,7 +146,7 @@ class Inner:
     def _chosen(self, run: Run, place: Place, guesses: dict[int, Tensor]) -> Tensor:
         """Every row's guess by the approximator that was proposed, (R, ...)."""
         assert place.judgement is not None
-        best = place.judgement.best.repeat(run.guided.chunks)
+        best = place.judgement.best.repeat(run.chunks(len(next(iter(guesses.values())))))
         found = [i for i in guesses if bool((best == i).any())]
         if len(found) == 1:
             return guesses[found[0]]
@@ -164,7 +164,7 @@ class Inner:
         size = next(iter(found.values())) if found else residual_sums(value, value)
         outputs = [residual_sums(t, t)[:, 5] for t in tensors(output)]
         columns += [size[:, 5], torch.stack(outputs).sum(0)]
-        sums = torch.stack(columns, dim=1).unflatten(0, (run.guided.chunks, -1)).sum(0)
+        sums = torch.stack(columns, dim=1).unflatten(0, (run.chunks(call.rows), -1)).sum(0)
         place.sums = sums if place.sums is None else place.sums + sums
         if place.value is None:
             place.value = value[: run.samples]
@@ -193,10 +193,10 @@ class Inner:
         sums = residual_sums(guess, value)
         error = (sums[:, 2] / sums[:, 3]).sqrt().double().cpu()
         failed = drafted & ~(error <= rule.tolerance(run.step.progress))
-        samples = failed.view(run.guided.chunks, -1).any(0)
+        samples = failed.view(run.chunks(call.rows), -1).any(0)
         if not bool(samples.any()):
             return
-        call.rejected = samples.repeat(run.guided.chunks)
+        call.rejected = samples.repeat(run.chunks(call.rows))
         reject(run, first, samples)
 
 

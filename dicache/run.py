@@ -86,7 +86,7 @@ class Run:
     key: object
     step: Step
     latent: Tensor
-    """The denoiser's input at the step that is going on, (R, ...)."""
+    """The denoiser's input in the first call of the step that is going on, (R, ...)."""
     before: float
     """Progress before the run's first step: a second expert begins half-way."""
     places: list[Place]
@@ -101,6 +101,10 @@ class Run:
     bytes: int = 0
     overhead: float = 0.0
     complete: bool = False
+
+    def chunks(self, rows: int) -> int:
+        """How many guidance branches a call of that many rows holds."""
+        return rows // self.samples
 
     @property
     def held(self) -> int:
@@ -159,10 +163,10 @@ class Call:
     """The denoiser call that is going on."""
 
     branch: str
-    rows: int
+    latent: Tensor
+    """What it is called with, (r, ...); calls of one step may differ in their rows."""
     key: tuple[torch.Size, ...]
     """The shapes of all inputs."""
-    device: torch.device
     which: Which
     first: bool
     """Whether no other branch was called before in this step."""
@@ -176,6 +180,14 @@ class Call:
     rejected: Rows | None = None
     """Rows, (R,) bool, whose draft failed; they compute when the call runs again."""
     again: bool = False
+
+    @property
+    def rows(self) -> int:
+        return self.latent.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.latent.device
 
     def repeat(self) -> None:
         """The call begins again; what was rejected stays so."""

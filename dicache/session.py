@@ -8,8 +8,8 @@ trajectory is in `Run`.
 This is the way of a whole evaluation (`dicache.whole`); sites inside the denoiser are decided, filled and remembered
 where they run (`dicache.inner`), and the evaluation's output is then what it gives.
 
-The rows of one call are samples, or, where the pipeline puts its guidance branches into one batch, `chunks` times as
-many: row c * B + b is chunk c of sample b. Branches in calls of their own are told apart by the name the pipeline gives
+The rows of one call are samples, or, where the pipeline puts its guidance branches into one batch, a multiple of them:
+row c * B + b is chunk c of sample b. Calls of one step may hold different numbers of chunks. Branches in calls of their own are told apart by the name the pipeline gives
 them, else by their place within the step. All branches of a sample are decided together, at the step's first call. A
 run's first step computes: only the second shows which rows are branches of one sample.
 """
@@ -97,9 +97,9 @@ class Session:
         if reading.step.index != run.step.index:
             self._close(run, latent)
             run.go_on(self._released(reading.step, run.before), latent)
-        self.meter.begin_call(shapes)
-        rows, branch = latent.shape[0], name or f"call {len(run.guided.outputs)}"
-        self.call = Call(branch, rows, shapes, latent.device, Which(rows), first=not run.guided.outputs)
+        self.meter.begin_call(shapes, latent.shape[0])
+        branch = name or f"call {len(run.guided.outputs)}"
+        self.call = Call(branch, latent, shapes, Which(latent.shape[0]), first=not run.guided.outputs)
         run.overhead += time.perf_counter() - started
 
     def _continued(self, reading: Reading, latent: Tensor, name: str | None) -> Run | None:
@@ -112,19 +112,21 @@ class Session:
         ahead = reading.step.index - run.step.index
         if ahead not in (0, 1) or (ahead == 0 and name in run.guided.outputs):
             return None
-        if (run.latent.shape, run.latent.dtype, run.latent.device) != (latent.shape, latent.dtype, latent.device):
+        then = run.latent if ahead else run.latent[: len(latent)]  # calls of one step may differ in their rows
+        now = latent if ahead else latent[: len(run.latent)]
+        if (then.shape, then.dtype, then.device) != (now.shape, now.dtype, now.device):
             self.note(
                 f"the batch changed from {tuple(run.latent.shape)} to {tuple(latent.shape)} half-way: "
                 "the cache began anew there."
             )
             return None
-        if ahead == 0 and reading.run is None and not torch.equal(latent, run.latent):
+        if ahead == 0 and reading.run is None and not torch.equal(now, then):
             return None
         return run
 
     def _begun(self, reading: Reading, latent: Tensor) -> Run:
         self._forget_shapes()
-        self.meter.begin_run(latent.shape[0])
+        self.meter.begin_run()
         self.memory.begin_run()
         before = reading.step.progress - reading.share
         places = [Place(site, self._rule(site)) for site in self.sites]
@@ -150,7 +152,7 @@ class Session:
             return part.run()
         started, depth = call.position == 0, self.config.probe.depth
         if started:
-            call.view = _view(run, part)
+            call.view = _view(run, call, part)
             if depth == 0:
                 self._look(run, call, None)
         if self.inner is not None and path in self.inner.of:
@@ -241,8 +243,8 @@ class Session:
         return Trace(*told, self.sites, tuple(self._site_macs()), self.memory.planned)
 
 
-def _view(run: Run, part: Part) -> View:
+def _view(run: Run, call: Call, part: Part) -> View:
     """What the first block is called with."""
     block, before = getattr(part.forward, "__self__", None), stream((part.args, part.kwargs))
     assert isinstance(block, nn.Module)
-    return View(run.latent, before, before, block, part.args, part.kwargs, run.step)
+    return View(call.latent, before, before, block, part.args, part.kwargs, run.step)

@@ -21,10 +21,10 @@ from diffusers import (
     StableDiffusion3ControlNetPipeline,
     StableDiffusion3PAGPipeline,
 )
-from torch import Tensor, nn
-
 from families.images import draw_hunyuan_dit, draw_qwen, make_hunyuan_dit, make_qwen
 from families.parts import autoencoder, pictures
+from torch import Tensor, nn
+
 from tiny import Tiny, draw_flux, draw_pixart, draw_sd3, lively, make_flux, make_pixart, make_sd3
 
 
@@ -63,7 +63,9 @@ def make_flux_fill() -> FluxFillPipeline:
     pipe = make_flux()
     # latents, the masked picture's, and the mask: 4 + 4 + 4 channels after packing
     transformer = FluxTransformer2DModel.from_config(pipe.transformer.config, in_channels=12, out_channels=4)
-    return FluxFillPipeline(transformer=lively(transformer), **components(pipe, "transformer", "image_encoder", "feature_extractor"))
+    return FluxFillPipeline(
+        transformer=lively(transformer), **components(pipe, "transformer", "image_encoder", "feature_extractor")
+    )
 
 
 def draw_flux_fill(pipe: FluxFillPipeline, samples: Sequence[int], steps: int, **kwargs: Any) -> Tensor:

@@ -43,9 +43,9 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from families.parts import autoencoder, common, pooled, prompts, without
 from torch import Tensor
 
-from families.parts import autoencoder, common, pooled, prompts, without
 from tiny import Tiny, embeds, generators, lively
 
 TEXT = ("text_encoder", "tokenizer")
@@ -228,8 +228,13 @@ def make_qwen() -> QwenImagePipeline:
         axes_dims_rope=(8, 4, 4),
     )
     vae = AutoencoderKLQwenImage(
-        base_dim=4, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False],
-        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
     )
     return QwenImagePipeline(scheduler=flow(), vae=vae, transformer=lively(transformer), **without(*TEXT))
 
@@ -298,7 +303,10 @@ def make_hunyuan_dit() -> HunyuanDiTPipeline:
     )
     nothing = without(*TEXT, "text_encoder_2", "tokenizer_2", "safety_checker", "feature_extractor")
     return HunyuanDiTPipeline(
-        transformer=lively(transformer), scheduler=DDPMScheduler(), vae=autoencoder(), **nothing,
+        transformer=lively(transformer),
+        scheduler=DDPMScheduler(),
+        vae=autoencoder(),
+        **nothing,
         requires_safety_checker=False,
     )
 
@@ -401,7 +409,10 @@ def make_longcat() -> LongCatImagePipeline:
 
 
 def draw_longcat(pipe: LongCatImagePipeline, samples: Sequence[int], steps: int, **kwargs: Any) -> Tensor:
-    texts = {"prompt": [f"{1000 + sample}" for sample in samples], "negative_prompt": [f"{sample}" for sample in samples]}
+    texts = {
+        "prompt": [f"{1000 + sample}" for sample in samples],
+        "negative_prompt": [f"{sample}" for sample in samples],
+    }
     return pipe(enable_prompt_rewrite=False, **texts, **common(samples, steps, **kwargs)).images
 
 

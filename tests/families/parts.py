@@ -12,7 +12,9 @@ from tiny import GUIDANCE, embeds, generators
 TOKENS, WIDTH = 8, 32
 
 
-def prompts(samples: Sequence[int], tokens: int = TOKENS, width: int = WIDTH, *, masked: bool = False) -> dict[str, Any]:
+def prompts(
+    samples: Sequence[int], tokens: int = TOKENS, width: int = WIDTH, *, masked: bool = False
+) -> dict[str, Any]:
     """Prompt and negative prompt, (B, tokens, width) each, with their masks where the pipeline asks for them."""
     found: dict[str, Any] = {
         "prompt_embeds": embeds(samples, tokens, width, salt=1),

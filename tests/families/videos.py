@@ -10,9 +10,9 @@ from diffusers import (
     AutoencoderKLLTX2Audio,
     AutoencoderKLLTX2Video,
     AutoencoderOobleck,
-    Cosmos2TextToImagePipeline,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
+    Cosmos2TextToImagePipeline,
     CosmosTransformer3DModel,
     DDIMScheduler,
     HunyuanVideoPipeline,
@@ -38,11 +38,11 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
-from torch import Tensor
-
 from families.images import TEXT, flow
 from families.parts import autoencoder, common, prompts, without
-from tiny import Tiny, draw_wan, embeds, generators, lively, make_wan
+from torch import Tensor
+
+from tiny import Tiny, draw_wan, embeds, lively, make_wan
 
 
 def make_cogvideox() -> CogVideoXPipeline:
@@ -195,7 +195,9 @@ def make_allegro() -> AllegroPipeline:
         sample_frames=8,
         caption_channels=32,
     )
-    return AllegroPipeline(transformer=lively(transformer), scheduler=DDIMScheduler(clip_sample=False), **without("vae", *TEXT))
+    return AllegroPipeline(
+        transformer=lively(transformer), scheduler=DDIMScheduler(clip_sample=False), **without("vae", *TEXT)
+    )
 
 
 def draw_allegro(pipe: AllegroPipeline, samples: Sequence[int], steps: int, **kwargs: Any) -> Tensor:
@@ -241,7 +243,9 @@ def make_skyreels() -> SkyReelsV2Pipeline:
 
 
 def draw_skyreels(pipe: SkyReelsV2Pipeline, samples: Sequence[int], steps: int, **kwargs: Any) -> Tensor:
-    return pipe(**prompts(samples), **common(samples, steps, **{"height": 32, "width": 32, "num_frames": 5, **kwargs})).frames
+    return pipe(
+        **prompts(samples), **common(samples, steps, **{"height": 32, "width": 32, "num_frames": 5, **kwargs})
+    ).frames
 
 
 def make_ltx2() -> LTX2Pipeline:
@@ -273,17 +277,39 @@ def make_ltx2() -> LTX2Pipeline:
         rope_type="split",
     )
     voice = AutoencoderKLLTX2Audio(
-        base_channels=4, output_channels=2, ch_mult=(1,), num_res_blocks=1, attn_resolutions=None, in_channels=2,
-        resolution=32, latent_channels=2, causality_axis="height", mid_block_add_attention=False, mel_bins=8,
+        base_channels=4,
+        output_channels=2,
+        ch_mult=(1,),
+        num_res_blocks=1,
+        attn_resolutions=None,
+        in_channels=2,
+        resolution=32,
+        latent_channels=2,
+        causality_axis="height",
+        mid_block_add_attention=False,
+        mel_bins=8,
     )
     vae = AutoencoderKLLTX2Video(
-        latent_channels=4, block_out_channels=(8,), decoder_block_out_channels=(8,), layers_per_block=(1,),
-        decoder_layers_per_block=(1, 1), spatio_temporal_scaling=(True,), decoder_spatio_temporal_scaling=(True,),
-        decoder_inject_noise=(False, False), downsample_type=("spatial",), upsample_residual=(False,),
-        upsample_factor=(1,), patch_size=1, patch_size_t=1,
+        latent_channels=4,
+        block_out_channels=(8,),
+        decoder_block_out_channels=(8,),
+        layers_per_block=(1,),
+        decoder_layers_per_block=(1, 1),
+        spatio_temporal_scaling=(True,),
+        decoder_spatio_temporal_scaling=(True,),
+        decoder_inject_noise=(False, False),
+        downsample_type=("spatial",),
+        upsample_residual=(False,),
+        upsample_factor=(1,),
+        patch_size=1,
+        patch_size_t=1,
     )
     pipe = LTX2Pipeline(
-        transformer=lively(transformer), scheduler=flow(), connectors=lively(connectors), audio_vae=voice, vae=vae,
+        transformer=lively(transformer),
+        scheduler=flow(),
+        connectors=lively(connectors),
+        audio_vae=voice,
+        vae=vae,
         **without(*TEXT, "vocoder"),
     )
     pipe.vae_spatial_compression_ratio = 16
