@@ -15,6 +15,8 @@ from dicache.controllers.promised import Aim, Chosen, Keep, Pace, Promised, keep
 from dicache.errors import BudgetError, ModeError, ProfileError, UnsupportedModelError
 from dicache.hooks import Attachment
 from dicache.identity import identity, offloaded, outline
+from dicache.models.family import Family
+from dicache.models.stacks import family_of
 from dicache.profile import Profile
 from dicache.report import Promise, Report
 from dicache.session import Clock, Session
@@ -108,6 +110,7 @@ def enable(
     confidence: float | None = None,
     profile: "str | Path | Profile | Sequence[str | Path | Profile] | None" = None,
     config: Config | None = None,
+    family: Family | None = None,
     audit: float = 0.0,
 ) -> Cache:
     """Skip denoiser evaluations that can be predicted, on a diffusers pipeline or a bare denoiser module.
@@ -123,6 +126,9 @@ def enable(
     nine of ten such calibrations; `dicache.conformal`). `profile="nearest"` goes by the shipped profile that is
     nearest, and promises nothing. Without a profile the error is an estimate by a law (`dicache.law`).
 
+    `family` says what `dicache` cannot know of a model of your own (`dicache.Family`): where its blocks are, what they
+    are called with. It goes without where the model is one of diffusers', or shaped like one.
+
     `audit` is the share of samples that are also run uncached, so that the report can say how many were within budget
     (`dicache.audit`).
 
@@ -130,7 +136,8 @@ def enable(
     not a finite number >= 0 (and, in the run, for a list of the wrong length), ProfileError for a profile that is
     damaged or of another model, or a confidence that none can give (in the run, where it does not fit it),
     AlreadyEnabledError if a cache is on the model, UnsupportedModelError if nothing in it can be skipped safely. The
-    model is then as it was.
+    model is then as it was. A model that shows only when it runs that it cannot be cached raises UnsupportedModelError
+    at its first call.
     """
     asked = _aim(error_budget, speedup, confidence, profile, config)
     if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
@@ -140,7 +147,7 @@ def enable(
         for name, denoiser in denoisers(target).items():
             used = config if asked is None else _configured(denoiser, asked, profile)
             assert used is not None
-            attachments[name] = Attachment(denoiser, used, _clock(target, used))
+            attachments[name] = Attachment(denoiser, used, _clock(target, used, family_of(denoiser, family)), family)
     except BaseException:
         for attachment in attachments.values():
             attachment.detach()
@@ -218,7 +225,7 @@ def denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401
     return modules
 
 
-def _clock(target: Any, config: Config) -> Clock:  # noqa: ANN401
+def _clock(target: Any, config: Config, family: Family) -> Clock:  # noqa: ANN401
     if isinstance(target, nn.Module) or getattr(target, "scheduler", None) is None:
-        return TimestepClock()
+        return TimestepClock(family.ends)
     return SchedulerClock(lambda: target.scheduler, effects=config.corrector is not None)

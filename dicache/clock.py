@@ -8,10 +8,10 @@ A `Timeline` is worked out once per run. With x' = .. + h v for one solver step,
     variance exploding, eps    h = sigma' - sigma                          final latent ~ sqrt(1 + sigma^2) x - sigma v
 
 where x is what the denoiser sees. Flow sigmas above 1 are those of the latent, which such a pipeline divides by
-1 + sigma for the denoiser: in its eyes they are sigma / (1 + sigma), and h = (sigma' - sigma) / (1 + sigma). Outputs that predict v or the sample are turned into eps first. h is the coefficient
-in units of the final latent (the solver's linear part carries an error at alpha' to 1 / alpha' of itself at the end).
-For multistep solvers it is the first-order coefficient. Where nothing is known of the scheduler, every step counts the
-same.
+1 + sigma for the denoiser: in its eyes they are sigma / (1 + sigma), and h = (sigma' - sigma) / (1 + sigma). Outputs
+that predict v or the sample are turned into eps first. h is the coefficient in units of the final latent (the solver's
+linear part carries an error at alpha' to 1 / alpha' of itself at the end). For multistep solvers it is the first-order
+coefficient. Where nothing is known of the scheduler, every step counts the same.
 """
 
 import math
@@ -88,14 +88,17 @@ class SchedulerClock:
 
 
 class TimestepClock:
-    """For a bare module: time is the timestep it is called with. A later time than the last one begins a new run."""
+    """For a bare module: time is the timestep it is called with, or what is left of it until `ends` where timesteps
+    rise. More time than there was begins a new run.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, ends: float | None = None) -> None:
+        self.ends = ends
         self.first = self.last = self.stride = math.nan
         self.index = 0
 
     def read(self, timestep: torch.Tensor | float | None) -> Reading:
-        now = _number(timestep)
+        now = _number(timestep) if self.ends is None else self.ends - _number(timestep)
         if not now <= self.last:
             self.first, self.stride, self.index = now, math.nan, 0
         elif now < self.last:

@@ -52,10 +52,21 @@ def samples_of(latents: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
     ...), `outputs` those of all its calls, whose rows are multiples of B. 0 where there is no such number.
     """
     rows = latents[0].shape[0]
+    latents = [denoised(latent, outputs[0]) for latent in latents]
     chunks = chunks_of(latents, [output for output in outputs if output.shape[0] == rows])
     counts = {output.shape[0] for output in outputs}
     fitting = (rows // n for n in (chunks, 2, 3) if rows % n == 0 and all(_repeats(latent, n) for latent in latents))
     return next((samples for samples in fitting if all(count % samples == 0 for count in counts)), 0)
+
+
+def denoised(latent: Tensor, output: Tensor) -> Tensor:
+    """The part of a denoiser's input that is denoised: pictures to go by are joined behind it, along one axis."""
+    if latent.ndim != output.ndim:
+        return latent
+    longer = [i for i in range(1, latent.ndim) if latent.shape[i] != output.shape[i]]
+    if len(longer) != 1 or latent.shape[longer[0]] < output.shape[longer[0]]:
+        return latent
+    return latent.narrow(longer[0], 0, output.shape[longer[0]])
 
 
 def _repeats(latent: Tensor, times: int) -> bool:
@@ -121,7 +132,7 @@ class Guided:
         where the host waits for the device.
         """
         assert self.truth is not None
-        final = _final(latent, self.truth, clean)
+        final = _final(denoised(latent, self.truth), self.truth, clean)
         own = [residual_sums(x, x)[:, 5] for x in (final, self.truth)]
         missed = [residual_sums(guess, self.truth)[:, 2] for guess in self.guesses.values()]
         scale, length, *missed = torch.stack([*own, *missed]).double().cpu().sqrt()
@@ -143,7 +154,8 @@ class Guided:
     def fitted(self, before: Tensor, after: Tensor) -> "Guided":
         """With the mixture measured from this step's latents, (B, ...)."""
         parts = [output.split(len(before)) for output in self.outputs.values()]
-        mixture = fit(before, after, [part for chunks in parts for part in chunks])
+        first = parts[0][0]
+        mixture = fit(denoised(before, first), denoised(after, first), [part for chunks in parts for part in chunks])
         return replace(self, order=tuple(self.outputs), widths=tuple(len(chunks) for chunks in parts), mixture=mixture)
 
 

@@ -7,21 +7,22 @@ over. Whatever was not there before is removed again: `__dict__` is then what it
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
-from torch import Tensor, nn
+from torch import nn
 
 from dicache.config import Config
-from dicache.errors import AlreadyEnabledError, UnsupportedModelError
-from dicache.models.stacks import find
-from dicache.rows import Tree, plain, tensors
+from dicache.errors import AlreadyEnabledError
+from dicache.latents import latent_of, prediction_of, returned
+from dicache.models.family import Batch, Family
+from dicache.models.stacks import family_of, find
+from dicache.rows import Tree, tensors
 from dicache.session import Clock, Session
 
 NAME = "dicache"
-_TIMES = ("timestep", "timesteps", "t", "sigma")
 _FOREIGN = ("cache", "taylorseer", "pyramid_attention_broadcast", "mag_", "fbc_")
 
 
@@ -61,13 +62,16 @@ class _FirstHook(_PartHook):
 class Attachment:
     """A session on a denoiser. Raises UnsupportedModelError or AlreadyEnabledError, and then has changed nothing."""
 
-    def __init__(self, denoiser: nn.Module, config: Config, clock: Clock) -> None:
-        parts = find(denoiser)
+    def __init__(self, denoiser: nn.Module, config: Config, clock: Clock, family: Family | None = None) -> None:
+        self.family = family_of(denoiser, family)
+        parts = find(denoiser, self.family)
         _check_free(denoiser)
         sites = config.sites.select(parts.blocks, config.probe.depth)
+        self.family.check(sites, config.probe.depth)
         for approximator in config.approximators:
             approximator.check(denoiser, sites)
-        self.denoiser, self.session = denoiser, Session(config, clock, sites)
+        self.denoiser = denoiser
+        self.session = Session(config, clock, sites, gathered=self.family.batch is Batch.SAMPLE)
         session = self.session
         self.signature = inspect.signature(type(denoiser).forward)
         self.root_had_registry = _registry(denoiser) is not None
@@ -113,42 +117,29 @@ class Attachment:
             registry.invalidate_child_registries_cache()
 
     def _before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
-        bound = self.signature.bind_partial(module, *args, **kwargs).arguments
-        given = {name: value for name, value in bound.items() if value is not module}
-        first = next(iter(given.values()), None)
-        latent = next((t for t in tensors(tuple(given.values())) if t.is_floating_point() and t.ndim > 1), None)
-        if latent is None or isinstance(first, list | tuple):
-            raise UnsupportedModelError(
-                f"{type(module).__name__} was called without a latent. "
-                "Expected a floating tensor with a batch axis as its first input."
-            )
-        timestep = next((given[name] for name in _TIMES if name in given), None)
+        given = self._given(args, kwargs)
+        latent = latent_of(self.family.model, given, self.family.latents)
+        timestep = self.family.timestep(given)
         if timestep is None:
-            self.session.note(f"no timestep was found among the denoiser's inputs ({', '.join(_TIMES)}).")
+            self.session.note(f"no timestep was found among the denoiser's inputs ({', '.join(self.family.time)}).")
         shapes = tuple(t.shape for t in tensors(tuple(given.values())))
         self.session.begin(latent, timestep, self.first.branch.name, shapes)
+
+    def _given(self, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> dict[str, Tree]:
+        """The denoiser's inputs by name."""
+        bound = self.signature.bind_partial(self.denoiser, *args, **kwargs).arguments
+        return {name: value for name, value in bound.items() if value is not self.denoiser}
 
     def _after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> Tree:
         if self.session.rejected:
             self.session.repeat()
             output = module.forward(*args, **kwargs)
-        found = tensors(plain(output))
-        if len(found) != 1:
-            raise UnsupportedModelError(
-                f"{type(module).__name__} returned {len(found)} tensors. Expected one, the prediction for the latent: "
-                "models with several latent streams, or lists of samples, cannot be cached yet."
-            )
-        value = self.session.end(found[0])
-        return output if value is found[0] else _replaced(output, value)
-
-
-def _replaced(output: Tree, value: Tensor) -> Tree:
-    """The denoiser's output with its first tensor replaced; the same kind of object."""
-    if isinstance(output, Tensor):
-        return value
-    if hasattr(output, "to_tuple"):
-        return type(output)(**{**output, next(iter(output.keys())): value})
-    return (value, *output[1:])
+        if self.session.call is None:
+            return output
+        latent, names = self.session.call.latent, self.family.latents
+        found = prediction_of(self.family.model, latent, self._given(args, kwargs), names, output)
+        value = self.session.end(found)
+        return output if value is found else returned(output, value)
 
 
 def _check_free(denoiser: nn.Module) -> None:

@@ -22,7 +22,7 @@ from dicache.extension import combine, residual_sums
 from dicache.judge import computing, judge, judge_together, reject
 from dicache.macs import Meter
 from dicache.memory import Memory
-from dicache.parts import Part, which
+from dicache.parts import Part
 from dicache.probes.base import View
 from dicache.rows import Tree, shapes_of, tensors
 from dicache.run import Call, Opening, Place, Run
@@ -74,13 +74,13 @@ class Inner:
         inputs = tensors((part.args, part.kwargs))
         form = self.forms.get((call.key, place.site.path))
         versions = [t._version for t in inputs]
-        opening = Opening(place.site, inputs, versions, part, which(call.rows, None, call.device))
+        opening = Opening(place.site, inputs, versions, part, call.which)
         if form is None:
             return opening
         opening.feature = self._feature(run, call, opening, form)
         if place.site.kind is not Kind.CHECK:
             computed = self._decide(run, call, place, opening)
-            opening.which = which(call.rows, computed, call.device)
+            opening.which = call.which.of(computed, call.device)
         return opening
 
     def _feature(self, run: Run, call: Call, opening: Opening, form: Form) -> Tensor | None:

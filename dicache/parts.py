@@ -19,16 +19,19 @@ class Which(NamedTuple):
     """(R,) bool on the host where some row skips, None while all rows compute."""
     some: Tensor | None = None
     """Their indices, on the device, where some compute and some do not."""
+    gathered: bool = True
+    """Whether parts may run for some rows; else they run for all where some compute."""
 
     @property
     def none(self) -> bool:
         return self.computed is not None and self.some is None
 
-
-def which(rows: int, computed: Rows | None, device: torch.device) -> Which:
-    if computed is None or bool(computed.all()):
-        return Which(rows)
-    return Which(rows, computed, computed.nonzero().flatten().to(device) if bool(computed.any()) else None)
+    def of(self, computed: Rows | None, device: torch.device) -> "Which":
+        """The same call with these rows, (R,) bool."""
+        if computed is None or bool(computed.all()):
+            return Which(self.rows, gathered=self.gathered)
+        some = computed.nonzero().flatten().to(device) if bool(computed.any()) else None
+        return Which(self.rows, computed, some, self.gathered)
 
 
 class Part(NamedTuple):
@@ -50,7 +53,7 @@ class Part(NamedTuple):
         if chosen.none:
             meter.ran(cost, False, inside=inside)
             return stand_in(shapes, self.args, self.kwargs)
-        if chosen.some is None or not self.batched(chosen.rows):
+        if chosen.some is None or not chosen.gathered or not self.batched(chosen.rows):
             meter.ran(cost, inside=inside)
             return self.run()
         assert chosen.computed is not None

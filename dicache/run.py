@@ -192,4 +192,4 @@ class Call:
     def repeat(self) -> None:
         """The call begins again; what was rejected stays so."""
         self.again, self.position, self.drafted, self.opening = True, 0, None, None
-        self.which, self.feature = Which(self.rows), None
+        self.which, self.feature = Which(self.rows, gathered=self.which.gathered), None

@@ -9,9 +9,10 @@ This is the way of a whole evaluation (`dicache.whole`); sites inside the denois
 where they run (`dicache.inner`), and the evaluation's output is then what it gives.
 
 The rows of one call are samples, or, where the pipeline puts its guidance branches into one batch, a multiple of them:
-row c * B + b is chunk c of sample b. Calls of one step may hold different numbers of chunks. Branches in calls of their own are told apart by the name the pipeline gives
-them, else by their place within the step. All branches of a sample are decided together, at the step's first call. A
-run's first step computes: only the second shows which rows are branches of one sample.
+row c * B + b is chunk c of sample b. Calls of one step may hold different numbers of chunks. Branches in calls of their
+own are told apart by the name the pipeline gives them, else by their place within the step. All branches of a sample
+are decided together, at the step's first call. A run's first step computes: only the second shows which rows are
+branches of one sample.
 """
 
 import time
@@ -29,7 +30,7 @@ from dicache.controllers.interval import Interval
 from dicache.inner import Inner
 from dicache.macs import Meter
 from dicache.memory import Memory
-from dicache.parts import Part, Which, stream, which
+from dicache.parts import Part, Which, stream
 from dicache.probes.base import View
 from dicache.rows import Tree, shapes_of
 from dicache.run import Call, Place, Run
@@ -43,8 +44,8 @@ class Clock(Protocol):
 
 
 class Session:
-    def __init__(self, config: Config, clock: Clock, sites: tuple[Site, ...]) -> None:
-        self.config, self.clock, self.sites, self.meter = config, clock, sites, Meter()
+    def __init__(self, config: Config, clock: Clock, sites: tuple[Site, ...], *, gathered: bool = True) -> None:
+        self.config, self.clock, self.sites, self.meter, self.gathered = config, clock, sites, Meter(), gathered
         self.run: Run | None = None
         self.call: Call | None = None
         self.shapes: dict[tuple[tuple[torch.Size, ...], str], Tree] = {}
@@ -99,7 +100,8 @@ class Session:
             run.go_on(self._released(reading.step, run.before), latent)
         self.meter.begin_call(shapes, latent.shape[0])
         branch = name or f"call {len(run.guided.outputs)}"
-        self.call = Call(branch, latent, shapes, Which(latent.shape[0]), first=not run.guided.outputs)
+        whole = Which(latent.shape[0], gathered=self.gathered)
+        self.call = Call(branch, latent, shapes, whole, first=not run.guided.outputs)
         run.overhead += time.perf_counter() - started
 
     def _continued(self, reading: Reading, latent: Tensor, name: str | None) -> Run | None:
@@ -161,7 +163,7 @@ class Session:
         if self.inner is None and call.position == depth:
             known = (call.key, path) in self.shapes
             with run.timed():
-                call.which = which(call.rows, self.whole.decide(run, call) if known else None, call.device)
+                call.which = call.which.of(self.whole.decide(run, call) if known else None, call.device)
         call.position += 1
         output = part.run_for(call.which, self.meter, self.shapes.get((call.key, path)))
         if self.inner is None and (call.key, path) not in self.shapes:

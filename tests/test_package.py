@@ -13,7 +13,7 @@ LAYERS = [
     {"types", "errors", "extension", "_checkout"},
     {"budget", "norms", "grid", "history", "rows", "macs", "clock", "law", "plan", "effects", "moments"}
     | {"metrics", "conformal", "profile", "resampled", "shelf", "measured", "identity", "ledger"},
-    {"probes", "estimators", "approximators", "controllers", "trace", "guided", "parts", "streams", "corrector"},
+    {"probes", "estimators", "approximators", "controllers", "trace", "guided", "parts", "streams", "latents", "corrector"},
     {"models", "sites"},
     {"config", "fitted", "presets", "run", "evidence", "judge", "memory", "inner", "whole", "closing", "session"},
     {"hooks"},
