@@ -21,7 +21,7 @@ from dicache.profile import Profile
 from dicache.report import Promise, Report
 from dicache.session import Clock, Session
 from dicache.shelf import HOW_TO, Shelf, may_have_shipped, shelf_for
-from dicache.trace import Trace
+from dicache.trace import Trace, joined
 from dicache.types import Rows, Wanted
 
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -40,20 +40,33 @@ class Cache:
         self._attachments, self._budget, self._asked, self._auditors = attachments, budget, asked, auditors
 
     @property
+    def _sessions(self) -> list[Session]:
+        """Of the denoisers that took part in the last run, in their order; the first one before any did."""
+        sessions = [attachment.session for attachment in self._attachments.values()]
+        ran = sorted((s.run.begun, i) for i, s in enumerate(sessions) if s.run is not None)
+        if not ran:
+            return sessions[:1]
+        last = sessions[ran[-1][1]].run
+        sharing = [sessions[i] for _, i in ran]
+        return [s for s in sharing if s.run is last or (s.run and last and s.run.key is last.key is not None)]
+
+    @property
     def _session(self) -> Session:
         """Of the denoiser that ran last; the first one before any did."""
-        sessions = [a.session for a in self._attachments.values()]
-        return next((s for s in reversed(sessions) if s.run is not None), sessions[0])
+        return self._sessions[-1]
 
     @property
     def trace(self) -> Trace | None:
-        """The last run, or the one going on; None before the first."""
-        return self._session.trace()
+        """The last run, or the one going on, of all denoisers that take turns in it; None before the first."""
+        traces = [trace for session in self._sessions if (trace := session.trace())]
+        alike = len({(len(trace.sites), len(trace.executed)) for trace in traces}) == 1
+        return joined(traces) if alike else (traces or [None])[-1]
 
     def report(self) -> Report:
         trace = self.trace
         budgets = self._budgets(len(trace.executed)) if trace else None
-        return Report(trace, budgets, self._session.notes, self._promise(), self._audit())
+        notes = list(dict.fromkeys(note for session in self._sessions for note in session.notes))
+        return Report(trace, budgets, notes, self._promise(), self._audit())
 
     def _audit(self) -> dict[str, Any] | None:
         """What audits found in all runs so far; None without audits."""

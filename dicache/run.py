@@ -101,6 +101,7 @@ class Run:
     bytes: int = 0
     overhead: float = 0.0
     complete: bool = False
+    begun: float = field(default_factory=time.perf_counter)
 
     def chunks(self, rows: int) -> int:
         """How many guidance branches a call of that many rows holds."""

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
     FluxControlNetModel,
     FluxControlNetPipeline,
     FluxFillPipeline,
@@ -20,12 +22,15 @@ from diffusers import (
     SD3ControlNetModel,
     StableDiffusion3ControlNetPipeline,
     StableDiffusion3PAGPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
 )
 from families.images import draw_hunyuan_dit, draw_qwen, make_hunyuan_dit, make_qwen
-from families.parts import autoencoder, pictures
+from families.parts import autoencoder, common, pictures, prompts, without
 from torch import Tensor, nn
 
-from tiny import Tiny, draw_flux, draw_pixart, draw_sd3, lively, make_flux, make_pixart, make_sd3
+from tiny import Tiny, draw_flux, draw_pixart, draw_sd3, guided_flux, lively, make_flux, make_pixart, make_sd3
 
 
 def components(pipe: Any, *without: str) -> dict[str, Any]:
@@ -92,7 +97,7 @@ def make_flux_control() -> FluxControlNetPipeline:
 
 def draw_flux_control(pipe: FluxControlNetPipeline, samples: Sequence[int], steps: int, **kwargs: Any) -> Tensor:
     usual = {"controlnet_conditioning_scale": 0.3, **kwargs}
-    return draw_flux(pipe, samples, steps, control_image=pictures(samples, 32), **usual)
+    return draw_flux(pipe, samples, steps, control_image=pictures(samples), **usual)
 
 
 def make_sd3_control() -> StableDiffusion3ControlNetPipeline:
@@ -174,8 +179,46 @@ def draw_hunyuan_control(pipe: Any, samples: Sequence[int], steps: int, **kwargs
     return draw_hunyuan_dit(pipe, samples, steps, control_image=pictures(samples), **usual)
 
 
+def make_unet() -> StableDiffusionPipeline:
+    unet = UNet2DConditionModel(
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        sample_size=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        norm_num_groups=2,
+        attention_head_dim=4,
+    )
+    nothing = without("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
+    scheduler = DDIMScheduler(clip_sample=False)
+    return StableDiffusionPipeline(
+        unet=lively(unet), vae=autoencoder(), scheduler=scheduler, requires_safety_checker=False, **nothing
+    )
+
+
+def draw_unet(pipe: Any, samples: Sequence[int], steps: int, **kwargs: Any) -> Tensor:
+    return pipe(**prompts(samples), **common(samples, steps, **kwargs)).images
+
+
+def make_unet_control() -> StableDiffusionControlNetPipeline:
+    pipe = make_unet()
+    controlnet = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4,))
+    return StableDiffusionControlNetPipeline(
+        controlnet=controlling(controlnet), requires_safety_checker=False, **components(pipe)
+    )
+
+
+def draw_unet_control(pipe: Any, samples: Sequence[int], steps: int, **kwargs: Any) -> Tensor:
+    usual = {"controlnet_conditioning_scale": 0.3, **kwargs}
+    return draw_unet(pipe, samples, steps, image=pictures(samples), **usual)
+
+
 CONTROLS = {
     "FLUX.1": Tiny(make_flux, draw_flux),
+    "FLUX.1 guided": Tiny(make_flux, guided_flux),
+    "SD 1.5": Tiny(make_unet, draw_unet),
+    "SD 1.5 ControlNet": Tiny(make_unet_control, draw_unet_control),
     "FLUX.1 img2img": Tiny(make_flux_img2img, draw_flux_img2img),
     "FLUX.1 inpaint": Tiny(make_flux_inpaint, draw_flux_inpaint),
     "FLUX.1 fill": Tiny(make_flux_fill, draw_flux_fill),
