@@ -100,7 +100,7 @@ class TimestepClock:
     def read(self, timestep: torch.Tensor | float | None) -> Reading:
         now = _number(timestep) if self.ends is None else self.ends - _number(timestep)
         if not now <= self.last:
-            self.first, self.stride, self.index = now, math.nan, 0
+            self.first, self.stride, self.index = now or math.nan, math.nan, 0
         elif now < self.last:
             self.stride, self.index = self.last - now, self.index + 1
         self.last = now

@@ -7,7 +7,7 @@ over. Whatever was not there before is removed again: `__dict__` is then what it
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from diffusers.hooks import HookRegistry, ModelHook
@@ -122,8 +122,7 @@ class Attachment:
         timestep = self.family.timestep(given)
         if timestep is None:
             self.session.note(f"no timestep was found among the denoiser's inputs ({', '.join(self.family.time)}).")
-        shapes = tuple(t.shape for t in tensors(tuple(given.values())))
-        self.session.begin(latent, timestep, self.first.branch.name, shapes)
+        self.session.begin(latent, timestep, self.first.branch.name, _key(given))
 
     def _given(self, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> dict[str, Tree]:
         """The denoiser's inputs by name."""
@@ -140,6 +139,16 @@ class Attachment:
         found = prediction_of(self.family.model, latent, self._given(args, kwargs), names, output)
         value = self.session.end(found)
         return output if value is found else returned(output, value)
+
+
+def _key(given: Mapping[str, Tree]) -> tuple[Hashable, ...]:
+    """What tells calls apart that run other parts, or the same on other shapes: switches and layers to leave out."""
+    shapes = (t.shape for t in tensors(tuple(given.values())))
+    return (*shapes, *((name, repr(value)) for name, value in given.items() if _switch(value)))
+
+
+def _switch(value: Tree) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and all(isinstance(i, int) for i in value))
 
 
 def _check_free(denoiser: nn.Module) -> None:

@@ -7,7 +7,7 @@
 The sites' histories are per branch, their decisions per sample: the branch that is called first decides for all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from dicache.sites import Drafted
 from dicache.streams import Form, entering, form_of, output_of, value_of
 from dicache.types import Kind, Rows, Site
 
-Key = tuple[tuple[torch.Size, ...], str]
+Key = tuple[tuple[Hashable, ...], str]
 
 
 class Inner:

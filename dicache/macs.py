@@ -54,13 +54,11 @@ class Meter:
     def begin_run(self) -> None:
         self.executed = self.uncached = torch.zeros(0, dtype=torch.float64)
 
-    def begin_call(self, shapes: Hashable, rows: int) -> None:
-        """A denoiser call begins, with inputs of these shapes. Its rows are the run's first ones: those of a sample are
-        a batch apart in every call.
-        """
+    def begin_call(self, key: Hashable, rows: int) -> None:
+        """A denoiser call begins; those of one key cost the same. A sample's rows are a batch apart in every call."""
         more = max(0, rows - len(self.executed))
         self.executed, self.uncached = (nn.functional.pad(t, (0, more)) for t in (self.executed, self.uncached))
-        self.costs, self.rows = self.known.setdefault(shapes, {}), rows
+        self.costs, self.rows = self.known.setdefault(key, {}), rows
         self.before = self.uncached.clone()
 
     def measure(

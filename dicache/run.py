@@ -5,7 +5,7 @@ Nothing is kept on a module, a class or a global.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -166,8 +166,8 @@ class Call:
     branch: str
     latent: Tensor
     """What it is called with, (r, ...); calls of one step may differ in their rows."""
-    key: tuple[torch.Size, ...]
-    """The shapes of all inputs."""
+    key: tuple[Hashable, ...]
+    """The shapes of all inputs, and what says which parts run."""
     which: Which
     first: bool
     """Whether no other branch was called before in this step."""

@@ -16,7 +16,7 @@ branches of one sample.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -32,7 +32,7 @@ from dicache.macs import Meter
 from dicache.memory import Memory
 from dicache.parts import Part, Which, stream
 from dicache.probes.base import View
-from dicache.rows import Tree, shapes_of
+from dicache.rows import Tree, shapes_of, tensors
 from dicache.run import Call, Place, Run
 from dicache.trace import Trace
 from dicache.types import Kind, Site, Step
@@ -48,7 +48,7 @@ class Session:
         self.config, self.clock, self.sites, self.meter, self.gathered = config, clock, sites, Meter(), gathered
         self.run: Run | None = None
         self.call: Call | None = None
-        self.shapes: dict[tuple[tuple[torch.Size, ...], str], Tree] = {}
+        self.shapes: dict[tuple[tuple[Hashable, ...], str], Tree] = {}
         self.notes: list[str] = []
         self.memory = Memory(config, self.note)
         self.inner = Inner(config, sites, self.meter, self.memory, self.note) if config.sites.inner else None
@@ -82,10 +82,10 @@ class Session:
         self.call = None
 
     def begin(
-        self, latent: Tensor, timestep: Tensor | float | None, name: str | None, shapes: tuple[torch.Size, ...]
+        self, latent: Tensor, timestep: Tensor | float | None, name: str | None, key: tuple[Hashable, ...]
     ) -> None:
-        """The denoiser is about to run on `latent`, (R, ...); `name` is the branch's name where the pipeline gives one,
-        `shapes` those of all its inputs.
+        """The denoiser is about to run on `latent`, (R, ...); `name` is the branch's name where the pipeline gives one.
+        Calls of one `key` have inputs of the same shapes and run the same parts.
         """
         self.call = None
         if torch.is_grad_enabled():
@@ -98,10 +98,10 @@ class Session:
         if reading.step.index != run.step.index:
             self._close(run, latent)
             run.go_on(self._released(reading.step, run.before), latent)
-        self.meter.begin_call(shapes, latent.shape[0])
+        self.meter.begin_call(key, latent.shape[0])
         branch = name or f"call {len(run.guided.outputs)}"
         whole = Which(latent.shape[0], gathered=self.gathered)
-        self.call = Call(branch, latent, shapes, whole, first=not run.guided.outputs)
+        self.call = Call(branch, latent, key, whole, first=not run.guided.outputs)
         run.overhead += time.perf_counter() - started
 
     def _continued(self, reading: Reading, latent: Tensor, name: str | None) -> Run | None:
@@ -188,7 +188,8 @@ class Session:
     ) -> Tree:
         """A module around the blocks: always runs, and is counted."""
         if self.call is not None and not self.meter.measuring:
-            self.meter.ran(self.meter.measure(path, forward, args, kwargs, self.call.rows))
+            shapes = [tuple(t.shape) for t in tensors((args, kwargs))]  # one module may serve streams of several sizes
+            self.meter.ran(self.meter.measure(f"{path} {shapes}", forward, args, kwargs, self.call.rows))
         return forward(*args, **kwargs)
 
     def end(self, output: Tensor) -> Tensor:

@@ -1,26 +1,36 @@
 """The laws of design on tiny pipelines of every family that is wrapped, and a reason for every one that is not."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from families.table import MIXTURES, PIPELINES, Made
 from torch import Tensor, nn
 
 import dicache
 from dicache.approximators.hold import Reuse
 from dicache.controllers.base import Controller
 from dicache.errors import UnsupportedModelError
+from dicache.metrics import relative_error
+from dicache.models.catalogue import catalogue, markdown
 from dicache.models.families import FAMILIES
-from dicache.models.family import Family, Inside
+from dicache.models.family import Batch, Family
 from dicache.models.refusals import REFUSALS
-from dicache.sites import Spans, Tail
+from dicache.sites import Evaluation, Spans, Tail
 from dicache.types import Decision
-from families.table import MIXTURES, PIPELINES, Made
 from tiny import count_macs
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),  # Mochi, at every run
+    pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning"),  # the autoencoder of Stable Audio
+]
 STEPS = 8
 BUDGET = 2.0
 MIXED = [BUDGET, 0.0, 0.3, BUDGET, 0.05, BUDGET, 0.0, 1.0]
@@ -55,7 +65,7 @@ def assert_same_sample(one: Tensor, other: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Scripted(Controller[None]):
-    """Skips at the given steps, whatever it costs."""
+    """Skips at the given steps after the first, where anything is known."""
 
     skips: frozenset[int] = frozenset({3, 4, 6})
 
@@ -63,7 +73,8 @@ class Scripted(Controller[None]):
         return None
 
     def decide(self, quote, step, state):
-        action = quote.action if step.index in self.skips else torch.zeros_like(quote.action)
+        wanted = step.index - step.course.begin in self.skips
+        action = torch.where(quote.cost.isfinite() & wanted, quote.action, 0)
         return Decision(action[:, None], torch.zeros_like(action)[:, None], torch.zeros_like(quote.cost)), None
 
     def settle(self, ratio, computed, state):
@@ -143,8 +154,8 @@ def test_a_step_that_is_skipped_gives_every_branch_its_own_last_output(made):
         draw(made, [1, 2])
         skipped = [i for i, record in enumerate(cache.trace.records) if bool((record.action != 0).any())]
     assert skipped
-    for step in skipped:
-        assert all(torch.equal(one, other) for one, other in zip(outputs[step], outputs[step - 1], strict=True))
+    for step in skipped:  # a branch may end or begin between two steps
+        assert all(torch.equal(one, other) for one, other in zip(outputs[step], outputs[step - 1], strict=False))
     for branches in outputs:
         rows = torch.cat([torch.stack(list(b.split(2))) for b in branches])
         assert all(not torch.equal(rows[i], rows[j]) for i in range(len(rows)) for j in range(i))
@@ -163,16 +174,15 @@ def _recorder(attachment: Any, outputs: list[list[Tensor]]) -> Any:
     return record
 
 
+@pytest.mark.parametrize("made", MIXTURES, indirect=True)
 def test_the_mixture_found_is_the_guidance_that_was_asked_for(made):
-    if made.name not in MIXTURES:
-        pytest.skip("its pipeline does not guide, or not by a mixture")
     mixtures = []
     cache = dicache.enable(made.pipe, error_budget=0.0)
     handle = made.denoiser.register_forward_hook(lambda *_: mixtures.append(cache._session.run.guided.mixture))
     draw(made, [1, 2])
     handle.remove()
     cache.disable()
-    found = next(mixture for mixture in mixtures if mixture is not None)
+    found = max((mixture for mixture in mixtures if mixture is not None), key=len)
     assert sorted(found[:, 0].tolist()) == pytest.approx(sorted(MIXTURES[made.name]), rel=1e-2)
 
 
@@ -188,7 +198,8 @@ def test_a_wide_budget_saves_work_that_was_really_not_executed(made):
         for denoiser, _ in counted:
             del denoiser.forward
     trace = cache.trace
-    assert float(trace.executed.sum()) == pytest.approx(sum(sum(macs) for _, macs in counted), rel=1e-6)
+    whole = sum(sum(macs) for _, macs in counted)  # some models run a little outside their modules
+    assert float(trace.executed.sum()) == pytest.approx(whole, rel=0.005)
     assert len(trace.records) == STEPS
     assert float(trace.executed[2]) == float(trace.uncached[2])
     assert_same_sample(drawn[2], plain[2])
@@ -201,12 +212,15 @@ def test_a_wide_budget_saves_work_that_was_really_not_executed(made):
 
 
 def test_sites_inside_decide_and_draw_as_alone_or_are_refused(made):
-    sites = Tail() if made.spans else Spans(1)
-    config = dicache.Config(Scripted(), approximators=(Reuse(),), sites=sites)
-    if made.family.inside is Inside.NOTHING:
+    tail, blocks = (dicache.Config(Scripted(), approximators=(Reuse(),), sites=s) for s in (Tail(), Spans(1)))
+    if not made.spans:
+        with pytest.raises(UnsupportedModelError, match="Use sites=Spans" if made.blocks else "Use sites=Evaluation"):
+            dicache.enable(made.pipe, config=tail)
+    if not made.spans and not made.blocks:
         with pytest.raises(UnsupportedModelError, match="Use sites=Evaluation"):
-            dicache.enable(made.pipe, config=config)
+            dicache.enable(made.pipe, config=blocks)
         return
+    config = tail if made.spans else blocks
     with dicache.enable(made.pipe, config=config) as cache:
         together = draw(made, [1, 2])
         assert any(bool((record.action != 0).any()) for record in cache.trace.records)
@@ -215,11 +229,21 @@ def test_sites_inside_decide_and_draw_as_alone_or_are_refused(made):
     assert not torch.equal(together, draw(made, [1, 2]))
 
 
-def test_blocks_that_others_read_are_not_skipped_as_one(made):
-    if made.family.inside is not Inside.BLOCKS:
-        pytest.skip("its spans may be skipped")
-    with pytest.raises(UnsupportedModelError, match=r"Use sites=Spans\(1\)"):
-        dicache.enable(made.pipe, config=dicache.Config(Scripted(), sites=Tail()))
+@pytest.mark.parametrize("made", [name for name in PIPELINES if "ControlNet" in name], indirect=True)
+def test_with_control_the_error_is_no_larger_than_without_at_equal_work(made):
+    choices = (Evaluation(), Spans(1)) if made.spans or made.blocks else (Evaluation(),)
+    for sites in choices:
+        config = dicache.Config(Scripted(), approximators=(Reuse(),), sites=sites)
+        without, controlled = (_error(made, config, scale) for scale in (0.0, 0.3))
+        assert controlled <= 1.1 * without  # random weights: control moves the outputs, and so their change, either way
+
+
+def _error(made: Made, config: dicache.Config, scale: float) -> float:
+    """Of four samples, on average."""
+    samples = [1, 2, 3, 4]
+    plain = draw(made, samples, controlnet_conditioning_scale=scale)
+    with dicache.enable(made.pipe, config=config):
+        return float(relative_error(draw(made, samples, controlnet_conditioning_scale=scale), plain).mean())
 
 
 # The table.
@@ -227,12 +251,33 @@ def test_blocks_that_others_read_are_not_skipped_as_one(made):
 
 def test_the_tests_run_every_family_that_is_gathered(made_models):
     assert {model for model, family in FAMILIES.items() if family.calls} == made_models
-    assert {model for model, family in FAMILIES.items() if family.batch == "per sample"} <= made_models
+    assert {model for model, family in FAMILIES.items() if family.batch is Batch.SAMPLE} <= made_models
 
 
 @pytest.fixture(scope="module")
 def made_models() -> set[str]:
     return {type(Made(name, tiny, tiny.make()).denoiser).__name__ for name, tiny in PIPELINES.items()}
+
+
+def test_every_denoiser_of_the_installed_diffusers_is_known_by_name():
+    entries = catalogue()
+    names = {entry.model for entry in entries}
+    assert len(names) == len(entries) >= 87
+    assert names == {*FAMILIES, *REFUSALS}
+    assert all(entry.batch in (*Batch, "refused") for entry in entries)
+    assert all(entry.reason for entry in entries if entry.batch == "refused")
+
+
+def test_the_committed_table_is_what_the_command_prints():
+    page = Path(__file__).resolve().parent.parent / "docs" / "models.md"
+    assert page.read_text() == markdown(catalogue())
+
+
+def test_the_command_lists_them_as_json():
+    done = subprocess.run(
+        [sys.executable, "-m", "dicache", "models", "--json"], capture_output=True, text=True, check=True
+    )
+    assert [entry["model"] for entry in json.loads(done.stdout)] == [entry.model for entry in catalogue()]
 
 
 @pytest.mark.parametrize("model", REFUSALS)

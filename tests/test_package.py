@@ -102,6 +102,7 @@ def test_imports_go_down_only():
             "does not exist",
         ),
         (("calibrate", "nowhere.txt", "--out", "p.json"), "does not exist"),
+        (("models", "--json", "--markdown"), "one of them"),
         (("demo", "--out", "demo.txt"), "not a picture"),
         (("demo", "--steps", "0"), "steps"),
         (("dance",), "dance"),

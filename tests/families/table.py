@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from families.controls import CONTROLS
+from families.images import IMAGES
+from families.videos import VIDEOS
 from torch import nn
 
 from dicache.models.families import FAMILIES
 from dicache.models.family import Batch, Family, Inside
-from families.controls import CONTROLS
-from families.images import IMAGES
-from families.videos import VIDEOS
 from tiny import GUIDANCE, Tiny
 
 PIPELINES: dict[str, Tiny] = {**IMAGES, **VIDEOS, **CONTROLS}
@@ -55,3 +55,7 @@ class Made:
     @property
     def spans(self) -> bool:
         return self.family.inside is Inside.SPANS
+
+    @property
+    def blocks(self) -> bool:
+        return self.family.inside is Inside.BLOCKS
