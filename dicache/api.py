@@ -46,9 +46,8 @@ class Cache:
         ran = sorted((s.run.begun, i) for i, s in enumerate(sessions) if s.run is not None)
         if not ran:
             return sessions[:1]
-        last = sessions[ran[-1][1]].run
-        sharing = [sessions[i] for _, i in ran]
-        return [s for s in sharing if s.run is last or (s.run and last and s.run.key is last.key is not None)]
+        last = sessions[ran[-1][1]]
+        return [sessions[i] for _, i in ran if sessions[i].shares_its_run_with(last)]
 
     @property
     def _session(self) -> Session:
@@ -60,7 +59,7 @@ class Cache:
         """The last run, or the one going on, of all denoisers that take turns in it; None before the first."""
         traces = [trace for session in self._sessions if (trace := session.trace())]
         alike = len({(len(trace.sites), len(trace.executed)) for trace in traces}) == 1
-        return joined(traces) if alike else (traces or [None])[-1]
+        return joined(traces if alike else traces[-1:]) if traces else None
 
     def report(self) -> Report:
         trace = self.trace

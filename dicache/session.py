@@ -225,6 +225,11 @@ class Session:
     def _site_macs(self) -> list[float]:
         return [sum(self.meter.costs.get(part, 0.0) for part in site.parts) for site in self.sites]
 
+    def shares_its_run_with(self, other: "Session") -> bool:
+        """Whether both took part in one run of the scheduler: two experts of a model do."""
+        mine, its = self.run, other.run
+        return mine is its or (mine is not None and its is not None and mine.key is its.key and mine.key is not None)
+
     def note(self, text: str) -> None:
         """Something the report must say."""
         if text not in self.notes:

@@ -7,6 +7,7 @@ they are, what carries the latents, and what happens between two blocks.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from dicache.errors import UnsupportedModelError
 from dicache.types import Site
@@ -87,6 +88,6 @@ class Family:
                 f"{self.model} cannot skip {longer.path} as one: {self.between}. Use sites=Spans(1) or Evaluation()."
             )
 
-    def timestep(self, given: Mapping[str, object]) -> object | None:
+    def timestep(self, given: Mapping[str, Any]) -> Any:  # noqa: ANN401
         """Among the denoiser's inputs; None if there is none."""
         return next((given[name] for name in self.time if given.get(name) is not None), None)
