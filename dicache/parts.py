@@ -1,5 +1,6 @@
 """Running one hooked module of the denoiser: for all rows, for some, or for none. Every way is counted."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -58,8 +59,15 @@ class Part(NamedTuple):
             return self.run()
         assert chosen.computed is not None
         meter.ran(cost, chosen.computed, inside=inside)
-        args, kwargs = take(self.args, self.kwargs, chosen.some, chosen.rows)
+        args, kwargs = take(self.args, self.kwargs, chosen.some, chosen.rows, self.names)
         return scatter(self.forward(*args, **kwargs), chosen.some, chosen.rows)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of its positional arguments, as far as they have some."""
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        given = inspect.signature(self.forward).parameters.values()
+        return tuple(parameter.name for parameter in given if parameter.kind in kinds)[: len(self.args)]
 
     def batched(self, rows: int) -> bool:
         """Whether its main input has the rows on its first axis. Where a model folds frames into the batch, its blocks

@@ -88,6 +88,17 @@ _GATHERED = (
     ),
     _gathered("WanTransformer3DModel", "blocks", calls=2),
     _gathered("ZImageTransformer2DModel", "layers", streams=("x",), between=_CONTROL, ends=1.0, calls=1),
+    _gathered("EasyAnimateTransformer3DModel", "transformer_blocks", streams=_TEXT, calls=1),
+    _gathered("HunyuanImageTransformer2DModel", *_DOUBLE, streams=_TEXT, calls=2),
+    _gathered("Krea2Transformer2DModel", "transformer_blocks", calls=2),
+    _gathered(
+        "MotifVideoTransformer3DModel",
+        *_DOUBLE,
+        streams=_TEXT,
+        between="its last blocks begin again from the stream before the single ones, and read what those gave",
+        inside=Inside.BLOCKS,
+        calls=2,
+    ),
 )
 
 _TOGETHER = (
@@ -115,16 +126,15 @@ _TOGETHER = (
         between="adds what it reads off a face",
         inside=Inside.BLOCKS,
     ),
-    _together("EasyAnimateTransformer3DModel", "transformer_blocks", streams=_TEXT),
     _together(
         "ErnieImageTransformer2DModel",
         "layers",
         streams=("x",),
         between="tokens come before samples",
         inside=Inside.NOTHING,
+        calls=1,
     ),
     _together("Flux3Transformer2DModel", "single_transformer_blocks", streams=_TEXT),
-    _together("HunyuanImageTransformer2DModel", *_DOUBLE, streams=_TEXT),
     _together("HunyuanVideo15Transformer3DModel", "transformer_blocks", streams=_TEXT),
     _together("HunyuanVideoFramepackTransformer3DModel", *_DOUBLE, streams=_TEXT),
     _together("JoyImageEditPlusTransformer3DModel", "double_blocks", streams=_TEXT),
@@ -136,7 +146,6 @@ _TOGETHER = (
         streams=("vis", "aud"),
         latents=("hidden_states", "audio_hidden_states"),
     ),
-    _together("Krea2Transformer2DModel", "transformer_blocks"),
     _together(
         "LatteTransformer3DModel",
         "transformer_blocks",
@@ -147,13 +156,6 @@ _TOGETHER = (
     ),
     _together("LongCatAudioDiTTransformer", "blocks"),
     _together("MiniMaxMusic3Transformer1DModel", "transformer_blocks"),
-    _together(
-        "MotifVideoTransformer3DModel",
-        *_DOUBLE,
-        streams=_TEXT,
-        between="its last blocks begin again from the stream before the single ones, and read what those gave",
-        inside=Inside.BLOCKS,
-    ),
     _together("OmniGenTransformer2DModel", "layers"),
     _together("PriorTransformer", "transformer_blocks"),
     _together("SanaWMTransformer3DModel", "blocks", streams=("x",)),

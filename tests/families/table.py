@@ -5,6 +5,7 @@ from typing import Any
 
 from families.controls import CONTROLS
 from families.images import IMAGES
+from families.more import MORE
 from families.videos import VIDEOS
 from torch import nn
 
@@ -12,14 +13,14 @@ from dicache.models.families import FAMILIES
 from dicache.models.family import Batch, Family, Inside
 from tiny import GUIDANCE, Tiny
 
-PIPELINES: dict[str, Tiny] = {**IMAGES, **VIDEOS, **CONTROLS}
+PIPELINES: dict[str, Tiny] = {**IMAGES, **VIDEOS, **CONTROLS, **MORE}
 
 PLAIN = (1 - GUIDANCE, GUIDANCE)
 MIXTURES = {
     **dict.fromkeys(("Sana", "Chroma", "HiDream", "AuraFlow", "CogView 3 Plus", "CogView 4", "Bria", "Ovis"), PLAIN),
     **dict.fromkeys(("Wan 2.1", "Wan 2.2, two experts", "CogVideoX", "HunyuanVideo", "LTX", "Mochi"), PLAIN),
     **dict.fromkeys(("Allegro", "Sana Video", "SkyReels V2", "Stable Audio", "FLUX.1 guided", "SD3"), PLAIN),
-    **dict.fromkeys(("SD3 ControlNet", "SD 1.5", "SD 1.5 ControlNet"), PLAIN),
+    **dict.fromkeys(("SD3 ControlNet", "SD 1.5", "SD 1.5 ControlNet", "SDXL", "HunyuanImage", "Ernie-Image"), PLAIN),
     "Z-Image": (-GUIDANCE, 1 + GUIDANCE),
     "Cosmos 2": (-GUIDANCE, 1 + GUIDANCE),
     "SD3 skip-layer guidance": (1 - GUIDANCE, GUIDANCE + 2.8, -2.8),
