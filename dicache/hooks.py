@@ -15,12 +15,13 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
 from dicache.config import Config
-from dicache.errors import AlreadyEnabledError
+from dicache.errors import AlreadyEnabledError, UnsupportedModelError
 from dicache.latents import latent_of, prediction_of, returned
 from dicache.models.family import Batch, Family
 from dicache.models.stacks import family_of, find
 from dicache.rows import Tree, tensors
 from dicache.session import Clock, Session
+from dicache.types import Kind
 
 NAME = "dicache"
 _FOREIGN = ("cache", "taylorseer", "pyramid_attention_broadcast", "mag_", "fbc_")
@@ -71,8 +72,9 @@ class Attachment:
         for approximator in config.approximators:
             approximator.check(denoiser, sites)
         self.denoiser = denoiser
-        self.session = Session(config, clock, sites, gathered=self.family.batch is Batch.SAMPLE)
+        self.session = Session(config, clock, sites)
         session = self.session
+        self.apart = any(site.kind is Kind.BRANCH for site in sites)
         self.signature = inspect.signature(type(denoiser).forward)
         self.root_had_registry = _registry(denoiser) is not None
         self.hooked: list[tuple[nn.Module, set[str]]] = []
@@ -118,11 +120,23 @@ class Attachment:
 
     def _before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
         given = self._given(args, kwargs)
+        self._check_branches()
         latent = latent_of(self.family.model, given, self.family.latents)
         timestep = self.family.timestep(given)
         if timestep is None:
             self.session.note(f"no timestep was found among the denoiser's inputs ({', '.join(self.family.time)}).")
-        self.session.begin(latent, timestep, self.first.branch.name, _key(given))
+        gathered = self.family.batch is Batch.SAMPLE and not _holds_cache(given)
+        self.session.begin(latent, timestep, self.first.branch.name, _key(given), gathered=gathered)
+
+    def _check_branches(self) -> None:
+        """Perturbed attention is put on the denoiser by the pipeline's call, so it cannot be refused before."""
+        processors = getattr(self.denoiser, "attn_processors", {}) if self.apart else {}
+        name = next((type(p).__name__ for p in processors.values() if type(p).__name__.startswith("PAG")), None)
+        if name is not None:
+            raise UnsupportedModelError(
+                f"{self.family.model} cannot compute its guidance branches apart: {name} splits the batch into them. "
+                "Use sites=Evaluation()."
+            )
 
     def _given(self, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> dict[str, Tree]:
         """The denoiser's inputs by name."""
@@ -145,6 +159,11 @@ def _key(given: Mapping[str, Tree]) -> tuple[Hashable, ...]:
     """What tells calls apart that run other parts, or the same on other shapes: switches and layers to leave out."""
     shapes = (t.shape for t in tensors(tuple(given.values())))
     return (*shapes, *((name, repr(value)) for name, value in given.items() if _switch(value)))
+
+
+def _holds_cache(given: Mapping[str, Tree]) -> bool:
+    """Whether blocks read keys and values of all samples from an object, which cannot be taken apart."""
+    return any("cache" in name and value is not None for name, value in given.items())
 
 
 def _switch(value: Tree) -> bool:

@@ -44,8 +44,8 @@ class Clock(Protocol):
 
 
 class Session:
-    def __init__(self, config: Config, clock: Clock, sites: tuple[Site, ...], *, gathered: bool = True) -> None:
-        self.config, self.clock, self.sites, self.meter, self.gathered = config, clock, sites, Meter(), gathered
+    def __init__(self, config: Config, clock: Clock, sites: tuple[Site, ...]) -> None:
+        self.config, self.clock, self.sites, self.meter = config, clock, sites, Meter()
         self.run: Run | None = None
         self.call: Call | None = None
         self.shapes: dict[tuple[tuple[Hashable, ...], str], Tree] = {}
@@ -82,10 +82,17 @@ class Session:
         self.call = None
 
     def begin(
-        self, latent: Tensor, timestep: Tensor | float | None, name: str | None, key: tuple[Hashable, ...]
+        self,
+        latent: Tensor,
+        timestep: Tensor | float | None,
+        name: str | None,
+        key: tuple[Hashable, ...],
+        *,
+        gathered: bool,
     ) -> None:
         """The denoiser is about to run on `latent`, (R, ...); `name` is the branch's name where the pipeline gives one.
-        Calls of one `key` have inputs of the same shapes and run the same parts.
+        Calls of one `key` have inputs of the same shapes and run the same parts. Parts may run for some of the rows
+        where those can be `gathered`.
         """
         self.call = None
         if torch.is_grad_enabled():
@@ -100,7 +107,7 @@ class Session:
             run.go_on(self._released(reading.step, run.before), latent)
         self.meter.begin_call(key, latent.shape[0])
         branch = name or f"call {len(run.guided.outputs)}"
-        whole = Which(latent.shape[0], gathered=self.gathered)
+        whole = Which(latent.shape[0], gathered=gathered)
         self.call = Call(branch, latent, key, whole, first=not run.guided.outputs)
         run.overhead += time.perf_counter() - started
 

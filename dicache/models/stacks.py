@@ -2,7 +2,8 @@
 
 Found by shape is a ModuleList, direct child of the denoiser, whose every block owns parameters and takes the denoiser's
 stream. Refiners of the text, control branches and adapters look alike and are left alone by name: they run as parts of
-the model around the blocks.
+the model around the blocks. Blocks that take a cache are refused, since nobody can see whether they write it; of blocks
+that take what earlier ones skipped ahead, no two are skipped as one.
 """
 
 import inspect
@@ -13,7 +14,7 @@ from torch import nn
 
 from dicache.errors import UnsupportedModelError
 from dicache.models.families import FAMILIES
-from dicache.models.family import STREAMS, Family
+from dicache.models.family import STREAMS, Family, Inside
 from dicache.models.refusals import REFUSALS
 
 _NOT_STACKS = (
@@ -25,6 +26,7 @@ _NOT_STACKS = (
     "face_adapter",
     "caption_projection",
 )
+_SKIPS = ("skip", "skips", "res_hidden_states_tuple")
 
 
 class Parts(NamedTuple):
@@ -98,13 +100,23 @@ def _found(denoiser: nn.Module) -> Family:
             f"{name} has no stack of blocks that dicache recognises. Expected a ModuleList, a direct child, "
             f"of blocks whose forward takes one of {', '.join(STREAMS)}; or give enable a dicache.Family."
         )
+    taken = {name for path in stacks for _, block in _blocks(denoiser, path) for name in _arguments(block)}
+    caches = sorted(name for name in taken if "cache" in name)
+    if caches:
+        reason = f"its blocks take {', '.join(caches)}; if they write it, a skipped block corrupts it"
+        return Family(model=name, refused=f"{reason}. If they do not, give enable a dicache.Family")
+    skips = sorted(name for name in taken if name in _SKIPS)
+    if skips:
+        between = f"its blocks take {', '.join(skips)} from earlier ones"
+        return Family(model=name, stacks=stacks, streams=STREAMS, inside=Inside.BLOCKS, between=between)
     return Family(model=name, stacks=stacks, streams=STREAMS)
+
+
+def _arguments(block: nn.Module) -> set[str]:
+    return set(inspect.signature(type(block).forward).parameters)
 
 
 def _is_stack(path: str, child: nn.Module) -> bool:
     if not isinstance(child, nn.ModuleList) or not len(child) or any(word in path for word in _NOT_STACKS):
         return False
-    return all(
-        any(True for _ in block.parameters()) and set(STREAMS) & set(inspect.signature(type(block).forward).parameters)
-        for block in child
-    )
+    return all(any(True for _ in block.parameters()) and set(STREAMS) & _arguments(block) for block in child)

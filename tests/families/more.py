@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKLFlux2,
     ClassifierFreeGuidance,
     DDIMScheduler,
     EasyAnimatePipeline,
     EasyAnimateTransformer3DModel,
     ErnieImagePipeline,
     ErnieImageTransformer2DModel,
+    Flux2KleinKVPipeline,
     HunyuanImagePipeline,
     HunyuanImageTransformer2DModel,
     Krea2Pipeline,
@@ -20,8 +22,9 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from families.images import TEXT, flow
-from families.parts import autoencoder, common, pooled, prompts, without
+from families.images import TEXT, flow, make_flux2
+from families.parts import autoencoder, common, pictures, pooled, prompts, without
+from PIL import Image
 from torch import Tensor
 
 from tiny import GUIDANCE, Tiny, embeds, lively, make_wan
@@ -181,7 +184,29 @@ def draw_sdxl(pipe: StableDiffusionXLPipeline, samples: Sequence[int], steps: in
     return pipe(**prompts(samples), **pooled(samples), **common(samples, steps, **kwargs)).images
 
 
+def make_flux2_cached() -> Flux2KleinKVPipeline:
+    """Its first step writes the reference picture's keys and values, the others read them."""
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(4, 4), latent_channels=4, norm_num_groups=1, layers_per_block=1, **blocks
+    )
+    return Flux2KleinKVPipeline(**{**make_flux2().components, "vae": vae})
+
+
+def draw_flux2_cached(pipe: Flux2KleinKVPipeline, samples: Sequence[int], steps: int, **kwargs: Any) -> Tensor:
+    usual = common(samples, steps, **kwargs)
+    del usual["guidance_scale"]
+    picture = to_pil_image(pictures([1], 64)[0])
+    return pipe(image=picture, prompt_embeds=embeds(samples, 8, 32, salt=1), **usual).images
+
+
+def to_pil_image(picture: Tensor) -> Image.Image:
+    return Image.fromarray((picture * 255).byte().permute(1, 2, 0).numpy())
+
+
 MORE = {
+    "FLUX.2 with a key-value cache": Tiny(make_flux2_cached, draw_flux2_cached),
     "Krea 2": Tiny(make_krea, draw_krea),
     "Ernie-Image": Tiny(make_ernie, draw_ernie),
     "HunyuanImage": Tiny(make_hunyuan_image, draw_hunyuan_image),

@@ -28,6 +28,10 @@ MIXTURES = {
 }
 
 
+ALONE = ("FLUX.2 with a key-value cache",)
+"""Pipelines whose first step has other inputs than the others, and is a run of its own."""
+
+
 @dataclass(frozen=True)
 class Made:
     """A pipeline that was built, and what is known of its denoiser."""
@@ -52,6 +56,11 @@ class Made:
     @property
     def gathered(self) -> bool:
         return self.family.batch is Batch.SAMPLE
+
+    @property
+    def alone(self) -> int:
+        """Steps that are not part of the last run."""
+        return int(self.name in ALONE)
 
     @property
     def spans(self) -> bool:
