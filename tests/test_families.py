@@ -1,5 +1,6 @@
 """The laws of design on tiny pipelines of every family that is wrapped, and a reason for every one that is not."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from families.table import MIXTURES, PIPELINES, Made
 from torch import Tensor, nn
 
 import dicache
@@ -25,6 +26,8 @@ from dicache.models.family import Batch, Family
 from dicache.models.refusals import REFUSALS
 from dicache.sites import Branches, Evaluation, Spans, Tail
 from dicache.types import Decision
+from families.controls import make_unet
+from families.table import MIXTURES, PIPELINES, Made
 from tiny import count_macs
 
 pytestmark = [
@@ -316,6 +319,21 @@ def test_every_denoiser_of_the_installed_diffusers_is_known_by_name():
     assert names == {*FAMILIES, *REFUSALS}
     assert all(entry.batch in (*Batch, "refused") for entry in entries)
     assert all(entry.reason for entry in entries if entry.batch == "refused")
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_what_a_family_names_is_there_in_its_class(model):
+    family, denoiser = FAMILIES[model], getattr(diffusers, model)
+    source, inputs = inspect.getsource(denoiser), inspect.signature(denoiser.forward).parameters
+    assert all(f"self.{stack} = " in source for stack in family.stacks)
+    assert set(family.latents) <= set(inputs)
+    assert set(family.time) & set(inputs)
+
+
+def test_a_unet_without_a_middle_is_wrapped():
+    unet = make_unet().unet
+    unet.mid_block = None
+    dicache.enable(unet, error_budget=0.1).disable()
 
 
 def test_the_committed_table_is_what_the_command_prints():

@@ -68,6 +68,8 @@ def find(denoiser: nn.Module, family: Family) -> Parts:
 
 
 def _blocks(denoiser: nn.Module, stack: str) -> Iterator[tuple[str, nn.Module]]:
+    if getattr(denoiser, stack, denoiser) is None:  # some configurations leave the middle of a UNet out
+        return
     try:
         found = denoiser.get_submodule(stack)
     except AttributeError as error:

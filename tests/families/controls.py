@@ -26,10 +26,10 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from families.images import draw_hunyuan_dit, draw_qwen, make_hunyuan_dit, make_qwen
-from families.parts import autoencoder, common, pictures, prompts, without
 from torch import Tensor, nn
 
+from families.images import draw_hunyuan_dit, draw_qwen, make_hunyuan_dit, make_qwen
+from families.parts import autoencoder, common, pictures, prompts, without
 from tiny import Tiny, draw_flux, draw_pixart, draw_sd3, guided_flux, lively, make_flux, make_pixart, make_sd3
 
 

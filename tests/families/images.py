@@ -43,9 +43,9 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from families.parts import autoencoder, common, pooled, prompts, without
 from torch import Tensor
 
+from families.parts import autoencoder, common, pooled, prompts, without
 from tiny import Tiny, embeds, generators, lively
 
 TEXT = ("text_encoder", "tokenizer")

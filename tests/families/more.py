@@ -22,11 +22,11 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from families.images import TEXT, flow, make_flux2
-from families.parts import autoencoder, common, pictures, pooled, prompts, without
 from PIL import Image
 from torch import Tensor
 
+from families.images import TEXT, flow, make_flux2
+from families.parts import autoencoder, common, pictures, pooled, prompts, without
 from tiny import GUIDANCE, Tiny, embeds, lively, make_wan
 
 

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
-from families.controls import CONTROLS
-from families.images import IMAGES
-from families.more import MORE
-from families.videos import VIDEOS
 from torch import nn
 
 from dicache.models.families import FAMILIES
 from dicache.models.family import Batch, Family, Inside
+from families.controls import CONTROLS
+from families.images import IMAGES
+from families.more import MORE
+from families.videos import VIDEOS
 from tiny import GUIDANCE, Tiny
 
 PIPELINES: dict[str, Tiny] = {**IMAGES, **VIDEOS, **CONTROLS, **MORE}
@@ -28,8 +28,10 @@ MIXTURES = {
 }
 
 
-ALONE = ("FLUX.2 with a key-value cache",)
-"""Pipelines whose first step has other inputs than the others, and is a run of its own."""
+CACHED = ("FLUX.2 with a key-value cache",)
+"""Pipelines whose first step writes a cache, with inputs of its own, and is a run of its own; the others read it, and
+cannot be gathered.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,12 @@ class Made:
 
     @property
     def gathered(self) -> bool:
-        return self.family.batch is Batch.SAMPLE
+        return self.family.batch is Batch.SAMPLE and self.name not in CACHED
 
     @property
     def alone(self) -> int:
         """Steps that are not part of the last run."""
-        return int(self.name in ALONE)
+        return int(self.name in CACHED)
 
     @property
     def spans(self) -> bool:

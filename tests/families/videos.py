@@ -38,10 +38,10 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
-from families.images import TEXT, flow
-from families.parts import autoencoder, common, prompts, without
 from torch import Tensor
 
+from families.images import TEXT, flow
+from families.parts import autoencoder, common, prompts, without
 from tiny import Tiny, draw_wan, embeds, lively, make_wan
 
 
