@@ -51,6 +51,7 @@ def joined(traces: Sequence[Trace]) -> Trace:
     for trace in traces:
         records += [r if before is None else r._replace(spent=r.spent.hypot(before)) for r in trace.records]
         before = records[-1].spent if records else None
+    planned = [trace.planned_bytes for trace in traces if trace.planned_bytes is not None]
     return traces[-1]._replace(
         records=tuple(records),
         executed=sum((trace.executed for trace in traces[1:]), traces[0].executed),
@@ -58,5 +59,5 @@ def joined(traces: Sequence[Trace]) -> Trace:
         cache_bytes=sum(trace.cache_bytes for trace in traces),
         overhead_seconds=sum(trace.overhead_seconds for trace in traces),
         complete=all(trace.complete for trace in traces),
-        planned_bytes=sum(trace.planned_bytes or 0 for trace in traces) or None,
+        planned_bytes=sum(planned) if planned else None,
     )
