@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from dicache.fitted import Fitted
     from dicache.fitting import fit
     from dicache.metrics import Psnr, Ssim, Within
+    from dicache.models.family import Family
     from dicache.profile import Profile, load_profile
     from dicache.report import Report
 
 __all__ = [
     "Cache",
     "Config",
+    "Family",
     "Fitted",
     "Profile",
     "Psnr",
@@ -41,6 +43,7 @@ _checkout.serve_sibling_folders()
 _HOME = {
     "Cache": "dicache.api",
     "Config": "dicache.config",
+    "Family": "dicache.models.family",
     "Fitted": "dicache.fitted",
     "Profile": "dicache.profile",
     "Psnr": "dicache.metrics",

@@ -16,11 +16,13 @@ from dicache.controllers.promised import Aim, Chosen, Keep, Pace, Promised, keep
 from dicache.errors import BudgetError, ModeError, ProfileError, UnsupportedModelError
 from dicache.hooks import Attachment
 from dicache.identity import identity, offloaded, outline
+from dicache.models.family import Family
+from dicache.models.stacks import family_of
 from dicache.profile import Profile
 from dicache.report import Promise, Report
 from dicache.session import Clock, Session
 from dicache.shelf import HOW_TO, Shelf, may_have_shipped, shelf_for
-from dicache.trace import Trace
+from dicache.trace import Trace, joined
 from dicache.types import Rows, Wanted
 
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -39,20 +41,32 @@ class Cache:
         self._attachments, self._budget, self._asked, self._auditors = attachments, budget, asked, auditors
 
     @property
+    def _sessions(self) -> list[Session]:
+        """Of the denoisers that took part in the last run, in their order; the first one before any did."""
+        sessions = [attachment.session for attachment in self._attachments.values()]
+        ran = sorted((s.run.begun, i) for i, s in enumerate(sessions) if s.run is not None)
+        if not ran:
+            return sessions[:1]
+        last = sessions[ran[-1][1]]
+        return [sessions[i] for _, i in ran if sessions[i].shares_its_run_with(last)]
+
+    @property
     def _session(self) -> Session:
         """Of the denoiser that ran last; the first one before any did."""
-        sessions = [a.session for a in self._attachments.values()]
-        return next((s for s in reversed(sessions) if s.run is not None), sessions[0])
+        return self._sessions[-1]
 
     @property
     def trace(self) -> Trace | None:
-        """The last run, or the one going on; None before the first."""
-        return self._session.trace()
+        """The last run, or the one going on, of all denoisers that take turns in it; None before the first."""
+        traces = [trace for session in self._sessions if (trace := session.trace())]
+        alike = len({(len(trace.sites), len(trace.executed)) for trace in traces}) == 1
+        return joined(traces if alike else traces[-1:]) if traces else None
 
     def report(self) -> Report:
         trace = self.trace
         budgets = self._budgets(len(trace.executed)) if trace else None
-        return Report(trace, budgets, self._session.notes, self._promise(), self._audit())
+        notes = list(dict.fromkeys(note for session in self._sessions for note in session.notes))
+        return Report(trace, budgets, notes, self._promise(), self._audit())
 
     def _audit(self) -> dict[str, Any] | None:
         """What audits found in all runs so far; None without audits."""
@@ -109,6 +123,7 @@ def enable(
     confidence: float | None = None,
     profile: "str | Path | Profile | Sequence[str | Path | Profile] | None" = None,
     config: Config | None = None,
+    family: Family | None = None,
     audit: float = 0.0,
     compile_blocks: bool | Mapping[str, Any] = False,
 ) -> Cache:
@@ -125,6 +140,9 @@ def enable(
     nine of ten such calibrations; `dicache.conformal`). `profile="nearest"` goes by the shipped profile that is
     nearest, and promises nothing. Without a profile the error is an estimate by a law (`dicache.law`).
 
+    `family` says what `dicache` cannot know of a model of your own (`dicache.Family`): where its blocks are, what they
+    are called with. It goes without where the model is one of diffusers', or shaped like one.
+
     `audit` is the share of samples that are also run uncached, so that the report can say how many were within budget
     (`dicache.audit`).
 
@@ -140,7 +158,8 @@ def enable(
     not a finite number >= 0 (and, in the run, for a list of the wrong length), ProfileError for a profile that is
     damaged or of another model, or a confidence that none can give (in the run, where it does not fit it),
     AlreadyEnabledError if a cache is on the model, UnsupportedModelError if nothing in it can be skipped safely. The
-    model is then as it was.
+    model is then as it was. A model that shows only when it runs that it cannot be cached raises UnsupportedModelError
+    at its first call.
     """
     asked = _aim(error_budget, speedup, confidence, profile, config)
     if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
@@ -151,7 +170,8 @@ def enable(
         for name, denoiser in denoisers(target).items():
             used = config if asked is None else _configured(denoiser, asked, profile)
             assert used is not None
-            attachments[name] = Attachment(denoiser, used, _clock(target, used), options)
+            found = family_of(denoiser, family)
+            attachments[name] = Attachment(denoiser, used, _clock(target, used, found), found, options)
     except BaseException:
         for attachment in attachments.values():
             attachment.detach()
@@ -239,7 +259,7 @@ def denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401
     return modules
 
 
-def _clock(target: Any, config: Config) -> Clock:  # noqa: ANN401
+def _clock(target: Any, config: Config, family: Family) -> Clock:  # noqa: ANN401
     if isinstance(target, nn.Module) or getattr(target, "scheduler", None) is None:
-        return TimestepClock()
+        return TimestepClock(family.ends)
     return SchedulerClock(Running(target, denoisers(target)), effects=config.corrector is not None)

@@ -105,8 +105,8 @@ class Auditor:
         if stochastic or hasattr(scheduler, "is_scale_input_called") or run.guided.mixture is None:
             self.session.note("nothing was audited: the scheduler is stochastic or rescales the denoiser's input.")
             return None
-        if output.shape[1:] != run.latent.shape[1:]:
-            self.session.note("nothing was audited: the denoiser's output is not shaped like the latent.")
+        if output.shape[1:] != run.latent.shape[1:] or len(set(run.guided.widths)) > 1:
+            self.session.note("nothing was audited: the denoiser's outputs are not all shaped like the latent.")
             return None
         return Shadow(run, chosen, copy.deepcopy(scheduler), run.latent[: run.samples].clone(), run.step.index)
 
@@ -114,7 +114,8 @@ class Auditor:
         self, module: nn.Module, args: tuple[Tree, ...], kwargs: Mapping[str, Tree], shadow: Shadow, like: Tensor
     ) -> Tensor:
         """The exact output of the audited rows in this branch, (R, ...), zero elsewhere."""
-        run, chunks = shadow.run, shadow.run.guided.chunks
+        run = shadow.run
+        chunks = run.chunks(len(like))
         whole = shadow.latent.repeat(chunks, *[1] * (shadow.latent.ndim - 1))
         rows = torch.cat([shadow.rows + c * run.samples for c in range(chunks)])
 

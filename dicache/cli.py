@@ -1,6 +1,4 @@
-"""The command line: `dicache demo | generate | calibrate | doctor`. A user's mistake is one clear line and exit code
-2.
-"""
+"""The command line: `dicache demo | generate | calibrate | models | doctor`. A mistake is one line and exit code 2."""
 
 import json
 import logging
@@ -154,6 +152,31 @@ def calibrate(
     profile.save(out)
     facts = {"profile": profile.name, "metrics": profile.metrics, **profile.about}
     print(json.dumps(facts) if as_json else f"{profile.name}: {profile.about['cost']}, wrote {out}")
+
+
+@app.command()
+def models(
+    as_json: AsJson = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/models.md.")] = False,
+) -> None:
+    """List every denoiser class of the installed diffusers: how it is wrapped, or why it is refused."""
+    from dicache.models.catalogue import catalogue, markdown
+
+    if as_json and as_markdown:
+        raise typer.BadParameter("--json and --markdown are given. Expected one of them.")
+    entries = catalogue()
+    if as_json:
+        print(json.dumps([entry._asdict() for entry in entries]))
+        return
+    if as_markdown:
+        print(markdown(entries), end="")
+        return
+    table = Table()
+    for column in ("model", "batch", "inside", "between its blocks, or why it is refused"):
+        table.add_column(column, overflow="fold")
+    for entry in entries:
+        table.add_row(entry.model, entry.batch, entry.inside, entry.reason or entry.between)
+    Console().print(table)
 
 
 @app.command()

@@ -7,10 +7,11 @@ A `Timeline` is worked out once per run. With x' = .. + h v for one solver step,
     variance preserving, eps   h = (sigma' - alpha' sigma / alpha) / alpha'   final latent ~ (x - sigma v) / alpha
     variance exploding, eps    h = sigma' - sigma                          final latent ~ sqrt(1 + sigma^2) x - sigma v
 
-where x is what the denoiser sees. Outputs that predict v or the sample are turned into eps first. h is the coefficient
-in units of the final latent (the solver's linear part carries an error at alpha' to 1 / alpha' of itself at the end).
-For multistep solvers it is the first-order coefficient. Where nothing is known of the scheduler, every step counts the
-same.
+where x is what the denoiser sees. Flow sigmas above 1 are those of the latent, which such a pipeline divides by
+1 + sigma for the denoiser: in its eyes they are sigma / (1 + sigma), and h = (sigma' - sigma) / (1 + sigma). Outputs
+that predict v or the sample are turned into eps first. h is the coefficient in units of the final latent (the solver's
+linear part carries an error at alpha' to 1 / alpha' of itself at the end). For multistep solvers it is the first-order
+coefficient. Where nothing is known of the scheduler, every step counts the same.
 """
 
 import math
@@ -80,23 +81,26 @@ class SchedulerClock:
         return self.timeline.reading(self.run, self._index(scheduler, timestep))
 
     def _index(self, scheduler: Any, timestep: torch.Tensor | float | None) -> int:  # noqa: ANN401
-        index = getattr(scheduler, "step_index", None)
-        if index is None and hasattr(scheduler, "step_index"):
-            index = scheduler.begin_index
-        return int(index) if index is not None else _nearest(scheduler.timesteps, _number(timestep))
+        if not hasattr(scheduler, "step_index"):
+            return _nearest(scheduler.timesteps, _number(timestep))
+        index = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index
+        return _first(scheduler, _number(timestep)) if index is None else int(index)
 
 
 class TimestepClock:
-    """For a bare module: time is the timestep it is called with. A later time than the last one begins a new run."""
+    """For a bare module: time is the timestep it is called with, or what is left of it until `ends` where timesteps
+    rise. More time than there was begins a new run.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, ends: float | None = None) -> None:
+        self.ends = ends
         self.first = self.last = self.stride = math.nan
         self.index = 0
 
     def read(self, timestep: torch.Tensor | float | None) -> Reading:
-        now = _number(timestep)
+        now = _number(timestep) if self.ends is None else self.ends - _number(timestep)
         if not now <= self.last:
-            self.first, self.stride, self.index = now, math.nan, 0
+            self.first, self.stride, self.index = now or math.nan, math.nan, 0
         elif now < self.last:
             self.stride, self.index = self.last - now, self.index + 1
         self.last = now
@@ -119,6 +123,19 @@ def _nearest(timesteps: torch.Tensor, timestep: float) -> int:
     return int((timesteps.detach().cpu().double() - timestep).abs().argmin())
 
 
+def _first(scheduler: Any, timestep: float) -> int:  # noqa: ANN401
+    """Where a run begins of which the scheduler has made no step: at `timestep`, counted as the scheduler does or as
+    models want it, from 0 to 1 or forwards; at the first step where it is none of these.
+    """
+    known, last = scheduler.timesteps.detach().cpu().double(), scheduler.config.get("num_train_timesteps", 1000)
+    time = timestep * last if timestep <= 1 else timestep
+    for meant in (time, last - time):
+        distances = (known - meant).abs() / known.abs().clamp(min=1.0)
+        if float(distances.min()) < 0.005:  # half precision included
+            return int(distances.argmin())
+    return 0
+
+
 def solver(scheduler: Any) -> str:  # noqa: ANN401
     """The scheduler's class with the options that change what it does at the same sigmas."""
     options = {name: scheduler.config[name] for name in _SOLVING if scheduler.config.get(name) is not None}
@@ -137,7 +154,11 @@ def timeline(scheduler: Any) -> Timeline:  # noqa: ANN401
         or config.get("use_flow_sigmas", False)
     ):
         sigmas = [*torch.as_tensor(scheduler.sigmas).tolist(), 0.0][: len(times) + 1]
-        course = Course(tuple(sigmas[:-1]), _gaps(sigmas), tuple(_balance(1 - s, s) for s in sigmas[:-1]), begin)
+        gaps = _gaps(sigmas)
+        if sigmas[0] > 1.0:
+            gaps = tuple(gap / (1 + s) for gap, s in zip(gaps, sigmas, strict=False))
+            sigmas = [s / (1 + s) for s in sigmas]
+        course = Course(tuple(sigmas[:-1]), gaps, tuple(_balance(1 - s, s) for s in sigmas[:-1]), begin)
         return Timeline(course, tuple((1.0, -s) for s in sigmas[:-1]), tuple((1.0, 1.0 - s) for s in sigmas[:-1]))
     if hasattr(scheduler, "is_scale_input_called"):
         sigmas = [*torch.as_tensor(scheduler.sigmas).tolist(), 0.0][: len(times) + 1]

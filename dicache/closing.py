@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from dicache.config import Config
+from dicache.errors import UnsupportedModelError
 from dicache.evidence import nothing
-from dicache.guided import chunks_of
+from dicache.guided import samples_of
 from dicache.judge import judge, realised
 from dicache.run import Place, Run
 from dicache.trace import Record
@@ -15,10 +16,7 @@ from dicache.types import Grid, Rows
 def close(config: Config, run: Run, after: Tensor | None) -> None:
     """`after` is the next step's latent, if there is one."""
     if run.samples == 0:
-        run.guided.chunks = chunks_of(
-            [run.latent] if after is None else [run.latent, after], list(run.guided.outputs.values())
-        )
-        run.samples = run.latent.shape[0] // run.guided.chunks
+        run.samples = _samples(run, after)
         for place in run.places:
             place.controller = place.rule.init(run.samples)
         _forget(config, run)
@@ -29,7 +27,19 @@ def close(config: Config, run: Run, after: Tensor | None) -> None:
     if run.guided.changed:
         _forget(config, run)
     elif run.guided.mixture is None and after is not None:
-        run.guided = run.guided.fitted(run.latent, after)
+        run.guided = run.guided.fitted(run.latent[: run.samples], after[: run.samples])
+
+
+def _samples(run: Run, after: Tensor | None) -> int:
+    outputs = list(run.guided.outputs.values())
+    samples = samples_of([run.latent] if after is None else [run.latent, after], outputs)
+    if not samples:
+        counts = ", ".join(str(output.shape[0]) for output in outputs)
+        raise UnsupportedModelError(
+            f"one step called the denoiser with {counts} rows, which are not branches of the same samples. "
+            "Expected every call of a step to hold every sample once, or a whole number of times."
+        )
+    return samples
 
 
 def _errors(config: Config, run: Run) -> list[Grid]:

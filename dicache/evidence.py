@@ -79,7 +79,7 @@ def guesses(config: Config, meter: Meter, past: Past, now: Now, forms: Iterable[
 def _counted(form: Approximator, meter: Meter, past: Past, now: Now) -> Tensor:
     if form.multiplies:
         name = f"{type(form).__name__} {id(form)} at {now.site}"
-        meter.added(meter.measure(name, lambda: form.guess(past, now), (), {}, 0) / past.rows)
+        meter.added(meter.measure(name, lambda: form.guess(past, now), (), {}, past.rows))
     return form.guess(past, now)
 
 

@@ -47,6 +47,28 @@ def chunks_of(latents: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
     return next((n for n in fitting if not all(_repeats(output, n) for output in outputs)), 1)
 
 
+def samples_of(latents: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
+    """How many samples, B, a step of several calls has: `latents` are its first call's input and the next step's, (R,
+    ...), `outputs` those of all its calls, whose rows are multiples of B. 0 where there is no such number.
+    """
+    rows = latents[0].shape[0]
+    latents = [denoised(latent, outputs[0]) for latent in latents]
+    chunks = chunks_of(latents, [output for output in outputs if output.shape[0] == rows])
+    counts = {output.shape[0] for output in outputs}
+    fitting = (rows // n for n in (chunks, 2, 3) if rows % n == 0 and all(_repeats(latent, n) for latent in latents))
+    return next((samples for samples in fitting if all(count % samples == 0 for count in counts)), 0)
+
+
+def denoised(latent: Tensor, output: Tensor) -> Tensor:
+    """The part of a denoiser's input that is denoised: pictures to go by are joined behind it, along one axis."""
+    if latent.ndim != output.ndim:
+        return latent
+    longer = [i for i in range(1, latent.ndim) if latent.shape[i] != output.shape[i]]
+    if len(longer) != 1 or latent.shape[longer[0]] < output.shape[longer[0]]:
+        return latent
+    return latent.narrow(longer[0], 0, output.shape[longer[0]])
+
+
 def _repeats(latent: Tensor, times: int) -> bool:
     if latent.shape[0] % times:
         return False
@@ -56,12 +78,13 @@ def _repeats(latent: Tensor, times: int) -> bool:
 
 @dataclass
 class Guided:
-    """The sums of one step over its branches and, within a call, over its chunks."""
+    """The sums of one step over its branches and, within a call, over its chunks. A call of r rows has r / B chunks."""
 
-    chunks: int = 1
     order: tuple[str, ...] = ()
+    widths: tuple[int, ...] = ()
+    """How many chunks each of them has."""
     mixture: Tensor | None = None
-    """(branches * chunks, B), None until measured."""
+    """(chunks of all branches, B), None until measured."""
     outputs: dict[str, Tensor] = field(default_factory=dict)
     """What each branch handed to the pipeline; contents only while the mixture is not known."""
     truth: Tensor | None = None
@@ -96,7 +119,7 @@ class Guided:
         """
         if self.mixture is None or branch not in self.order:
             return
-        weights = self.mixture.unflatten(0, (-1, self.chunks))[self.order.index(branch)]
+        weights = self.mixture.split(self.widths)[self.order.index(branch)]
         self.guesses = {
             i: _plus(self.guesses.get(i, self.truth), weights, guesses.get(i, output))
             for i in sorted(self.guesses.keys() | guesses.keys())
@@ -109,7 +132,7 @@ class Guided:
         where the host waits for the device.
         """
         assert self.truth is not None
-        final = _final(latent, self.truth, clean)
+        final = _final(denoised(latent, self.truth), self.truth, clean)
         own = [residual_sums(x, x)[:, 5] for x in (final, self.truth)]
         missed = [residual_sums(guess, self.truth)[:, 2] for guess in self.guesses.values()]
         scale, length, *missed = torch.stack([*own, *missed]).double().cpu().sqrt()
@@ -118,11 +141,22 @@ class Guided:
             errors[:, i] = miss / length
         return errors, length / scale
 
+    @property
+    def strongest(self) -> tuple[str, int] | None:
+        """Branch and chunk with the largest weight."""
+        if self.mixture is None:
+            return None
+        places = [
+            (branch, chunk) for branch, width in zip(self.order, self.widths, strict=True) for chunk in range(width)
+        ]
+        return places[int(self.mixture.abs().mean(1).argmax())]
+
     def fitted(self, before: Tensor, after: Tensor) -> "Guided":
-        """With the mixture measured from this step's latents, (R, ...)."""
-        samples = before.shape[0] // self.chunks
-        streams = [part for output in self.outputs.values() for part in output.split(samples)]
-        return replace(self, order=tuple(self.outputs), mixture=fit(before[:samples], after[:samples], streams))
+        """With the mixture measured from this step's latents, (B, ...)."""
+        parts = [output.split(len(before)) for output in self.outputs.values()]
+        first = parts[0][0]
+        mixture = fit(denoised(before, first), denoised(after, first), [part for chunks in parts for part in chunks])
+        return replace(self, order=tuple(self.outputs), widths=tuple(len(chunks) for chunks in parts), mixture=mixture)
 
 
 def _plus(total: Tensor | None, weights: Tensor, term: Tensor) -> Tensor:

@@ -9,24 +9,26 @@ What else may happen to a denoiser in its life is looked for at each call: LoRA,
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
 from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
-from torch import Tensor, nn
+from torch import nn
 
 from dicache.adapters import Adapters
 from dicache.compiled import Compilation, refuse_whole
 from dicache.config import Config, measured_on_others
 from dicache.errors import AlreadyEnabledError, ModeError, UnsupportedModelError
 from dicache.hooked import NAME, Hooked, Uncopied, registry_of
+from dicache.latents import latent_of, prediction_of, returned
+from dicache.models.family import Batch, Family
 from dicache.models.stacks import find
-from dicache.rows import Tree, plain, tensors
+from dicache.rows import Tree, tensors
 from dicache.session import Clock, Session
+from dicache.types import Kind
 
-_TIMES = ("timestep", "timesteps", "t", "sigma")
 _FOREIGN = ("cache", "taylorseer", "pyramid_attention_broadcast", "mag_", "fbc_")
 _eager = torch.compiler.disable(
     reason="dicache decides outside of graphs: leave the model as it is, and pass compile_blocks=True to dicache.enable"
@@ -74,17 +76,26 @@ class Attachment(Uncopied):
     """
 
     def __init__(
-        self, denoiser: nn.Module, config: Config, clock: Clock, compiling: Mapping[str, Any] | None = None
+        self,
+        denoiser: nn.Module,
+        config: Config,
+        clock: Clock,
+        family: Family,
+        compiling: Mapping[str, Any] | None = None,
     ) -> None:
         refuse_whole(denoiser)
-        parts = find(denoiser)
+        self.family = family
+        parts = find(denoiser, family)
         _check_free(denoiser)
         _check_offloaded(parts.blocks.values(), config)
         sites = config.sites.select(parts.blocks, config.probe.depth)
+        self.family.check(sites, config.probe.depth)
         for approximator in config.approximators:
             approximator.check(denoiser, sites)
-        self.denoiser, self.session = denoiser, Session(config, clock, sites)
+        self.denoiser = denoiser
+        self.session = Session(config, clock, sites)
         session = self.session
+        self.apart = any(site.kind is Kind.BRANCH for site in sites)
         self.signature = inspect.signature(type(denoiser).forward)
         self.root_had_registry = registry_of(denoiser) is not None
         self.hooked: list[Hooked] = []
@@ -140,20 +151,31 @@ class Attachment(Uncopied):
 
     @_eager
     def _before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
-        bound = self.signature.bind_partial(module, *args, **kwargs).arguments
-        given = {name: value for name, value in bound.items() if value is not module}
-        first = next(iter(given.values()), None)
-        latent = next((t for t in tensors(tuple(given.values())) if t.is_floating_point() and t.ndim > 1), None)
-        if latent is None or isinstance(first, list | tuple):
-            raise UnsupportedModelError(
-                f"{type(module).__name__} was called without a latent. "
-                "Expected a floating tensor with a batch axis as its first input."
-            )
-        timestep = next((given[name] for name in _TIMES if name in given), None)
+        given = self._given(args, kwargs)
+        self._check_branches()
+        latent = latent_of(self.family.model, given, self.family.latents)
+        timestep = self.family.timestep(given)
         if timestep is None:
-            self.session.note(f"no timestep was found among the denoiser's inputs ({', '.join(_TIMES)}).")
-        shapes = tuple(t.shape for t in tensors(tuple(given.values())))
-        self.session.begin(latent, timestep, self.first.branch.name, shapes, other_weights=self._looked_around(given))
+            self.session.note(f"no timestep was found among the denoiser's inputs ({', '.join(self.family.time)}).")
+        gathered, others = self.family.batch is Batch.SAMPLE and not _holds_cache(given), self._looked_around(given)
+        self.session.begin(
+            latent, timestep, self.first.branch.name, _key(given), gathered=gathered, other_weights=others
+        )
+
+    def _check_branches(self) -> None:
+        """Perturbed attention is put on the denoiser by the pipeline's call, so it cannot be refused before."""
+        processors = getattr(self.denoiser, "attn_processors", {}) if self.apart else {}
+        name = next((type(p).__name__ for p in processors.values() if type(p).__name__.startswith("PAG")), None)
+        if name is not None:
+            raise UnsupportedModelError(
+                f"{self.family.model} cannot compute its guidance branches apart: {name} splits the batch into them. "
+                "Use sites=Evaluation()."
+            )
+
+    def _given(self, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> dict[str, Tree]:
+        """The denoiser's inputs by name."""
+        bound = self.signature.bind_partial(self.denoiser, *args, **kwargs).arguments
+        return {name: value for name, value in bound.items() if value is not self.denoiser}
 
     def _looked_around(self, given: Mapping[str, Tree]) -> bool:
         """Whether the weights are others than at the last call. What cannot be lived with is an error here."""
@@ -166,7 +188,7 @@ class Attachment(Uncopied):
             )
         changed = self.adapters.changed(given)
         if changed:
-            self._surround(find(self.denoiser).around)
+            self._surround(find(self.denoiser, self.family).around)
             self._forget_registries()
         if not self.adapters.as_at_first:
             measured_on_others(self.session.config, self.session.note)
@@ -177,23 +199,27 @@ class Attachment(Uncopied):
         if self.session.rejected:
             self.session.repeat()
             output = module.forward(*args, **kwargs)
-        found = tensors(plain(output))
-        if len(found) != 1:
-            raise UnsupportedModelError(
-                f"{type(module).__name__} returned {len(found)} tensors. Expected one, the prediction for the latent: "
-                "models with several latent streams, or lists of samples, cannot be cached yet."
-            )
-        value = self.session.end(found[0])
-        return output if value is found[0] else _replaced(output, value)
+        if self.session.call is None:
+            return output
+        latent, names = self.session.call.latent, self.family.latents
+        found = prediction_of(self.family.model, latent, self._given(args, kwargs), names, output)
+        value = self.session.end(found)
+        return output if value is found else returned(output, value)
 
 
-def _replaced(output: Tree, value: Tensor) -> Tree:
-    """The denoiser's output with its first tensor replaced; the same kind of object."""
-    if isinstance(output, Tensor):
-        return value
-    if hasattr(output, "to_tuple"):
-        return type(output)(**{**output, next(iter(output.keys())): value})
-    return (value, *output[1:])
+def _key(given: Mapping[str, Tree]) -> tuple[Hashable, ...]:
+    """What tells calls apart that run other parts, or the same on other shapes: switches and layers to leave out."""
+    shapes = (t.shape for t in tensors(tuple(given.values())))
+    return (*shapes, *((name, repr(value)) for name, value in given.items() if _switch(value)))
+
+
+def _holds_cache(given: Mapping[str, Tree]) -> bool:
+    """Whether blocks read keys and values of all samples from an object, which cannot be taken apart."""
+    return any("cache" in name and value is not None for name, value in given.items())
+
+
+def _switch(value: Tree) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and all(isinstance(i, int) for i in value))
 
 
 def _check_uncached(denoiser: nn.Module) -> None:

@@ -7,7 +7,7 @@
 The sites' histories are per branch, their decisions per sample: the branch that is called first decides for all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from dicache.extension import combine, residual_sums
 from dicache.judge import computing, judge, judge_together, reject
 from dicache.macs import Meter
 from dicache.memory import Memory
-from dicache.parts import Part, which
+from dicache.parts import Part
 from dicache.probes.base import View
 from dicache.rows import Tree, shapes_of, tensors
 from dicache.run import Call, Opening, Place, Run
@@ -30,7 +30,7 @@ from dicache.sites import Drafted
 from dicache.streams import Form, entering, form_of, output_of, value_of
 from dicache.types import Kind, Rows, Site
 
-Key = tuple[tuple[torch.Size, ...], str]
+Key = tuple[tuple[Hashable, ...], str]
 
 
 class Inner:
@@ -74,13 +74,13 @@ class Inner:
         inputs = tensors((part.args, part.kwargs))
         form = self.forms.get((call.key, place.site.path))
         versions = [t._version for t in inputs]
-        opening = Opening(place.site, inputs, versions, part, which(call.rows, None, call.device))
+        opening = Opening(place.site, inputs, versions, part, call.which)
         if form is None:
             return opening
         opening.feature = self._feature(run, call, opening, form)
         if place.site.kind is not Kind.CHECK:
             computed = self._decide(run, call, place, opening)
-            opening.which = which(call.rows, computed, call.device)
+            opening.which = call.which.of(computed, call.device)
         return opening
 
     def _feature(self, run: Run, call: Call, opening: Opening, form: Form) -> Tensor | None:
@@ -89,7 +89,7 @@ class Inner:
         if not probe.local:
             return call.feature
         part, stream = opening.part, entering(form, opening.inputs)
-        view = View(run.latent, stream, stream, part.module, part.args, part.kwargs, run.step)
+        view = View(call.latent, stream, stream, part.module, part.args, part.kwargs, run.step)
         self.meter.added(self.meter.measure(f"the probe at {part.path}", probe, (view,), {}, call.rows))
         return probe(view)
 
@@ -144,7 +144,7 @@ class Inner:
     def _chosen(self, run: Run, place: Place, guesses: dict[int, Tensor]) -> Tensor:
         """Every row's guess by the approximator that was proposed, (R, ...)."""
         assert place.judgement is not None
-        best = place.judgement.best.repeat(run.guided.chunks)
+        best = place.judgement.best.repeat(run.chunks(len(next(iter(guesses.values())))))
         found = [i for i in guesses if bool((best == i).any())]
         if len(found) == 1:
             return guesses[found[0]]
@@ -162,7 +162,7 @@ class Inner:
         size = next(iter(found.values())) if found else residual_sums(value, value)
         outputs = [residual_sums(t, t)[:, 5] for t in tensors(output)]
         columns += [size[:, 5], torch.stack(outputs).sum(0)]
-        sums = torch.stack(columns, dim=1).unflatten(0, (run.guided.chunks, -1)).sum(0)
+        sums = torch.stack(columns, dim=1).unflatten(0, (run.chunks(call.rows), -1)).sum(0)
         place.sums = sums if place.sums is None else place.sums + sums
         if place.value is None:
             place.value = value[: run.samples]
@@ -191,10 +191,10 @@ class Inner:
         sums = residual_sums(guess, value)
         error = (sums[:, 2] / sums[:, 3]).sqrt().double().cpu()
         failed = drafted & ~(error <= rule.tolerance(run.step.progress))
-        samples = failed.view(run.guided.chunks, -1).any(0)
+        samples = failed.view(run.chunks(call.rows), -1).any(0)
         if not bool(samples.any()):
             return
-        call.rejected = samples.repeat(run.guided.chunks)
+        call.rejected = samples.repeat(run.chunks(call.rows))
         reject(run, first, samples)
 
 

@@ -75,7 +75,7 @@ def computing(config: Config, run: Run, place: Place, branch: str) -> Rows | Non
     """
     if run.samples == 0 or place.judgement is None or branch not in place.past:
         return None
-    chunks = run.guided.chunks
+    chunks = run.chunks(place.past[branch].rows)
     needs = torch.tensor([a.needs for a in config.approximators])[place.judgement.best].repeat(chunks)
     return place.judgement.computed.repeat(chunks) | ~known(place.past[branch], needs)
 

@@ -1,7 +1,8 @@
 """Multiply-accumulates, counted where they run.
 
 Every hooked part of the denoiser (its blocks, and the modules around them) is measured once per input shape by running
-one row of it under a counter; from then on each run of the part adds its cost to the rows it ran for. What was skipped
+it under a counter, on all rows: some attend across them, and some have them folded with frames. From then on each run
+of the part adds its cost, shared evenly, to the rows it ran for. What was skipped
 is what did not run; what a probe computes itself comes on top. Matrix products, convolutions and attention count;
 elementwise work does not, dicache's own included.
 """
@@ -10,10 +11,11 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from dicache.rows import Tree, take
+from dicache.rows import Tree, map_tensors
 from dicache.types import Rows
 
 Costs = dict[str, float]
@@ -46,44 +48,47 @@ class Meter:
         self.known: dict[Hashable, Costs] = {}
         self.costs: Costs = {}
         self.measuring = False
+        self.rows = 0
         self.executed = self.uncached = self.before = torch.zeros(0, dtype=torch.float64)
 
     def forget(self) -> None:
         """Parts may cost something else from now on."""
         self.known = {}
 
-    def begin_run(self, rows: int) -> None:
-        self.executed = torch.zeros(rows, dtype=torch.float64)
-        self.uncached = torch.zeros(rows, dtype=torch.float64)
+    def begin_run(self) -> None:
+        self.executed = self.uncached = torch.zeros(0, dtype=torch.float64)
 
-    def begin_call(self, shapes: Hashable) -> None:
-        """A denoiser call begins, with inputs of these shapes."""
-        self.costs = self.known.setdefault(shapes, {})
+    def begin_call(self, key: Hashable, rows: int) -> None:
+        """A denoiser call begins; those of one key cost the same. A sample's rows are a batch apart in every call."""
+        more = max(0, rows - len(self.executed))
+        self.executed, self.uncached = (nn.functional.pad(t, (0, more)) for t in (self.executed, self.uncached))
+        self.costs, self.rows = self.known.setdefault(key, {}), rows
         self.before = self.uncached.clone()
 
     def measure(
-        self, part: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree], batch: int
+        self, part: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree], rows: int
     ) -> float:
-        """What one row of `part` costs; it is run for that once per input shape, with `measuring` on."""
+        """What one of the `rows` of `part` costs; it is run for that once per input shape, on
+        copies, with `measuring` on.
+        """
         if part not in self.costs:
-            one_args, one_kwargs = take(args, kwargs, torch.zeros(1, dtype=torch.int64), batch)
             self.measuring = True
             try:
                 with MacCounter() as counter:
-                    forward(*one_args, **one_kwargs)
+                    forward(*map_tensors(Tensor.clone, args), **map_tensors(Tensor.clone, kwargs))
             finally:
                 self.measuring = False
-            self.costs[part] = counter.total
+            self.costs[part] = counter.total / rows
         return self.costs[part]
 
     def ran(self, cost: float, rows: Rows | bool = True, *, inside: bool = False) -> None:
         """A part ran for all rows, for none, or for some, (R,) bool; `inside` another that was booked for all rows."""
-        self.executed += cost * rows - cost * inside
-        self.uncached += cost * (not inside)
+        self.executed[: self.rows] += cost * rows - cost * inside
+        self.uncached[: self.rows] += cost * (not inside)
 
     def added(self, cost: float) -> None:
         """A probe or an approximator computed something of its own."""
-        self.executed += cost
+        self.executed[: self.rows] += cost
 
     def again(self) -> None:
         """The call that was just booked runs again: what it executes comes on top of what it would have cost."""

@@ -1,5 +1,6 @@
 """Running one hooked module of the denoiser: for all rows, for some, or for none. Every way is counted."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -19,16 +20,19 @@ class Which(NamedTuple):
     """(R,) bool on the host where some row skips, None while all rows compute."""
     some: Tensor | None = None
     """Their indices, on the device, where some compute and some do not."""
+    gathered: bool = True
+    """Whether parts may run for some rows; else they run for all where some compute."""
 
     @property
     def none(self) -> bool:
         return self.computed is not None and self.some is None
 
-
-def which(rows: int, computed: Rows | None, device: torch.device) -> Which:
-    if computed is None or bool(computed.all()):
-        return Which(rows)
-    return Which(rows, computed, computed.nonzero().flatten().to(device) if bool(computed.any()) else None)
+    def of(self, computed: Rows | None, device: torch.device) -> "Which":
+        """The same call with these rows, (R,) bool."""
+        if computed is None or bool(computed.all()):
+            return Which(self.rows, gathered=self.gathered)
+        some = computed.nonzero().flatten().to(device) if bool(computed.any()) else None
+        return Which(self.rows, computed, some, self.gathered)
 
 
 class Part(NamedTuple):
@@ -52,13 +56,20 @@ class Part(NamedTuple):
         if chosen.none:
             meter.ran(cost, False, inside=inside)
             return stand_in(shapes, self.args, self.kwargs)
-        if chosen.some is None or not self.batched(chosen.rows):
+        if chosen.some is None or not chosen.gathered or not self.batched(chosen.rows):
             meter.ran(cost, inside=inside)
             return self.run()
         assert chosen.computed is not None
         meter.ran(cost, chosen.computed, inside=inside)
-        args, kwargs = take(self.args, self.kwargs, chosen.some, chosen.rows)
+        args, kwargs = take(self.args, self.kwargs, chosen.some, chosen.rows, self.names)
         return scatter(self.forward(*args, **kwargs), chosen.some, chosen.rows)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of its positional arguments, as far as they have some."""
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        given = inspect.signature(self.forward).parameters.values()
+        return tuple(parameter.name for parameter in given if parameter.kind in kinds)[: len(self.args)]
 
     def batched(self, rows: int) -> bool:
         """Whether its main input has the rows on its first axis. Where a model folds frames into the batch, its blocks

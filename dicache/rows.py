@@ -6,8 +6,8 @@ output is replaced as a whole), so those rows hold zeros, and a block that runs 
 right shape.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,15 +41,19 @@ def plain(output: Tree) -> Tree:
 
 
 def take(
-    args: tuple[Tree, ...], kwargs: Mapping[str, Tree], rows: Tensor, batch: int
+    args: tuple[Tree, ...], kwargs: Mapping[str, Tree], rows: Tensor, batch: int, names: Sequence[str] = ()
 ) -> tuple[tuple[Tree, ...], dict[str, Tree]]:
-    """The arguments of a block, for `rows`, (r,), of a batch of `batch`."""
+    """The arguments of a block, for `rows`, (r,), of a batch of `batch`; `names` are those of `args`."""
 
     def pick(t: Tensor) -> Tensor:
         return t.index_select(0, rows.to(t.device)) if t.ndim and t.shape[0] == batch else t
 
-    taken = {name: tree if _shared(name, tree) else map_tensors(pick, tree) for name, tree in kwargs.items()}
-    return cast(tuple[Tree, ...], map_tensors(pick, args)), taken
+    def taken(name: str, tree: Tree) -> Tree:
+        return tree if _shared(name, tree) else map_tensors(pick, tree)
+
+    named = (*names, *[""] * len(args))
+    positional = tuple(taken(name, tree) for name, tree in zip(named, args, strict=False))
+    return positional, {name: taken(name, tree) for name, tree in kwargs.items()}
 
 
 def _shared(name: str, tree: Tree) -> bool:

@@ -5,7 +5,7 @@ Nothing is kept on a module, a class or a global.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,7 +86,7 @@ class Run:
     key: object
     step: Step
     latent: Tensor
-    """The denoiser's input at the step that is going on, (R, ...)."""
+    """The denoiser's input in the first call of the step that is going on, (R, ...)."""
     before: float
     """Progress before the run's first step: a second expert begins half-way."""
     places: list[Place]
@@ -101,6 +101,11 @@ class Run:
     bytes: int = 0
     overhead: float = 0.0
     complete: bool = False
+    begun: float = field(default_factory=time.perf_counter)
+
+    def chunks(self, rows: int) -> int:
+        """How many guidance branches a call of that many rows holds."""
+        return rows // self.samples
 
     @property
     def held(self) -> int:
@@ -159,10 +164,10 @@ class Call:
     """The denoiser call that is going on."""
 
     branch: str
-    rows: int
-    key: tuple[torch.Size, ...]
-    """The shapes of all inputs."""
-    device: torch.device
+    latent: Tensor
+    """What it is called with, (r, ...); calls of one step may differ in their rows."""
+    key: tuple[Hashable, ...]
+    """The shapes of all inputs, and what says which parts run."""
     which: Which
     first: bool
     """Whether no other branch was called before in this step."""
@@ -177,7 +182,15 @@ class Call:
     """Rows, (R,) bool, whose draft failed; they compute when the call runs again."""
     again: bool = False
 
+    @property
+    def rows(self) -> int:
+        return self.latent.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.latent.device
+
     def repeat(self) -> None:
         """The call begins again; what was rejected stays so."""
         self.again, self.position, self.drafted, self.opening = True, 0, None, None
-        self.which, self.feature = Which(self.rows), None
+        self.which, self.feature = Which(self.rows, gathered=self.which.gathered), None

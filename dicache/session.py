@@ -8,14 +8,15 @@ trajectory is in `Run`.
 This is the way of a whole evaluation (`dicache.whole`); sites inside the denoiser are decided, filled and remembered
 where they run (`dicache.inner`), and the evaluation's output is then what it gives.
 
-The rows of one call are samples, or, where the pipeline puts its guidance branches into one batch, `chunks` times as
-many: row c * B + b is chunk c of sample b. Branches in calls of their own are told apart by the name the pipeline gives
-them, else by their place within the step. All branches of a sample are decided together, at the step's first call. A
-run's first step computes: only the second shows which rows are branches of one sample.
+The rows of one call are samples, or, where the pipeline puts its guidance branches into one batch, a multiple of them:
+row c * B + b is chunk c of sample b. Calls of one step may hold different numbers of chunks. Branches in calls of their
+own are told apart by the name the pipeline gives them, else by their place within the step. All branches of a sample
+are decided together, at the step's first call. A run's first step computes: only the second shows which rows are
+branches of one sample.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -29,9 +30,9 @@ from dicache.controllers.interval import Interval
 from dicache.inner import Inner
 from dicache.macs import Meter
 from dicache.memory import Memory
-from dicache.parts import Part, Which, stream, which
+from dicache.parts import Part, Which, stream
 from dicache.probes.base import View
-from dicache.rows import Tree, shapes_of
+from dicache.rows import Tree, shapes_of, tensors
 from dicache.run import Call, Place, Run
 from dicache.trace import Trace
 from dicache.types import Kind, Site, Step
@@ -47,7 +48,7 @@ class Session:
         self.config, self.clock, self.sites, self.meter = config, clock, sites, Meter()
         self.run: Run | None = None
         self.call: Call | None = None
-        self.shapes: dict[tuple[tuple[torch.Size, ...], str], Tree] = {}
+        self.shapes: dict[tuple[tuple[Hashable, ...], str], Tree] = {}
         self.notes: list[str] = []
         self.memory = Memory(config, self.note)
         self.inner = Inner(config, sites, self.meter, self.memory, self.note) if config.sites.inner else None
@@ -85,13 +86,14 @@ class Session:
         latent: Tensor,
         timestep: Tensor | float | None,
         name: str | None,
-        shapes: tuple[torch.Size, ...],
+        key: tuple[Hashable, ...],
         *,
+        gathered: bool,
         other_weights: bool = False,
     ) -> None:
-        """The denoiser is about to run on `latent`, (R, ...); `name` is the branch's name where the pipeline gives one,
-        `shapes` those of all its inputs. `other_weights`: what is remembered is of another model, and costs may be
-        others.
+        """The denoiser is about to run on `latent`, (R, ...); `name` is the branch's name where the pipeline gives one.
+        Calls of one `key` have inputs of the same shapes and run the same parts. Parts may run for some of the rows
+        where those can be `gathered`. `other_weights`: what is remembered is of another model, and costs may be others.
         """
         self.call = None
         if torch.is_grad_enabled():
@@ -110,9 +112,10 @@ class Session:
         if reading.step.index != run.step.index:
             self._close(run, latent)
             run.go_on(self._released(reading.step, run.before), latent)
-        self.meter.begin_call(shapes)
-        rows, branch = latent.shape[0], name or f"call {len(run.guided.outputs)}"
-        self.call = Call(branch, rows, shapes, latent.device, Which(rows), first=not run.guided.outputs)
+        self.meter.begin_call(key, latent.shape[0])
+        branch = name or f"call {len(run.guided.outputs)}"
+        whole = Which(latent.shape[0], gathered=gathered)
+        self.call = Call(branch, latent, key, whole, first=not run.guided.outputs)
         run.overhead += time.perf_counter() - started
 
     def _continued(self, reading: Reading, latent: Tensor, name: str | None) -> Run | None:
@@ -125,19 +128,21 @@ class Session:
         ahead = reading.step.index - run.step.index
         if ahead not in (0, 1) or (ahead == 0 and name in run.guided.outputs):
             return None
-        if (run.latent.shape, run.latent.dtype, run.latent.device) != (latent.shape, latent.dtype, latent.device):
+        then = run.latent if ahead else run.latent[: len(latent)]  # calls of one step may differ in their rows
+        now = latent if ahead else latent[: len(run.latent)]
+        if (then.shape, then.dtype, then.device) != (now.shape, now.dtype, now.device):
             self.note(
                 f"the batch changed from {tuple(run.latent.shape)} to {tuple(latent.shape)} half-way: "
                 "the cache began anew there."
             )
             return None
-        if ahead == 0 and reading.run is None and not torch.equal(latent, run.latent):
+        if ahead == 0 and reading.run is None and not torch.equal(now, then):
             return None
         return run
 
     def _begun(self, reading: Reading, latent: Tensor) -> Run:
         self._forget_shapes()
-        self.meter.begin_run(latent.shape[0])
+        self.meter.begin_run()
         self.memory.begin_run()
         before = reading.step.progress - reading.share
         places = [Place(site, self._rule(site)) for site in self.sites]
@@ -168,7 +173,7 @@ class Session:
             return part.run()
         started, depth = call.position == 0, self.config.probe.depth
         if started:
-            call.view = _view(run, part)
+            call.view = _view(run, call, part)
             if depth == 0:
                 self._look(run, call, None)
         if self.inner is not None and path in self.inner.of:
@@ -177,7 +182,7 @@ class Session:
         if self.inner is None and call.position == depth:
             known = (call.key, path) in self.shapes
             with run.timed():
-                call.which = which(call.rows, self.whole.decide(run, call) if known else None, call.device)
+                call.which = call.which.of(self.whole.decide(run, call) if known else None, call.device)
         call.position += 1
         output = part.run_for(call.which, self.meter, self.shapes.get((call.key, path)))
         if self.inner is None and (call.key, path) not in self.shapes:
@@ -207,7 +212,8 @@ class Session:
     ) -> Tree:
         """A module around the blocks: always runs, and is counted."""
         if self.call is not None and not self.meter.measuring:
-            self.meter.ran(self.meter.measure(path, forward, args, kwargs, self.call.rows))
+            shapes = [tuple(t.shape) for t in tensors((args, kwargs))]  # one module may serve streams of several sizes
+            self.meter.ran(self.meter.measure(f"{path} {shapes}", forward, args, kwargs, self.call.rows))
         return forward(*args, **kwargs)
 
     def end(self, output: Tensor) -> Tensor:
@@ -243,6 +249,11 @@ class Session:
     def _site_macs(self) -> list[float]:
         return [sum(self.meter.costs.get(part, 0.0) for part in site.parts) for site in self.sites]
 
+    def shares_its_run_with(self, other: "Session") -> bool:
+        """Whether both took part in one run of the scheduler: two experts of a model do."""
+        mine, its = self.run, other.run
+        return mine is its or (mine is not None and its is not None and mine.key is its.key and mine.key is not None)
+
     def note(self, text: str) -> None:
         """Something the report must say."""
         if text not in self.notes:
@@ -264,7 +275,7 @@ class Session:
         return Trace(*told, self.sites, tuple(self._site_macs()), self.memory.planned)
 
 
-def _view(run: Run, part: Part) -> View:
+def _view(run: Run, call: Call, part: Part) -> View:
     """What the first block is called with."""
     before = stream((part.args, part.kwargs))
-    return View(run.latent, before, before, part.module, part.args, part.kwargs, run.step)
+    return View(call.latent, before, before, part.module, part.args, part.kwargs, run.step)

@@ -2,6 +2,7 @@
 tensor of the model.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from dicache.types import Grid, Rows, Site
@@ -38,3 +39,25 @@ class Trace(NamedTuple):
     """What computing each site once costs one row."""
     planned_bytes: int | None = None
     """The most that was to be kept, as known after the first step."""
+
+
+def joined(traces: Sequence[Trace]) -> Trace:
+    """That of a run in which several denoisers took turns, in their order: each begins with a budget and a past of its
+    own, and what they spent adds up in squares. Raises ValueError for no trace.
+    """
+    if not traces:
+        raise ValueError("there is no trace to join. Expected one per denoiser.")
+    records, before = list[Record](), None
+    for trace in traces:
+        records += [r if before is None else r._replace(spent=r.spent.hypot(before)) for r in trace.records]
+        before = records[-1].spent if records else None
+    planned = [trace.planned_bytes for trace in traces if trace.planned_bytes is not None]
+    return traces[-1]._replace(
+        records=tuple(records),
+        executed=sum((trace.executed for trace in traces[1:]), traces[0].executed),
+        uncached=sum((trace.uncached for trace in traces[1:]), traces[0].uncached),
+        cache_bytes=sum(trace.cache_bytes for trace in traces),
+        overhead_seconds=sum(trace.overhead_seconds for trace in traces),
+        complete=all(trace.complete for trace in traces),
+        planned_bytes=sum(planned) if planned else None,
+    )

@@ -79,7 +79,7 @@ class Whole:
         if course is None or not course.effects:
             self.note("no drift was paid back: how far an output reaches is not known of this scheduler.")
             return output
-        best = place.judgement.best.repeat(run.guided.chunks)
+        best = place.judgement.best.repeat(run.chunks(len(output)))
         for i, guess in guesses.items():
             weight = rule.weight(past.outputs, self.config.approximators[i], course, run.step.index)
             output = rule.corrected(output, guess, weight, exact & (best == i))
@@ -90,13 +90,13 @@ class Whole:
         assert place.judgement is not None
         if len(guesses) == 1 and not bool(exact.any()):
             return next(iter(guesses.values()))
-        best = place.judgement.best.repeat(run.guided.chunks)
+        best = place.judgement.best.repeat(run.chunks(len(output)))
         chosen = torch.stack([exact, *(~exact & (best == i) for i in guesses)], dim=1)
         return combine((output, *guesses.values()), chosen.float())
 
     def _remember(self, run: Run, call: Call, past: Past, value: Tensor, exact: Rows) -> None:
         sigma, features, noises = run.step.sigma, past.features, past.noises
-        noise = noise_of(run.latent, value, run.step.noise) if self.noisy else None
+        noise = noise_of(call.latent, value, run.step.noise) if self.noisy else None
         self.memory.saw(run.places[0], call.branch, value, call.feature, noise)
         outputs = history.push(past.outputs, value, sigma, exact)
         if call.feature is not None:
@@ -109,7 +109,7 @@ class Whole:
 def _now(run: Run, call: Call, always: Rows, rows: slice = slice(None)) -> Now:
     feature = None if call.feature is None else call.feature[rows]
     difference = run.strongest is not None or bool(always.any())
-    return Now(run.step.sigma, feature, run.latent[rows], run.step.noise, run.step.course, difference=difference)
+    return Now(run.step.sigma, feature, call.latent[rows], run.step.noise, run.step.course, difference=difference)
 
 
 def _from(past: Past, rows: slice) -> Past:
@@ -121,21 +121,21 @@ def _from(past: Past, rows: slice) -> Past:
 def _strongest(run: Run, call: Call) -> Rows:
     """Rows of the strongest branch, (R,) bool; none unless branches are sites."""
     rows = torch.zeros(call.rows, dtype=torch.bool)
-    if run.places[0].site.kind is not Kind.BRANCH or run.guided.mixture is None:
+    if run.places[0].site.kind is not Kind.BRANCH or run.guided.strongest is None:
         return rows
-    branch, chunk = divmod(int(run.guided.mixture.abs().mean(1).argmax()), run.guided.chunks)
-    if call.branch == run.guided.order[branch]:
-        rows.view(run.guided.chunks, -1)[chunk] = True
+    branch, chunk = run.guided.strongest
+    if call.branch == branch:
+        rows.view(-1, run.samples)[chunk] = True
     return rows
 
 
 def _weaker(run: Run, always: Rows) -> int:
     """The first chunk of the call that may be skipped."""
-    return int((~always).view(run.guided.chunks, -1).all(1).int().argmax())
+    return int((~always).view(-1, run.samples).all(1).int().argmax())
 
 
 def _base(run: Run, always: Rows, output: Tensor) -> Tensor | None:
     """What the strongest branch gave at this step, for every row; None unless branches are sites and it was called."""
     if not bool(always.any()):
         return run.strongest
-    return output[always.to(output.device)].repeat(run.guided.chunks, *[1] * (output.ndim - 1))
+    return output[always.to(output.device)].repeat(run.chunks(len(output)), *[1] * (output.ndim - 1))

@@ -1,19 +1,22 @@
-"""Where a denoiser's blocks are: its stacks, found by shape, and the models that must not be skipped at all.
+"""Where a denoiser's blocks are: as its family says, or, of a class that nobody knows, found by their shape.
 
-A stack is a ModuleList, direct child of the denoiser, whose every block owns parameters and takes the denoiser's
+Found by shape is a ModuleList, direct child of the denoiser, whose every block owns parameters and takes the denoiser's
 stream. Refiners of the text, control branches and adapters look alike and are left alone by name: they run as parts of
-the model around the blocks. Skipping hands the blocks' shapes on and replaces the denoiser's output, so nothing else
-need be known of the blocks.
+the model around the blocks. Blocks that take a cache are refused, since nobody can see whether they write it; of blocks
+that take what earlier ones skipped ahead, no two are skipped as one.
 """
 
 import inspect
-from typing import NamedTuple, cast
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from torch import nn
 
 from dicache.errors import UnsupportedModelError
+from dicache.models.families import FAMILIES
+from dicache.models.family import STREAMS, Family, Inside
+from dicache.models.refusals import REFUSALS
 
-_STREAMS = {"hidden_states", "x", "visual_embed", "gen_seq", "vis"}
 _NOT_STACKS = (
     "refiner",
     "txt_mode_blocks",
@@ -23,17 +26,7 @@ _NOT_STACKS = (
     "face_adapter",
     "caption_projection",
 )
-_WRITES_STATE = "its blocks write a key-value cache that later steps read, so a skipped block corrupts it"
-REFUSED = {
-    "AnyFlowFARTransformer3DModel": _WRITES_STATE,
-    "GlmImageTransformer2DModel": _WRITES_STATE,
-    "HeliosTransformer3DModel": _WRITES_STATE,
-    "MiniMaxMusic3RVQDepthDecoder": "it is an autoregressive decoder, not a denoiser",
-    "NucleusMoEImageTransformer2DModel": _WRITES_STATE,
-    "QwenImage21Transformer2DModel": _WRITES_STATE,
-    "SanaWMLTX2RefinerTransformer3DModel": _WRITES_STATE,
-    "WanAnimate2Transformer3DModel": _WRITES_STATE,
-}
+_SKIPS = ("skip", "skips", "res_hidden_states_tuple")
 
 
 class Parts(NamedTuple):
@@ -43,38 +36,89 @@ class Parts(NamedTuple):
     around: dict[str, nn.Module]
 
 
-def find(denoiser: nn.Module) -> Parts:
-    """Blocks and the modules around them. Raises UnsupportedModelError, with the reason, if there is nothing that can
-    be skipped safely.
+def family_of(denoiser: nn.Module, given: Family | None = None) -> Family:
+    """What is known of it: what the user gives, else the table, else what its shape shows. Raises UnsupportedModelError
+    where it is refused, is of another class than `given`, or shows no stack.
     """
     name = type(denoiser).__name__
-    if name in REFUSED:
-        raise UnsupportedModelError(f"{name} cannot be cached: {REFUSED[name]}.")
-    stacks = {path: cast(nn.ModuleList, child) for path, child in denoiser.named_children() if _is_stack(path, child)}
-    blocks = {f"{path}.{i}": block for path, stack in stacks.items() for i, block in enumerate(stack)}
+    if given is not None and given.model != name:
+        raise UnsupportedModelError(
+            f"the family given is that of {given.model}, but this denoiser is a {name}. "
+            f"Give a Family(model={name!r}, ...), or none."
+        )
+    family = given or FAMILIES.get(name) or REFUSALS.get(name) or _found(denoiser)
+    if family.refused:
+        raise UnsupportedModelError(f"{name} cannot be cached: {family.refused}.")
+    return family
+
+
+def find(denoiser: nn.Module, family: Family) -> Parts:
+    """Blocks and the modules around them. Raises UnsupportedModelError where the family names what is not there, or
+    there are fewer than two blocks.
+    """
+    blocks = {path: block for stack in family.stacks for path, block in _blocks(denoiser, stack)}
     if len(blocks) < 2:
         raise UnsupportedModelError(
-            f"{name} has no stack of blocks that dicache recognises. Expected a ModuleList, a direct child, "
-            f"of at least two blocks whose forward takes one of {', '.join(sorted(_STREAMS))}."
+            f"{family.model} has {len(blocks)} blocks in {', '.join(family.stacks)}. Expected at least two."
         )
-    return Parts(blocks, {path: part for path, part in _leaves(denoiser) if path not in stacks})
-
-
-def _is_stack(path: str, child: nn.Module) -> bool:
-    if not isinstance(child, nn.ModuleList) or any(word in path for word in _NOT_STACKS):
-        return False
-    return all(
-        any(True for _ in block.parameters()) and _STREAMS & set(inspect.signature(type(block).forward).parameters)
-        for block in child
+    stacks = (*family.stacks, *blocks)
+    return Parts(
+        blocks, {path: part for path, part in _leaves(denoiser, "", stacks) if any(True for _ in part.parameters())}
     )
 
 
-def _leaves(denoiser: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Direct children, with lists of modules opened (a list itself is never called)."""
-    found: list[tuple[str, nn.Module]] = []
-    for path, child in denoiser.named_children():
-        if isinstance(child, nn.ModuleList) and not _is_stack(path, child):
-            found += [(f"{path}.{i}", item) for i, item in enumerate(child)]
+def _blocks(denoiser: nn.Module, stack: str) -> Iterator[tuple[str, nn.Module]]:
+    if getattr(denoiser, stack, denoiser) is None:  # some configurations leave the middle of a UNet out
+        return
+    try:
+        found = denoiser.get_submodule(stack)
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"{type(denoiser).__name__} has no {stack}. Expected the path of a list of blocks, or of one block."
+        ) from error
+    if isinstance(found, nn.ModuleList):
+        yield from ((f"{stack}.{i}", block) for i, block in enumerate(found))
+    else:
+        yield stack, found
+
+
+def _leaves(module: nn.Module, path: str, stacks: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
+    """What is called beside the stacks: children, with lists (which are never called) and what holds a stack opened."""
+    for name, child in module.named_children():
+        here = f"{path}{name}"
+        if here in stacks:
+            continue
+        if isinstance(child, nn.ModuleList | nn.ModuleDict) or any(stack.startswith(f"{here}.") for stack in stacks):
+            yield from _leaves(child, f"{here}.", stacks)
         else:
-            found.append((path, child))
-    return [(path, module) for path, module in found if any(True for _ in module.parameters())]
+            yield here, child
+
+
+def _found(denoiser: nn.Module) -> Family:
+    name = type(denoiser).__name__
+    stacks = [path for path, child in denoiser.named_children() if _is_stack(path, child)]
+    if not stacks:
+        raise UnsupportedModelError(
+            f"{name} has no stack of blocks that dicache recognises. Expected a ModuleList, a direct child, "
+            f"of blocks whose forward takes one of {', '.join(STREAMS)}; or give enable a dicache.Family."
+        )
+    taken = {name for path in stacks for _, block in _blocks(denoiser, path) for name in _arguments(block)}
+    caches = sorted(name for name in taken if "cache" in name)
+    if caches:
+        reason = f"its blocks take {', '.join(caches)}; if they write it, a skipped block corrupts it"
+        return Family(model=name, refused=f"{reason}. If they do not, give enable a dicache.Family")
+    skips = sorted(name for name in taken if name in _SKIPS)
+    if skips:
+        between = f"its blocks take {', '.join(skips)} from earlier ones"
+        return Family(model=name, stacks=stacks, streams=STREAMS, inside=Inside.BLOCKS, between=between)
+    return Family(model=name, stacks=stacks, streams=STREAMS)
+
+
+def _arguments(block: nn.Module) -> set[str]:
+    return set(inspect.signature(type(block).forward).parameters)
+
+
+def _is_stack(path: str, child: nn.Module) -> bool:
+    if not isinstance(child, nn.ModuleList) or not len(child) or any(word in path for word in _NOT_STACKS):
+        return False
+    return all(any(True for _ in block.parameters()) and set(STREAMS) & _arguments(block) for block in child)

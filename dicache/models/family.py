@@ -1,0 +1,93 @@
+"""What must be known of a kind of denoiser before parts of it are skipped. Data only; a user's model has one as well.
+
+Skipping hands the blocks' shapes on and replaces the denoiser's output, so little need be known of the blocks: where
+they are, what carries the latents, and what happens between two blocks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from dicache.errors import UnsupportedModelError
+from dicache.types import Site
+
+STREAMS = ("hidden_states", "x", "visual_embed", "gen_seq", "vis")
+TIMES = ("timestep", "timesteps", "t", "sigma")
+
+
+class Batch(StrEnum):
+    """What becomes of a batch in which some samples compute and some do not. Decisions are per sample either way."""
+
+    SAMPLE = "per sample"
+    """Samples that compute are gathered, run and scattered back."""
+    WHOLE = "per batch"
+    """Blocks run for the whole batch or not at all."""
+
+
+class Inside(StrEnum):
+    """Which sites smaller than the evaluation may be skipped."""
+
+    SPANS = "spans"
+    """Any."""
+    BLOCKS = "single blocks"
+    """Blocks and sublayers on their own: other blocks read what comes out between them."""
+    NOTHING = "nothing"
+    """None: what blocks take and give has not the samples on its first axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One kind of denoiser. Raises UnsupportedModelError where `stacks` and `refused` are both empty, or both given."""
+
+    model: str
+    """The name of its class."""
+    stacks: Sequence[str] = ()
+    """Paths of the lists of blocks, in order of execution."""
+    streams: Sequence[str] = STREAMS[:1]
+    """The blocks' arguments that are handed from block to block."""
+    latents: Sequence[str] = ()
+    """The denoiser's inputs that are denoised, as many as it returns; empty for the first floating tensor (or list of
+    samples).
+    """
+    time: Sequence[str] = TIMES
+    """What the denoiser's timestep may be called."""
+    ends: float | None = None
+    """The timestep at which the picture is done, where timesteps rise; None where they fall to 0. Read in hand-written
+    loops only: pipelines have schedulers.
+    """
+    batch: Batch = Batch.SAMPLE
+    inside: Inside = Inside.SPANS
+    between: str = ""
+    """What the denoiser's loop does between blocks, beside handing the streams on."""
+    calls: int | None = None
+    """Denoiser calls per step of the stock pipeline with guidance; None where that is not known."""
+    refused: str = ""
+    """Why it cannot be cached."""
+
+    def __post_init__(self) -> None:
+        if bool(self.stacks) == bool(self.refused):
+            raise UnsupportedModelError(
+                f"the family of {self.model} has {'stacks and a refusal' if self.refused else 'no stacks'}. "
+                "Expected the paths of its lists of blocks, for example stacks=('blocks',), or why it is refused."
+            )
+
+    def check(self, sites: Sequence[Site], depth: int) -> None:
+        """Raises UnsupportedModelError where `sites`, or a probe of `depth` blocks, would not see what they are made
+        for.
+        """
+        inner = [site for site in sites if not site.whole]
+        if self.inside is Inside.NOTHING and (inner or depth):
+            what = f"the site {inner[0].path}" if inner else f"a probe of {depth} blocks"
+            raise UnsupportedModelError(
+                f"{self.model} cannot have {what}: {self.between}. Use sites=Evaluation() and a probe of depth 0."
+            )
+        longer = next((site for site in inner if len(site.parts) > 1), None)
+        if self.inside is Inside.BLOCKS and longer is not None:
+            raise UnsupportedModelError(
+                f"{self.model} cannot skip {longer.path} as one: {self.between}. Use sites=Spans(1) or Evaluation()."
+            )
+
+    def timestep(self, given: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        """Among the denoiser's inputs; None if there is none."""
+        return next((given[name] for name in self.time if given.get(name) is not None), None)
