@@ -121,7 +121,15 @@ setup(
         "cuda": ["cupy-cuda12x>=13"],
         "bench": ["torchmetrics>=1.5"],
         "search": ["pymoo>=0.6"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.15"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "mypy>=1.15",
+            "accelerate>=1.0",
+            "peft>=0.15",
+            "torchao>=0.15",
+        ],
     },
     entry_points={"console_scripts": ["dicache=dicache.cli:main"]},
     classifiers=[

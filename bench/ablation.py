@@ -37,13 +37,11 @@ from dicache.controllers.clip import Clip
 from dicache.controllers.fixed import every
 from dicache.controllers.planned import Planned
 from dicache.corrector import PayBack
-from dicache.estimators.amplitude import Amplitude
 from dicache.estimators.closed_loop import ClosedLoop
-from dicache.law import kept
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.reference.scenes import prompts
 from dicache.sites import Branches, Evaluation, Sites, Spans, Sublayers, Tail
-from dicache.types import Course, Decision, Quote, Rows, Step
+from dicache.types import Decision, Quote, Rows, Step
 
 SETTINGS = tuple(Setting(steps, shift=shift) for steps in (28, 20) for shift in (1.0, 3.0))
 WORK = (0.5, 0.35)
@@ -54,11 +52,10 @@ RESULT = Path(__file__).parent / "results" / "ablation.json"
 
 
 @dataclass(frozen=True)
-class Reweighted(Controller[Any]):
-    """Plans with other weights of the steps than the solver's."""
+class Unweighted(Controller[Any]):
+    """Steps count alike, whatever the solver makes of their outputs."""
 
     inner: Planned
-    weights: Callable[[Course], tuple[float, ...]]
 
     def init(self, samples: int) -> Any:  # noqa: ANN401
         return self.inner.init(samples)
@@ -66,39 +63,32 @@ class Reweighted(Controller[Any]):
     def decide(self, quote: Quote, step: Step, state: Any) -> tuple[Decision, Any]:  # noqa: ANN401
         if step.course is None:
             return self.inner.decide(quote, step, state)
-        course = step.course._replace(coefficients=self.weights(step.course))
-        weight = course.coefficients[step.index]
-        cost = quote.cost * weight / step.coefficient
-        return self.inner.decide(quote._replace(cost=cost), step._replace(coefficient=weight, course=course), state)
+        flat = sum(step.course.coefficients) / len(step.course.coefficients)
+        course = step.course._replace(coefficients=(flat,) * len(step.course.coefficients))
+        cost = quote.cost * flat / step.coefficient
+        return self.inner.decide(quote._replace(cost=cost), step._replace(coefficient=flat, course=course), state)
 
     def settle(self, ratio: Rows, computed: Rows, state: Any) -> Any:  # noqa: ANN401
         return self.inner.settle(ratio, computed, state)
 
 
-def flat(course: Course) -> tuple[float, ...]:
-    return (sum(course.coefficients) / len(course.coefficients),) * len(course.coefficients)
-
-
-def unforgotten(course: Course) -> tuple[float, ...]:
-    return tuple(c / kept(b) for c, b in zip(course.coefficients, course.balances, strict=True))
-
-
 VARIANTS: dict[str, Callable[[float], Config]] = {
     "the default": budgeted,
-    "no plain reuse for long gaps": lambda b: Config(Planned(b), approximators=(ExtrapolateNoise(),)),
+    "no plain reuse for long gaps": lambda b: Config(
+        Planned(b), approximators=(ExtrapolateNoise(), ExtrapolateNoise(math.inf))
+    ),
     "no plan: spend what was released": lambda b: Config(Clip(Budgeted(b), last=1)),
     "the last observation, not their mean": lambda b: Config(Planned(b), estimator=ClosedLoop()),
     "velocity, not noise": lambda b: Config(Planned(b), approximators=(Extrapolate(),)),
-    "a memory that does not fade": lambda b: Config(Planned(b), approximators=(ExtrapolateNoise(math.inf), Reuse())),
+    "only a memory that fades": lambda b: Config(Planned(b), approximators=(ExtrapolateNoise(),)),
+    "only a memory that does not": lambda b: Config(Planned(b), approximators=(ExtrapolateNoise(math.inf),)),
     "only plain reuse": lambda b: Config(Planned(b), approximators=(Reuse(),)),
     "the last step not forced": lambda b: Config(Planned(b, last=0)),
     "no bound on one gap's share": lambda b: Config(Planned(b, share=1.0)),
     "a first-block probe corrects the estimate": lambda b: Config(
         Planned(b), estimator=ClosedLoop(trust=0.5), probe=FirstBlocks()
     ),
-    "steps not weighted by the solver": lambda b: Config(Reweighted(Planned(b), flat)),
-    "early errors count like late ones": lambda b: Config(Reweighted(Planned(b), unforgotten)),
-    "amplitudes learned four times as fast": lambda b: Config(Planned(b), estimator=Amplitude(gain=0.2, weight=2.5)),
+    "steps not weighted by the solver": lambda b: Config(Unweighted(Planned(b))),
     "with deferred correction, trust 0.5": lambda b: Config(Planned(b), corrector=PayBack(0.5)),
     "with deferred correction, trust 1": lambda b: Config(Planned(b), corrector=PayBack(1.0)),
     "closed loop, probe, alignment (as before the plan)": lambda b: Config(

@@ -1,6 +1,6 @@
 """The public face: `enable` wraps, the returned `Cache` reports, resets and undoes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -9,6 +9,7 @@ from torch import nn
 
 from dicache.audit import Auditor, summary
 from dicache.budget import Budget, per_sample, validate
+from dicache.caller import Running
 from dicache.clock import SchedulerClock, TimestepClock
 from dicache.config import Config, calibrated
 from dicache.controllers.promised import Aim, Chosen, Keep, Pace, Promised, keep
@@ -124,6 +125,7 @@ def enable(
     config: Config | None = None,
     family: Family | None = None,
     audit: float = 0.0,
+    compile_blocks: bool | Mapping[str, Any] = False,
 ) -> Cache:
     """Skip denoiser evaluations that can be predicted, on a diffusers pipeline or a bare denoiser module.
 
@@ -144,7 +146,15 @@ def enable(
     `audit` is the share of samples that are also run uncached, so that the report can say how many were within budget
     (`dicache.audit`).
 
-    Raises ModeError unless exactly one of error_budget, speedup and config is given, BudgetError for a budget that is
+    `compile_blocks` compiles the blocks, inside dicache's hooks: True, or options of `torch.compile` such as
+    {"mode": "max-autotune-no-cudagraphs"}; `fullgraph` is True unless they say otherwise. Blocks that are compiled
+    already, or later, are taken over.
+
+    A LoRA that is loaded, scaled or fused later is noticed: the next call begins a new run. Offload may be turned on
+    before or after.
+
+    Raises ModeError unless exactly one of error_budget, speedup and config is given, or where something is compiled in
+    a way that dicache would be compiled with it (also in the run), BudgetError for a budget that is
     not a finite number >= 0 (and, in the run, for a list of the wrong length), ProfileError for a profile that is
     damaged or of another model, or a confidence that none can give (in the run, where it does not fit it),
     AlreadyEnabledError if a cache is on the model, UnsupportedModelError if nothing in it can be skipped safely. The
@@ -154,12 +164,14 @@ def enable(
     asked = _aim(error_budget, speedup, confidence, profile, config)
     if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
         raise ModeError(f"audit is {audit!r}. Expected the share of samples to run uncached too, from 0 to 1.")
+    options = _compile_options(compile_blocks)
     attachments: dict[str, Attachment] = {}
     try:
         for name, denoiser in denoisers(target).items():
             used = config if asked is None else _configured(denoiser, asked, profile)
             assert used is not None
-            attachments[name] = Attachment(denoiser, used, _clock(target, used, family_of(denoiser, family)), family)
+            clock = _clock(target, used, family_of(denoiser, family))
+            attachments[name] = Attachment(denoiser, used, clock, options, family)
     except BaseException:
         for attachment in attachments.values():
             attachment.detach()
@@ -168,7 +180,7 @@ def enable(
     budget = _budget_of(config) if keeping is None else keeping.budget
     scheduler = None if isinstance(target, nn.Module) else getattr(target, "scheduler", None)
     auditing = attachments.values() if audit > 0 and scheduler is not None else ()
-    auditors = [Auditor(attachment, lambda: target.scheduler, audit, budget) for attachment in auditing]
+    auditors = [Auditor(attachment, Running(target, attachments), audit, budget) for attachment in auditing]
     return Cache(attachments, budget, keeping, auditors)
 
 
@@ -198,6 +210,16 @@ def _aim(error_budget: Any, speedup: Any, confidence: Any, profile: Any, config:
     if error_budget is not None:
         return keep(error_budget, confidence)
     return None if speedup is None else Pace(_speedups(speedup))
+
+
+def _compile_options(asked: Any) -> Mapping[str, Any] | None:  # noqa: ANN401
+    if isinstance(asked, bool):
+        return {} if asked else None
+    if isinstance(asked, Mapping):
+        return asked
+    raise ModeError(
+        f"compile_blocks is {asked!r}. Expected True, False, or options of torch.compile such as {{'dynamic': True}}."
+    )
 
 
 def _speedups(speedup: Any) -> Budget:  # noqa: ANN401
@@ -240,4 +262,4 @@ def denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401
 def _clock(target: Any, config: Config, family: Family) -> Clock:  # noqa: ANN401
     if isinstance(target, nn.Module) or getattr(target, "scheduler", None) is None:
         return TimestepClock(family.ends)
-    return SchedulerClock(lambda: target.scheduler, effects=config.corrector is not None)
+    return SchedulerClock(Running(target, denoisers(target)), effects=config.corrector is not None)

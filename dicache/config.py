@@ -1,6 +1,7 @@
 """One configuration: which parts decide, and what fills in. An option is an object, not a string."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from dicache.controllers.base import Controller
 from dicache.controllers.planned import Planned
 from dicache.controllers.promised import Aim, Promised
 from dicache.corrector import PayBack
-from dicache.errors import ModeError
+from dicache.errors import ModeError, ProfileError
 from dicache.estimators.amplitude import Amplitude
 from dicache.estimators.base import Estimator
 from dicache.estimators.calibrated import Calibrated
@@ -22,7 +23,7 @@ from dicache.probes.first_blocks import FirstBlocks
 from dicache.shelf import Shelf
 from dicache.sites import Evaluation, Sites
 
-EVALUATION: tuple[Approximator, ...] = (ExtrapolateNoise(), Reuse())
+EVALUATION: tuple[Approximator, ...] = (ExtrapolateNoise(), ExtrapolateNoise(memory=math.inf), Reuse())
 INNER: tuple[Approximator, ...] = (Extrapolate(), Reuse())
 
 
@@ -35,8 +36,8 @@ class Config:
     controller: Controller[Any]
     estimator: Estimator[Any] = field(default_factory=lambda: Amplitude())
     approximators: tuple[Approximator, ...] = EVALUATION
-    """By default, for a whole evaluation a line in the noise with fading memory, and reuse; for other sites a line and
-    reuse.
+    """By default, for a whole evaluation a line in the noise with fading memory, one without, and reuse; for other
+    sites a line and reuse.
     """
     probe: Probe = field(default_factory=lambda: FirstBlocks(depth=0))
     sites: Sites = field(default_factory=Evaluation)
@@ -90,3 +91,20 @@ def budgeted(error_budget: float | Sequence[float]) -> Config:
 def calibrated(shelf: Shelf, aim: Aim) -> Config:
     """The same parts, with measured prices in the place of the law where a profile of the shelf fits the run."""
     return Config(Promised(shelf, aim), estimator=Calibrated(shelf))
+
+
+def measured_on_others(config: Config, note: Callable[[str], None]) -> None:
+    """LoRA was loaded, scaled or fused since `enable`: a profile or fitted coefficients are of the weights before.
+
+    Raises ProfileError where a profile was named or promises something; otherwise the report says it.
+    """
+    rule = config.controller
+    if isinstance(rule, Promised) and rule.shelf.profiles:
+        if rule.aim.needed or rule.shelf.kind == "named":
+            raise ProfileError(
+                "the LoRA was changed after dicache.enable, and the profile was measured without that change. Set the "
+                "LoRA, calibrate with it, and enable with that profile; or enable without profile and confidence."
+            )
+        note("the LoRA was changed after dicache.enable: the profile was measured without that change.")
+    if any(getattr(approximator, "model", None) is not None for approximator in config.approximators):
+        note("the LoRA was changed after dicache.enable: the coefficients were fitted without that change.")

@@ -21,6 +21,10 @@ class UnsupportedModelError(DicacheError, ValueError):
     """No stack of blocks was found that can be skipped safely."""
 
 
+class CopyError(DicacheError, TypeError):
+    """A model that dicache is enabled on was to be copied or pickled, or sent to another process."""
+
+
 class FittedError(DicacheError, ValueError):
     """Fitted coefficients cannot be read, made or used here: a damaged file, another model, other sites or steps."""
 

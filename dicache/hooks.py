@@ -4,18 +4,24 @@ Blocks, and the modules around them, get a hook of diffusers' own registry, so w
 are untouched. The denoiser itself gets two plain torch hooks: a registry hook on it would vanish under model offload.
 The first block's hook also receives the `cache_context` that some pipelines set, and is told when the pipeline's run is
 over. Whatever was not there before is removed again: `__dict__` is then what it was.
+
+What else may happen to a denoiser in its life is looked for at each call: LoRA, compiled blocks, another cache.
 """
 
 import inspect
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
-from diffusers.hooks import HookRegistry, ModelHook
+import torch
+from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
-from dicache.config import Config
-from dicache.errors import AlreadyEnabledError, UnsupportedModelError
+from dicache.adapters import Adapters
+from dicache.compiled import Compilation, refuse_whole
+from dicache.config import Config, measured_on_others
+from dicache.errors import AlreadyEnabledError, ModeError, UnsupportedModelError
+from dicache.hooked import NAME, Hooked, Uncopied, registry_of
 from dicache.latents import latent_of, prediction_of, returned
 from dicache.models.family import Batch, Family
 from dicache.models.stacks import family_of, find
@@ -23,8 +29,10 @@ from dicache.rows import Tree, tensors
 from dicache.session import Clock, Session
 from dicache.types import Kind
 
-NAME = "dicache"
 _FOREIGN = ("cache", "taylorseer", "pyramid_attention_broadcast", "mag_", "fbc_")
+_eager = torch.compiler.disable(
+    reason="dicache decides outside of graphs: leave the model as it is, and pass compile_blocks=True to dicache.enable"
+)
 
 
 class _Branch(StateManager):
@@ -35,15 +43,16 @@ class _Branch(StateManager):
         return None if self._context is None else self._context.name
 
 
-class _PartHook(ModelHook):
+class _PartHook(Uncopied, ModelHook):
     """Hands a part's forward to the session."""
 
     def __init__(self, run: Callable[..., Tree], part: str) -> None:
         super().__init__()
         self.run, self.part = run, part
 
+    @_eager
     def new_forward(self, module: nn.Module, *args: Tree, **kwargs: Tree) -> Tree:
-        return self.run(self.part, self.fn_ref.original_forward, args, kwargs)
+        return self.run(self.part, module, self.fn_ref.original_forward, args, kwargs)
 
 
 class _FirstHook(_PartHook):
@@ -60,13 +69,25 @@ class _FirstHook(_PartHook):
         return module
 
 
-class Attachment:
-    """A session on a denoiser. Raises UnsupportedModelError or AlreadyEnabledError, and then has changed nothing."""
+class Attachment(Uncopied):
+    """A session on a denoiser; `compiling` are the options of `torch.compile` for its blocks, None to compile none.
 
-    def __init__(self, denoiser: nn.Module, config: Config, clock: Clock, family: Family | None = None) -> None:
+    Raises UnsupportedModelError, AlreadyEnabledError or ModeError, and then has changed nothing.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        config: Config,
+        clock: Clock,
+        compiling: Mapping[str, Any] | None = None,
+        family: Family | None = None,
+    ) -> None:
+        refuse_whole(denoiser)
         self.family = family_of(denoiser, family)
         parts = find(denoiser, self.family)
         _check_free(denoiser)
+        _check_offloaded(parts.blocks.values(), config)
         sites = config.sites.select(parts.blocks, config.probe.depth)
         self.family.check(sites, config.probe.depth)
         for approximator in config.approximators:
@@ -76,18 +97,22 @@ class Attachment:
         session = self.session
         self.apart = any(site.kind is Kind.BRANCH for site in sites)
         self.signature = inspect.signature(type(denoiser).forward)
-        self.root_had_registry = _registry(denoiser) is not None
-        self.hooked: list[tuple[nn.Module, set[str]]] = []
+        self.root_had_registry = registry_of(denoiser) is not None
+        self.hooked: list[Hooked] = []
+        self.around: dict[str, Hooked] = {}
+        self.adapters = Adapters(denoiser)
         self.handles: list[Any] = []
         first = next(iter(parts.blocks))
         self.first = _FirstHook(session.block, first, session.finish)
+        inside = dict.fromkeys(part for site in sites for part in site.parts if part not in parts.blocks)
+        deciding = {**parts.blocks, **{part: denoiser.get_submodule(part) for part in inside}}
+        self.compilation = Compilation(denoiser, deciding.values(), compiling)
         try:
-            for part, module in parts.blocks.items():
-                self._register(module, self.first if part == first else _PartHook(session.block, part))
-            for part in dict.fromkeys(part for site in sites for part in site.parts if part not in parts.blocks):
-                self._register(denoiser.get_submodule(part), _PartHook(session.block, part))
-            for part, module in parts.around.items():
-                self._register(module, _PartHook(session.around, part))
+            for part, module in deciding.items():
+                hook = self.first if part == first else _PartHook(session.block, part)
+                self.hooked.append(Hooked(module, hook))
+            self._surround(parts.around)
+            self.compilation.begin()
             self.handles.append(denoiser.register_forward_pre_hook(self._before, with_kwargs=True))
             self.handles.append(denoiser.register_forward_hook(self._after, with_kwargs=True))
         except BaseException:
@@ -95,18 +120,24 @@ class Attachment:
             raise
         self._forget_registries()
 
-    def _register(self, module: nn.Module, hook: ModelHook) -> None:
-        had = {"forward", "_diffusers_hook"} & set(module.__dict__)
-        self.hooked.append((module, had))
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
+    def _surround(self, modules: dict[str, nn.Module]) -> None:
+        """Hook the modules around the blocks; those that LoRA has replaced meanwhile are let go."""
+        for part, module in modules.items():
+            before = self.around.get(part)
+            if before is not None and before.module is module:
+                continue
+            if before is not None:
+                before.remove()
+            self.around[part] = Hooked(module, _PartHook(self.session.around, part))
 
     def detach(self) -> None:
         for handle in self.handles:
             handle.remove()
-        for module, had in reversed(self.hooked):
-            _remove(module, had)
-        self.handles, self.hooked = [], []
-        registry = _registry(self.denoiser)
+        self.compilation.undo()
+        for hooked in reversed((*self.hooked, *self.around.values())):
+            hooked.remove()
+        self.handles, self.hooked, self.around = [], [], {}
+        registry = registry_of(self.denoiser)
         if registry is not None and not registry.hooks and not self.root_had_registry:
             del self.denoiser._diffusers_hook
         self._forget_registries()
@@ -114,10 +145,11 @@ class Attachment:
 
     def _forget_registries(self) -> None:
         """Diffusers caches which modules carry a registry."""
-        registry = _registry(self.denoiser)
+        registry = registry_of(self.denoiser)
         if registry is not None:
             registry.invalidate_child_registries_cache()
 
+    @_eager
     def _before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
         given = self._given(args, kwargs)
         self._check_branches()
@@ -125,8 +157,9 @@ class Attachment:
         timestep = self.family.timestep(given)
         if timestep is None:
             self.session.note(f"no timestep was found among the denoiser's inputs ({', '.join(self.family.time)}).")
-        gathered = self.family.batch is Batch.SAMPLE and not _holds_cache(given)
-        self.session.begin(latent, timestep, self.first.branch.name, _key(given), gathered=gathered)
+        others, gathered = self._looked_around(given), self.family.batch is Batch.SAMPLE and not _holds_cache(given)
+        name, key = self.first.branch.name, _key(given)
+        self.session.begin(latent, timestep, name, key, gathered=gathered, other_weights=others)
 
     def _check_branches(self) -> None:
         """Perturbed attention is put on the denoiser by the pipeline's call, so it cannot be refused before."""
@@ -143,6 +176,24 @@ class Attachment:
         bound = self.signature.bind_partial(self.denoiser, *args, **kwargs).arguments
         return {name: value for name, value in bound.items() if value is not self.denoiser}
 
+    def _looked_around(self, given: Mapping[str, Tree]) -> bool:
+        """Whether the weights are others than at the last call. What cannot be lived with is an error here."""
+        _check_uncached(self.denoiser)
+        self.compilation.check()
+        if not self.hooked[0].alive:
+            self.session.note(
+                "its hooks are gone from the blocks, so everything was computed: offload was turned off that had been "
+                "turned on before dicache. Call disable() and dicache.enable again."
+            )
+        changed = self.adapters.changed(given)
+        if changed:
+            self._surround(find(self.denoiser, self.family).around)
+            self._forget_registries()
+        if not self.adapters.as_at_first:
+            measured_on_others(self.session.config, self.session.note)
+        return changed
+
+    @_eager
     def _after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> Tree:
         if self.session.rejected:
             self.session.repeat()
@@ -170,13 +221,17 @@ def _switch(value: Tree) -> bool:
     return isinstance(value, bool) or (isinstance(value, list | tuple) and all(isinstance(i, int) for i in value))
 
 
-def _check_free(denoiser: nn.Module) -> None:
+def _check_uncached(denoiser: nn.Module) -> None:
     if getattr(denoiser, "is_cache_enabled", False):
         raise AlreadyEnabledError(
             f"{type(denoiser).__name__} has a diffusers cache enabled. Call its disable_cache() first."
         )
+
+
+def _check_free(denoiser: nn.Module) -> None:
+    _check_uncached(denoiser)
     for module in denoiser.modules():
-        registry = _registry(module)
+        registry = registry_of(module)
         for name in registry.hooks if registry is not None else ():
             if name == NAME:
                 raise AlreadyEnabledError(
@@ -189,15 +244,19 @@ def _check_free(denoiser: nn.Module) -> None:
                 )
 
 
-def _registry(module: nn.Module) -> Any:  # noqa: ANN401
-    return module.__dict__.get("_diffusers_hook")
-
-
-def _remove(module: nn.Module, had: set[str]) -> None:
-    registry = _registry(module)
-    registry.remove_hook(NAME, recurse=False)
-    if registry.hooks:
-        return
-    for name in ("forward", "_diffusers_hook"):
-        if name not in had and name in module.__dict__ and not hasattr(module, "_hf_hook"):
-            del module.__dict__[name]
+def _check_offloaded(blocks: Iterable[nn.Module], config: Config) -> None:
+    """Group offload that is inside dicache's hooks brings weights when a group's first block runs, and learns the
+    blocks' order from the first call of all, in which dicache runs them twice to count what they cost.
+    """
+    for registry in filter(None, map(registry_of, blocks)):
+        if "layer_execution_tracker" in registry.hooks:
+            raise ModeError(
+                "group offload with streams has not run yet, and learns from its first run in which order blocks come. "
+                "Run the pipeline once before dicache.enable, or turn on group offload after it."
+            )
+        hook = registry.get_hook("group_offloading")
+        if config.sites.inner and hook is not None and len(hook.group.modules) > 1:
+            raise ModeError(
+                f"group offload moves {len(hook.group.modules)} blocks when the first of them runs, which sites inside "
+                "the denoiser may skip. Use num_blocks_per_group=1, or turn on group offload after dicache."
+            )

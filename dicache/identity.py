@@ -6,7 +6,8 @@ merged LoRA does not.
 import hashlib
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from dicache.errors import UnsupportedModelError
 
@@ -36,8 +37,16 @@ def identity(denoiser: nn.Module) -> str:
             "Call dicache before turning on sequential offload."
         )
     digest = hashlib.sha256()
-    for _, parameter in sorted(denoiser.named_parameters()):
+    parameters = (plain for _, parameter in sorted(denoiser.named_parameters()) for plain in _plain(parameter))
+    for parameter in parameters:
         flat = parameter.detach().reshape(-1)
         chosen = torch.linspace(0, max(flat.numel() - 1, 0), min(VALUES, flat.numel())).long()
         digest.update(flat[chosen.to(flat.device)].float().cpu().numpy().tobytes())
     return f"{outline(denoiser)}-{digest.hexdigest()[:32]}"
+
+
+def _plain(tensor: Tensor) -> list[Tensor]:
+    """What a tensor keeps its values in: itself, or the integers and scales of a quantised one."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    return [plain for name in tensor.__tensor_flatten__()[0] for plain in _plain(getattr(tensor, name))]

@@ -10,7 +10,7 @@ The sites' histories are per branch, their decisions per sample: the branch that
 from collections.abc import Callable, Hashable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dicache import history
 from dicache.approximators.base import Now, Past
@@ -89,9 +89,7 @@ class Inner:
         if not probe.local:
             return call.feature
         part, stream = opening.part, entering(form, opening.inputs)
-        module = getattr(part.forward, "__self__", None)
-        assert isinstance(module, nn.Module)
-        view = View(call.latent, stream, stream, module, part.args, part.kwargs, run.step)
+        view = View(call.latent, stream, stream, part.module, part.args, part.kwargs, run.step)
         self.meter.added(self.meter.measure(f"the probe at {part.path}", probe, (view,), {}, call.rows))
         return probe(view)
 

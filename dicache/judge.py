@@ -13,7 +13,7 @@ from dicache.config import Config
 from dicache.controllers.base import refused
 from dicache.estimators.base import Evidence
 from dicache.evidence import known
-from dicache.law import kept, remaining
+from dicache.law import remaining
 from dicache.run import Judgement, Place, Run
 from dicache.types import Action, Grid, Quote, Reason, Rows
 
@@ -64,8 +64,7 @@ def quoted(config: Config, run: Run, place: Place, predicted: Grid) -> Quote:
     scale = unknown if run.scale is None else run.scale
     share = (1.0 if place.site.whole else unknown) if place.share is None else place.share
     guidance = torch.ones_like(error) if run.guided.strength is None else run.guided.strength
-    left = remaining(guidance) * (1.0 if run.step.course is None else kept(run.step.course.balances[run.step.index]))
-    cost = (error * share * run.step.coefficient * scale * left).nan_to_num(torch.inf, torch.inf)
+    cost = (error * share * run.step.coefficient * scale * remaining(guidance)).nan_to_num(torch.inf, torch.inf)
     actions = torch.tensor([int(a.action) for a in config.approximators])
     return Quote(error, cost, actions[best], run.guided.strength)
 

@@ -51,6 +51,10 @@ class Meter:
         self.rows = 0
         self.executed = self.uncached = self.before = torch.zeros(0, dtype=torch.float64)
 
+    def forget(self) -> None:
+        """Parts may cost something else from now on."""
+        self.known = {}
+
     def begin_run(self) -> None:
         self.executed = self.uncached = torch.zeros(0, dtype=torch.float64)
 

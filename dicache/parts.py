@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dicache.macs import Meter
 from dicache.rows import Tree, scatter, stand_in, take, tensors
@@ -39,7 +39,9 @@ class Part(NamedTuple):
     """One call of a hooked module."""
 
     path: str
+    module: nn.Module
     forward: Callable[..., Tree]
+    """The module's own, inside what others have put around it."""
     args: tuple[Tree, ...]
     kwargs: Mapping[str, Tree]
 

@@ -11,11 +11,13 @@ from dicache.types import Course
 
 
 class Plan:
-    """Of one course, with at most `longest` steps skipped in a row and the `last` ones computed."""
+    """Of one course, with at most `longest` steps skipped in a row and the `last` ones computed. `fading`: errors made
+    in noise count for less.
+    """
 
-    def __init__(self, course: Course, longest: int, last: int) -> None:
+    def __init__(self, course: Course, longest: int, last: int, *, fading: bool = False) -> None:
         self.time, self.longest, self.last = np.array(course.balances), longest, last
-        self.unit = np.array(course.coefficients) * [turning(b) * kept(b) for b in course.balances]
+        self.unit = np.array(course.coefficients) * [turning(b) * (kept(b) if fading else 1.0) for b in course.balances]
         self.value = self._values()
         self.ways: dict[int, list[int]] = {}
 
@@ -82,5 +84,5 @@ class Plan:
 
 
 @lru_cache(maxsize=16)
-def plan_of(course: Course, longest: int, last: int) -> Plan:
-    return Plan(course, longest, last)
+def plan_of(course: Course, longest: int, last: int, *, fading: bool = False) -> Plan:
+    return Plan(course, longest, last, fading=fading)

@@ -89,10 +89,11 @@ class Session:
         key: tuple[Hashable, ...],
         *,
         gathered: bool,
+        other_weights: bool = False,
     ) -> None:
         """The denoiser is about to run on `latent`, (R, ...); `name` is the branch's name where the pipeline gives one.
         Calls of one `key` have inputs of the same shapes and run the same parts. Parts may run for some of the rows
-        where those can be `gathered`.
+        where those can be `gathered`. `other_weights`: what is remembered is of another model, and costs may be others.
         """
         self.call = None
         if torch.is_grad_enabled():
@@ -101,7 +102,13 @@ class Session:
             return
         started = time.perf_counter()
         reading = self.clock.read(timestep)
-        run = self._continued(reading, latent, name) or self._begun(reading, latent)
+        run = self._continued(reading, latent, name)
+        if other_weights:
+            self.meter.forget()
+            if run is not None:
+                self.note("the LoRA was changed half-way: the cache began anew there.")
+                run = None
+        run = run or self._begun(reading, latent)
         if reading.step.index != run.step.index:
             self._close(run, latent)
             run.go_on(self._released(reading.step, run.before), latent)
@@ -153,10 +160,15 @@ class Session:
     # One call.
 
     def block(
-        self, path: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree]
+        self,
+        path: str,
+        module: nn.Module,
+        forward: Callable[..., Tree],
+        args: tuple[Tree, ...],
+        kwargs: Mapping[str, Tree],
     ) -> Tree:
         """One block, or one sublayer that is a site; the order is that of execution."""
-        call, run, part = self.call, self.run, Part(path, forward, args, kwargs)
+        call, run, part = self.call, self.run, Part(path, module, forward, args, kwargs)
         if call is None or run is None or self.meter.measuring:
             return part.run()
         started, depth = call.position == 0, self.config.probe.depth
@@ -191,7 +203,12 @@ class Session:
             call.feature = probe(view)
 
     def around(
-        self, path: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree]
+        self,
+        path: str,
+        module: nn.Module,
+        forward: Callable[..., Tree],
+        args: tuple[Tree, ...],
+        kwargs: Mapping[str, Tree],
     ) -> Tree:
         """A module around the blocks: always runs, and is counted."""
         if self.call is not None and not self.meter.measuring:
@@ -260,6 +277,5 @@ class Session:
 
 def _view(run: Run, call: Call, part: Part) -> View:
     """What the first block is called with."""
-    block, before = getattr(part.forward, "__self__", None), stream((part.args, part.kwargs))
-    assert isinstance(block, nn.Module)
-    return View(call.latent, before, before, block, part.args, part.kwargs, run.step)
+    before = stream((part.args, part.kwargs))
+    return View(call.latent, before, before, part.module, part.args, part.kwargs, run.step)

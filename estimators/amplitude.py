@@ -30,8 +30,8 @@ class Amplitudes(NamedTuple):
 
 @dataclass(frozen=True)
 class Amplitude(Estimator[Amplitudes]):
-    gain: float = 0.1
-    weight: float = 5.0
+    gain: float = 0.2
+    weight: float = 3.0
     """How many observations what is usual is worth."""
 
     def init(self, samples: int, forms: int) -> Amplitudes:

@@ -27,7 +27,7 @@ LAYERS = [
     },
     {"models", "sites"},
     {"config", "fitted", "presets", "run", "evidence", "judge", "memory", "inner", "whole", "closing", "session"},
-    {"hooks"},
+    {"hooks", "hooked", "adapters", "compiled", "caller"},
     {"page", "report", "api", "fitting", "audit", "calibration", "drawing", "turning", "sensitivity", "reference"},
     {"demo", "doctor", "cli", "bench", "__main__"},
 ]

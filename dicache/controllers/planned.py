@@ -3,11 +3,10 @@
 Skipping the g steps after the computed step i costs s E(i, g), the sum over those steps q of how much each adds to the
 final latent,
 
-    E(i, g) = sum_q |h_q| r_q k_q |tau_q (tau_q + D)|
+    E(i, g) = sum_q |h_q| k_q |tau_q (tau_q + D)|        (`dicache.law`)
 
-with k how fast outputs turn and r how much of an error is left at the end (`dicache.law`), and one amplitude s per
-sample, read off what the estimator quotes for the next step: in the law's own time errors grow alike everywhere, so
-that every gap to come has a price. The errors of different gaps add in squares, and dynamic
+with one amplitude s per sample, read off what the estimator quotes for the next step: in the law's own time errors grow
+alike everywhere, so that every gap to come has a price. The errors of different gaps add in squares, and dynamic
 programming over the course gives
 
     V(i, n) = min_g  E(i, g)^2 + V(i + 1 + g, n - 1)

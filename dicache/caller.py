@@ -1,0 +1,51 @@
+"""Which pipeline is running? Pipelines may share a denoiser and have a scheduler each (`from_pipe`); only who calls the
+denoiser knows the time. So the frames that led to the call are looked through for what holds this denoiser and a
+scheduler; where nothing does, it is the pipeline that dicache was enabled on.
+"""
+
+import sys
+from collections.abc import Collection
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+_FAR = 40
+_NAMES = ("self", "components", "pipe", "pipeline")
+_PASSED_BY = ("torch.", "accelerate.", "dicache.")
+
+
+class Running:
+    """Its scheduler, when called from within the denoiser's hooks."""
+
+    def __init__(self, pipe: Any, parts: Collection[str]) -> None:  # noqa: ANN401
+        self.pipe, self.parts = pipe, parts
+        self.denoisers = [getattr(pipe, part) for part in parts]
+
+    def __call__(self) -> Any:  # noqa: ANN401
+        frame: FrameType | None = sys._getframe(1)
+        for _ in range(_FAR):
+            if frame is None:
+                break
+            found = self._in(frame)
+            if found is not None:
+                return found.scheduler
+            frame = frame.f_back
+        return self.pipe.scheduler
+
+    def _in(self, frame: FrameType) -> Any:  # noqa: ANN401
+        """What holds the denoiser and a scheduler among the frame's variables; None if nothing does."""
+        if frame.f_globals.get("__name__", "").startswith(_PASSED_BY):
+            return None
+        for name in _NAMES:
+            if name not in frame.f_code.co_varnames:
+                continue
+            holder = frame.f_locals.get(name)
+            if self._drives(holder):
+                return holder
+        return None
+
+    def _drives(self, holder: object) -> bool:
+        if isinstance(holder, nn.Module) or getattr(holder, "scheduler", None) is None:
+            return False
+        return any(getattr(holder, part, None) is denoiser for part in self.parts for denoiser in self.denoisers)
