@@ -170,8 +170,8 @@ def enable(
         for name, denoiser in denoisers(target).items():
             used = config if asked is None else _configured(denoiser, asked, profile)
             assert used is not None
-            found = family_of(denoiser, family)
-            attachments[name] = Attachment(denoiser, used, _clock(target, used, found), found, options)
+            clock = _clock(target, used, family_of(denoiser, family))
+            attachments[name] = Attachment(denoiser, used, clock, options, family)
     except BaseException:
         for attachment in attachments.values():
             attachment.detach()

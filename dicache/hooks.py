@@ -24,7 +24,7 @@ from dicache.errors import AlreadyEnabledError, ModeError, UnsupportedModelError
 from dicache.hooked import NAME, Hooked, Uncopied, registry_of
 from dicache.latents import latent_of, prediction_of, returned
 from dicache.models.family import Batch, Family
-from dicache.models.stacks import find
+from dicache.models.stacks import family_of, find
 from dicache.rows import Tree, tensors
 from dicache.session import Clock, Session
 from dicache.types import Kind
@@ -80,12 +80,12 @@ class Attachment(Uncopied):
         denoiser: nn.Module,
         config: Config,
         clock: Clock,
-        family: Family,
         compiling: Mapping[str, Any] | None = None,
+        family: Family | None = None,
     ) -> None:
         refuse_whole(denoiser)
-        self.family = family
-        parts = find(denoiser, family)
+        self.family = family_of(denoiser, family)
+        parts = find(denoiser, self.family)
         _check_free(denoiser)
         _check_offloaded(parts.blocks.values(), config)
         sites = config.sites.select(parts.blocks, config.probe.depth)
@@ -157,10 +157,9 @@ class Attachment(Uncopied):
         timestep = self.family.timestep(given)
         if timestep is None:
             self.session.note(f"no timestep was found among the denoiser's inputs ({', '.join(self.family.time)}).")
-        gathered, others = self.family.batch is Batch.SAMPLE and not _holds_cache(given), self._looked_around(given)
-        self.session.begin(
-            latent, timestep, self.first.branch.name, _key(given), gathered=gathered, other_weights=others
-        )
+        others, gathered = self._looked_around(given), self.family.batch is Batch.SAMPLE and not _holds_cache(given)
+        name, key = self.first.branch.name, _key(given)
+        self.session.begin(latent, timestep, name, key, gathered=gathered, other_weights=others)
 
     def _check_branches(self) -> None:
         """Perturbed attention is put on the denoiser by the pipeline's call, so it cannot be refused before."""
