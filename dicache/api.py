@@ -11,6 +11,7 @@ from dicache.audit import Auditor, summary
 from dicache.budget import Budget, per_sample, validate
 from dicache.caller import Running
 from dicache.clock import SchedulerClock, TimestepClock
+from dicache.compiled import refuse_whole
 from dicache.config import Config, calibrated
 from dicache.controllers.promised import Aim, Chosen, Keep, Pace, Promised, keep
 from dicache.errors import BudgetError, ModeError, ProfileError, UnsupportedModelError
@@ -170,6 +171,7 @@ def enable(
         for name, denoiser in denoisers(target).items():
             used = config if asked is None else _configured(denoiser, asked, profile)
             assert used is not None
+            refuse_whole(denoiser)
             clock = _clock(target, used, family_of(denoiser, family))
             attachments[name] = Attachment(denoiser, used, clock, options, family)
     except BaseException:

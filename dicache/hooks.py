@@ -18,7 +18,7 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
 from dicache.adapters import Adapters
-from dicache.compiled import Compilation, refuse_whole
+from dicache.compiled import Compilation
 from dicache.config import Config, measured_on_others
 from dicache.errors import AlreadyEnabledError, ModeError, UnsupportedModelError
 from dicache.hooked import NAME, Hooked, Uncopied, registry_of
@@ -83,7 +83,6 @@ class Attachment(Uncopied):
         compiling: Mapping[str, Any] | None = None,
         family: Family | None = None,
     ) -> None:
-        refuse_whole(denoiser)
         self.family = family_of(denoiser, family)
         parts = find(denoiser, self.family)
         _check_free(denoiser)

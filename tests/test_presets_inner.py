@@ -25,7 +25,6 @@ from dicache.config import Config
 from dicache.controllers.budgeted import Budgeted
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.hooks import Attachment
-from dicache.models.stacks import family_of
 from dicache.rows import map_tensors, tensors
 from dicache.sites import Branches, Drafted, Sublayers
 from dicache.streams import value_of
@@ -336,7 +335,7 @@ INNER: dict[str, tuple[Config, Callable[[Toy], Reference]]] = {
 
 def cached(config: Config, toy: Toy, seed: int) -> tuple[list[Tensor], Tensor, Attachment]:
     """The latents, and which steps, samples and sites computed, (N, B, S)."""
-    attachment = Attachment(toy, config, Clock(), family_of(toy))
+    attachment = Attachment(toy, config, Clock())
 
     def velocity(i: int, x: Tensor, texts: list[Tensor]) -> Tensor:
         time = torch.tensor(SIGMAS[i], dtype=torch.float64)
