@@ -19,14 +19,17 @@ if TYPE_CHECKING:
     from dicache.metrics import Psnr, Ssim, Within
     from dicache.profile import Profile, load_profile
     from dicache.report import Report
+    from dicache.schedule import ParetoSet, Schedule
 
 __all__ = [
     "Cache",
     "Config",
     "Fitted",
+    "ParetoSet",
     "Profile",
     "Psnr",
     "Report",
+    "Schedule",
     "Ssim",
     "Within",
     "__version__",
@@ -42,9 +45,11 @@ _HOME = {
     "Cache": "dicache.api",
     "Config": "dicache.config",
     "Fitted": "dicache.fitted",
+    "ParetoSet": "dicache.schedule",
     "Profile": "dicache.profile",
     "Psnr": "dicache.metrics",
     "Report": "dicache.report",
+    "Schedule": "dicache.schedule",
     "Ssim": "dicache.metrics",
     "Within": "dicache.metrics",
     "calibrate": "dicache.calibration",

@@ -12,12 +12,15 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"types", "errors", "extension", "_checkout"},
     {"budget", "norms", "grid", "history", "rows", "macs", "clock", "law", "plan", "effects", "moments"}
-    | {"metrics", "conformal", "profile", "resampled", "shelf", "measured", "identity", "ledger"},
+    | {"metrics", "conformal", "profile", "resampled", "shelf", "measured", "identity", "ledger"}
+    | {"files", "table", "timegrid"},
     {"probes", "estimators", "approximators", "controllers", "trace", "guided", "parts", "streams", "corrector"},
     {"models", "sites"},
-    {"config", "fitted", "presets", "run", "evidence", "judge", "memory", "inner", "whole", "closing", "session"},
+    {"config", "fitted", "presets", "run", "evidence", "judge", "memory", "inner", "whole", "closing", "session"}
+    | {"basis", "schedule", "schedule_file"},
     {"hooks"},
-    {"page", "report", "api", "fitting", "audit", "calibration", "drawing", "turning", "sensitivity", "reference"},
+    {"page", "report", "api", "fitting", "audit", "calibration", "drawing", "turning", "sensitivity", "reference"}
+    | {"finders", "importers"},
     {"demo", "doctor", "cli", "bench", "__main__"},
 ]
 
