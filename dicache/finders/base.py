@@ -17,6 +17,7 @@ from dicache.fitted import Fitted
 from dicache.schedule import Found, ParetoSet, Schedule
 from dicache.sites import Sites
 from dicache.table import Table, repaired
+from dicache.types import Action
 
 MOST = 32
 """Tables that are measured to choose from; more are thinned, evenly by their work."""
@@ -81,7 +82,11 @@ class Finder(ABC):
 
     def found(self, calibration: Calibration, seed: int) -> Found:
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # finders are dataclasses
-        told = {name: value if isinstance(value, str | int | float) else str(value) for name, value in values.items()}
+        told = {
+            name: value.name.lower() if isinstance(value, Action) else value
+            for name, value in values.items()
+            if isinstance(value, str | int | float)
+        }
         return Found(self.name, told, seed, len(calibration.prompts), calibration.digest, dicache.__version__)
 
 

@@ -47,7 +47,7 @@ class Remembered(Reuse):
     depth: int
 
     @property
-    def needs(self) -> int:  # type: ignore[override]
+    def keeps(self) -> int:
         return self.depth
 
 

@@ -26,7 +26,7 @@ from dicache.finders.curves import Curves, record
 from dicache.fitted import Fitted, described
 from dicache.metrics import relative_error
 from dicache.sites import Evaluation, Sites
-from dicache.table import Table, repaired
+from dicache.table import NEEDS, Table, repaired
 from dicache.types import Action
 
 
@@ -143,6 +143,12 @@ class Ground:
             self.calibration.tick("schedules", start + len(some), len(missing))
         return np.array([[self.known[name, p] for p in range(prompts or self.prompts)] for name, _ in named])
 
+    def remember(self, tables: Sequence[Table], errors: np.ndarray) -> None:
+        """What tables lost when they were measured earlier, (N, P)."""
+        for table, row in zip(tables, errors, strict=True):
+            name = repaired(table).tobytes()
+            self.known |= {(name, p): float(error) for p, error in enumerate(row)}
+
     def _played(self, tables: Sequence[Table], prompts: Sequence[int], fitted: Fitted | None) -> list[float]:
         """One batch, a table per sample."""
         with enable(self.pipe, config=config_of(self.basis, np.stack(tables), fitted=fitted)):
@@ -166,8 +172,8 @@ class Ground:
 
     def filled(self, mask: np.ndarray, fill: Action = Action.REUSE) -> Table:
         """A table from what computes, (T, S) bool: cells that skip get `fill`, or reuse where it needs more values."""
-        table = np.where(mask, Action.COMPUTE, fill).astype(np.uint8)
-        table[0] = Action.COMPUTE
-        cannot = repaired(table) != table
-        table[cannot] = Action.REUSE
-        return table
+        mask = mask.copy()
+        mask[0] = True
+        stored = mask.cumsum(0) - mask
+        skipped = np.where(stored >= NEEDS[fill], fill, Action.REUSE)
+        return np.where(mask, Action.COMPUTE, skipped).astype(np.uint8)
