@@ -27,6 +27,8 @@ PACKAGES = [
     *FOLDERS,
     "dicache.approximators",
     "dicache.controllers",
+    "dicache.finders",
+    "dicache.importers",
     "dicache.models",
     "dicache.reference",
     "dicache.reference.training",
@@ -121,7 +123,7 @@ setup(
         "cuda": ["cupy-cuda12x>=13"],
         "bench": ["torchmetrics>=1.5"],
         "search": ["pymoo>=0.6"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.15"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.15", "pymoo>=0.6"],
     },
     entry_points={"console_scripts": ["dicache=dicache.cli:main"]},
     classifiers=[

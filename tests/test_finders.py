@@ -13,7 +13,11 @@ from calibrating import PROMPTS, Captioned
 from hypothesis import given, settings
 
 import dicache
+from dicache.approximators.hold import Reuse
+from dicache.config import Config
+from dicache.controllers.interval import Interval
 from dicache.errors import ScheduleError
+from dicache.estimators.closed_loop import ClosedLoop
 from dicache.finders.annealing import Annealing, swaps
 from dicache.finders.base import Finder
 from dicache.finders.block_caching import BlockCaching
@@ -30,10 +34,10 @@ from dicache.finders.stages import Stages
 from dicache.finders.windows import Windows
 from dicache.fitting import fit
 from dicache.reference.scenes import prompts
-from dicache.schedule import ParetoSet, Schedule
+from dicache.schedule import ParetoSet
 from dicache.sites import Evaluation, Spans, Sublayers
 from dicache.table import computes, written
-from dicache.types import Action, Kind
+from dicache.types import Kind
 
 GUIDED = {"negative_prompt": "", "true_cfg_scale": 3.5}
 ATTENTION, CROSS, FEED = Kind.ATTENTION, Kind.CROSS_ATTENTION, Kind.FEED_FORWARD
@@ -53,11 +57,6 @@ def calibration():
 def scenes():
     """Three calibrations on captions of their own, 10 steps."""
     return [Calibration(prompts("calibration", 2, seed=300 + k), 10, seed=100 * k, call=GUIDED) for k in range(3)]
-
-
-def errors(reference, found: Schedule, held_out: Calibration) -> float:
-    """On captions that the schedule was not found on."""
-    return float(held_out.on(reference, found.basis.sites).errors([found.table], found.fitted).mean())
 
 
 # The protocol.
@@ -197,19 +196,40 @@ def test_block_caching_holds_as_long_as_changes_add_up_to_no_more(change, delta)
         last = t if due else last
 
 
-def test_scale_and_shift_lower_what_block_caching_loses_on_other_captions(reference, scenes):
+def test_scale_and_shift_lower_what_a_held_value_is_wrong_by_on_other_captions(reference):
+    """Of the values; from end to end they do not on this model (bench/README.md)."""
     ratios = []
-    for k, here in enumerate(scenes):
-        there = scenes[(k + 1) % 3]
-        captions = prompts("calibration", 4, seed=400 + k)
-        fitted = fit(reference, captions, steps=10, kind="scale_shift", progress=False, **GUIDED)
-        plain = BlockCaching().find(reference, Spans(), here, cost=0.6)
-        moved = Schedule(
-            plain.basis, np.where(computes(plain.table), 0, Action.CORRECT).astype(np.uint8), plain.found, fitted=fitted
-        )
-        assert moved.macs == plain.macs
-        ratios.append(errors(reference, moved, there) / errors(reference, plain, there))
-    assert np.mean(ratios) <= 0.9, ratios
+    for seed in (0, 1, 2):
+        captions = prompts("calibration", 4, seed=400 + seed)
+        fitted = fit(reference, captions, steps=10, kind="scale_shift", longest=1, progress=False, **GUIDED)
+        seen: list[torch.Tensor] = []
+        forms = (Reuse(), fitted.approximator())
+        with dicache.enable(reference, config=Config(Interval(1), Wrong(seen), forms, sites=Spans())):
+            reference(
+                prompts("calibration", 2, seed=500 + seed),
+                num_inference_steps=10,
+                generator=[torch.Generator().manual_seed(k) for k in range(2)],
+                output_type="latent",
+                negative_prompt=["", ""],
+                true_cfg_scale=3.5,
+            )
+        held, moved = torch.stack(seen).mean(1).T
+        known = held.isfinite()
+        ratios.append((moved[known].mean() / held[known].mean(), (moved[known] < held[known]).double().mean()))
+    ratio, share = np.mean(ratios, axis=0)
+    assert ratio <= 0.9 and share >= 0.9, ratios
+
+
+class Wrong(ClosedLoop):
+    """Notes what every approximator is wrong by, at every site of every step."""
+
+    def __init__(self, seen):
+        super().__init__()
+        object.__setattr__(self, "seen", seen)
+
+    def observe(self, realised, evidence, computed, state):
+        self.seen.append(realised)
+        return super().observe(realised, evidence, computed, state)
 
 
 @settings(max_examples=10)
@@ -253,8 +273,7 @@ def test_annealing_keeps_every_sites_count_and_ends_where_no_swap_helps(pipe, ca
     ground = calibration.on(pipe, Evaluation())
     best = Annealing(trials=6).find(pipe, Evaluation(), calibration, cost=0.5)
     others = [ground.filled(mask) for mask in swaps(computes(best.table))]
-    loss = (ground.errors([best.table, *others]) ** 2).mean(1)
-    assert loss.argmin() == 0
+    assert ground.errors([best.table, *others]).mean(1).argmin() == 0
 
 
 def test_a_nested_order_is_one_file_for_every_budget(pipe, calibration, tmp_path):

@@ -95,6 +95,8 @@ def test_imports_go_down_only():
         ),
         (("calibrate", "nowhere.txt", "--out", "p.json"), "does not exist"),
         (("demo", "--out", "demo.txt"), "not a picture"),
+        (("search", "--finder", "nobody", "--out", "s.json"), "there is no finder 'nobody'"),
+        (("search", "--finder", "fixed", "--option", "trials=3", "--out", "s.json"), "has no option 'trials'"),
         (("demo", "--steps", "0"), "steps"),
         (("dance",), "dance"),
     ],
@@ -129,3 +131,22 @@ def test_generate_draws_a_caption(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "picture.png").is_file()
     assert json.loads(done.stdout)["compute_speedup"] > 1
+
+
+def test_search_writes_a_front_its_plot_and_a_schedule_that_runs(tmp_path):
+    call = (
+        "search",
+        "--finder",
+        "smoothcache",
+        "--steps",
+        "6",
+        "--option",
+        "fill=extrapolate",
+        "--option",
+        "longest=2",
+    )
+    done = run(*call, "--out", "front.json", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    front = json.loads(done.stdout)
+    assert front[0] == {"work": 1.0, "error": 0.0} and front[-1]["work"] < 0.7
+    assert (tmp_path / "front.json").is_file() and (tmp_path / "front.png").is_file()

@@ -1,5 +1,6 @@
 """Simulated annealing, then hill climbing, over tables that execute equally much (BudCache, arXiv 2606.13496): what is
-made least is the squared relative error of the final latent, the mean over the calibration prompts.
+made least is the relative error of the final latent, the mean over the calibration prompts (the paper's is
+squared, and then the worst prompt decides alone).
 
 Annealing moves one computed step of one site to a skipped one at a time; a worse table is accepted with a probability
 that falls with the logarithm of how much worse, and with time. Hill climbing tries all such moves and takes the best,
@@ -54,7 +55,7 @@ class Annealing(Finder):
     def _searched(self, ground: Ground, start: np.ndarray, seed: int) -> Table:
         def loss(masks: Masks) -> np.ndarray:
             tables = [ground.filled(mask, self.fill) for mask in masks]
-            return np.asarray((ground.errors(tables) ** 2).mean(1))
+            return np.asarray(ground.errors(tables).mean(1))
 
         heats = np.geomspace(self.hot, self.cold, self.trials)
         mask = anneal(start[None], loss, heats=heats, seed=seed, shared=True, first=1)[0]

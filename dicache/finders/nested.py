@@ -1,8 +1,8 @@
 """A greedy order of removal: one search, and schedules for every budget that lie one in another (the idea of layer
 pruning on demand, arXiv 2106.09216, where layers are removed one at a time by what their loss costs).
 
-From everything computed on, the cell (step, site) is taken out whose removal adds least to the squared final error for
-every MAC that it saves, measured from end to end on what was taken out before. What a cell added when it was last tried
+From everything computed on, the cell (step, site) is taken out whose removal adds least to the final error for every
+MAC that it saves, measured from end to end on what was taken out before. What a cell added when it was last tried
 is nearly a lower bound of what it adds later, so only the most promising ones are tried again.
 """
 
@@ -55,11 +55,11 @@ class Nested(Finder):
     def _added(
         self, ground: Ground, mask: np.ndarray, cells: Sequence[tuple[int, int]]
     ) -> dict[tuple[int, int], float]:
-        """To the squared error, the mean over the prompts, by taking out each of the cells."""
+        """To the error, the mean over the prompts, by taking out each of the cells."""
         tried = [mask]
         for cell in cells:
             without = mask.copy()
             without[cell] = False
             tried.append(without)
-        losses = (ground.errors([ground.filled(m, self.fill) for m in tried]) ** 2).mean(1)
+        losses = ground.errors([ground.filled(m, self.fill) for m in tried]).mean(1)
         return {cell: float(loss - losses[0]) for cell, loss in zip(cells, losses[1:], strict=True)}
