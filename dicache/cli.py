@@ -1,5 +1,5 @@
-"""The command line: `dicache demo | generate | calibrate | search | doctor`. A user's mistake is one clear line and exit code
-2.
+"""The command line: `dicache demo | generate | calibrate | search | doctor`. A user's mistake is one clear line and
+exit code 2.
 """
 
 import json

@@ -1,7 +1,6 @@
 """Pictures of fronts."""
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from dicache.schedule import ParetoSet
@@ -12,7 +11,9 @@ if TYPE_CHECKING:
 
 def figure(fronts: Mapping[str, ParetoSet]) -> "Figure":
     """Error over work, a line per set."""
-    result: Figure = import_module("matplotlib.figure").Figure(figsize=(7, 4.5), layout="constrained")
+    from matplotlib.figure import Figure
+
+    result = Figure(figsize=(7, 4.5), layout="constrained")
     axes = result.subplots()
     for name, front in fronts.items():
         known = [s for s in front.members if s.error]
