@@ -120,8 +120,8 @@ def _number(content: Json, key: str, least: float = 0.0) -> float:
 
 
 def _numbers(content: Json, key: str, kind: type | tuple[type, ...]) -> list[Any]:
-    values = _get(content, key, list)
-    if not all(isinstance(v, kind) and not isinstance(v, bool) and math.isfinite(v) for v in values):
+    values: list[Any] = _get(content, key, list)
+    if not all(isinstance(v, kind) and not isinstance(v, bool) and math.isfinite(float(v)) for v in values):  # type: ignore[arg-type]
         raise Wrong(f"{key!r} are not all finite numbers")
     return values
 
