@@ -18,7 +18,6 @@ from dicache.errors import DicacheError
 
 if TYPE_CHECKING:
     from dicache.profile import Prices
-    from dicache.sites import Sites
 
 app = typer.Typer(
     add_completion=False,
@@ -175,7 +174,7 @@ def search(
 ) -> None:
     """Find a schedule of the reference model: a table of what computes at which step, for enable(schedule=...)."""
     from dicache.finders.ground import Calibration
-    from dicache.finders.names import made
+    from dicache.finders.names import made, options_of, sites_named
     from dicache.finders.plot import figure
     from dicache.reference.assembly import pipeline
     from dicache.reference.scenes import prompts as captions
@@ -185,8 +184,8 @@ def search(
     if out.suffix != ".json" or not out.parent.is_dir():
         raise typer.BadParameter(f"{out} cannot be written. Expected a .json file in a folder that exists.")
     lines = captions("calibration", 4, seed=seed) if prompts is None else _lines(prompts)
-    chosen = made(finder, _options(option or []), checkpoint=checkpoint)
-    pipe = pipeline()
+    chosen = made(finder, options_of(option or []), checkpoint=checkpoint)
+    decided, pipe = sites_named(sites), pipeline()
     pipe.set_progress_bar_config(disable=True)
     call = {"negative_prompt": "", "true_cfg_scale": guidance} if guidance > 1 else {}
     with _progress(as_json) as progress:
@@ -198,7 +197,7 @@ def search(
             progress.update(tasks[what], completed=done, total=total)
 
         calibration = Calibration(lines, steps, seed=seed, batch=batch, call=call, tick=tick)
-        found = chosen.find(pipe, _sites(sites), calibration, budget=budget, cost=cost, seed=seed)
+        found = chosen.find(pipe, decided, calibration, budget=budget, cost=cost, seed=seed)
     found.save(out)
     members = found.members if isinstance(found, ParetoSet) else (found,)
     if isinstance(found, ParetoSet):
@@ -233,22 +232,6 @@ def _lines(prompts: Path) -> list[str]:
     if not prompts.is_file():
         raise typer.BadParameter(f"{prompts} does not exist. Expected a text file with one prompt a line.")
     return [line.strip() for line in prompts.read_text().splitlines() if line.strip()]
-
-
-def _options(given: list[str]) -> dict[str, str]:
-    pairs = [text.partition("=") for text in given]
-    if any(not equals for _, equals, _ in pairs):
-        raise typer.BadParameter(f"--option is {given}. Expected name=value.")
-    return {key: value for key, _, value in pairs}
-
-
-def _sites(text: str) -> "Sites":
-    from dicache.sites import Evaluation, Spans, Sublayers, Tail
-
-    named: dict[str, Sites] = {"evaluation": Evaluation(), "tail": Tail(), "blocks": Spans(), "sublayers": Sublayers()}
-    if text not in named:
-        raise typer.BadParameter(f"--sites is {text!r}. Expected {', '.join(named)}.")
-    return named[text]
 
 
 def _prices(text: str) -> "Prices":

@@ -82,7 +82,7 @@ def load(path: Path, *, several: bool) -> list[Schedule]:
     """Read what `save` wrote. Raises ScheduleError, whatever is wrong with the files; nothing is made of them then."""
     try:
         content = json.loads(plain_bytes(path, LARGEST["json"]).decode())
-        _check_format(content, path, several)
+        _check_format(content, several)
         basis, fitted = _basis(content), _fitted(content, path.parent)
         tables = _get(content, "schedules", list) if several else [content]
         if not tables or not all(isinstance(table, dict) for table in tables):
@@ -96,11 +96,12 @@ def load(path: Path, *, several: bool) -> list[Schedule]:
         raise ScheduleError(f"{path} is no schedule that can be used: it is nested too deep.") from error
 
 
-def _check_format(content: Any, path: Path, several: bool) -> None:  # noqa: ANN401
+def _check_format(content: Any, several: bool) -> None:  # noqa: ANN401
     given = content.get("format") if isinstance(content, dict) else None
     if given == FORMATS[not several]:
-        other = "it holds one: Schedule.load" if several else "it holds several: ParetoSet.load(path).at(cost=0.5)"
-        raise Wrong(f"{path.name} {other} reads it")
+        raise Wrong(
+            "it holds one: use Schedule.load" if several else "it holds several: use ParetoSet.load(..).at(0.5)"
+        )
     if given != FORMATS[several]:
         raise Wrong(f"its format is not {FORMATS[several]}")
 

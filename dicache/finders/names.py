@@ -1,5 +1,6 @@
-"""Finders by their names, for the command line: the package is scanned, nothing is registered."""
+"""Finders and sites by their names, for the command line: the package is scanned, nothing is registered."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
 from pkgutil import iter_modules
@@ -8,6 +9,7 @@ from typing import Any
 import dicache.finders
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
+from dicache.sites import Evaluation, Sites, Spans, Sublayers, Tail
 from dicache.types import Action
 
 
@@ -33,6 +35,22 @@ def made(name: str, options: dict[str, str], **given: Any) -> Finder:  # noqa: A
             raise ScheduleError(f"{name} has no option {key!r}. It has {', '.join(settable) or 'none'}.")
         values[key] = _read(key, text, defaults[key])
     return known[name](**values)
+
+
+def options_of(given: Sequence[str]) -> dict[str, str]:
+    """From `name=value` each. Raises ScheduleError for anything else."""
+    pairs = [text.partition("=") for text in given]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise ScheduleError(f"the option {wrong[0]!r} has no value. Expected name=value.")
+    return {name: value for name, _, value in pairs}
+
+
+def sites_named(text: str) -> Sites:
+    """Raises ScheduleError for a word that names none."""
+    named: dict[str, Sites] = {"evaluation": Evaluation(), "tail": Tail(), "blocks": Spans(), "sublayers": Sublayers()}
+    if text not in named:
+        raise ScheduleError(f"sites is {text!r}. Expected {', '.join(named)}.")
+    return named[text]
 
 
 def _read(key: str, text: str, default: bool | int | float) -> Any:  # noqa: ANN401
