@@ -99,9 +99,8 @@ def load(path: Path, *, several: bool) -> list[Schedule]:
 def _check_format(content: Any, several: bool) -> None:  # noqa: ANN401
     given = content.get("format") if isinstance(content, dict) else None
     if given == FORMATS[not several]:
-        raise Wrong(
-            "it holds one: use Schedule.load" if several else "it holds several: use ParetoSet.load(..).at(0.5)"
-        )
+        use = "one: use Schedule.load" if several else "several: use ParetoSet.load(path).at(cost=0.5)"
+        raise Wrong(f"it holds {use}")
     if given != FORMATS[several]:
         raise Wrong(f"its format is not {FORMATS[several]}")
 
