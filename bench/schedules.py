@@ -110,9 +110,9 @@ def rows(bench: Bench, keep: Callable[[str, Callable[[], list[dict[str, Any]]]],
     for one in asked():
         keep(one.name, lambda one=one: _found(bench, one))  # type: ignore[misc]
     keep("scale and shift", lambda: _corrected(bench))
+    keep("dynamic", lambda: _dynamic(bench))
     keep("evolution", lambda: _evolved(bench))
     keep("routers", lambda: _routers(bench))
-    keep("dynamic", lambda: _dynamic(bench))
 
 
 def _found(bench: Bench, one: Asked) -> list[dict[str, Any]]:

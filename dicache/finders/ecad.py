@@ -68,8 +68,9 @@ class Ecad(Finder):
         return list(seen.values())
 
     def first(self, ground: Ground, seed: int) -> list[Table]:
-        """The first generation, as many as the population."""
-        tables = [table for finder in self.seeds for table in finder.tables(ground, None, seed)]
+        """The first generation, as many as the population; what they skip is filled in as all of this search."""
+        proposed = [table for finder in self.seeds for table in finder.tables(ground, None, seed)]
+        tables = [ground.filled(computes(table), self.fill) for table in proposed]
         distinct = list({table.tobytes(): table for table in tables}.values())
         work = ground.basis.work(np.stack(distinct))
         spread = [int(np.abs(work - w).argmin()) for w in np.linspace(work.min(), work.max(), 2 * self.population)]
