@@ -1,11 +1,11 @@
-"""`python -m dicache.bench pareto | coverage | show | warmup | ablation | kernels`."""
+"""`python -m dicache.bench pareto | schedules | coverage | show | warmup | ablation | kernels`."""
 
 import argparse
 from pathlib import Path
 
 from rich.console import Console
 
-from dicache.bench import ablation, coverage, kernels, pareto, show, warmup
+from dicache.bench import ablation, coverage, kernels, pareto, schedules, show, warmup
 from dicache.bench.store import load
 from dicache.bench.tables import markdown, summary_table
 
@@ -15,6 +15,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     pareto.add_arguments(commands.add_parser("pareto", help="every arm over its knob, at one setting"))
     warmup.add_arguments(commands.add_parser("warmup", help="the best warm-up of every peer that has one"))
+    schedules.add_arguments(commands.add_parser("schedules", help="what every finder finds, at equal executed work"))
     coverage.add_arguments(commands.add_parser("coverage", help="is the promise kept, and what does it cost?"))
     ablation.add_arguments(commands.add_parser("ablation", help="what each ingredient of the default is worth"))
     kernels.add_arguments(commands.add_parser("kernels", help="the fused operations against copy, eager and compiled"))
@@ -27,6 +28,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "warmup":
         warmup.run(args)
+    elif args.command == "schedules":
+        schedules.run(args)
     elif args.command == "coverage":
         coverage.run(args)
     elif args.command == "ablation":

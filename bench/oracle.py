@@ -12,7 +12,7 @@ Neither is a proven optimum: both are the best that this many trials found.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -28,42 +28,9 @@ from dicache.bench.measure import draw_batch, fresh
 from dicache.clock import timeline
 from dicache.config import Config
 from dicache.controllers.fixed import masks
+from dicache.finders.annealing import Masks, anneal
 from dicache.metrics import relative_error
 from dicache.plan import plan_of
-
-Masks = np.ndarray
-"""(B, steps) bool: which steps compute."""
-
-
-def anneal(start: Masks, cost: Callable[[Masks], np.ndarray], *, trials: int, seed: int, shared: bool) -> Masks:
-    """The best masks found, row by row, or one for all rows if `shared` (then the mean cost counts)."""
-    rng = np.random.default_rng(seed)
-    best, best_cost = start.copy(), _joined(cost(start), shared)
-    now, now_cost = best.copy(), best_cost.copy()
-    for trial in range(trials):
-        proposal = _moved(now, rng, shared)
-        proposed = _joined(cost(proposal), shared)
-        heat = 0.1 * (1 - trial / trials)
-        accept = np.log(proposed / now_cost) < heat * -np.log(rng.uniform(size=1 if shared else len(start)))
-        now = np.where(accept[:, None], proposal, now)
-        now_cost = np.where(accept, proposed, now_cost)
-        better = now_cost < best_cost
-        best, best_cost = np.where(better[:, None], now, best), np.where(better, now_cost, best_cost)
-    return best
-
-
-def _joined(cost: np.ndarray, shared: bool) -> np.ndarray:
-    return np.full_like(cost, cost.mean()) if shared else cost
-
-
-def _moved(masks: Masks, rng: np.random.Generator, shared: bool) -> Masks:
-    """Every row (or all alike) with one computed step moved to a skipped place. The first two steps always compute."""
-    moved = masks.copy()
-    for row in moved[:1] if shared else moved:
-        off = rng.choice(np.flatnonzero(row[2:])) + 2
-        on = rng.choice(np.flatnonzero(~row))
-        row[off], row[on] = False, True
-    return np.broadcast_to(moved[:1], moved.shape).copy() if shared else moved
 
 
 def planned(computed: int, pipe: FluxPipeline, steps: int) -> list[bool]:
@@ -71,6 +38,11 @@ def planned(computed: int, pipe: FluxPipeline, steps: int) -> list[bool]:
     pipe.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=0.0)
     way = plan_of(timeline(pipe.scheduler).course, longest=6, last=1).way(computed)
     return [i in way for i in range(steps)]
+
+
+def heats(trials: int) -> np.ndarray:
+    """Falling evenly to 0."""
+    return 0.1 * (1 - np.arange(trials) / trials)
 
 
 class Search:
@@ -98,7 +70,7 @@ class Search:
         """(B, steps); searched once."""
         if (computed, shared) not in self.found:
             start = np.array([planned(computed, fresh(self.setting), self.setting.steps)] * len(self.captions))
-            self.found[computed, shared] = anneal(start, self.cost, trials=trials, seed=0, shared=shared)
+            self.found[computed, shared] = anneal(start, self.cost, heats=heats(trials), seed=0, shared=shared, first=2)
         return self.found[computed, shared]
 
 

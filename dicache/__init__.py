@@ -20,15 +20,18 @@ if TYPE_CHECKING:
     from dicache.models.family import Family
     from dicache.profile import Profile, load_profile
     from dicache.report import Report
+    from dicache.schedule import ParetoSet, Schedule
 
 __all__ = [
     "Cache",
     "Config",
     "Family",
     "Fitted",
+    "ParetoSet",
     "Profile",
     "Psnr",
     "Report",
+    "Schedule",
     "Ssim",
     "Within",
     "__version__",
@@ -45,9 +48,11 @@ _HOME = {
     "Config": "dicache.config",
     "Family": "dicache.models.family",
     "Fitted": "dicache.fitted",
+    "ParetoSet": "dicache.schedule",
     "Profile": "dicache.profile",
     "Psnr": "dicache.metrics",
     "Report": "dicache.report",
+    "Schedule": "dicache.schedule",
     "Ssim": "dicache.metrics",
     "Within": "dicache.metrics",
     "calibrate": "dicache.calibration",

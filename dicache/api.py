@@ -21,6 +21,7 @@ from dicache.models.family import Family
 from dicache.models.stacks import family_of
 from dicache.profile import Profile
 from dicache.report import Promise, Report
+from dicache.schedule import Schedule
 from dicache.session import Clock, Session
 from dicache.shelf import HOW_TO, Shelf, may_have_shipped, shelf_for
 from dicache.trace import Trace, joined
@@ -123,6 +124,7 @@ def enable(
     speedup: float | Sequence[float] | None = None,
     confidence: float | None = None,
     profile: "str | Path | Profile | Sequence[str | Path | Profile] | None" = None,
+    schedule: "str | Path | Schedule | None" = None,
     config: Config | None = None,
     family: Family | None = None,
     audit: float = 0.0,
@@ -133,7 +135,8 @@ def enable(
     `error_budget` is the relative L2 error that the final latent of a sample may have against the uncached run of the
     same seed, ||x - x_ref|| / ||x_ref||: one number, or one per sample; or a bound in another metric (`dicache.Psnr`).
     0 computes everything. `speedup` is the dual: the best quality at uncached over executed work, on average over
-    prompts. `config` is a composition of parts instead (see `dicache.config.Config`).
+    prompts. `schedule` is a table of actions found before, or its file (`dicache.schedule`): it belongs to one model,
+    scheduler and step count. `config` is a composition of parts instead (see `dicache.config.Config`).
 
     `profile` is a file of `dicache.calibrate`, or several; by default one that ships for this very model, if it fits
     the run. `confidence` makes the budget a promise: with probability `confidence` a sample stays within it, if model,
@@ -154,23 +157,26 @@ def enable(
     A LoRA that is loaded, scaled or fused later is noticed: the next call begins a new run. Offload may be turned on
     before or after.
 
-    Raises ModeError unless exactly one of error_budget, speedup and config is given, or where something is compiled in
-    a way that dicache would be compiled with it (also in the run), BudgetError for a budget that is
+    Raises ModeError unless exactly one of error_budget, speedup, schedule and config is given, or where something is
+    compiled in a way that dicache would be compiled with it (also in the run), ScheduleError for a schedule that is
+    damaged or of another model (and, in the run, for other steps), BudgetError for a budget that is
     not a finite number >= 0 (and, in the run, for a list of the wrong length), ProfileError for a profile that is
     damaged or of another model, or a confidence that none can give (in the run, where it does not fit it),
     AlreadyEnabledError if a cache is on the model, UnsupportedModelError if nothing in it can be skipped safely. The
     model is then as it was. A model that shows only when it runs that it cannot be cached raises UnsupportedModelError
     at its first call.
     """
-    asked = _aim(error_budget, speedup, confidence, profile, config)
+    asked = _aim(error_budget, speedup, confidence, profile, schedule, config)
     if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
         raise ModeError(f"audit is {audit!r}. Expected the share of samples to run uncached too, from 0 to 1.")
     options = _compile_options(compile_blocks)
     attachments: dict[str, Attachment] = {}
     try:
         for name, denoiser in denoisers(target).items():
-            used = config if asked is None else _configured(denoiser, asked, profile)
-            assert used is not None
+            if asked is not None:
+                used = _configured(denoiser, asked, profile)
+            else:
+                used = _scheduled(denoiser, schedule, family) if config is None else config
             refuse_whole(denoiser)
             clock = _clock(target, used, family_of(denoiser, family))
             attachments[name] = Attachment(denoiser, used, clock, options, family)
@@ -191,16 +197,24 @@ def _budget_of(config: Config | None) -> Budget | None:
     return getattr(getattr(controller, "inner", controller), "budget", None)
 
 
-def _aim(error_budget: Any, speedup: Any, confidence: Any, profile: Any, config: Any) -> Aim | None:  # noqa: ANN401
-    """What was asked for; None for a config."""
-    if [error_budget, speedup, config].count(None) != 2:
+def _aim(
+    error_budget: Any,  # noqa: ANN401
+    speedup: Any,  # noqa: ANN401
+    confidence: Any,  # noqa: ANN401
+    profile: Any,  # noqa: ANN401
+    schedule: Any,  # noqa: ANN401
+    config: Any,  # noqa: ANN401
+) -> Aim | None:
+    """What was asked for; None for a schedule or a config."""
+    if [error_budget, speedup, schedule, config].count(None) != 3:
         raise ModeError(
-            "give exactly one of error_budget, speedup and config, for example dicache.enable(pipe, error_budget=0.05)."
+            "give exactly one of error_budget, speedup, schedule and config, for example "
+            "dicache.enable(pipe, error_budget=0.05)."
         )
     if config is not None and not isinstance(config, Config):
         raise ModeError(f"config is {config!r}. Expected a dicache.Config; for a number use error_budget.")
-    if config is not None and (profile is not None or confidence is not None):
-        raise ModeError("profile and confidence go with error_budget or speedup; a config has parts of its own.")
+    if (config is not None or schedule is not None) and (profile is not None or confidence is not None):
+        raise ModeError("profile and confidence go with error_budget or speedup; a config or schedule is fixed.")
     if confidence is None:
         pass
     elif error_budget is None:
@@ -246,6 +260,17 @@ def _configured(denoiser: nn.Module, aim: Aim, profile: Any) -> Config:  # noqa:
     if aim.needed or profile is not None:
         raise ProfileError(f"there is no profile of this {type(denoiser).__name__}. {HOW_TO}.")
     return Config(aim.fallback())
+
+
+def _scheduled(denoiser: nn.Module, schedule: Any, family: Family | None) -> Config:  # noqa: ANN401
+    """The parts that follow a schedule, or its file."""
+    found = Schedule.load(schedule) if isinstance(schedule, str | Path) else schedule
+    if not isinstance(found, Schedule):
+        raise ModeError(
+            f"schedule is a {type(schedule).__name__}. Expected a dicache.Schedule or the path of its file; of a "
+            "ParetoSet choose one: found.at(cost=0.5)."
+        )
+    return found.config(denoiser, family)
 
 
 def denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401

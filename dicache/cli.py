@@ -1,4 +1,6 @@
-"""The command line: `dicache demo | generate | calibrate | models | doctor`. A mistake is one line and exit code 2."""
+"""The command line: `dicache demo | generate | calibrate | search | models | doctor`. A user's mistake is one clear
+line and exit code 2.
+"""
 
 import json
 import logging
@@ -130,11 +132,9 @@ def calibrate(
     from dicache.calibration import calibrate as measure
     from dicache.reference.assembly import pipeline
 
-    if not prompts.is_file():
-        raise typer.BadParameter(f"{prompts} does not exist. Expected a text file with one prompt a line.")
+    lines = _lines(prompts)
     if out.suffix != ".json" or not out.parent.is_dir():
         raise typer.BadParameter(f"{out} cannot be written. Expected a .json file in a folder that exists.")
-    lines = [line.strip() for line in prompts.read_text().splitlines() if line.strip()]
     pipe = pipeline()
     pipe.set_progress_bar_config(disable=True)
     profile = measure(
@@ -180,6 +180,65 @@ def models(
 
 
 @app.command()
+def search(
+    finder: Annotated[str, typer.Option(help="Which: fixed, smoothcache, optimal, annealing, ecad, ...")],
+    out: Annotated[Path, typer.Option(help="The schedule, or the front; a plot of it is written beside it.")],
+    steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 20,
+    sites: Annotated[str, typer.Option(help="What is decided on its own: evaluation, tail, blocks, sublayers.")] = (
+        "evaluation"
+    ),
+    cost: Annotated[float | None, typer.Option(help="Share of the uncached work; without, the whole front.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Error that the schedule may have, in the mean.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="One of the finder's own, as trials=50; repeatable.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A text file, one prompt a line; else captions of ours.")] = None,
+    guidance: Annotated[float, typer.Option(min=1.0, help="Guidance scale; 1 for none.")] = 3.5,
+    seed: Annotated[int, typer.Option(min=0, max=2**31)] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Samples drawn at once.")] = 8,
+    checkpoint: Annotated[Path | None, typer.Option(help="A folder; killed, the same command goes on there.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find a schedule of the reference model: a table of what computes at which step, for enable(schedule=...)."""
+    from dicache.finders.ground import Calibration
+    from dicache.finders.names import made, options_of, sites_named
+    from dicache.finders.plot import figure
+    from dicache.reference.assembly import pipeline
+    from dicache.reference.scenes import prompts as captions
+    from dicache.schedule import ParetoSet
+    from dicache.table import written
+
+    if out.suffix != ".json" or not out.parent.is_dir():
+        raise typer.BadParameter(f"{out} cannot be written. Expected a .json file in a folder that exists.")
+    lines = captions("calibration", 4, seed=seed) if prompts is None else _lines(prompts)
+    chosen = made(finder, options_of(option or []), checkpoint=checkpoint)
+    decided, pipe = sites_named(sites), pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    call = {"negative_prompt": "", "true_cfg_scale": guidance} if guidance > 1 else {}
+    with _progress(as_json) as progress:
+        tasks: dict[str, Any] = {}
+
+        def tick(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what)
+            progress.update(tasks[what], completed=done, total=total)
+
+        calibration = Calibration(lines, steps, seed=seed, batch=batch, call=call, tick=tick)
+        found = chosen.find(pipe, decided, calibration, budget=budget, cost=cost, seed=seed)
+    found.save(out)
+    members = found.members if isinstance(found, ParetoSet) else (found,)
+    if isinstance(found, ParetoSet):
+        figure({finder: found}).savefig(out.with_suffix(".png"))
+    if as_json:
+        print(json.dumps([{"work": s.work, "error": s.error} for s in members]))
+        return
+    table = Table("work", "error", "schedules of " + finder)
+    for s in members:
+        shown = "".join(written(s.table)) if s.table.shape[1] == 1 else f"{s.table.shape[1]} sites"
+        table.add_row(f"{s.work:.3f}", f"{s.error:.4f}", shown)
+    Console().print(table)
+    print(f"wrote {out}")
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say which torch, device, extension path and reference model are in use."""
     from dicache.doctor import examine
@@ -192,6 +251,12 @@ def doctor(as_json: AsJson = False) -> None:
     for name, value in facts.items():
         table.add_row(name, str(value if value is not None else "missing"))
     Console().print(table)
+
+
+def _lines(prompts: Path) -> list[str]:
+    if not prompts.is_file():
+        raise typer.BadParameter(f"{prompts} does not exist. Expected a text file with one prompt a line.")
+    return [line.strip() for line in prompts.read_text().splitlines() if line.strip()]
 
 
 def _prices(text: str) -> "Prices":

@@ -45,5 +45,9 @@ class ExtensionError(DicacheError, RuntimeError):
     """The path that DICACHE_EXTENSION insists on cannot be taken, or native code gave up."""
 
 
+class ScheduleError(DicacheError, ValueError):
+    """A schedule is damaged, is of another model, or does not fit the run; or none can be found as asked."""
+
+
 class ProfileError(DicacheError, ValueError):
     """A profile is damaged, does not fit the run, or cannot promise what was asked for."""

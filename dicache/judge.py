@@ -15,7 +15,7 @@ from dicache.estimators.base import Evidence
 from dicache.evidence import known
 from dicache.law import remaining
 from dicache.run import Judgement, Place, Run
-from dicache.types import Action, Grid, Quote, Reason, Rows
+from dicache.types import Action, Decision, Grid, Quote, Reason, Rows
 
 
 def judge(config: Config, run: Run, place: Place, evidence: Evidence) -> None:
@@ -24,7 +24,7 @@ def judge(config: Config, run: Run, place: Place, evidence: Evidence) -> None:
     quote = quoted(config, run, place, predicted)
     before = place.controller
     decision, place.controller = place.rule.decide(quote, run.step, before)
-    place.judgement = Judgement(evidence, predicted, decision, quote, before)
+    place.judgement = Judgement(evidence, predicted, decision, quote, before, filling(config, predicted, decision))
 
 
 def judge_together(config: Config, run: Run, evidences: list[Evidence]) -> None:
@@ -33,8 +33,9 @@ def judge_together(config: Config, run: Run, evidences: list[Evidence]) -> None:
     first, mean = run.places[0], torch.stack(grids).mean(0)
     quote, before = quoted(config, run, first, mean), first.controller
     decision, first.controller = first.rule.decide(quote, run.step, before)
+    best = filling(config, mean, decision)
     for place, evidence in zip(run.places, evidences, strict=True):
-        place.judgement = Judgement(evidence, mean, decision, quote, before)
+        place.judgement = Judgement(evidence, mean, decision, quote, before, best)
 
 
 def reject(run: Run, place: Place, samples: Rows) -> None:
@@ -67,6 +68,16 @@ def quoted(config: Config, run: Run, place: Place, predicted: Grid) -> Quote:
     cost = (error * share * run.step.coefficient * scale * remaining(guidance)).nan_to_num(torch.inf, torch.inf)
     actions = torch.tensor([int(a.action) for a in config.approximators])
     return Quote(error, cost, actions[best], run.guided.strength)
+
+
+def filling(config: Config, predicted: Grid, decision: Decision) -> Rows:
+    """The approximator with the least predicted error, (B,): of those of the action that was decided on, which need not
+    be the one proposed; of all where it computes.
+    """
+    actions = torch.tensor([int(a.action) for a in config.approximators])
+    fitting = actions == decision.action
+    fitting = fitting | ~fitting.any(1, keepdim=True)
+    return torch.where(fitting, predicted.clamp(max=1e300), torch.inf).min(1).indices
 
 
 def computing(config: Config, run: Run, place: Place, branch: str) -> Rows | None:

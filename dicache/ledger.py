@@ -32,7 +32,7 @@ class Ledger:
             folder.mkdir(parents=True, exist_ok=True)
             mark = folder / "arguments.sha256"
             if mark.is_file() and mark.read_text() != digest:
-                raise ProfileError(f"{folder} holds another calibration. Delete it, or give another checkpoint.")
+                raise ProfileError(f"{folder} holds other measurements. Delete it, or give another checkpoint.")
             mark.write_text(digest)
         except OSError as error:
             raise ProfileError(f"the checkpoint {folder} cannot be used: {error}.") from error

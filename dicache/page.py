@@ -19,6 +19,8 @@ COLOURS = {
     Action.EXTRAPOLATE: "#8fc1a9",
     Action.ALIGN: "#d97b66",
     Action.CORRECT: "#a58fc9",
+    Action.ZERO: "#cccccc",
+    Action.UNSTORED: "#4f7cac",
 }
 _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html><meta charset="utf-8"><title>dicache</title>
 <style>body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em .8em;text-align:right}

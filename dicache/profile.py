@@ -31,6 +31,8 @@ from safetensors.numpy import load, save
 
 from dicache.conformal import accepted, failures_allowed, prompts_needed, rising
 from dicache.errors import BudgetError, ProfileError
+from dicache.files import Wrong, beside, plain_bytes
+from dicache.timegrid import differs
 from dicache.types import LATENT, Course, Wanted
 
 Prices = Literal["law", "measured"]
@@ -40,8 +42,8 @@ LARGEST = {"json": 4 << 20, "arrays": 256 << 20}
 UNSIGNED = ("turning", "scale", "quoted", "weight", "cost", "levels", "estimate", "work", f"loss.{LATENT}")
 USUAL = 0.9
 """Share of prompts that keep a budget for which no confidence was given."""
-CLOSE = 1e-4
-"""How far sigmas may differ, relative to their largest, and guidance scales, relative to 1."""
+CLOSE = 0.01
+"""How far guidance scales may differ."""
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,10 @@ class Profile:
     def differs(self, course: Course, guidance: float | None) -> str | None:
         """In what this profile does not fit a run, by name; None if it fits. `guidance` None is not known yet."""
         facts = self.facts
-        if len(course.sigmas) != facts.steps:
-            return f"steps: it was calibrated at {facts.steps}, this run has {len(course.sigmas)}"
-        if course.begin:
-            return f"steps: it was calibrated on whole runs, this one begins at step {course.begin}"
-        if course.solver != facts.scheduler:
-            return f"scheduler: it was calibrated with {facts.scheduler}, this run has {course.solver or 'none'}"
-        apart = np.abs(np.subtract(course.sigmas, facts.sigmas)).max()
-        if apart > CLOSE * max(facts.sigmas):
-            return f"scheduler: its time grid is another one, they are up to {apart:.3g} apart"
-        if guidance is not None and not math.isclose(guidance, facts.guidance, abs_tol=100 * CLOSE):
+        steps = differs(course, facts.sigmas, facts.scheduler, "calibrated")
+        if steps is not None:
+            return steps
+        if guidance is not None and not math.isclose(guidance, facts.guidance, abs_tol=CLOSE):
             return f"guidance: it was calibrated at {facts.guidance:g}, this run has {guidance:.4g}"
         return None
 
@@ -192,34 +188,22 @@ def load_profile(path: str | Path) -> Profile:
     """Read what `Profile.save` wrote. Raises ProfileError, whatever is wrong with the files; nothing is loaded then."""
     path = Path(path)
     try:
-        content = json.loads(_bytes(path, LARGEST["json"]).decode())
+        content = json.loads(plain_bytes(path, LARGEST["json"]).decode())
         facts, bound = _facts(content)
-        data = _bytes(path.parent / bound["file"], LARGEST["arrays"])
+        data = plain_bytes(path.parent / bound["file"], LARGEST["arrays"])
         if hashlib.sha256(data).hexdigest() != bound["sha256"]:
-            raise _Wrong(f"{bound['file']} is not the file it was saved with (sha256 differs)")
+            raise Wrong(f"{bound['file']} is not the file it was saved with (sha256 differs)")
         return Profile(facts, load(data), content["about"])
-    except (_Wrong, BudgetError, OSError, ValueError, RecursionError, SafetensorError) as error:
+    except (Wrong, BudgetError, OSError, ValueError, RecursionError, SafetensorError) as error:
         raise ProfileError(
             f"{path} is no profile that can be used: {error}. Calibrate again: dicache.calibrate(...)."
         ) from error
 
 
-class _Wrong(Exception):
-    """What is wrong with a file."""
-
-
-def _bytes(path: Path, largest: int) -> bytes:
-    if path.is_symlink() or not path.is_file():
-        raise _Wrong(f"{path.name} does not exist or is not a plain file")
-    if path.stat().st_size > largest:
-        raise _Wrong(f"{path.name} has more than {largest} bytes")
-    return path.read_bytes()
-
-
 def _facts(content: Any) -> tuple[Facts, dict[str, str]]:  # noqa: ANN401
     """Of the JSON, and the name and digest of the arrays' file."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise _Wrong(f"its format is not {FORMAT}")
+        raise Wrong(f"its format is not {FORMAT}")
     kinds: dict[str, Any] = {
         "model": str,
         "scheduler": str,
@@ -230,17 +214,16 @@ def _facts(content: Any) -> tuple[Facts, dict[str, str]]:  # noqa: ANN401
     }
     for key, kind in kinds.items():
         if not isinstance(content.get(key), kind) or isinstance(content[key], bool):
-            raise _Wrong(f"{key!r} is missing or of another kind")
+            raise Wrong(f"{key!r} is missing or of another kind")
     bound = content["arrays"]
     if not all(isinstance(bound.get(key), str) for key in ("file", "sha256")):
-        raise _Wrong("'arrays' does not name a file and its sha256")
-    if Path(bound["file"]).name != bound["file"] or not bound["file"].endswith(".safetensors"):
-        raise _Wrong(f"{bound['file']!r} is not the name of a safetensors file in the same folder")
+        raise Wrong("'arrays' does not name a file and its sha256")
+    beside(bound["file"])
     if not all(isinstance(s, int | float) and not isinstance(s, bool) for s in content["sigmas"]):
-        raise _Wrong("'sigmas' are not all numbers")
+        raise Wrong("'sigmas' are not all numbers")
     sigmas = tuple(float(s) for s in content["sigmas"])
     if content.get("prices") not in ("law", "measured"):
-        raise _Wrong("'prices' is neither law nor measured")
+        raise Wrong("'prices' is neither law nor measured")
     return Facts(content["model"], content["scheduler"], sigmas, float(content["guidance"]), content["prices"]), bound
 
 

@@ -13,12 +13,10 @@ from rich.table import Table
 from dicache.conformal import CERTAINTY
 from dicache.profile import Profile
 from dicache.trace import Trace
-from dicache.types import REASONS, Action, Grid, Reason, Rows
+from dicache.types import MARKS, REASONS, Action, Grid, Reason, Rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_MARKS = {Action.COMPUTE: "#", Action.REUSE: "=", Action.EXTRAPOLATE: "/", Action.ALIGN: "~", Action.CORRECT: "*"}
 
 
 class Promise(NamedTuple):
@@ -200,10 +198,10 @@ def _step(record: Any) -> dict[str, Any]:  # noqa: ANN401
 
 def _mark(actions: Grid) -> str:
     """Of one step; (S,)."""
-    computed = actions == Action.COMPUTE
+    computed = (actions == Action.COMPUTE) | (actions == Action.UNSTORED)
     if bool(computed.any()) and not bool(computed.all()):
         return "+"
-    return _MARKS[Action(int(actions[0]))]
+    return MARKS[Action(int(actions[0]))]
 
 
 def _number(value: float | None) -> str:

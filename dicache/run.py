@@ -36,15 +36,18 @@ class Judgement:
     quote: Quote
     before: Any
     """The controller's state when it was asked."""
-
-    @property
-    def best(self) -> Rows:
-        """The approximator that was proposed, (B,)."""
-        return self.predicted.min(1).indices
+    best: Rows
+    """The approximator that fills in, or would, (B,)."""
 
     @property
     def computed(self) -> Rows:
-        return self.decision.action[:, 0] == Action.COMPUTE
+        action = self.decision.action[:, 0]
+        return (action == Action.COMPUTE) | (action == Action.UNSTORED)
+
+    @property
+    def unstored(self) -> Rows:
+        """Whose value is not to be remembered, (B,) bool."""
+        return self.decision.action[:, 0] == Action.UNSTORED
 
 
 @dataclass
@@ -72,8 +75,12 @@ class Place:
 
     @property
     def used(self) -> list[int]:
-        """The approximators that were proposed at this step."""
+        """The approximators that fill in at this step."""
         return [] if self.judgement is None else sorted(set(self.judgement.best.tolist()))
+
+    def remembered(self, exact: Rows, chunks: int) -> Rows:
+        """Of the rows that are exact, (R,) bool, those whose value enters the history."""
+        return exact if self.judgement is None else exact & ~self.judgement.unstored.repeat(chunks)
 
     def next_step(self) -> None:
         self.judgement = self.sums = self.value = None

@@ -141,6 +141,7 @@ class Session:
         return run
 
     def _begun(self, reading: Reading, latent: Tensor) -> Run:
+        self.config.controller.check(reading.step)
         self._forget_shapes()
         self.meter.begin_run()
         self.memory.begin_run()

@@ -56,6 +56,24 @@ class Action(IntEnum):
     EXTRAPOLATE = 2
     ALIGN = 3
     CORRECT = 4
+    ZERO = 5
+    """Nothing is put in place."""
+    UNSTORED = 6
+    """Computed, and what was remembered before stays."""
+    DYNAMIC = 7
+    """Only in schedules: what happens is decided in the run."""
+
+
+MARKS = {
+    Action.COMPUTE: "#",
+    Action.REUSE: "=",
+    Action.EXTRAPOLATE: "/",
+    Action.ALIGN: "~",
+    Action.CORRECT: "*",
+    Action.ZERO: "0",
+    Action.UNSTORED: "^",
+    Action.DYNAMIC: "?",
+}
 
 
 class Reason(IntEnum):

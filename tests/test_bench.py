@@ -14,10 +14,11 @@ from dicache.bench.check import difference
 from dicache.bench.costs import Meter, chosen
 from dicache.bench.curves import curves, paired_ratio
 from dicache.bench.measure import Judge, Point, draw_batch, fresh
-from dicache.bench.oracle import anneal
+from dicache.bench.oracle import heats
 from dicache.bench.ours import BASELINES, DICACHE
 from dicache.bench.store import Store
 from dicache.bench.syncs import Syncs
+from dicache.finders.annealing import anneal
 from dicache.metrics import relative_error
 from dicache.reference.scenes import prompts
 
@@ -83,9 +84,9 @@ def test_annealing_keeps_the_work_and_finds_what_matters():
     def cost(masks):
         return 0.1 + (masks != wanted).sum(1).astype(float)
 
-    found = anneal(start, cost, trials=300, seed=0, shared=False)
+    found = anneal(start, cost, heats=heats(300), seed=0, shared=False, first=2)
     assert (found.sum(1) == 4).all() and (cost(found) < cost(start)).all()
-    together = anneal(start, cost, trials=100, seed=0, shared=True)
+    together = anneal(start, cost, heats=heats(100), seed=0, shared=True, first=2)
     assert (together == together[:1]).all()
 
 

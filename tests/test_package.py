@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"types", "errors", "extension", "_checkout"},
     {"budget", "norms", "grid", "history", "rows", "macs", "clock", "law", "plan", "effects", "moments"}
-    | {"metrics", "conformal", "profile", "resampled", "shelf", "measured", "identity", "ledger"},
+    | {"metrics", "conformal", "profile", "resampled", "shelf", "measured", "identity", "ledger"}
+    | {"files", "table", "timegrid"},
     {
         "probes",
         "estimators",
@@ -26,9 +27,11 @@ LAYERS = [
         "corrector",
     },
     {"models", "sites"},
-    {"config", "fitted", "presets", "run", "evidence", "judge", "memory", "inner", "whole", "closing", "session"},
+    {"config", "fitted", "presets", "run", "evidence", "judge", "memory", "inner", "whole", "closing", "session"}
+    | {"basis", "schedule", "schedule_file"},
     {"hooks", "hooked", "adapters", "compiled", "caller"},
-    {"page", "report", "api", "fitting", "audit", "calibration", "drawing", "turning", "sensitivity", "reference"},
+    {"page", "report", "api", "fitting", "audit", "calibration", "drawing", "turning", "sensitivity", "reference"}
+    | {"finders", "importers"},
     {"demo", "doctor", "cli", "bench", "__main__"},
 ]
 
@@ -104,6 +107,8 @@ def test_imports_go_down_only():
         (("calibrate", "nowhere.txt", "--out", "p.json"), "does not exist"),
         (("models", "--json", "--markdown"), "one of them"),
         (("demo", "--out", "demo.txt"), "not a picture"),
+        (("search", "--finder", "nobody", "--out", "s.json"), "there is no finder 'nobody'"),
+        (("search", "--finder", "fixed", "--option", "trials=3", "--out", "s.json"), "has no option 'trials'"),
         (("demo", "--steps", "0"), "steps"),
         (("dance",), "dance"),
     ],
@@ -138,3 +143,12 @@ def test_generate_draws_a_caption(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "picture.png").is_file()
     assert json.loads(done.stdout)["compute_speedup"] > 1
+
+
+def test_search_writes_a_front_its_plot_and_what_it_found(tmp_path):
+    options = ("--option", "fill=extrapolate", "--option", "longest=2", "--json")
+    done = run("search", "--finder", "smoothcache", "--steps", "6", "--out", "front.json", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    front = json.loads(done.stdout)
+    assert front[0]["work"] == 1.0 and front[0]["error"] < 1e-5 and front[-1]["work"] < 0.7
+    assert (tmp_path / "front.json").is_file() and (tmp_path / "front.png").is_file()

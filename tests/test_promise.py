@@ -193,7 +193,7 @@ def test_a_calibration_that_was_killed_goes_on_and_ends_the_same(profile, tmp_pa
     assert pipe.runs <= whole.runs + 1 and pipe.runs - before < whole.runs
     for key, value in profile.arrays.items():
         np.testing.assert_array_equal(resumed.arrays[key], value)
-    with pytest.raises(ProfileError, match="holds another calibration"):
+    with pytest.raises(ProfileError, match="holds other measurements"):
         calibrated(Captioned(), checkpoint=tmp_path, seed=3)
 
 

@@ -15,6 +15,9 @@ class Controller(ABC, Generic[S]):
         """The rule for one of so many sites. Budgets are shared out; thresholds and counts stay."""
         return self
 
+    def check(self, step: Step) -> None:  # most rules take any run
+        """Raise where a run that begins with this step is not one that this rule can decide."""
+
     @abstractmethod
     def init(self, samples: int) -> S:
         """State at the start of a run of B samples."""

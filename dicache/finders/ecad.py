@@ -1,0 +1,133 @@
+"""ECAD (arXiv 2506.15682): evolve tables, NSGA-II over two objectives, the mean relative error of the final latent and
+the share of the work. A genome holds a bit for every site of every step but the first, which always computes.
+
+Unseeded it does not reach the simplest heuristics, so the first generation is made of other finders' schedules. The
+published mutation leaves nearly all variation to crossover; here every child has about `flips` bits flipped.
+
+With a `checkpoint` every generation's measurements are kept as they are made, and `front.json` is the front so far.
+Killed, the same search replays them and goes on: the algorithm is deterministic, so the front is the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dicache.errors import ProfileError, ScheduleError
+from dicache.finders.base import Finder
+from dicache.finders.block_caching import BlockCaching
+from dicache.finders.fixed import FixedInterval
+from dicache.finders.ground import Ground
+from dicache.finders.optimal import Optimal
+from dicache.finders.smoothcache import SmoothCache
+from dicache.ledger import Entry, Ledger
+from dicache.schedule import ParetoSet
+from dicache.table import Table, computes
+from dicache.types import Action
+
+
+@dataclass(frozen=True)
+class Ecad(Finder):
+    name: ClassVar[str] = "ecad"
+    generations: int = 30
+    population: int = 24
+    flips: float = 2.0
+    fill: Action = Action.REUSE
+    seeded: bool = True
+    seeds: tuple[Finder, ...] = (FixedInterval(), SmoothCache(), BlockCaching(), Optimal())
+    """Whose tables make the first generation, spread evenly over their work, after those that no other beats."""
+    checkpoint: Path | None = None
+    """A folder."""
+
+    def __post_init__(self) -> None:
+        if self.generations < 1 or self.population < 4 or not self.flips > 0:
+            raise ScheduleError(f"{self}: expected generations of 1, population of 4 or more, and flips above 0.")
+
+    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
+        """All that were measured."""
+        seeds = self.first(ground, seed) if self.seeded else None
+        algorithm = self._algorithm(ground, seeds, seed)
+        ledger = self._ledger(ground, seed)
+        seen: dict[bytes, Table] = {}
+        for generation in range(self.generations):
+            infills = algorithm.ask()
+            genomes = infills.get("X").astype(bool)
+            tables = [self._table(ground, genome) for genome in genomes]
+            held = _kept(ledger, f"generation-{generation}", partial(_measured, ground, genomes, tables))
+            if not np.array_equal(held["genomes"], genomes):
+                raise ScheduleError(f"{self.checkpoint} holds another search. Delete it, or give another checkpoint.")
+            ground.remember(tables, held["errors"])
+            infills.set("F", np.stack([held["errors"].mean(1), ground.basis.work(np.stack(tables))], axis=1))
+            algorithm.tell(infills=infills)
+            seen |= {table.tobytes(): table for table in tables}
+            self._show(ground, list(seen.values()), seed)
+            ground.calibration.tick("generations", generation + 1, self.generations)
+        return list(seen.values())
+
+    def first(self, ground: Ground, seed: int) -> list[Table]:
+        """The first generation, as many as the population; what they skip is filled in as all of this search."""
+        proposed = [table for finder in self.seeds for table in finder.tables(ground, None, seed)]
+        tables = [ground.filled(computes(table), self.fill) for table in proposed]
+        distinct = list({table.tobytes(): table for table in tables}.values())
+        work = ground.basis.work(np.stack(distinct))
+        spread = [int(np.abs(work - w).argmin()) for w in np.linspace(work.min(), work.max(), 2 * self.population)]
+        tried = [distinct[i] for i in dict.fromkeys(spread)]
+        schedules = self.schedules(ground, tried, seed)
+        front = [s.table for s in ParetoSet(tuple(schedules)).front().members]
+        others = [table for table in tried if not any(table is kept for kept in front)]
+        return [*front, *others][: self.population]
+
+    def _algorithm(self, ground: Ground, seeds: Sequence[Table] | None, seed: int) -> Any:  # noqa: ANN401
+        try:
+            from pymoo.algorithms.moo.nsga2 import NSGA2
+            from pymoo.core.problem import Problem
+            from pymoo.core.termination import NoTermination
+            from pymoo.operators.crossover.pntx import PointCrossover
+            from pymoo.operators.mutation.bitflip import BitflipMutation
+            from pymoo.operators.sampling.rnd import BinaryRandomSampling
+        except ImportError as error:
+            raise ScheduleError("this search needs pymoo: pip install 'dicache[search]'.") from error
+        genes = (ground.basis.shape[0] - 1) * ground.basis.shape[1]
+        given = None if seeds is None else np.stack([~computes(table[1:]).ravel() for table in seeds])
+        algorithm = NSGA2(
+            pop_size=self.population,
+            sampling=BinaryRandomSampling() if given is None else given,
+            crossover=PointCrossover(prob=0.9, n_points=min(4, genes - 1)),
+            mutation=BitflipMutation(prob=1.0, prob_var=min(0.5, self.flips / genes)),
+            eliminate_duplicates=True,
+        )
+        problem = Problem(n_var=genes, n_obj=2, xl=0, xu=1, vtype=bool)
+        return algorithm.setup(problem, termination=NoTermination(), seed=seed, verbose=False)
+
+    def _table(self, ground: Ground, genome: np.ndarray) -> Table:
+        steps, sites = ground.basis.shape
+        first = np.ones((1, sites), dtype=bool)
+        return ground.filled(np.concatenate([first, ~genome.reshape(steps - 1, sites)]), self.fill)
+
+    def _ledger(self, ground: Ground, seed: int) -> Ledger:
+        told = [self.name, seed, self.population, self.flips, int(self.fill), self.seeded, repr(self.seeds)]
+        drawn = ground.calibration
+        told += [ground.basis.model, list(ground.basis.sigmas), repr(ground.sites), drawn.digest, drawn.seed]
+        try:
+            return Ledger(self.checkpoint, [*told, repr(sorted(drawn.call.items()))])
+        except ProfileError as error:
+            raise ScheduleError(str(error)) from error
+
+    def _show(self, ground: Ground, tables: Sequence[Table], seed: int) -> None:
+        """The front so far, on disk."""
+        if self.checkpoint is not None:
+            ParetoSet(tuple(self.schedules(ground, tables, seed))).front().save(self.checkpoint / "front.json")
+
+
+def _measured(ground: Ground, genomes: np.ndarray, tables: Sequence[Table]) -> Entry:
+    return {"genomes": genomes, "errors": ground.errors(tables)}
+
+
+def _kept(ledger: Ledger, name: str, make: Any) -> Entry:  # noqa: ANN401
+    try:
+        return ledger.entry(name, make)
+    except ProfileError as error:
+        raise ScheduleError(str(error)) from error

@@ -1,0 +1,103 @@
+"""InvarDiff (arXiv 2512.05134): what changed little compared with the change before is reused.
+
+    rate of step i = |F_i - F_{i-1}|_1 / |F_{i-1} - F_{i-2}|_1          reuse    if and only if    rate < its quantile q
+
+First for whole steps, by the denoiser's output; then, on runs that follow the steps' plan, for every module among the
+steps that are left, with a quantile of its own per kind of site. A step that is reused reuses all its modules.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from dicache.api import enable
+from dicache.basis import config_of
+from dicache.errors import ScheduleError
+from dicache.extension import residual_sums
+from dicache.finders.base import Finder
+from dicache.finders.curves import Remembered
+from dicache.finders.ground import Ground
+from dicache.sites import Evaluation
+from dicache.table import Table
+
+
+@dataclass(frozen=True)
+class InvarDiff(Finder):
+    name: ClassVar[str] = "invardiff"
+    modules: float = 0.33
+    """Quantile of modules over that of steps."""
+    plans: int = 12
+    """How many quantiles of steps are tried; each takes a run of all prompts where sites lie inside the denoiser."""
+
+    def __post_init__(self) -> None:
+        if self.modules < 0 or self.plans < 1:
+            raise ScheduleError(f"{self}: expected modules of 0 or more and plans of 1 or more.")
+
+    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
+        whole = ground.calibration.on(ground.pipe, Evaluation())
+        change = whole.curves.l1[:-1, 0, 0] * whole.curves.size[1:, 0]
+        found = []
+        for q in np.linspace(0.0, 0.95, self.plans):
+            due = ~low(rates(change), q)
+            mask = np.repeat(due[:, None], ground.basis.shape[1], axis=1)
+            found.append(ground.filled(self._within(ground, mask, q) if ground.inner and q else mask))
+        return found
+
+    def _within(self, ground: Ground, mask: np.ndarray, q: float) -> np.ndarray:
+        """The same with modules reused too at the steps that compute."""
+        due, kinds = np.flatnonzero(mask[:, 0]), np.array([str(cell.kind) for cell in ground.basis.cells])
+        change = changes(ground, ground.filled(mask))[due]
+        rate = np.full(change.shape, np.inf)
+        rate[2:] = change[2:] / np.maximum(change[1:-1], np.finfo(float).tiny)
+        chosen = mask.copy()
+        for kind in np.unique(kinds):
+            of_kind = rate[:, kinds == kind]
+            known = of_kind[np.isfinite(of_kind)]
+            if len(known):
+                chosen[np.ix_(due, kinds == kind)] = ~(of_kind < np.quantile(known, self.modules * q))
+        return chosen
+
+
+def rates(change: np.ndarray) -> np.ndarray:
+    """(T,) from the changes between neighbouring steps, (T - 1,); inf where none is known."""
+    rate = np.full(len(change) + 1, np.inf)
+    rate[2:] = change[1:] / np.maximum(change[:-1], np.finfo(float).tiny)
+    return rate
+
+
+def low(rate: np.ndarray, quantile: float) -> np.ndarray:
+    """Which are below their quantile, bool."""
+    known = rate[np.isfinite(rate)]
+    return np.asarray(rate < np.quantile(known, quantile)) if len(known) else np.zeros(len(rate), dtype=bool)
+
+
+def changes(ground: Ground, table: Table) -> np.ndarray:
+    """|F - F'|_1 of every site between a computed step and the computed one before, on runs that follow the table,
+    (T, S); the mean over rows, branches and prompts, 0 where there is none.
+    """
+    total, count = np.zeros(ground.basis.shape), np.zeros(ground.basis.shape)
+    config = replace(config_of(ground.basis, table[None]), approximators=(Remembered(2),))
+    with enable(ground.pipe, config=config) as cache, torch.no_grad():
+
+        def read(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+            run = cache._session.run
+            assert run is not None
+            *_, branch = run.guided.outputs
+            for place in run.places:
+                past = place.past[branch].outputs
+                if len(past.values) > 1 and past.sigmas[0, 0] == run.step.sigma:
+                    sums = residual_sums(past.values[0], past.values[1])[:, 0].double().cpu().numpy()
+                    total[run.step.index, place.site.place] += sums.sum()
+                    count[run.step.index, place.site.place] += len(sums)
+
+        handle = ground.denoiser.register_forward_hook(read)
+        try:
+            for start in range(0, ground.prompts, ground.calibration.batch):
+                ground.drawer.draw(range(ground.prompts)[start : start + ground.calibration.batch])
+        finally:
+            handle.remove()
+    return total / np.maximum(count, 1)

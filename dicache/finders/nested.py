@@ -1,0 +1,65 @@
+"""A greedy order of removal: one search, and schedules for every budget that lie one in another (the idea of layer
+pruning on demand, arXiv 2106.09216, where layers are removed one at a time by what their loss costs).
+
+From everything computed on, the cell (step, site) is taken out whose removal adds least to the final error for every
+MAC that it saves, measured from end to end on what was taken out before. What a cell added when it was last tried
+is nearly a lower bound of what it adds later, so only the most promising ones are tried again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import ClassVar
+
+import numpy as np
+
+from dicache.errors import ScheduleError
+from dicache.finders.base import Finder
+from dicache.finders.ground import Ground
+from dicache.table import Table
+from dicache.types import Action
+
+
+@dataclass(frozen=True)
+class Nested(Finder):
+    name: ClassVar[str] = "nested"
+    width: int = 6
+    """How many cells are tried before one is taken out."""
+    at_once: int = 1
+    """How many are taken out at a time: more is faster, and coarser."""
+    least: float = 0.15
+    """Share of the work at which the order ends."""
+    fill: Action = Action.REUSE
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.at_once <= self.width or not 0 < self.least < 1:
+            raise ScheduleError(f"{self}: expected 1 <= at_once <= width, and least above 0 and below 1.")
+
+    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
+        """From all computed to least: of every two the later computes where the earlier does, or less."""
+        masks = [np.ones(ground.basis.shape, dtype=bool)]
+        saved = np.array(ground.basis.rows)[:, None] * np.array([c.macs for c in ground.basis.cells])
+        price = np.maximum(saved, 1.0)
+        added = self._added(ground, masks[0], list(product(range(1, len(saved)), range(saved.shape[1]))))
+        least = self.least if cost is None else max(cost, self.least)
+        while added and ground.basis.work(ground.filled(masks[-1], self.fill)) > least:
+            chosen = sorted(added, key=lambda cell: added[cell] / price[cell])[: self.width]
+            added |= self._added(ground, masks[-1], chosen)
+            mask = masks[-1].copy()
+            for cell in sorted(chosen, key=lambda cell: added[cell] / price[cell])[: self.at_once]:
+                mask[cell] = False
+                del added[cell]
+            masks.append(mask)
+        return [ground.filled(mask, self.fill) for mask in masks]
+
+    def _added(
+        self, ground: Ground, mask: np.ndarray, cells: Sequence[tuple[int, int]]
+    ) -> dict[tuple[int, int], float]:
+        """To the error, the mean over the prompts, by taking out each of the cells."""
+        tried = [mask]
+        for cell in cells:
+            without = mask.copy()
+            without[cell] = False
+            tried.append(without)
+        losses = ground.errors([ground.filled(m, self.fill) for m in tried]).mean(1)
+        return {cell: float(loss - losses[0]) for cell, loss in zip(cells, losses[1:], strict=True)}
