@@ -170,7 +170,7 @@ class Inner:
     def _remember(
         self, run: Run, call: Call, place: Place, past: Past, value: Tensor, opening: Opening, exact: Rows
     ) -> None:
-        sigma, features, exact = run.step.sigma, past.features, place.remembered(exact, run.chunks(call.rows))
+        sigma, features, exact = run.step.sigma, past.features, place.remembered(exact)
         if self.config.probe.local and opening.feature is None:
             return  # values and features stay pairs
         self.memory.saw(place, call.branch, value, opening.feature, None)

@@ -78,9 +78,12 @@ class Place:
         """The approximators that fill in at this step."""
         return [] if self.judgement is None else sorted(set(self.judgement.best.tolist()))
 
-    def remembered(self, exact: Rows, chunks: int) -> Rows:
+    def remembered(self, exact: Rows) -> Rows:
         """Of the rows that are exact, (R,) bool, those whose value enters the history."""
-        return exact if self.judgement is None else exact & ~self.judgement.unstored.repeat(chunks)
+        if self.judgement is None:
+            return exact
+        unstored = self.judgement.unstored
+        return exact & ~unstored.repeat(len(exact) // len(unstored))
 
     def next_step(self) -> None:
         self.judgement = self.sums = self.value = None

@@ -96,7 +96,7 @@ class Whole:
 
     def _remember(self, run: Run, call: Call, past: Past, value: Tensor, exact: Rows) -> None:
         sigma, features, noises = run.step.sigma, past.features, past.noises
-        exact = run.places[0].remembered(exact, run.chunks(call.rows))
+        exact = run.places[0].remembered(exact)
         noise = noise_of(call.latent, value, run.step.noise) if self.noisy else None
         self.memory.saw(run.places[0], call.branch, value, call.feature, noise)
         outputs = history.push(past.outputs, value, sigma, exact)
