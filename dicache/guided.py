@@ -143,13 +143,13 @@ class Guided:
 
     @property
     def strongest(self) -> tuple[str, int] | None:
-        """Branch and chunk with the largest weight."""
+        """Branch and chunk with the largest weight, in most samples."""
         if self.mixture is None:
             return None
         places = [
             (branch, chunk) for branch, width in zip(self.order, self.widths, strict=True) for chunk in range(width)
         ]
-        return places[int(self.mixture.abs().mean(1).argmax())]
+        return places[int(self.mixture.abs().median(1).values.argmax())]
 
     def fitted(self, before: Tensor, after: Tensor) -> "Guided":
         """With the mixture measured from this step's latents, (B, ...)."""
