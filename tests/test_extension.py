@@ -16,9 +16,9 @@ from dicache.extension import build, choice, combine, native, reference, residua
 from dicache.norms import alignment, cosine, length, relative_change, relative_change_l1, root_mean_square
 
 ROOT = Path(__file__).resolve().parent.parent
-NO_NORMS = {"closing.py", "whole.py", "moments.py"}
-"""Files that add up what sites spent, or guidance weights (a few numbers per sample that never were on the device), or
-magnitudes per channel for offline fitting: no norms of samples.
+NO_NORMS = {"closing.py", "moments.py", "ground.py", "learned.py"}
+"""Files that add up what sites spent (a few numbers per sample that never were on the device), or work offline: with
+magnitudes per channel, table cells, or a loss that gradients flow through.
 """
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BOUND = 4e-7
