@@ -10,7 +10,7 @@ demo: install
 	$(BIN)/dicache demo --out demo.png
 
 test: install check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: install
 	$(BIN)/ruff check .

@@ -125,6 +125,7 @@ setup(
         "search": ["pymoo>=0.6"],
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.9",
             "mypy>=1.15",
