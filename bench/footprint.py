@@ -13,6 +13,7 @@ from diffusers import FluxPipeline
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def live_bytes() -> int:
@@ -23,6 +24,8 @@ def live_bytes() -> int:
         if not issubclass(type(item), Tensor) or item.layout.__str__() != "torch.strided":
             continue
         if isinstance(item, FakeTensor | FunctionalTensor):  # left by torch.compile: they hold no memory
+            continue
+        if is_traceable_wrapper_subclass(item):  # quantised: the tensors inside are walked themselves
             continue
         storage = item.untyped_storage()
         if isinstance(item, nn.Parameter):
