@@ -8,26 +8,29 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
 from dicache.errors import ModeError
 from dicache.hooked import registry_of
-from dicache.rows import Tree
+from dicache.rows import Tree, map_tensors
 
 HOW_TO = "Call dicache.enable(..., compile_blocks=True) on the model as it is, and dicache compiles its blocks"
 
 
 class Compiled:
-    """A forward, compiled; as it was while something counts what it runs, which a graph would hide."""
+    """A forward, compiled. Where something counts what runs, which a graph would hide, it also runs as it was."""
 
     def __init__(self, eager: Callable[..., Tree], options: Mapping[str, Any]) -> None:
         self.eager = eager
         self.compiled = torch.compile(eager, **{"fullgraph": True, **options})
 
     def __call__(self, *args: Tree, **kwargs: Tree) -> Tree:
-        forward = self.compiled if _get_current_dispatch_mode() is None else self.eager
-        return forward(*args, **kwargs)
+        if _get_current_dispatch_mode() is None:
+            return self.compiled(*args, **kwargs)
+        self.eager(*map_tensors(Tensor.clone, args), **map_tensors(Tensor.clone, kwargs))
+        with _disable_current_modes():
+            return self.compiled(*args, **kwargs)
 
 
 def refuse_whole(denoiser: nn.Module) -> None:

@@ -2,7 +2,7 @@
 the probe measured, and the approximators' guesses where an estimator asks for them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 import torch
 from torch import Tensor
@@ -77,10 +77,14 @@ def guesses(config: Config, meter: Meter, past: Past, now: Now, forms: Iterable[
 
 
 def _counted(form: Approximator, meter: Meter, past: Past, now: Now) -> Tensor:
-    if form.multiplies:
-        name = f"{type(form).__name__} {id(form)} at {now.site}"
-        meter.added(meter.measure(name, lambda: form.guess(past, now), (), {}, past.rows))
-    return form.guess(past, now)
+    if not form.multiplies:
+        return form.guess(past, now)
+    return meter.added(guessing(form, now.site), lambda: form.guess(past, now))
+
+
+def guessing(form: Approximator, site: str) -> Hashable:
+    """What the guesses of one approximator at one site are booked under."""
+    return type(form).__name__, id(form), site
 
 
 def known(past: Past, needs: Rows) -> Rows:

@@ -96,6 +96,7 @@ class Attachment(Uncopied):
         session = self.session
         self.apart = any(site.kind is Kind.BRANCH for site in sites)
         self.signature = inspect.signature(type(denoiser).forward)
+        self.given: dict[str, Tree] = {}
         self.root_had_registry = registry_of(denoiser) is not None
         self.hooked: list[Hooked] = []
         self.around: dict[str, Hooked] = {}
@@ -150,7 +151,7 @@ class Attachment(Uncopied):
 
     @_eager
     def _before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
-        given = self._given(args, kwargs)
+        self.given = given = self._given(args, kwargs)
         self._check_branches()
         latent = latent_of(self.family.model, given, self.family.latents)
         timestep = self.family.timestep(given)
@@ -197,10 +198,11 @@ class Attachment(Uncopied):
         if self.session.rejected:
             self.session.repeat()
             output = module.forward(*args, **kwargs)
+        given, self.given = self.given, {}
         if self.session.call is None:
             return output
         latent, names = self.session.call.latent, self.family.latents
-        found = prediction_of(self.family.model, latent, self._given(args, kwargs), names, output)
+        found = prediction_of(self.family.model, latent, given, names, output)
         value = self.session.end(found)
         return output if value is found else returned(output, value)
 

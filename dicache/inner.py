@@ -90,8 +90,7 @@ class Inner:
             return call.feature
         part, stream = opening.part, entering(form, opening.inputs)
         view = View(call.latent, stream, stream, part.module, part.args, part.kwargs, run.step)
-        self.meter.added(self.meter.measure(f"the probe at {part.path}", probe, (view,), {}, call.rows))
-        return probe(view)
+        return self.meter.added(("the probe", part.path), lambda: probe(view))
 
     def _decide(self, run: Run, call: Call, place: Place, opening: Opening) -> Rows | None:
         if run.samples and place.judgement is None:

@@ -1,24 +1,25 @@
 """Multiply-accumulates, counted where they run.
 
-Every hooked part of the denoiser (its blocks, and the modules around them) is measured once per input shape by running
-it under a counter, on all rows: some attend across them, and some have them folded with frames. From then on each run
-of the part adds its cost, shared evenly, to the rows it ran for. What was skipped
-is what did not run; what a probe computes itself comes on top. Matrix products, convolutions and attention count;
-elementwise work does not, dicache's own included.
+Every hooked part of the denoiser (its blocks, and the modules around them) is counted the first time it runs with
+inputs of a shape, when it runs for all rows. That costs nothing: it is the run that was due. From then on each run of
+the part adds what that one did, shared evenly, to the rows it ran for. What was skipped is what did not run; what a
+probe or a guess multiplies comes on top. Matrix products, convolutions and attention count; elementwise work does not,
+dicache's own included.
 """
 
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from dicache.rows import Tree, map_tensors
 from dicache.types import Rows
 
-Costs = dict[str, float]
+T = TypeVar("T")
+Costs = dict[Hashable, float]
+"""What one row of each part costs."""
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -47,8 +48,9 @@ class Meter:
     def __init__(self) -> None:
         self.known: dict[Hashable, Costs] = {}
         self.costs: Costs = {}
-        self.measuring = False
         self.rows = 0
+        self.own = 0.0
+        """What dicache multiplied itself, in all rows together; a part that is being counted may hold some of it."""
         self.executed = self.uncached = self.before = torch.zeros(0, dtype=torch.float64)
 
     def forget(self) -> None:
@@ -65,30 +67,28 @@ class Meter:
         self.costs, self.rows = self.known.setdefault(key, {}), rows
         self.before = self.uncached.clone()
 
-    def measure(
-        self, part: str, forward: Callable[..., Tree], args: tuple[Tree, ...], kwargs: Mapping[str, Tree], rows: int
-    ) -> float:
-        """What one of the `rows` of `part` costs; it is run for that once per input shape, on
-        copies, with `measuring` on.
-        """
-        if part not in self.costs:
-            self.measuring = True
-            try:
-                with MacCounter() as counter:
-                    forward(*map_tensors(Tensor.clone, args), **map_tensors(Tensor.clone, kwargs))
-            finally:
-                self.measuring = False
-            self.costs[part] = counter.total / rows
-        return self.costs[part]
+    def counted(self, part: Hashable, run: Callable[[], T]) -> T:
+        """What `run` gives: `part` for all rows of the call, counted if it never was."""
+        if part in self.costs:
+            return run()
+        own = self.own
+        with MacCounter() as counter:
+            output = run()
+        self.costs[part] = (counter.total - (self.own - own)) / self.rows
+        return output
 
-    def ran(self, cost: float, rows: Rows | bool = True, *, inside: bool = False) -> None:
+    def ran(self, part: Hashable, rows: Rows | bool = True, *, inside: bool = False) -> None:
         """A part ran for all rows, for none, or for some, (R,) bool; `inside` another that was booked for all rows."""
+        cost = self.costs[part]
         self.executed[: self.rows] += cost * rows - cost * inside
         self.uncached[: self.rows] += cost * (not inside)
 
-    def added(self, cost: float) -> None:
-        """A probe or an approximator computed something of its own."""
-        self.executed[: self.rows] += cost
+    def added(self, part: Hashable, run: Callable[[], T]) -> T:
+        """What `run` gives: something that a probe or an approximator computes of its own, for all rows."""
+        output = self.counted(part, run)
+        self.executed[: self.rows] += self.costs[part]
+        self.own += self.costs[part] * self.rows
+        return output
 
     def again(self) -> None:
         """The call that was just booked runs again: what it executes comes on top of what it would have cost."""

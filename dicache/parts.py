@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -52,24 +53,19 @@ class Part(NamedTuple):
         """Its output: zeros in rows that skip, something shaped like `shapes` where all do. `inside`: it belongs to
         another part, whose cost holds its own.
         """
-        cost = meter.measure(self.path, self.forward, self.args, self.kwargs, chosen.rows)
-        if chosen.none:
-            meter.ran(cost, False, inside=inside)
+        known = self.path in meter.costs
+        if known and chosen.none:
+            meter.ran(self.path, False, inside=inside)
             return stand_in(shapes, self.args, self.kwargs)
-        if chosen.some is None or not chosen.gathered or not self.batched(chosen.rows):
-            meter.ran(cost, inside=inside)
-            return self.run()
+        if not known or chosen.some is None or not chosen.gathered or not self.batched(chosen.rows):
+            output = meter.counted(self.path, self.run)
+            meter.ran(self.path, inside=inside)
+            return output
         assert chosen.computed is not None
-        meter.ran(cost, chosen.computed, inside=inside)
-        args, kwargs = take(self.args, self.kwargs, chosen.some, chosen.rows, self.names)
+        meter.ran(self.path, chosen.computed, inside=inside)
+        names = _names(type(self.module))[: len(self.args)]
+        args, kwargs = take(self.args, self.kwargs, chosen.some, chosen.rows, names)
         return scatter(self.forward(*args, **kwargs), chosen.some, chosen.rows)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Those of its positional arguments, as far as they have some."""
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        given = inspect.signature(self.forward).parameters.values()
-        return tuple(parameter.name for parameter in given if parameter.kind in kinds)[: len(self.args)]
 
     def batched(self, rows: int) -> bool:
         """Whether its main input has the rows on its first axis. Where a model folds frames into the batch, its blocks
@@ -81,3 +77,11 @@ class Part(NamedTuple):
 def stream(tree: Tree) -> Tensor:
     """The picture's stream among a block's tensors: the largest."""
     return max(tensors(tree), key=Tensor.numel)
+
+
+@cache
+def _names(module: type[nn.Module]) -> tuple[str, ...]:
+    """Of the arguments that its forward takes by position."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    taken = inspect.signature(module.forward).parameters.values()
+    return tuple(parameter.name for parameter in taken if parameter.kind in kinds)[1:]

@@ -170,7 +170,7 @@ class Session:
     ) -> Tree:
         """One block, or one sublayer that is a site; the order is that of execution."""
         call, run, part = self.call, self.run, Part(path, module, forward, args, kwargs)
-        if call is None or run is None or self.meter.measuring:
+        if call is None or run is None:
             return part.run()
         started, depth = call.position == 0, self.config.probe.depth
         if started:
@@ -199,9 +199,8 @@ class Session:
         call.view = None
         if probe.local:
             return
-        self.meter.added(self.meter.measure("the probe", probe, (view,), {}, call.rows))
         with run.timed():
-            call.feature = probe(view)
+            call.feature = self.meter.added("the probe", lambda: probe(view))
 
     def around(
         self,
@@ -212,10 +211,13 @@ class Session:
         kwargs: Mapping[str, Tree],
     ) -> Tree:
         """A module around the blocks: always runs, and is counted."""
-        if self.call is not None and not self.meter.measuring:
-            shapes = [tuple(t.shape) for t in tensors((args, kwargs))]  # one module may serve streams of several sizes
-            self.meter.ran(self.meter.measure(f"{path} {shapes}", forward, args, kwargs, self.call.rows))
-        return forward(*args, **kwargs)
+        part = Part(path, module, forward, args, kwargs)
+        if self.call is None:
+            return part.run()
+        sized = (path, *(t.shape for t in tensors((args, kwargs))))  # one module may serve streams of several sizes
+        output = self.meter.counted(sized, part.run)
+        self.meter.ran(sized)
+        return output
 
     def end(self, output: Tensor) -> Tensor:
         """The denoiser's output, (R, ...), with guesses in the rows that skipped."""

@@ -22,6 +22,7 @@ from dicache.config import Config
 from dicache.controllers.interval import Interval
 from dicache.drawing import Drawer
 from dicache.errors import FittedError, ScheduleError
+from dicache.evidence import guessing
 from dicache.finders.curves import Curves, record
 from dicache.fitted import Fitted, described
 from dicache.metrics import relative_error
@@ -124,8 +125,7 @@ class Ground:
         with enable(self.pipe, config=config) as cache:
             self.drawer.draw([0])
             booked = cache._session.meter.costs
-        named = (f"{type(form).__name__} {id(form)} at {cell.path}" for cell in self.basis.cells)
-        cells = [cell._replace(guess=booked[name]) for cell, name in zip(self.basis.cells, named, strict=True)]
+        cells = [cell._replace(guess=booked[guessing(form, cell.path)]) for cell in self.basis.cells]
         return replace(self.basis, cells=tuple(cells))
 
     def errors(
