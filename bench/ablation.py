@@ -37,6 +37,7 @@ from dicache.controllers.clip import Clip
 from dicache.controllers.fixed import every
 from dicache.controllers.planned import Planned
 from dicache.corrector import PayBack
+from dicache.estimators.amplitude import Amplitude
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.reference.scenes import prompts
@@ -84,7 +85,8 @@ VARIANTS: dict[str, Callable[[float], Config]] = {
     "only a memory that does not": lambda b: Config(Planned(b), approximators=(ExtrapolateNoise(math.inf),)),
     "only plain reuse": lambda b: Config(Planned(b), approximators=(Reuse(),)),
     "the last step not forced": lambda b: Config(Planned(b, last=0)),
-    "no bound on one gap's share": lambda b: Config(Planned(b, share=1.0)),
+    "errors made in noise are not forgotten": lambda b: Config(Planned(b, forgotten=0.0)),
+    "every sample near the law": lambda b: Config(Planned(b), estimator=Amplitude(chance=0.999)),
     "a first-block probe corrects the estimate": lambda b: Config(
         Planned(b), estimator=ClosedLoop(trust=0.5), probe=FirstBlocks()
     ),

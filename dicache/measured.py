@@ -42,14 +42,13 @@ class MeasuredPlan:
         """What each of the next steps adds to the error of the gap, (steps,)."""
         return np.diff(self.cost[anchor, self._reach(anchor, before), : steps + 1])
 
-    def gap(self, i: int, before: int, left: float, share: float) -> int:
-        """How many steps from step i on the cheapest way skips, after i - 1 was computed and `before` before it.
-
-        `left` is the squared error that the way may cost, `share` the share of its root that one gap may.
+    def gap(self, i: int, before: int, left: float) -> int:
+        """How many steps from step i on the cheapest way skips, after i - 1 was computed and `before` before it;
+        `left` is the squared error that the way may cost.
         """
         spent = self.cost[i - 1, self._reach(i - 1, before)] ** 2
         most = min(self.longest, self.steps - i)
-        ways = [(*self._fewest(i, g, left - spent[g]), g) for g in range(most + 1) if spent[g] <= share**2 * left]
+        ways = [(*self._fewest(i, g, left - spent[g]), g) for g in range(most + 1)]
         return min(ways)[-1]
 
     def _reach(self, anchor: int, before: int) -> int:

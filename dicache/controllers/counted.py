@@ -1,7 +1,6 @@
 """So many steps computed and no more, at the least error: the dual of `Planned`, for a cost instead of a budget.
 
-A sample's way is the best of the plan with n computed steps, where n / steps is the share of the work it was given, and
-errors made in noise count for less (`dicache.law`).
+A sample's way is the best of the plan with n computed steps, where n / steps is the share of the work it was given.
 Where n is not whole, the samples that turned out harder than usual at their first observation get one step more: with
 amplitudes that vary by `spread`, that is the share of them that makes the mean come out. What a step's modules outside
 the blocks cost is not in the count.
@@ -54,8 +53,7 @@ class Counted(Controller[Way]):
         plan = plan_of(step.course, self.inner.longest, self.inner.last)
         if amplitude == 0:
             amplitude = float(quote.cost[b]) / max(plan.usual(int(state.last[b]), int(state.before[b])), TINY)
-        fading = plan_of(step.course, self.inner.longest, self.inner.last, fading=True)
-        way = fading.way(self._count(plan, speedup, amplitude))
+        way = plan.way(self._count(plan, speedup, amplitude))
         return min(due for due in [*way, len(plan.time)] if due >= i), amplitude
 
     def _count(self, plan: Plan, speedup: float, amplitude: float) -> int:

@@ -6,14 +6,16 @@ final latent,
     E(i, g) = sum_q |h_q| k_q |tau_q (tau_q + D)|        (`dicache.law`)
 
 with one amplitude s per sample, read off what the estimator quotes for the next step: in the law's own time errors grow
-alike everywhere, so that every gap to come has a price. The errors of different gaps add in squares, and dynamic
-programming over the course gives
+alike everywhere, so that every gap to come has a price. The errors of different gaps add in squares. Those made in
+noise are forgotten, so which way is best is asked of what is kept of them, F(i, g): E with every term times c_q.
+Dynamic programming over the course gives
 
-    V(i, n) = min_g  E(i, g)^2 + V(i + 1 + g, n - 1)
+    V(i, n) = min_g  F(i, g)^2 + V(i + 1 + g, n - 1)
 
-the least squared error of a way that begins at the computed step i and computes n steps. A sample takes the way with
-the fewest computed steps that what is left of its budget allows, and then the gap that this way begins with. Only the
-amplitude is learned, only the next gap is fixed.
+of the best way that begins at the computed step i and computes n steps. How many steps it must be is asked of E: a
+sample takes the way with the fewest computed steps whose E^2 together are within what is left of its budget, and then
+the gap that this way begins with. Only the amplitude is learned, only the next gap is fixed. (With F for both, a sample
+plans long gaps early and pays for them later; with E for both, it computes too much early.)
 
 What is left is the budget less what the gaps so far turned out to cost, but never less than the share that belongs to
 the rest of the run: a sample that was unlucky early goes on at its pace instead of computing everything. In a
@@ -28,6 +30,7 @@ import torch
 from dicache.budget import Budget, per_sample, shared
 from dicache.controllers.base import Controller
 from dicache.controllers.budgeted import Account, Budgeted
+from dicache.law import KEPT
 from dicache.measured import MeasuredPlan
 from dicache.plan import Plan, plan_of
 from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
@@ -53,8 +56,8 @@ class Planned(Controller[Way]):
     """Steps that compute at the end: the output turns fastest there."""
     longest: int = 8
     """Most steps skipped in a row."""
-    share: float = 0.35
-    """Most of what is left that one gap may take: a plan is a guess."""
+    forgotten: float = KEPT
+    """Power of the signal's share with which errors count where ways are compared; 0: all alike."""
 
     def at(self, site: Site, sites: int) -> "Planned":
         return replace(self, budget=shared(self.budget, sites))
@@ -68,7 +71,7 @@ class Planned(Controller[Way]):
         if step.course is None:
             decision, account = Budgeted(self.budget).decide(quote, step, state.account)
             return decision, state._replace(account=account)
-        return self.follow(plan_of(step.course, self.longest, self.last), quote, step, state)
+        return self.follow(plan_of(step.course, self.longest, self.last, self.forgotten), quote, step, state)
 
     def follow(self, plan: Plan | MeasuredPlan, quote: Quote, step: Step, state: Way) -> tuple[Decision, Way]:
         """`decide` with the prices of this plan."""
@@ -95,8 +98,8 @@ class Planned(Controller[Way]):
             if last == i - 1:
                 amplitude[b] = cost[b] / max(plan.usual(last, before), TINY)
                 left = self._left(state.account, step, b)
-                due[b] = i + plan.gap(i, before, left / max(float(amplitude[b]), TINY) ** 2, self.share)
-                over[b] = cost[b] > self.share * left**0.5
+                due[b] = i + plan.gap(i, before, left / max(float(amplitude[b]), TINY) ** 2)
+                over[b] = cost[b] > left**0.5
             price[b] = amplitude[b] * plan.prices(last, before, i - last)[-1]
         return due, amplitude, price, over
 

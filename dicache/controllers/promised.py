@@ -111,8 +111,6 @@ class Chosen(NamedTuple):
 class Promised(Controller[Chosen]):
     shelf: Shelf
     aim: Aim
-    share: float = 1.0
-    """Most of what is left that one gap may take."""
     inner: Controller[Way] = field(init=False)
     """What decides without a profile."""
 
@@ -134,17 +132,13 @@ class Promised(Controller[Chosen]):
         if profile.facts.prices == "law":
             decision, way = Planned(0.0).decide(quote, step, way)
         else:
-            decision, way = self._spender.follow(measured(profile), quote, step, way)
+            decision, way = Planned(0.0).follow(measured(profile), quote, step, way)
         return decision, Chosen(profile, way)
 
     def settle(self, ratio: Rows, computed: Rows, state: Chosen) -> Chosen:
         if state.profile is None:
             return state._replace(way=self.inner.settle(ratio, computed, state.way))
-        return state._replace(way=self._spender.settle(ratio, computed, state.way))
-
-    @property
-    def _spender(self) -> Planned:
-        return Planned(0.0, share=self.share)
+        return state._replace(way=Planned(0.0).settle(ratio, computed, state.way))
 
 
 @lru_cache(maxsize=16)
