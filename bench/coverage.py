@@ -229,10 +229,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    facts: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    facts: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {"lines": []}
     if not args.show:
-        if facts.get("captions") != args.captions:
-            facts = {"captions": args.captions, "lines": []}
+        n, part = args.captions, args.cases
+        facts["lines"] = [line for line in facts["lines"] if part not in line["case"] or len(line["errors"]) == n]
         with Progress(console=Console(stderr=True)) as progress:
             for case in CASES:
                 if args.cases in case.name:
