@@ -30,7 +30,7 @@ from dicache.bench.arms import Arm, Setting
 from dicache.bench.curves import curves
 from dicache.bench.measure import Judge
 from dicache.bench.tables import markdown
-from dicache.config import Config, budgeted
+from dicache.config import Config
 from dicache.controllers.base import Controller
 from dicache.controllers.budgeted import Budgeted
 from dicache.controllers.clip import Clip
@@ -74,7 +74,7 @@ class Unweighted(Controller[Any]):
 
 
 VARIANTS: dict[str, Callable[[float], Config]] = {
-    "the default": budgeted,
+    "the default": lambda b: Config(Planned(b)),
     "no plain reuse for long gaps": lambda b: Config(
         Planned(b), approximators=(ExtrapolateNoise(), ExtrapolateNoise(math.inf))
     ),

@@ -43,7 +43,10 @@ def per_sample(budget: Budget, samples: int) -> Rows:
     return torch.tensor(budget, dtype=torch.float64)
 
 
+def scaled(budget: Budget, factor: float) -> Budget:
+    return budget * factor if isinstance(budget, float) else tuple(entry * factor for entry in budget)
+
+
 def shared(budget: Budget, sites: int) -> Budget:
     """What each of so many sites may spend: their errors add like independent ones, in squares."""
-    share = sites**-0.5
-    return budget * share if isinstance(budget, float) else tuple(entry * share for entry in budget)
+    return scaled(budget, sites**-0.5)

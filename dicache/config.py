@@ -11,7 +11,7 @@ from dicache.approximators.linear import Extrapolate
 from dicache.approximators.noise import ExtrapolateNoise
 from dicache.budget import validate
 from dicache.controllers.base import Controller
-from dicache.controllers.planned import Planned
+from dicache.controllers.planned import cautious
 from dicache.controllers.promised import Aim, Promised
 from dicache.corrector import PayBack
 from dicache.errors import ModeError, ProfileError
@@ -84,8 +84,8 @@ class Config:
 
 
 def budgeted(error_budget: float | Sequence[float]) -> Config:
-    """What `enable(pipe, error_budget=...)` uses: what did best on the bench, without a probe (bench/README.md)."""
-    return Config(Planned(validate(error_budget)))
+    """What `enable(pipe, error_budget=...)` uses without a profile: what did best on the bench (bench/README.md)."""
+    return Config(cautious(validate(error_budget)))
 
 
 def calibrated(shelf: Shelf, aim: Aim) -> Config:

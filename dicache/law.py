@@ -39,6 +39,10 @@ REMAINS = 1.6
 """Share of an error of the latent that is left at the end, times the guidance scale."""
 GUIDED = 3.5
 """Beyond this scale errors are forgotten no better."""
+MARGIN = 1.75
+"""Where nothing was calibrated, a budget over this is what estimates may come to: their middle is right, and errors
+spread around them by half.
+"""
 KEPT = 0.8
 """Power of the signal's share with which errors count in a schedule."""
 

@@ -27,10 +27,10 @@ from typing import NamedTuple
 
 import torch
 
-from dicache.budget import Budget, per_sample, shared
+from dicache.budget import Budget, per_sample, scaled, shared
 from dicache.controllers.base import Controller
 from dicache.controllers.budgeted import Account, Budgeted
-from dicache.law import KEPT
+from dicache.law import KEPT, MARGIN
 from dicache.measured import MeasuredPlan
 from dicache.plan import Plan, plan_of
 from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
@@ -110,6 +110,11 @@ class Planned(Controller[Way]):
 
     def settle(self, ratio: Rows, computed: Rows, state: Way) -> Way:
         return state._replace(account=state.account.closed(ratio, computed))
+
+
+def cautious(budget: Budget) -> Planned:
+    """For a budget that no profile says how to keep."""
+    return Planned(scaled(budget, 1 / MARGIN))
 
 
 def _why(quote: Quote, account: Account, over: Rows) -> Rows:

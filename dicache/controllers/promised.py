@@ -18,7 +18,7 @@ import torch
 from dicache.budget import Budget, per_sample, validate
 from dicache.controllers.base import Controller
 from dicache.controllers.counted import Counted
-from dicache.controllers.planned import Planned, Way
+from dicache.controllers.planned import Planned, Way, cautious
 from dicache.errors import ProfileError
 from dicache.measured import MeasuredPlan
 from dicache.profile import Profile
@@ -60,7 +60,7 @@ class Keep(Aim):
         return self.wanted[0].bound if self.one else tuple(wanted.bound for wanted in self.wanted)
 
     def fallback(self) -> Controller[Way]:
-        return Planned(0.0 if self.budget is None else self.budget)
+        return cautious(0.0 if self.budget is None else self.budget)
 
     def levels(self, profile: Profile, samples: int) -> Rows:
         found = {wanted: profile.level(wanted, self.confidence) for wanted in self.wanted}
