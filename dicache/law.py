@@ -39,6 +39,10 @@ REMAINS = 1.6
 """Share of an error of the latent that is left at the end, times the guidance scale."""
 GUIDED = 3.5
 """Beyond this scale errors are forgotten no better."""
+RULE = 2
+"""Raised whenever a sample is decided otherwise than before at the same internal budget: here, in the plan, by the
+amplitudes or by what fills in. A profile of another rule promises nothing.
+"""
 MARGIN = 1.75
 """Where nothing was calibrated, a budget over this is what estimates may come to: their middle is right, and errors
 spread around them by half.

@@ -32,6 +32,7 @@ from safetensors.numpy import load, save
 from dicache.conformal import accepted, failures_allowed, prompts_needed, rising
 from dicache.errors import BudgetError, ProfileError
 from dicache.files import Wrong, beside, plain_bytes
+from dicache.law import RULE
 from dicache.timegrid import differs
 from dicache.types import LATENT, Course, Wanted
 
@@ -59,6 +60,8 @@ class Facts:
     """Weight of the strongest branch; 1 without guidance."""
     prices: Prices = "law"
     """By which prices the tested runs were planned: those of `dicache.law`, or those measured here."""
+    rule: int = RULE
+    """By which rule they were decided (`dicache.law`)."""
 
     @property
     def steps(self) -> int:
@@ -93,6 +96,8 @@ class Profile:
     def differs(self, course: Course, guidance: float | None) -> str | None:
         """In what this profile does not fit a run, by name; None if it fits. `guidance` None is not known yet."""
         facts = self.facts
+        if facts.rule != RULE:
+            return f"decisions: it was calibrated by rule {facts.rule}, this version of dicache decides by rule {RULE}"
         steps = differs(course, facts.sigmas, facts.scheduler, "calibrated")
         if steps is not None:
             return steps
@@ -174,6 +179,7 @@ class Profile:
             "sigmas": list(self.facts.sigmas),
             "guidance": self.facts.guidance,
             "prices": self.facts.prices,
+            "rule": self.facts.rule,
             "about": dict(self.about),
             "arrays": {"file": beside.name, "sha256": hashlib.sha256(data).hexdigest()},
         }
@@ -209,6 +215,7 @@ def _facts(content: Any) -> tuple[Facts, dict[str, str]]:  # noqa: ANN401
         "scheduler": str,
         "sigmas": list,
         "guidance": (int, float),
+        "rule": int,
         "about": dict,
         "arrays": dict,
     }
@@ -224,7 +231,8 @@ def _facts(content: Any) -> tuple[Facts, dict[str, str]]:  # noqa: ANN401
     sigmas = tuple(float(s) for s in content["sigmas"])
     if content.get("prices") not in ("law", "measured"):
         raise Wrong("'prices' is neither law nor measured")
-    return Facts(content["model"], content["scheduler"], sigmas, float(content["guidance"]), content["prices"]), bound
+    about = content["model"], content["scheduler"], sigmas, float(content["guidance"])
+    return Facts(*about, content["prices"], content["rule"]), bound
 
 
 def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from dicache.profile import Facts, Profile
+from dicache.profile import Profile
 from dicache.types import Course
 
 Array = np.ndarray
@@ -30,7 +30,7 @@ def resampled(profile: Profile, course: Course, guidance: float) -> Profile:
         arrays[key] = np.interp(place[:-1], np.arange(old.steps), arrays[key]) * stretch
     nearest = np.clip(place.round().astype(int), 0, old.steps)
     arrays["weight"] = arrays["weight"][nearest]
-    facts = Facts(old.model, course.solver, course.sigmas, max(1.0, guidance), old.prices)
+    facts = replace(old, scheduler=course.solver, sigmas=course.sigmas, guidance=max(1.0, guidance))
     return replace(profile, facts=facts, arrays=arrays)
 
 

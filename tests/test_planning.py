@@ -14,7 +14,7 @@ from dicache.approximators.noise import ExtrapolateNoise, noise_of
 from dicache.controllers.planned import Planned
 from dicache.estimators.amplitude import Amplitude
 from dicache.estimators.base import Evidence
-from dicache.law import turning
+from dicache.law import RULE, turning
 from dicache.plan import Plan
 from dicache.types import Action, Course, Quote, Reason, Step
 
@@ -172,3 +172,25 @@ def test_the_memory_of_a_slope_fades_with_the_way_back_to_its_older_end():
     faded = ExtrapolateNoise(memory=1.0).guess(past, now)[0, 0].item()
     assert faded == pytest.approx(4 + math.exp(-(way.balances[5] - way.balances[3])))
     assert ExtrapolateNoise(memory=math.inf).guess(past, now)[0, 0].item() == pytest.approx(5.0)
+
+
+DECIDED = {  # by rule 2: a sample of a third of the usual hardness, a usual one, one of three times that
+    0.01: ("##/#/#//#///#///#///#///#/##", "####/#/#/#//#//#//#//#/#/#/#", "#######/#/#/#/#/#/#/#/#/####"),
+    0.03: ("##//#//#////#/////#////#///#", "##/#/#//#///#///#///#///#/##", "####/#/#/#//#//#//#//#/#/#/#"),
+    0.10: ("##///#//////#///////#//////#", "##//#//#////#/////#////#///#", "##/#/#//#///#///#///#///#//#"),
+}
+
+
+@pytest.mark.parametrize("budget", DECIDED)
+def test_decisions_are_those_that_profiles_of_this_rule_were_tested_with(budget):
+    """Where this fails on purpose, raise `dicache.law.RULE` and calibrate what ships again."""
+    assert RULE == 2
+    assert tuple(play(Planned(budget), even(), cost)[0] for cost in (1 / 3, 1.0, 3.0)) == DECIDED[budget]
+    evidence = Evidence(*(torch.ones(shape, dtype=torch.float64) for shape in ((1, 2), (1,), (1,))), turning(0.0))
+    estimator, computed = Amplitude(), torch.tensor([True])
+    state = estimator.init(1, 2)
+    for ratio in (0.2, 0.3, 0.5, 0.4):
+        realised = torch.tensor([[ratio, 3 * ratio]], dtype=torch.float64)
+        state = estimator.observe(realised, evidence, computed, state)
+    found = estimator.predict(evidence, state) / turning(0.0)
+    assert found.tolist()[0] == pytest.approx([0.98361992, 2.12277667], rel=1e-6)
