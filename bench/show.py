@@ -116,6 +116,6 @@ def into_readme(readme: Path, source: Path, everywhere: Sequence[Facts]) -> None
 
 
 def results(folder: Path) -> dict[Path, Facts]:
-    """Every result file, those with most captions first."""
-    found = [(path, load(path)) for path in sorted(folder.glob("*-*.json"))]
+    """Every sweep, those with most captions first."""
+    found = [(path, load(path)) for path in sorted(folder.glob("*-batch*.json"))]
     return dict(sorted(found, key=lambda item: -len(item[1]["captions"])))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,3 +210,8 @@ def test_some_arms_are_drawn_merged_and_checked(tmp_path):
     assert bench(*small, "--arms", "order 1$", "--check").returncode == 1
     other = bench(*small[:3], "--captions", 3, *small[5:], "--arms", "order 1$")
     assert other.returncode == 1 and "captions" in other.stderr
+
+
+def test_what_is_committed_can_be_shown():
+    found = show.results(Path(show.__file__).parent / "results")
+    assert len(found) == 9 and all("not been drawn" not in show.text(facts) for facts in found.values())
