@@ -180,6 +180,8 @@ class Attachment(Uncopied):
         """Whether the weights are others than at the last call. What cannot be lived with is an error here."""
         _check_uncached(self.denoiser)
         self.compilation.check()
+        for hooked in (*self.hooked, *self.around.values()):
+            hooked.keep()
         if not self.hooked[0].alive:
             self.session.note(
                 "its hooks are gone from the blocks, so everything was computed: offload was turned off that had been "
@@ -246,15 +248,8 @@ def _check_free(denoiser: nn.Module) -> None:
 
 
 def _check_offloaded(blocks: Iterable[nn.Module], config: Config) -> None:
-    """Group offload that is inside dicache's hooks brings weights when a group's first block runs, and learns the
-    blocks' order from the first call of all, in which dicache runs them twice to count what they cost.
-    """
+    """Group offload that is inside dicache's hooks brings the weights of a group when its first block runs."""
     for registry in filter(None, map(registry_of, blocks)):
-        if "layer_execution_tracker" in registry.hooks:
-            raise ModeError(
-                "group offload with streams has not run yet, and learns from its first run in which order blocks come. "
-                "Run the pipeline once before dicache.enable, or turn on group offload after it."
-            )
         hook = registry.get_hook("group_offloading")
         if config.sites.inner and hook is not None and len(hook.group.modules) > 1:
             raise ModeError(

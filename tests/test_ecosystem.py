@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.hooks import HookRegistry
-from diffusers.hooks.group_offloading import LayerExecutionTrackerHook
 from torch._dynamo.utils import counters
 
 import dicache
@@ -30,6 +28,7 @@ from beside import (
     enabled,
     fused_lora,
     group_offload,
+    group_offload_that_learns,
     int8_weights,
     lora,
     model_offload,
@@ -154,7 +153,9 @@ def test_blocks_really_run_as_graphs_and_skipped_ones_do_not():
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("neighbour", [model_offload, group_offload, lora, fused_lora, int8_weights])
+@pytest.mark.parametrize(
+    "neighbour", [model_offload, group_offload, group_offload_that_learns, lora, fused_lora, int8_weights]
+)
 def test_compiled_blocks_go_with_their_neighbours(neighbour, order):
     tiny, (plain, untouched) = PIPELINES[WAN], plainly(WAN, neighbour)
     torch._dynamo.reset()
@@ -275,16 +276,37 @@ def test_group_offload_that_a_skipped_block_would_upset_is_refused_with_the_way_
     group_offload(pipe, 2)
     with pytest.raises(ModeError, match="num_blocks_per_group=1"):
         dicache.enable(pipe, config=presets.fora(2, Spans(1)))
-    pipe = make_flux()
-    registry = HookRegistry.check_if_exists_or_initialize(pipe.transformer.transformer_blocks[0])
-    registry.register_hook(LayerExecutionTrackerHook(lambda: None), "layer_execution_tracker")
-    with pytest.raises(ModeError, match="Run the pipeline once"):
-        dicache.enable(pipe, error_budget=BUDGET)
     assert not traces(pipe.transformer)["ours"]
 
 
+@pytest.mark.parametrize("compiled", [False, EAGER])
+def test_group_offload_learns_the_order_of_the_blocks_under_dicache(compiled):
+    """And every block once: what is counted is not run for it."""
+    orders = []
+    for enabling in (False, True):
+        pipe = make_wan()
+        group_offload_that_learns(pipe)
+        learning = pipe.transformer._diffusers_hook.get_hook("lazy_prefetch_group_offloading")
+        cache = dicache.enable(pipe, error_budget=BUDGET, compile_blocks=compiled) if enabling else None
+        draw(PIPELINES[WAN], pipe, 1)
+        orders.append([name for name, _ in learning.execution_order])
+        assert enabling is False or cache.report().compute_speedup > 1.2
+    assert orders[0] == orders[1] == [f"blocks.{i}" for i in range(len(pipe.transformer.blocks))]
+
+
+def test_disabled_after_one_call_group_offload_has_learned_and_learns_no_more():
+    pipe = quiet(make_wan())
+    group_offload_that_learns(pipe)
+    learning = pipe.transformer._diffusers_hook.get_hook("lazy_prefetch_group_offloading")
+    with dicache.enable(pipe, error_budget=BUDGET):
+        draw_wan(pipe, [1], 1, guided=False)
+    learned = len(learning.execution_order)
+    draw_wan(pipe, [1], 1, guided=False)
+    assert len(learning.execution_order) == learned == len(pipe.transformer.blocks)
+
+
 def test_sites_inside_the_denoiser_live_beside_group_offload_and_lora():
-    for neighbour in (group_offload, lora):
+    for neighbour in (group_offload, group_offload_that_learns, lora):
         for order in ORDERS:
             plain, _ = plainly(WAN, neighbour)
             pipe, cache = enabled(PIPELINES[WAN], neighbour, order, config=presets.fora(2, Spans(1)))
