@@ -18,7 +18,7 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
 from dicache.adapters import Adapters
-from dicache.compiled import Compilation
+from dicache.compiled import Compilation, refuse_wrapped
 from dicache.config import Config, measured_on_others
 from dicache.errors import AlreadyEnabledError, ModeError, UnsupportedModelError
 from dicache.hooked import NAME, Hooked, Uncopied, registry_of
@@ -85,6 +85,7 @@ class Attachment(Uncopied):
     ) -> None:
         self.family = family_of(denoiser, family)
         parts = find(denoiser, self.family)
+        refuse_wrapped(parts.blocks)
         _check_free(denoiser)
         _check_offloaded(parts.blocks.values(), config)
         sites = config.sites.select(parts.blocks, config.probe.depth)
@@ -106,6 +107,7 @@ class Attachment(Uncopied):
         self.first = _FirstHook(session.block, first, session.finish)
         inside = dict.fromkeys(part for site in sites for part in site.parts if part not in parts.blocks)
         deciding = {**parts.blocks, **{part: denoiser.get_submodule(part) for part in inside}}
+        _check_apart(deciding)
         self.compilation = Compilation(denoiser, deciding.values(), compiling)
         try:
             for part, module in deciding.items():
@@ -245,6 +247,18 @@ def _check_free(denoiser: nn.Module) -> None:
                 raise AlreadyEnabledError(
                     f"{type(denoiser).__name__} carries the hook {name!r} of another cache. Remove it first."
                 )
+
+
+def _check_apart(modules: Mapping[str, nn.Module]) -> None:
+    """One module in several places would be decided in all of them at once."""
+    paths: dict[int, str] = {}
+    for path, module in modules.items():
+        if id(module) in paths:
+            raise UnsupportedModelError(
+                f"{path} is the module that {paths[id(module)]} is. Expected modules of their own; they may share "
+                "their weights."
+            )
+        paths[id(module)] = path
 
 
 def _check_offloaded(blocks: Iterable[nn.Module], config: Config) -> None:

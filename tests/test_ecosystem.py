@@ -152,6 +152,33 @@ def test_blocks_really_run_as_graphs_and_skipped_ones_do_not():
     assert not ran
 
 
+def test_the_first_call_gives_what_the_graphs_give_and_runs_them_once():
+    ran = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        def run(*args: Any) -> Any:
+            ran.append(1)
+            return tuple(t * 1.001 for t in graph(*args))
+
+        return run
+
+    drawn, times = [], []
+    for ours in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        pipe = quiet(make_wan())
+        if ours:
+            dicache.enable(pipe, error_budget=0.0, compile_blocks={"backend": backend})
+        else:
+            for block in pipe.transformer.blocks:
+                block.compile(fullgraph=True, backend=backend)
+        ran.clear()
+        drawn.append(draw_wan(pipe, [1], 2))
+        times.append((len(ran), counters["stats"]["unique_graphs"]))
+    assert torch.equal(*drawn) and times[0] == times[1]
+    assert not torch.equal(drawn[0], draw_wan(quiet(make_wan()), [1], 2)), "the graphs give other numbers"
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
     "neighbour", [model_offload, group_offload, group_offload_that_learns, lora, fused_lora, int8_weights]
@@ -182,6 +209,16 @@ def test_compiled_blocks_without_the_keyword_are_refused_with_the_way_out(order)
     with pytest.raises(ModeError, match="compile_blocks=True"):
         draw(PIPELINES[FLUX], pipe, 1)
     cache.disable()
+
+
+@pytest.mark.parametrize("compiled", [False, EAGER])
+def test_blocks_that_torch_compile_has_wrapped_are_refused_with_the_way_out(compiled):
+    pipe = make_flux()
+    blocks = pipe.transformer.transformer_blocks
+    blocks[1] = torch.compile(blocks[1], **EAGER)
+    with pytest.raises(ModeError, match=r"transformer_blocks\.1 is what torch\.compile made"):
+        dicache.enable(pipe, error_budget=BUDGET, compile_blocks=compiled)
+    assert not traces(pipe.transformer)["ours"]
 
 
 def test_a_denoiser_compiled_as_a_whole_is_refused():
