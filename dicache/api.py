@@ -148,7 +148,7 @@ def enable(
     are called with. It goes without where the model is one of diffusers', or shaped like one.
 
     `audit` is the share of samples that are also run uncached, so that the report can say how many were within budget
-    (`dicache.audit`).
+    (`dicache.audit`). It needs a pipeline.
 
     `compile_blocks` compiles the blocks, inside dicache's hooks: True, or options of `torch.compile` such as
     {"mode": "max-autotune-no-cudagraphs"}; `fullgraph` is True unless they say otherwise. Blocks that are compiled
@@ -169,6 +169,9 @@ def enable(
     asked = _aim(error_budget, speedup, confidence, profile, schedule, config)
     if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
         raise ModeError(f"audit is {audit!r}. Expected the share of samples to run uncached too, from 0 to 1.")
+    scheduler = None if isinstance(target, nn.Module) else getattr(target, "scheduler", None)
+    if audit > 0 and scheduler is None:
+        raise ModeError("audit needs the scheduler of a pipeline, and this is a bare denoiser. Leave out audit.")
     options = _compile_options(compile_blocks)
     attachments: dict[str, Attachment] = {}
     try:
@@ -186,8 +189,7 @@ def enable(
         raise
     keeping = asked if isinstance(asked, Keep) else None
     budget = _budget_of(config) if keeping is None else keeping.budget
-    scheduler = None if isinstance(target, nn.Module) else getattr(target, "scheduler", None)
-    auditing = attachments.values() if audit > 0 and scheduler is not None else ()
+    auditing = attachments.values() if audit > 0 else ()
     auditors = [Auditor(attachment, Running(target, attachments), audit, budget) for attachment in auditing]
     return Cache(attachments, budget, keeping, auditors)
 
