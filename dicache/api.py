@@ -208,7 +208,7 @@ def _aim(
     config: Any,  # noqa: ANN401
 ) -> Aim | None:
     """What was asked for; None for a schedule or a config."""
-    if [error_budget, speedup, schedule, config].count(None) != 3:
+    if sum(asked is not None for asked in (error_budget, speedup, schedule, config)) != 1:
         raise ModeError(
             "give exactly one of error_budget, speedup, schedule and config, for example "
             "dicache.enable(pipe, error_budget=0.05)."
