@@ -41,16 +41,16 @@ class Cache:
         auditors: Sequence[Auditor] = (),
     ) -> None:
         self._attachments, self._budget, self._asked, self._auditors = attachments, budget, asked, auditors
+        self._all = [attachment.session for attachment in attachments.values()]
 
     @property
     def _sessions(self) -> list[Session]:
         """Of the denoisers that took part in the last run, in their order; the first one before any did."""
-        sessions = [attachment.session for attachment in self._attachments.values()]
-        ran = sorted((s.run.begun, i) for i, s in enumerate(sessions) if s.run is not None)
+        ran = sorted((s.run.begun, i) for i, s in enumerate(self._all) if s.run is not None)
         if not ran:
-            return sessions[:1]
-        last = sessions[ran[-1][1]]
-        return [sessions[i] for _, i in ran if sessions[i].shares_its_run_with(last)]
+            return self._all[:1]
+        last = self._all[ran[-1][1]]
+        return [self._all[i] for _, i in ran if self._all[i].shares_its_run_with(last)]
 
     @property
     def _session(self) -> Session:
@@ -96,18 +96,19 @@ class Cache:
         """Begin anew at the next denoiser call. Pipelines never need it; a hand-written loop does where it begins again
         at the timestep where it was broken off.
         """
-        for attachment in self._attachments.values():
-            attachment.session.reset()
+        for session in self._all:
+            session.reset()
 
     def disable(self) -> None:
-        """Restore the model exactly. The report stays. Doing it twice does nothing."""
+        """Restore the model exactly, and let go of it. The report stays. Doing it twice does nothing."""
         for auditor in self._auditors:
-            auditor.finish()
+            auditor.release()
         for attachment in self._attachments.values():
             attachment.detach()
+        self._attachments = {}
 
     def __enter__(self) -> "Cache":
-        if not any(attachment.hooked for attachment in self._attachments.values()):
+        if not self._attachments:
             raise ModeError("this Cache was disabled. Call dicache.enable again.")
         return self
 

@@ -148,6 +148,11 @@ class Auditor:
         shadow.index, shadow.exact, shadow.handed = index, {}, {}
         return True
 
+    def release(self) -> None:
+        """Let go of the model and its pipeline; what was found stays."""
+        self.finish()
+        self.seen, self.scheduler = None, lambda: None
+
     def finish(self) -> None:
         """Close an audit whose run is over; one that broke off is forgotten."""
         shadow, self.shadow = self.shadow, None

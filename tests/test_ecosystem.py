@@ -5,6 +5,8 @@ each is bitwise what the neighbour gives without dicache, with a budget each is 
 neighbour alone as it was.
 """
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -367,3 +369,38 @@ def test_offload_that_is_turned_off_under_dicache_is_told_and_the_run_is_exact()
     with dicache.enable(pipe, error_budget=BUDGET) as cache:
         draw_wan(pipe, [1], STEPS)
     assert cache.report().compute_speedup > 1.2
+
+
+# What is left behind.
+
+
+@pytest.mark.parametrize("how", [{}, {"audit": 1.0}, {"compile_blocks": EAGER}], ids=str)
+def test_a_disabled_cache_reports_and_keeps_neither_model_nor_pipeline(how):
+    pipe = quiet(make_wan())
+    with dicache.enable(pipe, error_budget=BUDGET, **how) as cache:
+        draw_wan(pipe, [1], STEPS)
+    reported, left = str(cache.report()), (weakref.ref(pipe), weakref.ref(pipe.transformer))
+    del pipe
+    gc.collect()
+    assert [one() for one in left] == [None, None]
+    assert str(cache.report()) == reported and cache.report().compute_speedup > 1.2
+
+
+@pytest.mark.parametrize("call", [1, 7, STEPS])
+def test_a_run_that_broke_off_is_not_over_after_disable_and_nothing_of_it_is_kept(call):
+    pipe, calls = quiet(make_wan()), []
+
+    def stop(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+
+    with dicache.enable(pipe, error_budget=BUDGET) as cache:
+        handle = pipe.transformer.proj_out.register_forward_pre_hook(stop)
+        with pytest.raises(KeyboardInterrupt):
+            draw_wan(pipe, [1], STEPS, guided=False)
+        handle.remove()
+    for _ in range(2):
+        facts = cache.report().to_dict()
+        assert not facts["complete"] and len(facts["steps"]) == call - 1
+    assert all(place.judgement is None and not place.past for place in cache._session.run.places)
