@@ -41,16 +41,16 @@ class Cache:
         auditors: Sequence[Auditor] = (),
     ) -> None:
         self._attachments, self._budget, self._asked, self._auditors = attachments, budget, asked, auditors
+        self._all = [attachment.session for attachment in attachments.values()]
 
     @property
     def _sessions(self) -> list[Session]:
         """Of the denoisers that took part in the last run, in their order; the first one before any did."""
-        sessions = [attachment.session for attachment in self._attachments.values()]
-        ran = sorted((s.run.begun, i) for i, s in enumerate(sessions) if s.run is not None)
+        ran = sorted((s.run.begun, i) for i, s in enumerate(self._all) if s.run is not None)
         if not ran:
-            return sessions[:1]
-        last = sessions[ran[-1][1]]
-        return [sessions[i] for _, i in ran if sessions[i].shares_its_run_with(last)]
+            return self._all[:1]
+        last = self._all[ran[-1][1]]
+        return [self._all[i] for _, i in ran if self._all[i].shares_its_run_with(last)]
 
     @property
     def _session(self) -> Session:
@@ -96,18 +96,19 @@ class Cache:
         """Begin anew at the next denoiser call. Pipelines never need it; a hand-written loop does where it begins again
         at the timestep where it was broken off.
         """
-        for attachment in self._attachments.values():
-            attachment.session.reset()
+        for session in self._all:
+            session.reset()
 
     def disable(self) -> None:
-        """Restore the model exactly. The report stays. Doing it twice does nothing."""
+        """Restore the model exactly, and let go of it. The report stays. Doing it twice does nothing."""
         for auditor in self._auditors:
-            auditor.finish()
+            auditor.release()
         for attachment in self._attachments.values():
             attachment.detach()
+        self._attachments = {}
 
     def __enter__(self) -> "Cache":
-        if not any(attachment.hooked for attachment in self._attachments.values()):
+        if not self._attachments:
             raise ModeError("this Cache was disabled. Call dicache.enable again.")
         return self
 
@@ -148,7 +149,7 @@ def enable(
     are called with. It goes without where the model is one of diffusers', or shaped like one.
 
     `audit` is the share of samples that are also run uncached, so that the report can say how many were within budget
-    (`dicache.audit`).
+    (`dicache.audit`). It needs a pipeline.
 
     `compile_blocks` compiles the blocks, inside dicache's hooks: True, or options of `torch.compile` such as
     {"mode": "max-autotune-no-cudagraphs"}; `fullgraph` is True unless they say otherwise. Blocks that are compiled
@@ -169,6 +170,9 @@ def enable(
     asked = _aim(error_budget, speedup, confidence, profile, schedule, config)
     if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
         raise ModeError(f"audit is {audit!r}. Expected the share of samples to run uncached too, from 0 to 1.")
+    scheduler = None if isinstance(target, nn.Module) else getattr(target, "scheduler", None)
+    if audit > 0 and scheduler is None:
+        raise ModeError("audit needs the scheduler of a pipeline, and this is a bare denoiser. Leave out audit.")
     options = _compile_options(compile_blocks)
     attachments: dict[str, Attachment] = {}
     try:
@@ -186,8 +190,7 @@ def enable(
         raise
     keeping = asked if isinstance(asked, Keep) else None
     budget = _budget_of(config) if keeping is None else keeping.budget
-    scheduler = None if isinstance(target, nn.Module) else getattr(target, "scheduler", None)
-    auditing = attachments.values() if audit > 0 and scheduler is not None else ()
+    auditing = attachments.values() if audit > 0 else ()
     auditors = [Auditor(attachment, Running(target, attachments), audit, budget) for attachment in auditing]
     return Cache(attachments, budget, keeping, auditors)
 
@@ -206,7 +209,7 @@ def _aim(
     config: Any,  # noqa: ANN401
 ) -> Aim | None:
     """What was asked for; None for a schedule or a config."""
-    if [error_budget, speedup, schedule, config].count(None) != 3:
+    if sum(asked is not None for asked in (error_budget, speedup, schedule, config)) != 1:
         raise ModeError(
             "give exactly one of error_budget, speedup, schedule and config, for example "
             "dicache.enable(pipe, error_budget=0.05)."

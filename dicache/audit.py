@@ -7,9 +7,11 @@ was measured to mix them (`dicache.guided`), and a copy of its scheduler takes t
 
     y' = solver(sum_b m_b v_b(y), t, y),        error = ||x_N - y_N|| / ||y_N||
 
-At the last step a second copy takes the cached latent's own step. Audits cost what uncached samples cost, on top of the
-work that the report counts. They need a scheduler that is deterministic and does not rescale the denoiser's input, and
-outputs shaped like the latent; where that is not so, the report says that nothing was audited.
+A second copy takes the cached latent's own steps: the last of them gives x_N, and each of the others must lead to the
+latent that the pipeline goes on with. Audits cost what uncached samples cost, on top of the work that the report
+counts. They need one denoiser with outputs shaped like the latent, branches that stay the same, a scheduler that is
+deterministic and does not rescale the denoiser's input, and a pipeline that leaves the latent to it (and puts no
+picture to go by beside it); where that is not so, the report says that nothing was audited.
 """
 
 import copy
@@ -46,11 +48,13 @@ class Shadow:
     rows: Rows
     """Audited samples, (a,) int64."""
     solver: Any
+    mirror: Any
+    """Of the cached latent's own steps."""
     latent: Tensor
     """y, (B, ...); only the audited rows mean anything."""
+    cached: Tensor
+    """x, (B, ...), before the step that is going on."""
     index: int
-    mirror: Any = None
-    """The scheduler as it was before the last step."""
     exact: dict[str, Tensor] = field(default_factory=dict)
     """Per branch of this step, (R, ...)."""
     handed: dict[str, Tensor] = field(default_factory=dict)
@@ -87,10 +91,9 @@ class Auditor:
         shadow = self.shadow
         if shadow is None:
             return
-        if run.step.index != shadow.index:
-            self._step(shadow, run.step.index)
-        if run.step.index == run.step.total - 1 and shadow.mirror is None:
-            shadow.mirror = copy.deepcopy(self.scheduler())
+        if run.step.index != shadow.index and not self._step(shadow, run.step.index):
+            self.shadow = None
+            return
         branch = next(reversed(run.guided.outputs))
         shadow.handed[branch] = tensors(plain(output))[0]
         shadow.exact[branch] = self._computed(module, args, kwargs, shadow, shadow.handed[branch])
@@ -105,10 +108,14 @@ class Auditor:
         if stochastic or hasattr(scheduler, "is_scale_input_called") or run.guided.mixture is None:
             self.session.note("nothing was audited: the scheduler is stochastic or rescales the denoiser's input.")
             return None
+        if run.before > 1e-6:
+            self.session.note("nothing was audited: the run began half-way, on a latent that may not be exact.")
+            return None
         if output.shape[1:] != run.latent.shape[1:] or len(set(run.guided.widths)) > 1:
             self.session.note("nothing was audited: the denoiser's outputs are not all shaped like the latent.")
             return None
-        return Shadow(run, chosen, copy.deepcopy(scheduler), run.latent[: run.samples].clone(), run.step.index)
+        latent, solver, mirror = run.latent[: run.samples], copy.deepcopy(scheduler), copy.deepcopy(scheduler)
+        return Shadow(run, chosen, solver, mirror, latent.clone(), latent.clone(), run.step.index)
 
     def _computed(
         self, module: nn.Module, args: tuple[Tree, ...], kwargs: Mapping[str, Tree], shadow: Shadow, like: Tensor
@@ -128,31 +135,58 @@ class Auditor:
             output = tensors(plain(module.forward(*own_args, **own_kwargs)))[0]
         return torch.zeros_like(like).index_copy_(0, rows.to(like.device), output)
 
-    def _step(self, shadow: Shadow, index: int) -> None:
-        """The solver takes the step that is over."""
-        shadow.latent = _solved(shadow.solver, shadow, shadow.exact, shadow.latent)
+    def _step(self, shadow: Shadow, index: int) -> bool:
+        """The solver takes the step that is over. False where that is not what the pipeline did."""
+        now = shadow.run.latent[: shadow.run.samples]
+        if not _whole(shadow) or not _led_to(now, _solved(shadow.mirror, shadow, shadow.handed, shadow.cached), shadow):
+            self.session.note(
+                "nothing was audited: a step of the pipeline is not its scheduler's alone, is random, or mixes other "
+                "branches than the step before."
+            )
+            return False
+        shadow.latent, shadow.cached = _solved(shadow.solver, shadow, shadow.exact, shadow.latent), now.clone()
         shadow.index, shadow.exact, shadow.handed = index, {}, {}
+        return True
+
+    def release(self) -> None:
+        """Let go of the model and its pipeline; what was found stays."""
+        self.finish()
+        self.seen, self.scheduler = None, lambda: None
 
     def finish(self) -> None:
         """Close an audit whose run is over; one that broke off is forgotten."""
         shadow, self.shadow = self.shadow, None
-        if shadow is None or shadow.mirror is None or set(shadow.exact) != set(shadow.run.guided.order):
+        if shadow is None or shadow.index < shadow.run.step.total - 1 or not _whole(shadow):
             return
-        cached = _solved(shadow.mirror, shadow, shadow.handed, shadow.run.latent[: shadow.run.samples])
+        cached = _solved(shadow.mirror, shadow, shadow.handed, shadow.cached)
         exact = _solved(shadow.solver, shadow, shadow.exact, shadow.latent)
         budgets = None if self.budget is None else per_sample(self.budget, shadow.run.samples)
         for b, error in zip(shadow.rows.tolist(), relative_error(cached[shadow.rows], exact[shadow.rows]), strict=True):
             self.found.append(Audited(float(error), None if budgets is None else float(budgets[b])))
 
 
+def _whole(shadow: Shadow) -> bool:
+    """Whether the step that is over called the branches of the mixture, and those alone."""
+    guided = shadow.run.guided
+    return guided.mixture is not None and set(shadow.exact) == set(guided.order)
+
+
+def _led_to(now: Tensor, expected: Tensor, shadow: Shadow) -> bool:
+    """Whether the cached latent became what was expected, but for a tenth of the change and for rounding."""
+    found, wanted, before = (t[shadow.rows].flatten(1).double() for t in (now, expected, shadow.cached))
+    allowed = (wanted - before).norm(dim=1) / 10 + found.norm(dim=1) * torch.finfo(now.dtype).eps
+    return bool(((found - wanted).norm(dim=1) <= allowed).all())
+
+
 def _solved(solver: Any, shadow: Shadow, outputs: Mapping[str, Tensor], latent: Tensor) -> Tensor:  # noqa: ANN401
-    """The latent after the step at `shadow.index`, (B, ...)."""
+    """The latent after the step at `shadow.index`, (B, ...). Random numbers of the run are left alone."""
     guided = shadow.run.guided
     assert guided.mixture is not None
     streams = [part for name in guided.order for part in outputs[name].split(shadow.run.samples)]
     weights = guided.mixture.to(latent.device, latent.dtype)
     mixed = sum(w.view(-1, *[1] * (latent.ndim - 1)) * stream for w, stream in zip(weights, streams, strict=True))
-    return solver.step(mixed, solver.timesteps[shadow.index], latent, return_dict=False)[0]
+    with torch.random.fork_rng([latent.device] if latent.is_cuda else []):
+        return solver.step(mixed, solver.timesteps[shadow.index], latent, return_dict=False)[0]
 
 
 def summary(found: list[Audited], confidence: float | None) -> dict[str, Any]:

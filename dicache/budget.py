@@ -3,8 +3,9 @@ or one per sample.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 
 from dicache.errors import BudgetError
@@ -14,11 +15,14 @@ Budget = float | tuple[float, ...]
 
 
 def validate(error_budget: float | Sequence[float]) -> Budget:
-    """The budget as plain numbers. Raises BudgetError unless every entry is a finite number >= 0."""
-    if isinstance(error_budget, torch.Tensor):
+    """The budget as plain numbers, of numpy or torch too. Raises BudgetError unless every entry is a finite number
+    >= 0.
+    """
+    if isinstance(error_budget, torch.Tensor | np.ndarray | np.generic):
         error_budget = error_budget.tolist()
-    if isinstance(error_budget, str):
-        raise BudgetError(f"error_budget is the text {error_budget!r}. Expected a number, or a list of numbers.")
+    if isinstance(error_budget, str) or not isinstance(error_budget, int | float | Iterable):
+        kind = "the text " if isinstance(error_budget, str) else ""
+        raise BudgetError(f"error_budget is {kind}{error_budget!r}. Expected a number, or a list of numbers.")
     entries = [error_budget] if isinstance(error_budget, int | float) else list(error_budget)
     if not entries:
         raise BudgetError("error_budget is an empty list. Expected one number, or one per sample.")

@@ -39,6 +39,18 @@ def refuse_whole(denoiser: nn.Module) -> None:
         raise ModeError(f"the denoiser is compiled as a whole, and dicache would be with it. {HOW_TO}.")
 
 
+def refuse_wrapped(modules: Mapping[str, nn.Module]) -> None:
+    """Raises ModeError where `torch.compile` was called on a module and its result put in the module's place: hooks on
+    it would be hooks on the module inside, which the graph holds.
+    """
+    wrapped = next((path for path, module in modules.items() if "_orig_mod" in module._modules), None)
+    if wrapped is not None:
+        raise ModeError(
+            f"{wrapped} is what torch.compile made of a module, and dicache would be compiled with it. {HOW_TO}; or "
+            "compile it in place, with its compile()."
+        )
+
+
 class Compilation:
     """Of the hooked modules of one denoiser that have no hooked ones inside them. `options` are those of
     `torch.compile`; None to compile nothing.

@@ -34,7 +34,15 @@ class Hooked:
         self.module, self.hook = module, hook
         self.had = {"forward", "_diffusers_hook"} & set(vars(module))
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
-        self.worn = module.forward
+        self.worn, self.runs = module.forward, hook.fn_ref.forward
+
+    def keep(self) -> None:
+        """Put the hook back where one inside of it was taken off: diffusers then has the next one outside call what was
+        inside, in the place of what it runs itself.
+        """
+        reference = self.hook.fn_ref
+        if reference.forward is not self.runs:
+            reference.original_forward, reference.forward = reference.forward, self.runs
 
     @property
     def alive(self) -> bool:
@@ -43,6 +51,7 @@ class Hooked:
         return hooks[-1] != NAME or self.worn in (state.get("forward"), state.get("_old_forward"))
 
     def remove(self) -> None:
+        self.keep()
         registry, state = registry_of(self.module), vars(self.module)
         wrapped, inside = self.module.forward, self.hook.fn_ref.original_forward
         later = registry._fn_refs[registry._hook_order.index(NAME) + 1 :]

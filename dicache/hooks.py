@@ -18,7 +18,7 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
 from dicache.adapters import Adapters
-from dicache.compiled import Compilation
+from dicache.compiled import Compilation, refuse_wrapped
 from dicache.config import Config, measured_on_others
 from dicache.errors import AlreadyEnabledError, ModeError, UnsupportedModelError
 from dicache.hooked import NAME, Hooked, Uncopied, registry_of
@@ -85,6 +85,7 @@ class Attachment(Uncopied):
     ) -> None:
         self.family = family_of(denoiser, family)
         parts = find(denoiser, self.family)
+        refuse_wrapped(parts.blocks)
         _check_free(denoiser)
         _check_offloaded(parts.blocks.values(), config)
         sites = config.sites.select(parts.blocks, config.probe.depth)
@@ -106,6 +107,7 @@ class Attachment(Uncopied):
         self.first = _FirstHook(session.block, first, session.finish)
         inside = dict.fromkeys(part for site in sites for part in site.parts if part not in parts.blocks)
         deciding = {**parts.blocks, **{part: denoiser.get_submodule(part) for part in inside}}
+        _check_apart(deciding)
         self.compilation = Compilation(denoiser, deciding.values(), compiling)
         try:
             for part, module in deciding.items():
@@ -180,6 +182,8 @@ class Attachment(Uncopied):
         """Whether the weights are others than at the last call. What cannot be lived with is an error here."""
         _check_uncached(self.denoiser)
         self.compilation.check()
+        for hooked in (*self.hooked, *self.around.values()):
+            hooked.keep()
         if not self.hooked[0].alive:
             self.session.note(
                 "its hooks are gone from the blocks, so everything was computed: offload was turned off that had been "
@@ -245,16 +249,21 @@ def _check_free(denoiser: nn.Module) -> None:
                 )
 
 
-def _check_offloaded(blocks: Iterable[nn.Module], config: Config) -> None:
-    """Group offload that is inside dicache's hooks brings weights when a group's first block runs, and learns the
-    blocks' order from the first call of all, in which dicache runs them twice to count what they cost.
-    """
-    for registry in filter(None, map(registry_of, blocks)):
-        if "layer_execution_tracker" in registry.hooks:
-            raise ModeError(
-                "group offload with streams has not run yet, and learns from its first run in which order blocks come. "
-                "Run the pipeline once before dicache.enable, or turn on group offload after it."
+def _check_apart(modules: Mapping[str, nn.Module]) -> None:
+    """One module in several places would be decided in all of them at once."""
+    paths: dict[int, str] = {}
+    for path, module in modules.items():
+        if id(module) in paths:
+            raise UnsupportedModelError(
+                f"{path} is the module that {paths[id(module)]} is. Expected modules of their own; they may share "
+                "their weights."
             )
+        paths[id(module)] = path
+
+
+def _check_offloaded(blocks: Iterable[nn.Module], config: Config) -> None:
+    """Group offload that is inside dicache's hooks brings the weights of a group when its first block runs."""
+    for registry in filter(None, map(registry_of, blocks)):
         hook = registry.get_hook("group_offloading")
         if config.sites.inner and hook is not None and len(hook.group.modules) > 1:
             raise ModeError(

@@ -22,6 +22,9 @@ COLOURS = {
     Action.ZERO: "#cccccc",
     Action.UNSTORED: "#4f7cac",
 }
+PARTLY = "#8796a8"
+"""Some sites computed and some did not."""
+_COMPUTED = ("compute", "unstored")
 _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html><meta charset="utf-8"><title>dicache</title>
 <style>body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em .8em;text-align:right}
 .step{display:inline-block;width:1em;height:1.2em;margin-right:1px}</style>
@@ -48,11 +51,11 @@ def figure(report: "Report") -> "Figure":
     above, below = result.subplots(2, 1, sharex=True)
     for row, sample in enumerate(facts["samples"]):
         for i, actions in enumerate(sample["actions"]):
-            above.add_patch(Rectangle((i - 0.45, row - 0.4), 0.9, 0.8, color=_colour(actions[0])))
+            above.add_patch(Rectangle((i - 0.45, row - 0.4), 0.9, 0.8, color=_colour(actions)))
         (line,) = below.plot([step["spent"][row] for step in facts["steps"]], linewidth=1)
         if sample["budget"] is not None:
             below.axhline(sample["budget"], color=line.get_color(), linestyle="--", linewidth=0.8)
-    above.set(ylim=(len(facts["samples"]) - 0.5, -0.5), ylabel="sample", title="decisions")
+    above.set(ylim=(max(1, len(facts["samples"])) - 0.5, -0.5), ylabel="sample", title="decisions")
     below.set(xlabel="step", ylabel="estimated error")
     return result
 
@@ -64,7 +67,7 @@ def html(report: "Report") -> str:
     return _PAGE.render(
         speedup=facts["compute_speedup"],
         samples=[_row(sample) for sample in facts["samples"]],
-        legend=[(action.name.lower(), colour) for action, colour in COLOURS.items()],
+        legend=[*((action.name.lower(), colour) for action, colour in COLOURS.items()), ("partly computed", PARTLY)],
         warnings=facts["warnings"],
         image=base64.b64encode(image.getvalue()).decode(),
     )
@@ -72,12 +75,24 @@ def html(report: "Report") -> str:
 
 def _row(sample: dict[str, Any]) -> dict[str, Any]:
     steps = [
-        {"colour": _colour(actions[0]), "why": f"step {i}: {actions[0]}; {REASONS[Reason[reasons[0].upper()]]}"}
+        {"colour": _colour(actions), "why": f"step {i}: {_why(actions, reasons)}"}
         for i, (actions, reasons) in enumerate(zip(sample["actions"], sample["reasons"], strict=True))
     ]
-    error = "-" if sample["estimated_error"] is None else f"{sample['estimated_error']:.4f}"
-    return {"budget": sample["budget"], "error": error, "work": f"{sample['computed_fraction']:.0%}", "steps": steps}
+    budget, error = ("-" if sample[key] is None else f"{sample[key]:.4f}" for key in ("budget", "estimated_error"))
+    return {"budget": budget, "error": error, "work": f"{sample['computed_fraction']:.0%}", "steps": steps}
 
 
-def _colour(action: str) -> str:
-    return COLOURS[Action[action.upper()]]
+def _computed(actions: list[str]) -> int:
+    """At how many sites."""
+    return sum(action in _COMPUTED for action in actions)
+
+
+def _why(actions: list[str], reasons: list[str]) -> str:
+    if 0 < _computed(actions) < len(actions):
+        return f"{_computed(actions)} of {len(actions)} sites computed"
+    return f"{actions[0]}; {REASONS[Reason[reasons[0].upper()]]}"
+
+
+def _colour(actions: list[str]) -> str:
+    """Of one step, over its sites."""
+    return PARTLY if 0 < _computed(actions) < len(actions) else COLOURS[Action[actions[0].upper()]]

@@ -69,7 +69,7 @@ class Report:
         """Numbers, strings and lists only; None where a number is not known."""
         trace = self.trace
         return {
-            "samples": [self._sample(i) for i in range(self._count())],
+            "samples": self._samples(),
             "steps": [_step(record) for record in trace.records] if trace else [],
             "compute_speedup": self.compute_speedup,
             "executed_macs": float(trace.executed.sum()) if trace else 0.0,
@@ -97,17 +97,21 @@ class Report:
 
     def save_html(self, path: str | Path) -> None:
         """Write one page with everything in it."""
-        Path(path).write_text(import_module("dicache.page").html(self))
+        Path(path).write_text(import_module("dicache.page").html(self), encoding="utf-8")
 
     def _count(self) -> int:
         return len(self.trace.executed) if self.trace else 0
 
-    def _sample(self, i: int) -> dict[str, Any]:
+    def _samples(self) -> list[dict[str, Any]]:
+        estimates = self._estimates().tolist() if self.trace and self.trace.records else [None] * self._count()
+        return [self._sample(i, estimate) for i, estimate in enumerate(estimates)]
+
+    def _sample(self, i: int, estimate: float | None) -> dict[str, Any]:
         assert self.trace is not None
         records = self.trace.records
         return {
             "budget": float(self.budget[i]) if self.budget is not None else None,
-            "estimated_error": float(self._estimates()[i]) if records else None,
+            "estimated_error": estimate,
             "computed_fraction": float(self.trace.executed[i] / self.trace.uncached[i])
             if self.trace.uncached[i] > 0
             else 1.0,
@@ -163,8 +167,7 @@ class Report:
         table = Table(title=f"dicache: {self.compute_speedup:.2f}x less computed")
         for column in ("sample", "budget", "estimated error", "work", "decisions"):
             table.add_column(column, no_wrap=True)
-        for i in range(self._count()):
-            sample = self._sample(i)
+        for i, sample in enumerate(self._samples()):
             table.add_row(
                 str(i),
                 _number(sample["budget"]),

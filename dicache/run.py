@@ -111,6 +111,8 @@ class Run:
     bytes: int = 0
     overhead: float = 0.0
     complete: bool = False
+    gone: bool = False
+    """Whether the model's tensors were let go: nothing is learned any more."""
     begun: float = field(default_factory=time.perf_counter)
 
     def chunks(self, rows: int) -> int:
@@ -137,11 +139,9 @@ class Run:
 
     def let_go(self) -> None:
         """Of the model's tensors."""
-        self.guided, self.strongest = Guided(), None
+        self.guided, self.strongest, self.gone = Guided(), None, True
         for place in self.places:
-            place.past, place.sums, place.value = {}, None, None
-            if self.complete:
-                place.judgement = place.estimator = None
+            place.past, place.sums, place.value, place.judgement, place.estimator = {}, None, None, None, None
 
     def go_on(self, step: Step, latent: Tensor) -> None:
         """The next step begins."""

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dicache.clock import Reading
+from dicache.clock import Reading, TimestepClock
 from dicache.closing import close
 from dicache.config import Config
 from dicache.controllers.base import Controller
@@ -67,16 +67,16 @@ class Session:
             self.inner.forget()
 
     def release(self) -> None:
-        """Let go of the model's tensors; what was noted down stays."""
+        """Let go of the model and its pipeline; what was noted down stays."""
         self.trace()  # closes a run that is over
-        self.call = None
+        self.call, self.clock = None, TimestepClock()  # the pipeline's clock holds it
         self._forget_shapes()
         if self.run:
             self.run.let_go()
 
     def finish(self) -> None:
         """The pipeline said that its run is over."""
-        if self.run and not self.run.complete:
+        if self.run and not self.run.complete and not self.run.gone:
             self._close(self.run, None)
             self.run.complete = True
         self.call = None
@@ -270,7 +270,7 @@ class Session:
         run = self.run
         if run is None:
             return None
-        if self.call is None and run.step.index == run.step.total - 1:
+        if self.call is None and not run.gone and run.step.index == run.step.total - 1:
             self.finish()
         samples = run.samples or len(self.meter.executed)
         executed, uncached = (macs.view(-1, samples).sum(0) for macs in (self.meter.executed, self.meter.uncached))

@@ -6,7 +6,8 @@ from typing import Any
 
 import accelerate
 import torch
-from diffusers.hooks import apply_group_offloading
+from diffusers.hooks import HookRegistry, apply_group_offloading
+from diffusers.hooks.group_offloading import LazyPrefetchGroupOffloadingHook
 from peft import LoraConfig, inject_adapter_in_model
 
 import dicache
@@ -50,6 +51,13 @@ def group_offload_leaves(pipe: Any) -> None:
     apply_group_offloading(pipe.transformer, onload_device="cpu", offload_device="cpu", offload_type="leaf_level")
 
 
+def group_offload_that_learns(pipe: Any) -> None:
+    """As with streams, which the CPU has not: hooks on the blocks learn their order, and go after the first call."""
+    group_offload(pipe)
+    registry = HookRegistry.check_if_exists_or_initialize(pipe.transformer)
+    registry.register_hook(LazyPrefetchGroupOffloadingHook(), "lazy_prefetch_group_offloading")
+
+
 def lora(pipe: Any, *targets: str) -> None:
     torch.manual_seed(3)
     config = LoraConfig(r=2, target_modules=list(targets or ("to_q", "to_k", "to_v")), init_lora_weights=False)
@@ -79,6 +87,7 @@ NEIGHBOURS = (
     group_offload,
     group_offload_two,
     group_offload_leaves,
+    group_offload_that_learns,
     lora,
     fused_lora,
     int8_weights,

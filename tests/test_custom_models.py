@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import dicache
-from dicache.errors import UnsupportedModelError
+from dicache.errors import ModeError, UnsupportedModelError
 from dicache.metrics import relative_error
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "custom-models.md"
@@ -60,6 +60,15 @@ def test_a_family_that_does_not_fit_is_refused(page):
     single = dicache.Family(model="TalkingPictures", stacks=("trunk",))
     with pytest.raises(UnsupportedModelError, match="Expected at least two"):
         dicache.enable(page["talking"], error_budget=0.05, family=single)
+    with pytest.raises(ModeError, match=r"Expected a dicache\.Family"):
+        dicache.enable(page["talking"], error_budget=0.05, family="TalkingPictures")
+
+
+@pytest.mark.parametrize("name", ["stacks", "streams", "latents", "time"])
+def test_one_name_in_the_place_of_several_is_refused(name):
+    facts = {"stacks": ("trunk.layers",), name: "trunk"}
+    with pytest.raises(UnsupportedModelError, match=rf"{name}=\('trunk',\)"):
+        dicache.Family(model="TalkingPictures", **facts)
 
 
 def test_a_model_that_returns_more_than_it_was_given_is_refused_at_its_first_call(page):
@@ -92,6 +101,36 @@ class Halving(nn.Module):
 
     def forward(self, x):
         return self.scale * x
+
+
+class Tied(nn.Module):
+    """Of three blocks; the module around them has two names, and so has the last block."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Halving() for _ in range(3)) if own else nn.ModuleList([Halving()] * 3)
+        self.enter = nn.Linear(3, 3)
+        self.every, self.last = nn.ModuleList([self.enter]), self.blocks[-1]
+
+    def forward(self, x, t):
+        x = self.enter(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_module_of_two_names_is_counted_once_and_disabling_restores_it():
+    model, t = Tied(own=True), torch.tensor([1.0])
+    before = {path: set(vars(module)) for path, module in model.named_modules()}
+    with torch.no_grad(), dicache.enable(model, error_budget=0.05) as cache:
+        model(torch.ones(1, 3), t)
+        assert float(cache.trace.executed) == 9
+    assert {path: set(vars(module)) for path, module in model.named_modules()} == before
+
+
+def test_one_block_in_several_places_is_refused():
+    with pytest.raises(UnsupportedModelError, match=r"blocks\.1 is the module that blocks\.0 is"):
+        dicache.enable(Tied(own=False), error_budget=0.05)
 
 
 def test_a_list_of_samples_of_several_sizes_is_refused_at_its_first_call():

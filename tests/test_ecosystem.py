@@ -5,12 +5,12 @@ each is bitwise what the neighbour gives without dicache, with a budget each is 
 neighbour alone as it was.
 """
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
-from diffusers.hooks import HookRegistry
-from diffusers.hooks.group_offloading import LayerExecutionTrackerHook
 from torch._dynamo.utils import counters
 
 import dicache
@@ -30,6 +30,7 @@ from beside import (
     enabled,
     fused_lora,
     group_offload,
+    group_offload_that_learns,
     int8_weights,
     lora,
     model_offload,
@@ -153,8 +154,37 @@ def test_blocks_really_run_as_graphs_and_skipped_ones_do_not():
     assert not ran
 
 
+def test_the_first_call_gives_what_the_graphs_give_and_runs_them_once():
+    ran = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        def run(*args: Any) -> Any:
+            ran.append(1)
+            return tuple(t * 1.001 for t in graph(*args))
+
+        return run
+
+    drawn, times = [], []
+    for ours in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        pipe = quiet(make_wan())
+        if ours:
+            dicache.enable(pipe, error_budget=0.0, compile_blocks={"backend": backend})
+        else:
+            for block in pipe.transformer.blocks:
+                block.compile(fullgraph=True, backend=backend)
+        ran.clear()
+        drawn.append(draw_wan(pipe, [1], 2))
+        times.append((len(ran), counters["stats"]["unique_graphs"]))
+    assert torch.equal(*drawn) and times[0] == times[1]
+    assert not torch.equal(drawn[0], draw_wan(quiet(make_wan()), [1], 2)), "the graphs give other numbers"
+
+
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("neighbour", [model_offload, group_offload, lora, fused_lora, int8_weights])
+@pytest.mark.parametrize(
+    "neighbour", [model_offload, group_offload, group_offload_that_learns, lora, fused_lora, int8_weights]
+)
 def test_compiled_blocks_go_with_their_neighbours(neighbour, order):
     tiny, (plain, untouched) = PIPELINES[WAN], plainly(WAN, neighbour)
     torch._dynamo.reset()
@@ -181,6 +211,16 @@ def test_compiled_blocks_without_the_keyword_are_refused_with_the_way_out(order)
     with pytest.raises(ModeError, match="compile_blocks=True"):
         draw(PIPELINES[FLUX], pipe, 1)
     cache.disable()
+
+
+@pytest.mark.parametrize("compiled", [False, EAGER])
+def test_blocks_that_torch_compile_has_wrapped_are_refused_with_the_way_out(compiled):
+    pipe = make_flux()
+    blocks = pipe.transformer.transformer_blocks
+    blocks[1] = torch.compile(blocks[1], **EAGER)
+    with pytest.raises(ModeError, match=r"transformer_blocks\.1 is what torch\.compile made"):
+        dicache.enable(pipe, error_budget=BUDGET, compile_blocks=compiled)
+    assert not traces(pipe.transformer)["ours"]
 
 
 def test_a_denoiser_compiled_as_a_whole_is_refused():
@@ -275,16 +315,37 @@ def test_group_offload_that_a_skipped_block_would_upset_is_refused_with_the_way_
     group_offload(pipe, 2)
     with pytest.raises(ModeError, match="num_blocks_per_group=1"):
         dicache.enable(pipe, config=presets.fora(2, Spans(1)))
-    pipe = make_flux()
-    registry = HookRegistry.check_if_exists_or_initialize(pipe.transformer.transformer_blocks[0])
-    registry.register_hook(LayerExecutionTrackerHook(lambda: None), "layer_execution_tracker")
-    with pytest.raises(ModeError, match="Run the pipeline once"):
-        dicache.enable(pipe, error_budget=BUDGET)
     assert not traces(pipe.transformer)["ours"]
 
 
+@pytest.mark.parametrize("compiled", [False, EAGER])
+def test_group_offload_learns_the_order_of_the_blocks_under_dicache(compiled):
+    """And every block once: what is counted is not run for it."""
+    orders = []
+    for enabling in (False, True):
+        pipe = make_wan()
+        group_offload_that_learns(pipe)
+        learning = pipe.transformer._diffusers_hook.get_hook("lazy_prefetch_group_offloading")
+        cache = dicache.enable(pipe, error_budget=BUDGET, compile_blocks=compiled) if enabling else None
+        draw(PIPELINES[WAN], pipe, 1)
+        orders.append([name for name, _ in learning.execution_order])
+        assert enabling is False or cache.report().compute_speedup > 1.2
+    assert orders[0] == orders[1] == [f"blocks.{i}" for i in range(len(pipe.transformer.blocks))]
+
+
+def test_disabled_after_one_call_group_offload_has_learned_and_learns_no_more():
+    pipe = quiet(make_wan())
+    group_offload_that_learns(pipe)
+    learning = pipe.transformer._diffusers_hook.get_hook("lazy_prefetch_group_offloading")
+    with dicache.enable(pipe, error_budget=BUDGET):
+        draw_wan(pipe, [1], 1, guided=False)
+    learned = len(learning.execution_order)
+    draw_wan(pipe, [1], 1, guided=False)
+    assert len(learning.execution_order) == learned == len(pipe.transformer.blocks)
+
+
 def test_sites_inside_the_denoiser_live_beside_group_offload_and_lora():
-    for neighbour in (group_offload, lora):
+    for neighbour in (group_offload, group_offload_that_learns, lora):
         for order in ORDERS:
             plain, _ = plainly(WAN, neighbour)
             pipe, cache = enabled(PIPELINES[WAN], neighbour, order, config=presets.fora(2, Spans(1)))
@@ -308,3 +369,38 @@ def test_offload_that_is_turned_off_under_dicache_is_told_and_the_run_is_exact()
     with dicache.enable(pipe, error_budget=BUDGET) as cache:
         draw_wan(pipe, [1], STEPS)
     assert cache.report().compute_speedup > 1.2
+
+
+# What is left behind.
+
+
+@pytest.mark.parametrize("how", [{}, {"audit": 1.0}, {"compile_blocks": EAGER}], ids=str)
+def test_a_disabled_cache_reports_and_keeps_neither_model_nor_pipeline(how):
+    pipe = quiet(make_wan())
+    with dicache.enable(pipe, error_budget=BUDGET, **how) as cache:
+        draw_wan(pipe, [1], STEPS)
+    reported, left = str(cache.report()), (weakref.ref(pipe), weakref.ref(pipe.transformer))
+    del pipe
+    gc.collect()
+    assert [one() for one in left] == [None, None]
+    assert str(cache.report()) == reported and cache.report().compute_speedup > 1.2
+
+
+@pytest.mark.parametrize("call", [1, 7, STEPS])
+def test_a_run_that_broke_off_is_not_over_after_disable_and_nothing_of_it_is_kept(call):
+    pipe, calls = quiet(make_wan()), []
+
+    def stop(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+
+    with dicache.enable(pipe, error_budget=BUDGET) as cache:
+        handle = pipe.transformer.proj_out.register_forward_pre_hook(stop)
+        with pytest.raises(KeyboardInterrupt):
+            draw_wan(pipe, [1], STEPS, guided=False)
+        handle.remove()
+    for _ in range(2):
+        facts = cache.report().to_dict()
+        assert not facts["complete"] and len(facts["steps"]) == call - 1
+    assert all(place.judgement is None and not place.past for place in cache._session.run.places)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
@@ -24,12 +25,20 @@ def untouched(pipe) -> bool:
     )
 
 
-@pytest.mark.parametrize("budget", [-0.1, math.nan, math.inf, [], [0.1, -1.0], "0.05", True, torch.tensor([0.1, -1])])
+@pytest.mark.parametrize(
+    "budget", [-0.1, math.nan, math.inf, [], [0.1, -1.0], "0.05", True, torch.tensor([0.1, -1]), object()]
+)
 def test_a_budget_that_makes_no_sense_is_refused(budget):
     pipe = make_flux()
     with pytest.raises(BudgetError, match="Expected"):
         dicache.enable(pipe, error_budget=budget)
     assert untouched(pipe)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    for numbers in (np.float32(2), np.array(2.0), torch.tensor(2.0), np.array([2.0, 3.0], "float32")):
+        for asked in ("error_budget", "speedup"):
+            dicache.enable(make_flux(), **{asked: numbers}).disable()
 
 
 def test_as_many_budgets_as_samples_or_an_error_and_then_a_clean_run():

@@ -5,6 +5,12 @@ import json
 import pytest
 
 import dicache
+from dicache.approximators.hold import Reuse
+from dicache.controllers.by_kind import ByKind
+from dicache.controllers.interval import Interval
+from dicache.page import PARTLY
+from dicache.sites import Sublayers
+from dicache.types import Kind
 from tiny import draw_flux, make_flux
 
 KEYS = {
@@ -51,8 +57,22 @@ def test_a_report_is_a_figure_and_a_page(report, tmp_path):
     assert page.count('class="step" style') >= 16 and "within budget" in page
 
 
+def test_a_page_says_where_there_is_no_budget_and_where_only_some_sites_computed(tmp_path):
+    pipe = make_flux()
+    config = dicache.Config(ByKind({Kind.ATTENTION: Interval(2)}), approximators=(Reuse(),), sites=Sublayers())
+    with dicache.enable(pipe, config=config) as cache:
+        draw_flux(pipe, [1], 8)
+    report = cache.report()
+    report.save_html(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "sites computed" in page
+    assert page.count(f"background:{PARTLY}") == 1 + report.strip(0).count("+") > 1
+    assert page.count("<td>-") == 1
+
+
 def test_before_any_run_there_is_nothing_to_report():
     with dicache.enable(make_flux(), error_budget=0.1) as cache:
         report = cache.report()
     assert "nothing has run yet." in str(report)
     assert report.to_dict()["samples"] == [] and report.compute_speedup == 1.0
+    assert len(report.plot().axes) == 2

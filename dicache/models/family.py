@@ -38,7 +38,9 @@ class Inside(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One kind of denoiser. Raises UnsupportedModelError where `stacks` and `refused` are both empty, or both given."""
+    """One kind of denoiser. Raises UnsupportedModelError where `stacks` and `refused` are both empty, or both given, or
+    one name stands where several are expected.
+    """
 
     model: str
     """The name of its class."""
@@ -66,6 +68,12 @@ class Family:
     """Why it cannot be cached."""
 
     def __post_init__(self) -> None:
+        for name in ("stacks", "streams", "latents", "time"):
+            given = getattr(self, name)
+            if isinstance(given, str):
+                raise UnsupportedModelError(
+                    f"the family of {self.model} has {name}={given!r}. Expected names in a list: {name}=({given!r},)."
+                )
         if bool(self.stacks) == bool(self.refused):
             raise UnsupportedModelError(
                 f"the family of {self.model} has {'stacks and a refusal' if self.refused else 'no stacks'}. "

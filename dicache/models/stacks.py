@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from dicache.errors import UnsupportedModelError
+from dicache.errors import ModeError, UnsupportedModelError
 from dicache.models.families import FAMILIES
 from dicache.models.family import STREAMS, Family, Inside
 from dicache.models.refusals import REFUSALS
@@ -38,9 +38,11 @@ class Parts(NamedTuple):
 
 def family_of(denoiser: nn.Module, given: Family | None = None) -> Family:
     """What is known of it: what the user gives, else the table, else what its shape shows. Raises UnsupportedModelError
-    where it is refused, is of another class than `given`, or shows no stack.
+    where it is refused, is of another class than `given`, or shows no stack; ModeError where `given` is no family.
     """
     name = type(denoiser).__name__
+    if given is not None and not isinstance(given, Family):
+        raise ModeError(f"family is {given!r}. Expected a dicache.Family, or none for a model of diffusers.")
     if given is not None and given.model != name:
         raise UnsupportedModelError(
             f"the family given is that of {given.model}, but this denoiser is a {name}. "
@@ -53,18 +55,19 @@ def family_of(denoiser: nn.Module, given: Family | None = None) -> Family:
 
 
 def find(denoiser: nn.Module, family: Family) -> Parts:
-    """Blocks and the modules around them. Raises UnsupportedModelError where the family names what is not there, or
-    there are fewer than two blocks.
+    """Blocks and the modules around them, each of these once. Raises UnsupportedModelError where the family names what
+    is not there, or there are fewer than two blocks.
     """
     blocks = {path: block for stack in family.stacks for path, block in _blocks(denoiser, stack)}
     if len(blocks) < 2:
         raise UnsupportedModelError(
             f"{family.model} has {len(blocks)} blocks in {', '.join(family.stacks)}. Expected at least two."
         )
-    stacks = (*family.stacks, *blocks)
-    return Parts(
-        blocks, {path: part for path, part in _leaves(denoiser, "", stacks) if any(True for _ in part.parameters())}
-    )
+    around: dict[nn.Module, str] = {}
+    for path, part in _leaves(denoiser, "", (*family.stacks, *blocks)):
+        if part not in blocks.values() and any(True for _ in part.parameters()):
+            around.setdefault(part, path)
+    return Parts(blocks, {path: part for part, path in around.items()})
 
 
 def _blocks(denoiser: nn.Module, stack: str) -> Iterator[tuple[str, nn.Module]]:
@@ -115,6 +118,7 @@ def _found(denoiser: nn.Module) -> Family:
 
 
 def _arguments(block: nn.Module) -> set[str]:
+    block = block._modules.get("_orig_mod") or block  # what torch.compile wrapped
     return set(inspect.signature(type(block).forward).parameters)
 
 
