@@ -158,8 +158,10 @@ class ParetoSet:
     def front(self) -> "ParetoSet":
         """Without those that another one beats in both work and error."""
         known = [s for s in self.members if s.error is not None]
-        kept = [s for s in known if not any(_beats(other, s) for other in known)]
-        return ParetoSet(tuple(kept))
+        work, error = np.array([(s.work, s.error) for s in known], dtype=float).reshape(-1, 2).T
+        no_worse = (work[:, None] <= work) & (error[:, None] <= error)
+        beaten = (no_worse & ~no_worse.T).any(0)
+        return ParetoSet(tuple(s for s, worse in zip(known, beaten, strict=True) if not worse))
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file. Raises ScheduleError where that is impossible."""
@@ -173,8 +175,3 @@ class ParetoSet:
         from dicache.schedule_file import load
 
         return ParetoSet(tuple(load(Path(path), several=True)))
-
-
-def _beats(a: Schedule, b: Schedule) -> bool:
-    assert a.error is not None and b.error is not None
-    return a.work <= b.work and a.error <= b.error and (a.work, a.error) != (b.work, b.error)

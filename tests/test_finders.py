@@ -19,7 +19,7 @@ from dicache.controllers.interval import Interval
 from dicache.errors import ScheduleError
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.finders.annealing import Annealing, swaps
-from dicache.finders.base import Finder
+from dicache.finders.base import MOST, Finder
 from dicache.finders.block_caching import BlockCaching
 from dicache.finders.eb_cache import EBCache, mask_of
 from dicache.finders.ecad import Ecad
@@ -318,6 +318,15 @@ def test_a_search_killed_after_any_generation_goes_on_to_the_same_front(pipe, ca
     assert final[0] == final[1] and "checkpoint" not in json.loads(final[0])["schedules"][0]["finder"]["arguments"]
     with pytest.raises(ScheduleError, match="holds other measurements"):
         Ecad(generations=4, population=8, checkpoint=tmp_path / "whole").find(pipe, Evaluation(), calibration)
+
+
+def test_a_search_that_measures_on_the_way_chooses_from_all_it_measured(pipe, calibration):
+    ground, finder = calibration.on(pipe, Evaluation()), Ecad(generations=6, population=8)
+    measured = finder.schedules(ground, finder.tables(ground, None, 0), 0)
+    assert len(measured) > MOST
+    front = finder.find(pipe, Evaluation(), calibration).members
+    for s in measured:
+        assert any(kept.work <= s.work and kept.error <= s.error for kept in front)
 
 
 def test_a_seeded_front_dominates_its_seeds_and_the_first_step_is_no_gene(pipe, calibration):

@@ -20,11 +20,13 @@ from dicache.table import Table, repaired
 from dicache.types import Action
 
 MOST = 32
-"""Tables that are measured to choose from; more are thinned, evenly by their work."""
+"""Tables that are measured only to choose from them; more are thinned, evenly by their work."""
 
 
 class Finder(ABC):
     name: ClassVar[str]
+    measures: ClassVar[bool] = False
+    """Whether the tables it proposes were measured on the way, so that all of them are chosen from."""
 
     @abstractmethod
     def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
@@ -56,7 +58,7 @@ class Finder(ABC):
         tables = _different(self.tables(ground, cost, seed))
         if cost is not None:
             return self._at(ground, tables, cost, seed)
-        tables = _thinned(ground, tables)
+        tables = tables if self.measures else _thinned(ground, tables)
         found = ParetoSet(tuple(self.schedules(ground, tables, seed))).front()
         return found if budget is None else found.within(budget)
 

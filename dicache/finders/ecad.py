@@ -32,6 +32,7 @@ from dicache.types import Action
 @dataclass(frozen=True)
 class Ecad(Finder):
     name: ClassVar[str] = "ecad"
+    measures: ClassVar[bool] = True
     generations: int = 30
     population: int = 24
     flips: float = 2.0

@@ -23,6 +23,7 @@ from dicache.types import Action
 @dataclass(frozen=True)
 class Nested(Finder):
     name: ClassVar[str] = "nested"
+    measures: ClassVar[bool] = True
     width: int = 6
     """How many cells are tried before one is taken out."""
     at_once: int = 1
