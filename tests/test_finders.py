@@ -2,8 +2,11 @@
 prompts is judged on others.
 """
 
+import gc
 import itertools
 import json
+import weakref
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import numpy as np
@@ -37,7 +40,7 @@ from dicache.reference.scenes import prompts
 from dicache.schedule import ParetoSet
 from dicache.sites import Evaluation, Spans, Sublayers
 from dicache.table import computes, written
-from dicache.types import Kind
+from dicache.types import Action, Kind
 
 GUIDED = {"negative_prompt": "", "true_cfg_scale": 3.5}
 ATTENTION, CROSS, FEED = Kind.ATTENTION, Kind.CROSS_ATTENTION, Kind.FEED_FORWARD
@@ -120,6 +123,35 @@ def test_measurements_are_shared_and_no_table_runs_twice(calibration):
     SmoothCache().tables(mine.on(pipe, Evaluation()), None, 0)
     FixedInterval().find(pipe, Evaluation(), mine, cost=0.5)
     assert pipe.runs == after
+
+
+def test_measurements_are_not_taken_over_by_a_copy_with_other_prompts(pipe, calibration):
+    other = replace(calibration, prompts=PROMPTS[4:6])
+    fresh = Calibration(PROMPTS[4:6], 8, call={"guidance": 4.0})
+    assert calibration.on(pipe, Evaluation()) is not other.on(pipe, Evaluation())
+    errors = [FixedInterval().find(pipe, Evaluation(), mine, cost=0.6).error for mine in (calibration, other, fresh)]
+    assert errors[0] != errors[1] == errors[2]
+
+
+def test_measurements_with_coefficients_outlive_them(pipe, calibration):
+    ground = calibration.on(pipe, Spans())
+    table = ground.filled(FixedInterval().tables(ground, None, 0)[1] == Action.COMPUTE, Action.CORRECT)
+    fitted = fit(pipe, PROMPTS[:2], steps=8, kind="scale_shift", progress=False, guidance=4.0)
+    held = weakref.ref(fitted)
+    ground.errors([table], fitted)
+    del fitted
+    gc.collect()
+    assert held() is not None, "another one at the same address would be taken for it"
+
+
+@pytest.mark.parametrize("kind", ["ridge", "low_rank"])
+def test_what_coefficients_multiply_counts_as_work(pipe, calibration, kind):
+    fitted = fit(pipe, PROMPTS[:4], steps=8, kind=kind, progress=False, guidance=4.0)
+    found = BlockCaching(fitted).find(pipe, Spans(), calibration, cost=0.6)
+    assert found.work <= 0.6 and found.macs > replace(found, basis=calibration.on(pipe, Spans()).basis).macs
+    with dicache.enable(pipe, schedule=found) as cache:
+        pipe.draw([5], 8)
+    assert (cache.trace.executed == found.macs).all()
 
 
 # The rules.
