@@ -105,12 +105,23 @@ def test_what_cannot_be_asked_or_had_is_one_clear_error(pipe, calibration):
     ):
         with pytest.raises(ScheduleError, match=message):
             find(pipe, Evaluation(), calibration, **asked)
+    with pytest.raises(ScheduleError, match=r"nothing to begin from at 0\.01 of the work"):
+        Annealing(trials=1).find(pipe, Evaluation(), calibration, cost=0.01)
+    with pytest.raises(ScheduleError, match=r"curves reach 2 steps. Use Calibration\(longest"):
+        SmoothCache().find(pipe, Evaluation(), Calibration(PROMPTS[:1], 8, longest=2), cost=0.5)
     for finder, message in ((Gate(), "no site is a cross-attention"), (EBCache(), r"Use sites=Sublayers\(\)")):
         with pytest.raises(ScheduleError, match=message):
             finder.find(pipe, Spans(), calibration)
-    for broken in (lambda: SmoothCache(longest=0), lambda: Windows(begin=0.9), lambda: Ecad(population=1)):
+    for broken in (
+        lambda: SmoothCache(longest=0),
+        lambda: Windows(begin=0.9),
+        lambda: Ecad(population=1),
+        lambda: InvarDiff(modules=1.2),
+    ):
         with pytest.raises(ScheduleError, match=r"Expected|expected"):
             broken()
+    with pytest.raises(ScheduleError, match="there are no seeds"):
+        Ecad(seeds=())
     with pytest.raises(ScheduleError, match="list of one or more prompts"):
         Calibration([], 8)
 
@@ -318,6 +329,7 @@ def test_a_nested_order_is_one_file_for_every_budget(pipe, calibration, tmp_path
     for cost in (0.9, 0.7, 0.5, 0.4):
         chosen = ParetoSet.load(tmp_path / "nested.json").at(cost)
         assert chosen.work <= cost and any((chosen.table == table).all() for table in tables)
+    assert 0.2 < Nested(least=0.5).find(pipe, Evaluation(), calibration, cost=0.3).work <= 0.3
 
 
 # Evolution.
@@ -350,6 +362,25 @@ def test_a_search_killed_after_any_generation_goes_on_to_the_same_front(pipe, ca
     assert final[0] == final[1] and "checkpoint" not in json.loads(final[0])["schedules"][0]["finder"]["arguments"]
     with pytest.raises(ScheduleError, match="holds other measurements"):
         Ecad(generations=4, population=8, checkpoint=tmp_path / "whole").find(pipe, Evaluation(), calibration)
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_a_search_that_has_tried_every_table_ends(pipe, seeded):
+    drawn = Calibration(PROMPTS[:1], 3, call={"guidance": 4.0})
+    finder = Ecad(generations=5, population=6, seeded=seeded, seeds=(FixedInterval(),))
+    assert finder.find(pipe, Evaluation(), drawn).members[0].work == 1
+    assert len(finder.tables(drawn.on(pipe, Evaluation()), None, 0)) == 4
+
+
+def test_a_checkpoint_is_of_one_scheduler(pipe, calibration, tmp_path):
+    finder = Ecad(generations=1, population=6, seeds=(FixedInterval(),), checkpoint=str(tmp_path))
+    ground = calibration.on(pipe, Evaluation())
+    finder._ledger(ground, 0)
+    recorded = (replace(ground.basis, scheduler="Another()"), *ground._recorded[1:])
+    other = Calibration(PROMPTS[:2], 8, call={"guidance": 4.0}).on(pipe, Evaluation())
+    other.__dict__["_recorded"] = recorded
+    with pytest.raises(ScheduleError, match="holds other measurements"):
+        finder._ledger(other, 0)
 
 
 def test_a_search_that_measures_on_the_way_chooses_from_all_it_measured(pipe, calibration):
