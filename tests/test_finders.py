@@ -30,12 +30,14 @@ from dicache.finders.fixed import FixedInterval
 from dicache.finders.gate import Gate
 from dicache.finders.ground import Calibration
 from dicache.finders.invardiff import InvarDiff, low, rates
+from dicache.finders.names import made
 from dicache.finders.nested import Nested
 from dicache.finders.optimal import Optimal, gap_costs, segmentations
 from dicache.finders.smoothcache import SmoothCache, scan
 from dicache.finders.stages import Stages
 from dicache.finders.windows import Windows
 from dicache.fitting import fit
+from dicache.metrics import relative_error
 from dicache.reference.scenes import prompts
 from dicache.schedule import ParetoSet
 from dicache.sites import Evaluation, Spans, Sublayers
@@ -120,6 +122,9 @@ def test_what_cannot_be_asked_or_had_is_one_clear_error(pipe, calibration):
     ):
         with pytest.raises(ScheduleError, match=r"Expected|expected"):
             broken()
+    for fill in (Action.ALIGN, Action.COMPUTE, Action.DYNAMIC):
+        with pytest.raises(ScheduleError, match="Expected one of REUSE, EXTRAPOLATE"):
+            FixedInterval(fill).find(pipe, Evaluation(), calibration, cost=0.6)
     with pytest.raises(ScheduleError, match="there are no seeds"):
         Ecad(seeds=())
     with pytest.raises(ScheduleError, match="list of one or more prompts"):
@@ -163,6 +168,33 @@ def test_what_coefficients_multiply_counts_as_work(pipe, calibration, kind):
     with dicache.enable(pipe, schedule=found) as cache:
         pipe.draw([5], 8)
     assert (cache.trace.executed == found.macs).all()
+
+
+def test_schedules_that_leave_no_finite_latent_are_not_found(pipe, monkeypatch):
+    def broken(latents, reference):
+        lost = relative_error(latents, reference)
+        return torch.where(lost > 0.06, torch.nan, lost)
+
+    monkeypatch.setattr(dicache.finders.ground, "relative_error", broken)
+    drawn = Calibration(PROMPTS[:2], 8, call={"guidance": 4.0})
+    for finder in (FixedInterval(), Ecad(generations=2, population=6)):
+        front = finder.find(pipe, Evaluation(), drawn)
+        assert len(front.members) > 1 and all(s.error <= 0.06 for s in front.members)
+    with pytest.raises(ScheduleError, match="no schedule of fixed leaves the latent finite"):
+        FixedInterval().find(pipe, Evaluation(), drawn, cost=0.2)
+
+
+def test_options_are_read_as_their_defaults_and_what_a_finder_has_no_use_for_is_refused(tmp_path):
+    found = made("ecad", {"fill": "extrapolate", "seeded": "False", "flips": "3"}, checkpoint=tmp_path)
+    assert found == Ecad(fill=Action.EXTRAPOLATE, seeded=False, flips=3.0, checkpoint=tmp_path)
+    assert made("fixed", {}, checkpoint=None) == FixedInterval()
+    for asked, message in (
+        (lambda: made("nested", {}, checkpoint=tmp_path), "nested has no use for a checkpoint"),
+        (lambda: made("fixed", {"fill": "dynamic"}), "Expected reuse, extrapolate, zero"),
+        (lambda: made("nested", {"width": "1e3"}), "Expected a value like 6"),
+    ):
+        with pytest.raises(ScheduleError, match=message):
+            asked()
 
 
 # The rules.

@@ -75,12 +75,17 @@ class Finder(ABC):
         return min(self.schedules(ground, dearest, seed), key=lambda s: s.error or 0.0)
 
     def schedules(self, ground: Ground, tables: Sequence[Table], seed: int) -> list[Schedule]:
-        """Tables with all that a file needs, and what they lose."""
+        """Tables with all that a file needs, and what they lose; without those that lose everything. Raises
+        ScheduleError where that is all of them.
+        """
         errors = ground.errors(tables, self.coefficients).mean(1)
+        if not np.isfinite(errors).any():
+            raise ScheduleError(f"no schedule of {self.name} leaves the latent finite. Ask for more work.")
         found, basis = self.found(ground.calibration, seed), ground.priced(self.coefficients)
         return [
             Schedule(basis, table, found, float(error), fitted=self.coefficients)
             for table, error in zip(tables, errors, strict=True)
+            if np.isfinite(error)
         ]
 
     def found(self, calibration: Calibration, seed: int) -> Found:

@@ -28,6 +28,9 @@ from dicache.schedule import ParetoSet
 from dicache.table import Table, computes
 from dicache.types import Action
 
+WORST = 1e6
+"""The error that evolution sees where there is none: it measures distances, and inf has no distance to inf."""
+
 
 @dataclass(frozen=True)
 class Ecad(Finder):
@@ -67,7 +70,8 @@ class Ecad(Finder):
             if not np.array_equal(held["genomes"], genomes):
                 raise ScheduleError(f"{self.checkpoint} holds another search. Delete it, or give another checkpoint.")
             ground.remember(tables, held["errors"])
-            infills.set("F", np.stack([held["errors"].mean(1), ground.basis.work(np.stack(tables))], axis=1))
+            lost = np.minimum(held["errors"].mean(1), WORST)
+            infills.set("F", np.stack([lost, ground.basis.work(np.stack(tables))], axis=1))
             algorithm.tell(infills=infills)
             seen |= {table.tobytes(): table for table in tables}
             self._show(ground, list(seen.values()), seed)

@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from dicache.api import denoisers, enable
@@ -27,7 +28,7 @@ from dicache.finders.curves import Curves, record
 from dicache.fitted import Fitted, described
 from dicache.metrics import relative_error
 from dicache.sites import Evaluation, Sites
-from dicache.table import NEEDS, Table, repaired
+from dicache.table import FILLS, NEEDS, Table, repaired
 from dicache.types import Action
 
 
@@ -139,7 +140,9 @@ class Ground:
     def errors(
         self, tables: Sequence[Table], fitted: Fitted | None = None, *, prompts: int | None = None
     ) -> np.ndarray:
-        """||x - x_ref|| / ||x_ref|| of every table on every prompt (or the first so many), (N, P)."""
+        """||x - x_ref|| / ||x_ref|| of every table on every prompt (or the first so many), (N, P); inf where x is not
+        finite.
+        """
         named = [(done.tobytes(), done) for done in map(repaired, tables)]
         runs = {(fitted, name, p): done for name, done in named for p in range(prompts or self.prompts)}
         missing, size = [key for key in runs if key not in self.known], self.calibration.batch
@@ -160,8 +163,8 @@ class Ground:
         """One batch, a table per sample."""
         with enable(self.pipe, config=config_of(self.basis, np.stack(tables), fitted=fitted)):
             latents = self.drawer.draw(prompts).latents
-        found: list[float] = relative_error(latents, self.reference[list(prompts)]).tolist()
-        return found
+        found = relative_error(latents, self.reference[list(prompts)])
+        return torch.where(found.isfinite(), found, torch.inf).tolist()  # type: ignore[no-any-return]
 
     @cached_property
     def sensitivity(self) -> np.ndarray:
@@ -178,7 +181,11 @@ class Ground:
         return np.concatenate([np.zeros((1, sites)), weight])
 
     def filled(self, mask: np.ndarray, fill: Action = Action.REUSE) -> Table:
-        """A table from what computes, (T, S) bool: cells that skip get `fill`, or reuse where it needs more values."""
+        """A table from what computes, (T, S) bool: cells that skip get `fill`, or reuse where it needs more values.
+        Raises ScheduleError for a `fill` that puts nothing in the place of a value.
+        """
+        if fill not in FILLS:
+            raise ScheduleError(f"fill is {fill!r}. Expected one of {', '.join(f.name for f in FILLS)}.")
         mask = mask.copy()
         mask[0] = True
         stored = mask.cumsum(0) - mask
