@@ -246,17 +246,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     path: Path = args.out / f"schedules-{args.steps}.json"
+    if args.show and not path.is_file():
+        raise SystemExit(f"{path} does not exist: there is nothing to show. Measure first, without --show.")
     drawn = {"steps": args.steps, "captions": args.captions, "found_on": args.found_on}
     held = json.loads(path.read_text()) if path.is_file() else {"drawn": drawn, "measured": {}}
     if not args.show:
         if held["drawn"] != drawn:
             raise SystemExit(f"{path} was measured with {held['drawn']}: delete it, or give the same.")
+        args.out.mkdir(parents=True, exist_ok=True)
         bench = Bench(args.steps, args.captions, args.found_on)
 
         def keep(name: str, make: Callable[[], list[dict[str, Any]]]) -> None:
             if name not in held["measured"]:
                 held["measured"][name] = make()
-                path.write_text(json.dumps(held, indent=1) + "\n")
+                part = path.with_suffix(".part")
+                part.write_text(json.dumps(held, indent=1) + "\n")
+                part.replace(path)
                 show({name: held["measured"][name]})
 
         rows(bench, keep)

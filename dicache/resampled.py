@@ -1,10 +1,12 @@
 """A profile moved to another course of the same model: a guess, made by where the steps lie. Nothing is promised by it.
 
-Step i of the new course stands at the place p(i) of the old one where the old course has the same sigma. A gap of the
+Step i of the new course stands at the place p(i) of the old one where the old course has the same sigma: between the
+old last step and the end of the run where its sigma is less, before the old first step where it is more. A gap of the
 new course reaches from p(i) to p(i + g); what it costs is read off there, log-linear between the old course's whole
 steps, and grows with the square of its length where the new steps are shorter than one old step.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -20,8 +22,7 @@ Array = np.ndarray
 def resampled(profile: Profile, course: Course, guidance: float) -> Profile:
     """The same arrays at the steps of `course`, (A, T, D, G) and so on; the tested levels stay as they are."""
     old, arrays = profile.facts, dict(profile.arrays)
-    place = np.interp(-np.array(course.sigmas), -np.array(old.sigmas), np.arange(old.steps))
-    place = np.append(place, 2 * place[-1] - place[-2])
+    place = _places(course.sigmas, old.sigmas)
     _, _, reach, longest = arrays["turning"].shape
     arrays["turning"] = np.stack([_table(form, place, reach, longest) for form in arrays["turning"]])
     arrays["cost"] = _table(arrays["cost"], place, *arrays["cost"].shape[1:])
@@ -32,6 +33,16 @@ def resampled(profile: Profile, course: Course, guidance: float) -> Profile:
     arrays["weight"] = arrays["weight"][nearest]
     facts = replace(old, scheduler=course.solver, sigmas=course.sigmas, guidance=max(1.0, guidance))
     return replace(profile, facts=facts, arrays=arrays)
+
+
+def _places(sigmas: Sequence[float], old: Sequence[float]) -> Array:
+    """(T' + 1,), the end of the run included. Clamped to the old steps, gaps beyond them would have no length and
+    cost nothing.
+    """
+    end = 0.0 if old[-1] > 0 else 2 * old[-1] - old[-2]
+    here, there = np.array([*sigmas, end]), np.array([*old, end])
+    place = np.interp(-here, -there, np.arange(len(there)))
+    return np.where(here > old[0], (old[0] - here) / (old[0] - old[1]), place)
 
 
 def _table(table: Array, place: Array, reach: int, longest: int) -> Array:

@@ -22,7 +22,7 @@ from dicache.fitted import Fitted
 from dicache.identity import identity
 from dicache.models.family import Family
 from dicache.models.stacks import family_of, find
-from dicache.table import Table, macs, repaired
+from dicache.table import LETTERS, Table, macs, repaired
 from dicache.types import Action
 
 
@@ -43,8 +43,8 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """`table`, (T, S) uint8 of `dicache.types.Action`. Raises ScheduleError for a table of another shape, one whose
-    first step does not compute, or one that needs what is not given.
+    """`table`, (T, S) uint8 of `dicache.types.Action`. Raises ScheduleError for a table of another shape or of other
+    values, one whose first step does not compute, one that needs what is not given, or an error that is no number.
     """
 
     basis: Basis
@@ -61,6 +61,10 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.table.shape != self.basis.shape or self.table.dtype != np.uint8:
             raise ScheduleError(f"a table of {self.table.shape} was given. Expected {self.basis.shape}: steps, sites.")
+        if not np.isin(self.table, list(LETTERS.values())).all():
+            raise ScheduleError(f"a table holds what is no action of a schedule. Those are {' '.join(LETTERS)}.")
+        if self.error is not None and not 0 <= self.error < np.inf:
+            raise ScheduleError(f"the error is {self.error!r}. Expected a finite number from 0 on, or None.")
         if (self.table[0] != Action.COMPUTE).any():
             raise ScheduleError("the first step does not compute everywhere: nothing is stored before it.")
         if (self.table == Action.DYNAMIC).any() != (self.dynamic is not None):
@@ -158,8 +162,10 @@ class ParetoSet:
     def front(self) -> "ParetoSet":
         """Without those that another one beats in both work and error."""
         known = [s for s in self.members if s.error is not None]
-        kept = [s for s in known if not any(_beats(other, s) for other in known)]
-        return ParetoSet(tuple(kept))
+        work, error = np.array([(s.work, s.error) for s in known], dtype=float).reshape(-1, 2).T
+        no_worse = (work[:, None] <= work) & (error[:, None] <= error)
+        beaten = np.asarray((no_worse & ~no_worse.T).any(0))
+        return ParetoSet(tuple(s for s, worse in zip(known, beaten, strict=True) if not worse))
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file. Raises ScheduleError where that is impossible."""
@@ -173,8 +179,3 @@ class ParetoSet:
         from dicache.schedule_file import load
 
         return ParetoSet(tuple(load(Path(path), several=True)))
-
-
-def _beats(a: Schedule, b: Schedule) -> bool:
-    assert a.error is not None and b.error is not None
-    return a.work <= b.work and a.error <= b.error and (a.work, a.error) != (b.work, b.error)

@@ -29,15 +29,17 @@ Json = dict[str, Any]
 
 
 def save(schedules: Sequence[Schedule], path: Path, *, several: bool) -> None:
-    """Schedules of one basis. Raises ScheduleError where they cannot be written."""
-    first = schedules[0]
+    """Schedules of one basis, and with one set of coefficients or none. Raises ScheduleError for others, or where they
+    cannot be written.
+    """
+    basis, fitted = schedules[0].basis, _shared(schedules)
     if path.suffix != ".json":
         raise ScheduleError(f"{path} is not a schedule's name. Expected one that ends in .json.")
-    content = {"format": FORMATS[several], **_basis_json(first.basis), "fitted": None}
+    content = {"format": FORMATS[several], **_basis_json(basis), "fitted": None}
     try:
-        if first.fitted is not None:
+        if fitted is not None:
             coefficients = path.with_suffix(".safetensors")
-            first.fitted.save(coefficients)
+            fitted.save(coefficients)
             digest = hashlib.sha256(coefficients.read_bytes()).hexdigest()
             content["fitted"] = {"file": coefficients.name, "sha256": digest}
         tables = [_table_json(schedule) for schedule in schedules]
@@ -45,8 +47,18 @@ def save(schedules: Sequence[Schedule], path: Path, *, several: bool) -> None:
         part = path.with_name(path.name + ".part")
         part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         part.replace(path)
-    except (OSError, DicacheError, ValueError) as error:
-        raise ScheduleError(f"the schedule cannot be written to {path}: {error}.") from error
+    except (OSError, DicacheError, ValueError, TypeError) as error:
+        raise ScheduleError(f"the schedule cannot be written to {path}: {str(error).rstrip('.')}.") from error
+
+
+def _shared(schedules: Sequence[Schedule]) -> Fitted | None:
+    """The coefficients of those that have any."""
+    if any(schedule.basis != schedules[0].basis for schedule in schedules):
+        raise ScheduleError("schedules of several models, sites or steps are no one file. Save them apart.")
+    fitted = {schedule.fitted for schedule in schedules} - {None}
+    if len(fitted) > 1:
+        raise ScheduleError("schedules with several sets of coefficients are no one file. Save them apart.")
+    return next(iter(fitted), None)
 
 
 def _basis_json(basis: Basis) -> Json:
@@ -89,7 +101,7 @@ def load(path: Path, *, several: bool) -> list[Schedule]:
             raise Wrong("'schedules' is not a list of one or more schedules")
         return [_schedule(table, basis, fitted) for table in tables]
     except (Wrong, DicacheError, OSError, ArithmeticError, ValueError, TypeError, LookupError) as error:
-        what = " ".join(str(error).split())
+        what = " ".join(str(error).split()).rstrip(".")
         text = f"{path} is no schedule that can be used: {what}. Find it again: dicache search."
         raise ScheduleError(text) from error
     except RecursionError as error:
@@ -191,6 +203,6 @@ def _dynamic(content: Json) -> Dynamic | None:
         return None
     given = _get(content, "dynamic", dict)
     longest = _get(given, "longest", int)
-    if longest < 1:
-        raise Wrong("'longest' is below 1")
+    if not 1 <= longest <= MOST:
+        raise Wrong(f"'longest' is {longest}, not from 1 to {MOST}")
     return Dynamic(_number(given, "limit"), longest)

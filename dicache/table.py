@@ -23,6 +23,8 @@ LETTERS = {MARKS[action]: int(action) for action in Action if action is not Acti
 NEEDS = np.zeros(len(Action), dtype=np.int64)
 """How many exact values each action needs."""
 NEEDS[[Action.REUSE, Action.CORRECT, Action.ZERO, Action.DYNAMIC]], NEEDS[Action.EXTRAPOLATE] = 1, 2
+FILLS = (Action.REUSE, Action.EXTRAPOLATE, Action.CORRECT, Action.ZERO)
+"""What can take the place of a value that is not computed."""
 _COMPUTED = (Action.COMPUTE, Action.UNSTORED)
 
 

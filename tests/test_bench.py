@@ -1,5 +1,6 @@
 """The measuring instrument: curves, schedules, and a small run from end to end."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dicache.bench import footprint, show, tables
+from dicache.bench import footprint, schedules, show, tables
 from dicache.bench.arms import Arm, Setting, coarse
 from dicache.bench.check import difference
 from dicache.bench.costs import Meter, chosen
@@ -69,6 +70,21 @@ def test_a_lost_comparison_is_said():
     assert float(ratio) < 1 and name == "(rival)"
     ratio, low, high = paired_ratio(np.array([0.1, 0.2, 0.4]), np.array([0.2, 0.4, 0.9]))
     assert low <= ratio <= high and ratio > 1.9
+
+
+def test_found_schedules_are_kept_whole_and_nothing_to_show_is_said(tmp_path, monkeypatch):
+    parser = argparse.ArgumentParser()
+    schedules.add_arguments(parser)
+    out = tmp_path / "new" / "folder"
+    args = parser.parse_args(["--steps", "4", "--out", str(out)])
+    with pytest.raises(SystemExit, match="nothing to show"):
+        schedules.run(parser.parse_args(["--steps", "4", "--out", str(out), "--show"]))
+    row = {"name": "a", "cost": 0.5, "work": 0.5, "calibration": None, "errors": [0.1, 0.2]}
+    monkeypatch.setattr(schedules, "Bench", lambda *given: None)
+    monkeypatch.setattr(schedules, "rows", lambda bench, keep: keep("a", lambda: [row]))
+    schedules.run(args)
+    assert json.loads((out / "schedules-4.json").read_text())["measured"] == {"a": [row]}
+    assert [path.name for path in out.iterdir()] == ["schedules-4.json"]
 
 
 def test_a_file_without_dicache_or_without_static_schedules_is_shown():

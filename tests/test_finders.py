@@ -2,8 +2,11 @@
 prompts is judged on others.
 """
 
+import gc
 import itertools
 import json
+import weakref
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import numpy as np
@@ -19,7 +22,7 @@ from dicache.controllers.interval import Interval
 from dicache.errors import ScheduleError
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.finders.annealing import Annealing, swaps
-from dicache.finders.base import Finder
+from dicache.finders.base import MOST, Finder
 from dicache.finders.block_caching import BlockCaching
 from dicache.finders.eb_cache import EBCache, mask_of
 from dicache.finders.ecad import Ecad
@@ -27,17 +30,19 @@ from dicache.finders.fixed import FixedInterval
 from dicache.finders.gate import Gate
 from dicache.finders.ground import Calibration
 from dicache.finders.invardiff import InvarDiff, low, rates
+from dicache.finders.names import made
 from dicache.finders.nested import Nested
 from dicache.finders.optimal import Optimal, gap_costs, segmentations
 from dicache.finders.smoothcache import SmoothCache, scan
 from dicache.finders.stages import Stages
 from dicache.finders.windows import Windows
 from dicache.fitting import fit
+from dicache.metrics import relative_error
 from dicache.reference.scenes import prompts
 from dicache.schedule import ParetoSet
 from dicache.sites import Evaluation, Spans, Sublayers
 from dicache.table import computes, written
-from dicache.types import Kind
+from dicache.types import Action, Kind
 
 GUIDED = {"negative_prompt": "", "true_cfg_scale": 3.5}
 ATTENTION, CROSS, FEED = Kind.ATTENTION, Kind.CROSS_ATTENTION, Kind.FEED_FORWARD
@@ -102,12 +107,26 @@ def test_what_cannot_be_asked_or_had_is_one_clear_error(pipe, calibration):
     ):
         with pytest.raises(ScheduleError, match=message):
             find(pipe, Evaluation(), calibration, **asked)
+    with pytest.raises(ScheduleError, match=r"nothing to begin from at 0\.01 of the work"):
+        Annealing(trials=1).find(pipe, Evaluation(), calibration, cost=0.01)
+    with pytest.raises(ScheduleError, match=r"curves reach 2 steps. Use Calibration\(longest"):
+        SmoothCache().find(pipe, Evaluation(), Calibration(PROMPTS[:1], 8, longest=2), cost=0.5)
     for finder, message in ((Gate(), "no site is a cross-attention"), (EBCache(), r"Use sites=Sublayers\(\)")):
         with pytest.raises(ScheduleError, match=message):
             finder.find(pipe, Spans(), calibration)
-    for broken in (lambda: SmoothCache(longest=0), lambda: Windows(begin=0.9), lambda: Ecad(population=1)):
+    for broken in (
+        lambda: SmoothCache(longest=0),
+        lambda: Windows(begin=0.9),
+        lambda: Ecad(population=1),
+        lambda: InvarDiff(modules=1.2),
+    ):
         with pytest.raises(ScheduleError, match=r"Expected|expected"):
             broken()
+    for fill in (Action.ALIGN, Action.COMPUTE, Action.DYNAMIC):
+        with pytest.raises(ScheduleError, match="Expected one of REUSE, EXTRAPOLATE"):
+            FixedInterval(fill).find(pipe, Evaluation(), calibration, cost=0.6)
+    with pytest.raises(ScheduleError, match="there are no seeds"):
+        Ecad(seeds=())
     with pytest.raises(ScheduleError, match="list of one or more prompts"):
         Calibration([], 8)
 
@@ -120,6 +139,62 @@ def test_measurements_are_shared_and_no_table_runs_twice(calibration):
     SmoothCache().tables(mine.on(pipe, Evaluation()), None, 0)
     FixedInterval().find(pipe, Evaluation(), mine, cost=0.5)
     assert pipe.runs == after
+
+
+def test_measurements_are_not_taken_over_by_a_copy_with_other_prompts(pipe, calibration):
+    other = replace(calibration, prompts=PROMPTS[4:6])
+    fresh = Calibration(PROMPTS[4:6], 8, call={"guidance": 4.0})
+    assert calibration.on(pipe, Evaluation()) is not other.on(pipe, Evaluation())
+    errors = [FixedInterval().find(pipe, Evaluation(), mine, cost=0.6).error for mine in (calibration, other, fresh)]
+    assert errors[0] != errors[1] == errors[2]
+
+
+def test_measurements_with_coefficients_outlive_them(pipe, calibration):
+    ground = calibration.on(pipe, Spans())
+    table = ground.filled(FixedInterval().tables(ground, None, 0)[1] == Action.COMPUTE, Action.CORRECT)
+    fitted = fit(pipe, PROMPTS[:2], steps=8, kind="scale_shift", progress=False, guidance=4.0)
+    held = weakref.ref(fitted)
+    ground.errors([table], fitted)
+    del fitted
+    gc.collect()
+    assert held() is not None, "another one at the same address would be taken for it"
+
+
+@pytest.mark.parametrize("kind", ["ridge", "low_rank"])
+def test_what_coefficients_multiply_counts_as_work(pipe, calibration, kind):
+    fitted = fit(pipe, PROMPTS[:4], steps=8, kind=kind, progress=False, guidance=4.0)
+    found = BlockCaching(fitted).find(pipe, Spans(), calibration, cost=0.6)
+    assert found.work <= 0.6 and found.macs > replace(found, basis=calibration.on(pipe, Spans()).basis).macs
+    with dicache.enable(pipe, schedule=found) as cache:
+        pipe.draw([5], 8)
+    assert (cache.trace.executed == found.macs).all()
+
+
+def test_schedules_that_leave_no_finite_latent_are_not_found(pipe, monkeypatch):
+    def broken(latents, reference):
+        lost = relative_error(latents, reference)
+        return torch.where(lost > 0.06, torch.nan, lost)
+
+    monkeypatch.setattr(dicache.finders.ground, "relative_error", broken)
+    drawn = Calibration(PROMPTS[:2], 8, call={"guidance": 4.0})
+    for finder in (FixedInterval(), Ecad(generations=2, population=6)):
+        front = finder.find(pipe, Evaluation(), drawn)
+        assert len(front.members) > 1 and all(s.error <= 0.06 for s in front.members)
+    with pytest.raises(ScheduleError, match="no schedule of fixed leaves the latent finite"):
+        FixedInterval().find(pipe, Evaluation(), drawn, cost=0.2)
+
+
+def test_options_are_read_as_their_defaults_and_what_a_finder_has_no_use_for_is_refused(tmp_path):
+    found = made("ecad", {"fill": "extrapolate", "seeded": "False", "flips": "3"}, checkpoint=tmp_path)
+    assert found == Ecad(fill=Action.EXTRAPOLATE, seeded=False, flips=3.0, checkpoint=tmp_path)
+    assert made("fixed", {}, checkpoint=None) == FixedInterval()
+    for asked, message in (
+        (lambda: made("nested", {}, checkpoint=tmp_path), "nested has no use for a checkpoint"),
+        (lambda: made("fixed", {"fill": "dynamic"}), "Expected reuse, extrapolate, zero"),
+        (lambda: made("nested", {"width": "1e3"}), "Expected a value like 6"),
+    ):
+        with pytest.raises(ScheduleError, match=message):
+            asked()
 
 
 # The rules.
@@ -286,6 +361,7 @@ def test_a_nested_order_is_one_file_for_every_budget(pipe, calibration, tmp_path
     for cost in (0.9, 0.7, 0.5, 0.4):
         chosen = ParetoSet.load(tmp_path / "nested.json").at(cost)
         assert chosen.work <= cost and any((chosen.table == table).all() for table in tables)
+    assert 0.2 < Nested(least=0.5).find(pipe, Evaluation(), calibration, cost=0.3).work <= 0.3
 
 
 # Evolution.
@@ -318,6 +394,34 @@ def test_a_search_killed_after_any_generation_goes_on_to_the_same_front(pipe, ca
     assert final[0] == final[1] and "checkpoint" not in json.loads(final[0])["schedules"][0]["finder"]["arguments"]
     with pytest.raises(ScheduleError, match="holds other measurements"):
         Ecad(generations=4, population=8, checkpoint=tmp_path / "whole").find(pipe, Evaluation(), calibration)
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_a_search_that_has_tried_every_table_ends(pipe, seeded):
+    drawn = Calibration(PROMPTS[:1], 3, call={"guidance": 4.0})
+    finder = Ecad(generations=5, population=6, seeded=seeded, seeds=(FixedInterval(),))
+    assert finder.find(pipe, Evaluation(), drawn).members[0].work == 1
+    assert len(finder.tables(drawn.on(pipe, Evaluation()), None, 0)) == 4
+
+
+def test_a_checkpoint_is_of_one_scheduler(pipe, calibration, tmp_path):
+    finder = Ecad(generations=1, population=6, seeds=(FixedInterval(),), checkpoint=str(tmp_path))
+    ground = calibration.on(pipe, Evaluation())
+    finder._ledger(ground, 0)
+    recorded = (replace(ground.basis, scheduler="Another()"), *ground._recorded[1:])
+    other = Calibration(PROMPTS[:2], 8, call={"guidance": 4.0}).on(pipe, Evaluation())
+    other.__dict__["_recorded"] = recorded
+    with pytest.raises(ScheduleError, match="holds other measurements"):
+        finder._ledger(other, 0)
+
+
+def test_a_search_that_measures_on_the_way_chooses_from_all_it_measured(pipe, calibration):
+    ground, finder = calibration.on(pipe, Evaluation()), Ecad(generations=6, population=8)
+    measured = finder.schedules(ground, finder.tables(ground, None, 0), 0)
+    assert len(measured) > MOST
+    front = finder.find(pipe, Evaluation(), calibration).members
+    for s in measured:
+        assert any(kept.work <= s.work and kept.error <= s.error for kept in front)
 
 
 def test_a_seeded_front_dominates_its_seeds_and_the_first_step_is_no_gene(pipe, calibration):

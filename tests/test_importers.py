@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -79,6 +80,33 @@ def test_a_router_is_decoded_by_the_published_rule(pipe, calibration, tmp_path):
     assert stricter.work < found.work
 
 
+def test_parameters_and_very_low_scores_are_scores(pipe, calibration, tmp_path):
+    rows = np.random.default_rng(0).normal(size=(STEPS, 2 * BLOCKS)).astype(np.float32) * 1000
+    torch.save({f"{i}": torch.nn.Parameter(torch.from_numpy(row)) for i, row in enumerate(rows)}, tmp_path / "p.pt")
+    np.testing.assert_array_equal(l2c.scores(tmp_path / "p.pt"), rows)
+    assert (~l2c.decoded(rows, 0.1)).sum() == (rows[0:STEPS:2] < 0).sum()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of pickles that are none
+@pytest.mark.parametrize("old", [False, True])
+def test_a_damaged_router_is_one_clear_error_or_finite_scores(tmp_path, old):
+    path, rng = tmp_path / "r.pt", random.Random(0)
+    held = {f"{i}": torch.ones(4) for i in range(STEPS)}
+    torch.save(held, path, _use_new_zipfile_serialization=not old)
+    whole = path.read_bytes()
+    for _ in range(400):
+        broken = bytearray(whole)
+        for _ in range(rng.choice((1, 3, 20))):
+            broken[rng.randrange(min(len(broken), 1200))] = rng.randrange(256)
+        path.write_bytes(broken[: rng.choice((None, rng.randrange(len(broken))))])
+        try:
+            found = l2c.scores(path)
+        except ScheduleError as error:
+            assert str(error).startswith(str(path))
+        else:
+            assert np.isfinite(found).all() and found.ndim == 2
+
+
 @pytest.mark.parametrize("true_computes", [False, True])
 def test_ecad_says_component_by_component_what_is_reused(pipe, calibration, tmp_path, true_computes):
     rng, wanted = np.random.default_rng(1), {}
@@ -111,6 +139,7 @@ def test_files_of_another_form_or_size_are_one_clear_error(pipe, calibration, tm
         ({"attn": [1, 0]}, "is for 2 steps"),
         ({"attn": [1, 2] * 4}, "no list of 0 and 1"),
         ({"conv": [1, 0] * 4}, "names none of this model's modules"),
+        ({"attn": [1] * STEPS, "attn-12": [1, 0] * 4}, "it has 'attn-12'. This model has 5"),
         ([], "no JSON object"),
     ):
         with pytest.raises(ScheduleError, match=message):
@@ -118,14 +147,27 @@ def test_files_of_another_form_or_size_are_one_clear_error(pipe, calibration, tm
     for content, message in (
         ({"0": {}}, "is for 1 steps"),
         ({str(t): [] for t in range(STEPS)}, "not of the form"),
-        ({str(t): {"0": {"full_attn": 1}} for t in range(STEPS)}, "not all true or false"),
+        ({str(t): {str(b): {"full_attn": 1} for b in range(5)} for t in range(STEPS)}, "not all true or false"),
+        ({str(t): {"0": {}} for t in range(STEPS)}, "has 1 blocks at step 0. This model has 5"),
+        ({str(t): {str(b): {} for b in (0, 1, 2, 3, 7)} for t in range(STEPS)}, "with gaps"),
+        ({str(3 * t): {str(b): {} for b in range(5)} for t in range(STEPS)}, "with gaps"),
     ):
         with pytest.raises(ScheduleError, match=message):
             ecad.read(written(path, content), pipe, Sublayers(), calibration)
     (tmp_path / "bomb.pt").write_bytes(pickle.dumps(Bomb(), protocol=2))
     torch.save({"a": torch.zeros(3), "b": torch.zeros(4)}, tmp_path / "odd.pt")
     torch.save({f"{i}": torch.zeros(4) for i in range(STEPS)}, tmp_path / "small.pt")
+    kinds = {
+        "nan": torch.full((10,), torch.nan),
+        "complex": torch.zeros(10, dtype=torch.complex64),
+        "sparse": torch.ones(10).to_sparse(),
+        "meta": torch.empty(10, device="meta"),
+    }
+    for name, value in kinds.items():
+        torch.save({f"{i}": value for i in range(STEPS)}, tmp_path / f"{name}.pt")
+    torch.save({f"layer2.{letter}": torch.zeros(10) for letter in "abcdefgh"}, tmp_path / "same.pt")
     for name, message in (
+        *((f"{name}.pt", "is no router") for name in (*kinds, "same")),
         ("bomb.pt", "cannot be read as a router"),
         ("odd.pt", "is no router"),
         ("small.pt", "is for 2 blocks. This model has 5"),

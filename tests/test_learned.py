@@ -9,7 +9,7 @@ from calibrating import PROMPTS, Captioned
 
 import dicache
 from dicache.errors import ScheduleError
-from dicache.finders.gates import Gates
+from dicache.finders.gates import Branch, Gates
 from dicache.finders.ground import Calibration
 from dicache.finders.learned import LearningToCache, ranked, recorded
 from dicache.schedule import Found, Schedule
@@ -84,6 +84,17 @@ def test_learned_scores_lose_less_in_a_step_than_chance_at_equal_cells(pipe):
                 chance.append(np.mean(lost[1:]))
         gains.append(np.mean(chance) / np.mean(learned))
     assert np.mean(gains) > 1.3, gains
+
+
+def test_small_errors_count_in_half_precision():
+    truth = torch.full((1, 64), 0.01, dtype=torch.float16)
+
+    class Slightly:
+        def mixed(self, branch, beta):
+            return branch.truth * 1.002
+
+    lost = LearningToCache().wrong(Slightly(), [Branch(None, truth, {}, [1.0])], torch.ones(1))
+    assert lost.item() == pytest.approx(0.002**2, rel=0.5)
 
 
 def test_at_no_price_everything_computes_and_at_a_high_one_nothing_does(pipe, calibration):

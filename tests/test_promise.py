@@ -136,6 +136,16 @@ def test_a_profile_moved_to_its_own_course_is_itself_and_to_a_finer_one_has_chea
     assert finer.arrays["cost"][8, 0, 0] < 0.5 * profile.arrays["cost"][4, 0, 0]
 
 
+@pytest.mark.parametrize("sigmas", [np.linspace(1, 0.01, 20), np.linspace(1.4, 0.1, 14)])
+def test_no_step_of_a_moved_profile_is_free(sigmas):
+    """Not those nearer to the end than its own last step, nor those before its first."""
+    course = Course(tuple(sigmas), (0.05,) * len(sigmas), tuple(sigmas), 0, solver="Other()")
+    arrays = resampled(made_up(), course, 2.0).arrays
+    cost = arrays["cost"]
+    assert np.isfinite(cost[2:-1, 0, 0]).all() and (cost[np.isfinite(cost)] > 0).all()
+    assert (arrays["scale"] > 0).all() and (arrays["quoted"] > 0).all()
+
+
 # Metrics.
 
 

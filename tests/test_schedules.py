@@ -5,6 +5,7 @@ import pickle
 import string
 import subprocess
 import sys
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import numpy as np
@@ -286,6 +287,27 @@ def test_several_schedules_are_one_file_and_one_is_chosen(pipe, calibration, sav
         ParetoSet.load(saved)
 
 
+def test_what_is_no_schedule_and_what_is_no_one_file_is_refused(pipe, calibration, tmp_path):
+    fitted = [
+        fit(pipe, PROMPTS[:2], steps=STEPS, kind="scale_shift", progress=False, guidance=4.0, longest=n) for n in (2, 3)
+    ]
+    plain, blocks = schedule(pipe, calibration, Evaluation(), list("##=#=#=#"), error=0.1), lines_of(*"#=#=#=##")
+    for wrong in ({"table": plain.table * 3}, {"table": plain.table * 100}, {"error": float("nan")}, {"error": -1.0}):
+        with pytest.raises(ScheduleError, match=r"no action|finite number"):
+            replace(plain, **wrong)
+    held = schedule(pipe, calibration, Spans(), blocks, error=0.1)
+    moved = [schedule(pipe, calibration, Spans(), lines_of(*"#*#*****"), error=0.2, fitted=f) for f in fitted]
+    for members, message in (((plain, held), "several models, sites or steps"), (moved, "several sets")):
+        with pytest.raises(ScheduleError, match=message):
+            ParetoSet(tuple(members)).save(tmp_path / "set.json")
+    with pytest.raises(ScheduleError, match="cannot be written"):
+        replace(held, found=FOUND._replace(arguments={"interval": np.int64(2)})).save(tmp_path / "set.json")
+    assert not (tmp_path / "set.json").exists()
+    ParetoSet((held, moved[0])).save(tmp_path / "set.json")
+    first, second = ParetoSet.load(tmp_path / "set.json").members
+    assert (first.error, second.error) == (0.1, 0.2) and second.fitted is not None
+
+
 @HOSTILE
 @given(text=st.text() | st.binary().map(lambda b: b.decode("latin-1")), cut=st.integers(0, 3000))
 def test_a_file_that_is_cut_or_something_else_is_refused(saved, text, cut):
@@ -337,6 +359,7 @@ def test_any_value_in_any_place_loads_or_is_one_clear_error(saved, key, inside, 
         ({"actions": [*["#####"] * 7, "####?"]}, "need `dynamic`"),
         ({"actions": [*["#####"] * 7, "####*"]}, "need fitted coefficients"),
         ({"dynamic": {"limit": -1, "longest": 2}}, "'limit' is -1"),
+        ({"dynamic": {"limit": 1, "longest": 10**30}}, "not from 1 to 10000"),
         ({"fitted": {"file": "../x.safetensors", "sha256": "0"}}, "not the name of a safetensors file"),
         ({"selector": {"name": "Spans", "size": 1.5}}, "of another kind"),
         ({"selector": {"name": "Everything"}}, "Everything"),

@@ -45,11 +45,15 @@ class Annealing(Finder):
         family = Optimal(fill=self.fill).tables(ground, cost, seed)
         work = ground.basis.work(np.stack(family))
         starts = {}
-        for share in WORKS if cost is None else (cost,):
+        shares = WORKS if cost is None else (cost,)
+        for share in shares:
             fitting = np.flatnonzero(work <= share + 1e-9)
             if len(fitting):
                 best = fitting[work[fitting].argmax()]
                 starts[float(work[best])] = family[best]
+        if not starts:
+            least = f"{self.name} has nothing to begin from at {max(shares):g} of the work: {work.min():.3f} is least."
+            raise ScheduleError(f"{least} Ask for a larger cost.")
         return [self._searched(ground, computes(start), seed) for start in starts.values()]
 
     def _searched(self, ground: Ground, start: np.ndarray, seed: int) -> Table:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 import dicache
+from dicache.basis import Basis
 from dicache.errors import ScheduleError
 from dicache.finders.ground import Calibration, Ground
 from dicache.fitted import Fitted
@@ -20,11 +21,13 @@ from dicache.table import Table, repaired
 from dicache.types import Action
 
 MOST = 32
-"""Tables that are measured to choose from; more are thinned, evenly by their work."""
+"""Tables that are measured only to choose from them; more are thinned, evenly by their work."""
 
 
 class Finder(ABC):
     name: ClassVar[str]
+    measures: ClassVar[bool] = False
+    """Whether the tables it proposes were measured on the way, so that all of them are chosen from."""
 
     @abstractmethod
     def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
@@ -56,12 +59,12 @@ class Finder(ABC):
         tables = _different(self.tables(ground, cost, seed))
         if cost is not None:
             return self._at(ground, tables, cost, seed)
-        tables = _thinned(ground, tables)
+        tables = tables if self.measures else _thinned(ground.priced(self.coefficients), tables)
         found = ParetoSet(tuple(self.schedules(ground, tables, seed))).front()
         return found if budget is None else found.within(budget)
 
     def _at(self, ground: Ground, tables: Sequence[Table], cost: float, seed: int) -> Schedule:
-        work = ground.basis.work(np.stack(tables))
+        work = ground.priced(self.coefficients).work(np.stack(tables))
         fitting = work <= cost + 1e-9
         if not fitting.any():
             raise ScheduleError(
@@ -72,12 +75,17 @@ class Finder(ABC):
         return min(self.schedules(ground, dearest, seed), key=lambda s: s.error or 0.0)
 
     def schedules(self, ground: Ground, tables: Sequence[Table], seed: int) -> list[Schedule]:
-        """Tables with all that a file needs, and what they lose."""
+        """Tables with all that a file needs, and what they lose; without those that lose everything. Raises
+        ScheduleError where that is all of them.
+        """
         errors = ground.errors(tables, self.coefficients).mean(1)
-        found = self.found(ground.calibration, seed)
+        if not np.isfinite(errors).any():
+            raise ScheduleError(f"no schedule of {self.name} leaves the latent finite. Ask for more work.")
+        found, basis = self.found(ground.calibration, seed), ground.priced(self.coefficients)
         return [
-            Schedule(ground.basis, table, found, float(error), fitted=self.coefficients)
+            Schedule(basis, table, found, float(error), fitted=self.coefficients)
             for table, error in zip(tables, errors, strict=True)
+            if np.isfinite(error)
         ]
 
     def found(self, calibration: Calibration, seed: int) -> Found:
@@ -104,8 +112,8 @@ def _different(tables: Sequence[Table]) -> list[Table]:
     return list({repaired(table).tobytes(): table for table in tables}.values())
 
 
-def _thinned(ground: Ground, tables: Sequence[Table]) -> list[Table]:
+def _thinned(basis: Basis, tables: Sequence[Table]) -> list[Table]:
     """At most MOST, evenly by their work."""
-    work = ground.basis.work(np.stack(tables))
+    work = basis.work(np.stack(tables))
     chosen = {int(np.abs(work - w).argmin()) for w in np.linspace(work.min(), work.max(), MOST)}
     return list(tables) if len(tables) <= MOST else [tables[i] for i in sorted(chosen)]

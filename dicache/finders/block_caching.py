@@ -3,8 +3,8 @@ since then add up to no more than delta.
 
     sum over s = a .. b - 1 of  |o_{s+1} - o_s|_1 / |o_{s+1}|_1  <=  delta
 
-With coefficients of `dicache.fit(kind="scale_shift")` for these sites, what is held is scaled and shifted as values of
-the step usually have to be.
+With coefficients of `dicache.fit` for these sites what is held is corrected; with kind="scale_shift", as published, it
+is scaled and shifted as values of the step usually have to be.
 """
 
 from collections.abc import Sequence

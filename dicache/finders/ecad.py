@@ -28,10 +28,14 @@ from dicache.schedule import ParetoSet
 from dicache.table import Table, computes
 from dicache.types import Action
 
+WORST = 1e6
+"""The error that evolution sees where there is none: it measures distances, and inf has no distance to inf."""
+
 
 @dataclass(frozen=True)
 class Ecad(Finder):
     name: ClassVar[str] = "ecad"
+    measures: ClassVar[bool] = True
     generations: int = 30
     population: int = 24
     flips: float = 2.0
@@ -45,6 +49,10 @@ class Ecad(Finder):
     def __post_init__(self) -> None:
         if self.generations < 1 or self.population < 4 or not self.flips > 0:
             raise ScheduleError(f"{self}: expected generations of 1, population of 4 or more, and flips above 0.")
+        if self.seeded and not self.seeds:
+            raise ScheduleError("there are no seeds. Give some finders, or seeded=False.")
+        if self.checkpoint is not None:
+            object.__setattr__(self, "checkpoint", Path(self.checkpoint))
 
     def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
         """All that were measured."""
@@ -54,13 +62,16 @@ class Ecad(Finder):
         seen: dict[bytes, Table] = {}
         for generation in range(self.generations):
             infills = algorithm.ask()
+            if infills is None:  # mating gives nothing new: a small table was tried in all its forms
+                break
             genomes = infills.get("X").astype(bool)
             tables = [self._table(ground, genome) for genome in genomes]
             held = _kept(ledger, f"generation-{generation}", partial(_measured, ground, genomes, tables))
             if not np.array_equal(held["genomes"], genomes):
                 raise ScheduleError(f"{self.checkpoint} holds another search. Delete it, or give another checkpoint.")
             ground.remember(tables, held["errors"])
-            infills.set("F", np.stack([held["errors"].mean(1), ground.basis.work(np.stack(tables))], axis=1))
+            lost = np.minimum(held["errors"].mean(1), WORST)
+            infills.set("F", np.stack([lost, ground.basis.work(np.stack(tables))], axis=1))
             algorithm.tell(infills=infills)
             seen |= {table.tobytes(): table for table in tables}
             self._show(ground, list(seen.values()), seed)
@@ -110,7 +121,8 @@ class Ecad(Finder):
     def _ledger(self, ground: Ground, seed: int) -> Ledger:
         told = [self.name, seed, self.population, self.flips, int(self.fill), self.seeded, repr(self.seeds)]
         drawn = ground.calibration
-        told += [ground.basis.model, list(ground.basis.sigmas), repr(ground.sites), drawn.digest, drawn.seed]
+        told += [ground.basis.model, ground.basis.scheduler, list(ground.basis.sigmas), repr(ground.sites)]
+        told += [drawn.digest, drawn.seed]
         try:
             return Ledger(self.checkpoint, [*told, repr(sorted(drawn.call.items()))])
         except ProfileError as error:

@@ -24,7 +24,7 @@ from dicache.types import Kind
 class Gate(Finder):
     name: ClassVar[str] = "gate"
     warm: int = 2
-    """Steps at the start at which self-attention computes."""
+    """The last step of the start, in which self-attention always computes; steps count from 0."""
     before: int = 3
     """p."""
     after: int = 1

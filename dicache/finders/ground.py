@@ -14,6 +14,7 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from dicache.api import denoisers, enable
@@ -27,7 +28,7 @@ from dicache.finders.curves import Curves, record
 from dicache.fitted import Fitted, described
 from dicache.metrics import relative_error
 from dicache.sites import Evaluation, Sites
-from dicache.table import NEEDS, Table, repaired
+from dicache.table import FILLS, NEEDS, Table, repaired
 from dicache.types import Action
 
 
@@ -50,7 +51,8 @@ class Calibration:
     """Longest gap, in steps, of the error curves."""
     tick: Callable[[str, int, int], None] = _silent
     """Called with what is being measured, how much of it is done, and how much there is."""
-    grounds: dict[tuple[int, str], "Ground"] = field(default_factory=dict, repr=False)
+    grounds: dict[tuple[int, str], "Ground"] = field(default_factory=dict, init=False, repr=False)
+    """Never handed on to a copy by `dataclasses.replace`, which may have other prompts or steps."""
 
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str) or not len(self.prompts):
@@ -89,7 +91,9 @@ class Ground:
             ) from error
         drawn = (pipe, list(calibration.prompts), calibration.steps, calibration.seed, calibration.call)
         self.drawer = Drawer(*drawn, images=False)
-        self.known: dict[tuple[bytes, int], float] = {}
+        self.known: dict[tuple[Fitted | None, bytes, int], float] = {}
+        """Errors by what corrects (held, so that nothing else takes its identity), table and prompt."""
+        self.prices: dict[Fitted, Basis] = {}
 
     @property
     def prompts(self) -> int:
@@ -116,11 +120,16 @@ class Ground:
     def inner(self) -> bool:
         return type(self.sites) is not Evaluation
 
-    def priced(self, fitted: Fitted) -> Basis:
+    def priced(self, fitted: Fitted | None) -> Basis:
         """The basis with what these coefficients multiply, which counts as work too."""
-        form = fitted.approximator()
-        if not form.multiplies:
+        if fitted is None or not fitted.approximator().multiplies:
             return self.basis
+        if fitted not in self.prices:
+            self.prices[fitted] = self._priced(fitted)
+        return self.prices[fitted]
+
+    def _priced(self, fitted: Fitted) -> Basis:
+        form = fitted.approximator()
         config = Config(Interval(1), approximators=(form,), probe=fitted.probe, sites=self.sites)
         with enable(self.pipe, config=config) as cache:
             self.drawer.draw([0])
@@ -131,30 +140,31 @@ class Ground:
     def errors(
         self, tables: Sequence[Table], fitted: Fitted | None = None, *, prompts: int | None = None
     ) -> np.ndarray:
-        """||x - x_ref|| / ||x_ref|| of every table on every prompt (or the first so many), (N, P)."""
-        made_of = b"" if fitted is None else str(id(fitted)).encode()
-        named = [(made_of + done.tobytes(), done) for done in map(repaired, tables)]
-        runs = {(name, p): done for name, done in named for p in range(prompts or self.prompts)}
+        """||x - x_ref|| / ||x_ref|| of every table on every prompt (or the first so many), (N, P); inf where x is not
+        finite.
+        """
+        named = [(done.tobytes(), done) for done in map(repaired, tables)]
+        runs = {(fitted, name, p): done for name, done in named for p in range(prompts or self.prompts)}
         missing, size = [key for key in runs if key not in self.known], self.calibration.batch
         for start in range(0, len(missing), size):
             some = missing[start : start + size]
-            played = self._played([runs[key] for key in some], [p for _, p in some], fitted)
+            played = self._played([runs[key] for key in some], [p for *_, p in some], fitted)
             self.known |= dict(zip(some, played, strict=True))
             self.calibration.tick("schedules", start + len(some), len(missing))
-        return np.array([[self.known[name, p] for p in range(prompts or self.prompts)] for name, _ in named])
+        return np.array([[self.known[fitted, name, p] for p in range(prompts or self.prompts)] for name, _ in named])
 
     def remember(self, tables: Sequence[Table], errors: np.ndarray) -> None:
         """What tables lost when they were measured earlier, (N, P)."""
         for table, row in zip(tables, errors, strict=True):
             name = repaired(table).tobytes()
-            self.known |= {(name, p): float(error) for p, error in enumerate(row)}
+            self.known |= {(None, name, p): float(error) for p, error in enumerate(row)}
 
     def _played(self, tables: Sequence[Table], prompts: Sequence[int], fitted: Fitted | None) -> list[float]:
         """One batch, a table per sample."""
         with enable(self.pipe, config=config_of(self.basis, np.stack(tables), fitted=fitted)):
             latents = self.drawer.draw(prompts).latents
-        found: list[float] = relative_error(latents, self.reference[list(prompts)]).tolist()
-        return found
+        found = relative_error(latents, self.reference[list(prompts)])
+        return torch.where(found.isfinite(), found, torch.inf).tolist()  # type: ignore[no-any-return]
 
     @cached_property
     def sensitivity(self) -> np.ndarray:
@@ -171,7 +181,11 @@ class Ground:
         return np.concatenate([np.zeros((1, sites)), weight])
 
     def filled(self, mask: np.ndarray, fill: Action = Action.REUSE) -> Table:
-        """A table from what computes, (T, S) bool: cells that skip get `fill`, or reuse where it needs more values."""
+        """A table from what computes, (T, S) bool: cells that skip get `fill`, or reuse where it needs more values.
+        Raises ScheduleError for a `fill` that puts nothing in the place of a value.
+        """
+        if fill not in FILLS:
+            raise ScheduleError(f"fill is {fill!r}. Expected one of {', '.join(f.name for f in FILLS)}.")
         mask = mask.copy()
         mask[0] = True
         stored = mask.cumsum(0) - mask

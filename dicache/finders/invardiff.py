@@ -34,8 +34,8 @@ class InvarDiff(Finder):
     """How many quantiles of steps are tried; each takes a run of all prompts where sites lie inside the denoiser."""
 
     def __post_init__(self) -> None:
-        if self.modules < 0 or self.plans < 1:
-            raise ScheduleError(f"{self}: expected modules of 0 or more and plans of 1 or more.")
+        if not 0 <= self.modules <= 1 or self.plans < 1:
+            raise ScheduleError(f"{self}: expected modules from 0 to 1 and plans of 1 or more.")
 
     def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
         whole = ground.calibration.on(ground.pipe, Evaluation())

@@ -102,13 +102,15 @@ class LearningToCache(Finder):
         return np.asarray(seen[-1] if self.space == "eps" else np.mean(seen, axis=0))
 
     def wrong(self, gates: Gates, pair: Sequence[Branch], beta: Tensor) -> Tensor:
-        """The squared error of a pair's output with its sites mixed, relative to its mean square."""
+        """The squared error of a pair's output with its sites mixed, relative to its mean square. Squared in float32:
+        in half precision small errors have none.
+        """
         missed: list[Tensor] = []
         for branch in pair:
-            parts = (gates.mixed(branch, beta) - branch.truth).chunk(len(branch.weights))
+            parts = (gates.mixed(branch, beta).float() - branch.truth.float()).chunk(len(branch.weights))
             weights = [1.0] * len(parts) if self.space == "eps" else branch.weights
             missed += [part * m for m, part in zip(weights, parts, strict=True)]
-        size = torch.stack([branch.truth.square().mean() for branch in pair]).mean()
+        size = torch.stack([branch.truth.float().square().mean() for branch in pair]).mean()
         joined = torch.stack(missed) if self.space == "eps" else torch.stack(missed).sum(0)
         return joined.square().mean() / size
 

@@ -10,7 +10,10 @@ import dicache.finders
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
 from dicache.sites import Evaluation, Sites, Spans, Sublayers, Tail
+from dicache.table import FILLS
 from dicache.types import Action
+
+_FILLS = {fill.name.lower(): fill for fill in FILLS if fill is not Action.CORRECT}
 
 
 def finders() -> dict[str, type[Finder]]:
@@ -21,14 +24,16 @@ def finders() -> dict[str, type[Finder]]:
 
 
 def made(name: str, options: dict[str, str], **given: Any) -> Finder:  # noqa: ANN401
-    """The finder of this name, its options read as the kinds their defaults have; of `given`, what it knows of. Raises
-    ScheduleError for a name or an option that it has not.
+    """The finder of this name, its options read as the kinds their defaults have; `given` as it is, None for
+    nothing. Raises ScheduleError for a name or an option that it has not.
     """
     known = finders()
     if name not in known:
         raise ScheduleError(f"there is no finder {name!r}. There are {', '.join(sorted(known))}.")
     defaults: dict[str, Any] = {f.name: f.default for f in fields(known[name])}  # type: ignore[arg-type]  # dataclasses
-    values = {key: value for key, value in given.items() if key in defaults}
+    values = {key: value for key, value in given.items() if value is not None}
+    if unknown := sorted(set(values) - set(defaults)):
+        raise ScheduleError(f"{name} has no use for a {unknown[0]}. Leave it out.")
     for key, text in options.items():
         if key not in defaults or not isinstance(defaults[key], bool | int | float):
             settable = [k for k, value in defaults.items() if isinstance(value, bool | int | float)]
@@ -56,10 +61,10 @@ def sites_named(text: str) -> Sites:
 def _read(key: str, text: str, default: bool | int | float) -> Any:  # noqa: ANN401
     try:
         if isinstance(default, Action):
-            return Action[text.upper()]
+            return _FILLS[text.lower()]
         if isinstance(default, bool):
             return {"true": True, "false": False}[text.lower()]
         return type(default)(text)
     except (ValueError, KeyError) as error:
-        expected = "reuse or extrapolate" if isinstance(default, Action) else f"a {type(default).__name__}"
+        expected = ", ".join(_FILLS) if isinstance(default, Action) else f"a value like {default}"
         raise ScheduleError(f"{key} is {text!r}. Expected {expected}.") from error

@@ -23,12 +23,13 @@ from dicache.types import Action
 @dataclass(frozen=True)
 class Nested(Finder):
     name: ClassVar[str] = "nested"
+    measures: ClassVar[bool] = True
     width: int = 6
     """How many cells are tried before one is taken out."""
     at_once: int = 1
     """How many are taken out at a time: more is faster, and coarser."""
     least: float = 0.15
-    """Share of the work at which the order ends."""
+    """Share of the work at which the order ends where no cost is asked for; else it ends there."""
     fill: Action = Action.REUSE
 
     def __post_init__(self) -> None:
@@ -41,7 +42,7 @@ class Nested(Finder):
         saved = np.array(ground.basis.rows)[:, None] * np.array([c.macs for c in ground.basis.cells])
         price = np.maximum(saved, 1.0)
         added = self._added(ground, masks[0], list(product(range(1, len(saved)), range(saved.shape[1]))))
-        least = self.least if cost is None else max(cost, self.least)
+        least = self.least if cost is None else cost
         while added and ground.basis.work(ground.filled(masks[-1], self.fill)) > least:
             chosen = sorted(added, key=lambda cell: added[cell] / price[cell])[: self.width]
             added |= self._added(ground, masks[-1], chosen)

@@ -34,6 +34,9 @@ class SmoothCache(Finder):
             raise ScheduleError(f"longest is {self.longest}. Expected 1 step or more.")
 
     def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
+        known = ground.curves.l1.shape[1]
+        if self.longest > known and known < ground.basis.shape[0] - 1:
+            raise ScheduleError(f"longest is {self.longest}, curves reach {known} steps. Use Calibration(longest=..).")
         curves = ground.curves.l1[:, : self.longest]
         kinds = np.array([str(cell.kind) for cell in ground.basis.cells])
         grouped = {kind: curves[:, :, kinds == kind].mean(2) for kind in np.unique(kinds)}

@@ -30,15 +30,19 @@ def read(
     """
     content, ground = json_of(Path(path)), calibration.on(pipe, sites)
     cells, (steps, _) = ground.basis.cells, ground.basis.shape
+    numbers = blocks_of(cells)
     places = {
         (block, cell.path.rpartition(".")[2]): site
-        for site, (cell, block) in enumerate(zip(cells, blocks_of(cells), strict=True))
+        for site, (cell, block) in enumerate(zip(cells, numbers, strict=True))
     }
     if len(content) != steps:
         raise ScheduleError(f"{path} is for {len(content)} steps. Expected {steps}: search or import at its own.")
     mask = np.ones(ground.basis.shape, dtype=bool)
-    for t, blocks in enumerate(_ordered(content, path)):
-        for block, components in enumerate(_ordered(blocks, path)):
+    for t, step in enumerate(_ordered(content, path)):
+        blocks = _ordered(step, path)
+        if len(blocks) != max(numbers) + 1:
+            raise ScheduleError(f"{path} has {len(blocks)} blocks at step {t}. This model has {max(numbers) + 1}.")
+        for block, components in enumerate(blocks):
             for name, value in _components(components, path).items():
                 place = places.get((block, _plain(name)))
                 if place is None and value != true_computes:
@@ -49,11 +53,15 @@ def read(
 
 
 def _ordered(content: Any, path: str | Path) -> list[Any]:  # noqa: ANN401
-    """Values by their keys' numbers; as they come where those are none."""
+    """Values by their keys' numbers, which leave none out; as they come where keys are no numbers."""
     if not isinstance(content, dict):
         raise ScheduleError(f"{path} is not of the form step, block, component.")
-    keys = list(content)
-    return [content[key] for key in (sorted(keys, key=int) if all(k.isdecimal() for k in keys) else keys)]
+    if not all(key.isdecimal() for key in content):
+        return list(content.values())
+    numbered = {int(key): value for key, value in content.items()}
+    if len(numbered) != len(content) or max(numbered, default=0) - min(numbered, default=0) >= max(1, len(numbered)):
+        raise ScheduleError(f"{path} numbers its steps or blocks with gaps. Expected all of them, one after another.")
+    return [numbered[number] for number in sorted(numbered)]
 
 
 def _components(content: Any, path: str | Path) -> dict[str, bool]:  # noqa: ANN401

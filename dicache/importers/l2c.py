@@ -8,6 +8,7 @@ Every other step computes everything. The published .pt files are read without r
 """
 
 import re
+import struct
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,14 +17,22 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from scipy.special import expit
 from torch import Tensor
 
 from dicache.errors import ScheduleError
+from dicache.files import Wrong
 from dicache.finders.ground import Calibration
-from dicache.importers.common import blocks_of, schedule
+from dicache.importers.common import LARGEST, blocks_of, schedule
 from dicache.schedule import Schedule
 from dicache.sites import Sites
 from dicache.types import Kind
+
+_UNREADABLE = (
+    *(OSError, RuntimeError, ValueError, EOFError, SafetensorError, UnpicklingError, Wrong),
+    *(AttributeError, TypeError, LookupError, AssertionError, ArithmeticError, struct.error),
+)
+"""What torch raises for files that are damaged, or made to be."""
 
 
 def read(
@@ -53,23 +62,42 @@ def decoded(rows: np.ndarray, theta: float) -> np.ndarray:
     steps = len(rows)
     mask = np.ones(rows.shape, dtype=bool)
     for row in range(0, steps - 1, 2):
-        mask[steps - 1 - row] = 1 / (1 + np.exp(-rows[row].astype(float))) > theta
+        mask[steps - 1 - row] = expit(rows[row].astype(float)) > theta
     return mask
 
 
 def scores(path: Path) -> np.ndarray:
-    """(T, 2B). Raises ScheduleError for a file that does not hold vectors of one length, in numbered names."""
+    """(T, 2B). Raises ScheduleError for a file that does not hold finite vectors of one length, in names with a number
+    each.
+    """
     try:
+        if path.stat().st_size > LARGEST:
+            raise Wrong(f"it has more than {LARGEST} bytes")
         held = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError, UnpicklingError) as error:
+    except _UNREADABLE as error:
         what = str(error).split("\n")[0]
         raise ScheduleError(f"{path} cannot be read as a router: {what}") from error
-    vectors = [value for value in held.values() if isinstance(value, Tensor)] if isinstance(held, dict) else []
-    if len(vectors) == 1 and vectors[0].ndim == 2:
-        return np.asarray(vectors[0].float())
-    named = {name: re.search(r"\d+", str(name)) for name in held} if vectors else {}
-    shapes = {tuple(value.shape) for value in vectors}
-    if not vectors or len(vectors) != len(held) or len(shapes) != 1 or vectors[0].ndim != 1 or None in named.values():
-        raise ScheduleError(f"{path} is no router. Expected a vector of two scores per block for every step.")
-    order = sorted(held, key=lambda name: int(named[name].group()))  # type: ignore[union-attr]  # none is None
-    return np.stack([np.asarray(held[name].float()) for name in order])
+    rows = _rows(held) if isinstance(held, dict) else []
+    shapes = {row.shape for row in rows}
+    if len(shapes) != 1 or rows[0].ndim != 1 or not np.isfinite(rows).all():
+        raise ScheduleError(f"{path} is no router. Expected a vector of two finite scores per block for every step.")
+    return np.stack(rows)
+
+
+def _rows(held: dict[Any, Any]) -> list[np.ndarray]:
+    """Of one table, or in the order of the names' numbers; none where names or values are of another kind."""
+    plain = {name: _plain(value) for name, value in held.items() if isinstance(value, Tensor) and _real(value)}
+    if len(plain) == 1 and (table := next(iter(plain.values()))).ndim == 2:
+        return list(table)
+    numbers = [int(found.group()) for name in plain if (found := re.search(r"\d+", str(name)))]
+    if len(plain) != len(held) or len(set(numbers)) != len(held):
+        return []
+    return [row for _, row in sorted(zip(numbers, plain.values(), strict=True), key=lambda numbered: numbered[0])]
+
+
+def _real(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout is torch.strided and not tensor.is_meta
+
+
+def _plain(tensor: Tensor) -> np.ndarray:
+    return np.asarray(tensor.detach().float())

@@ -17,7 +17,7 @@ from dicache.types import Kind
 
 def read(path: str | Path, pipe: Any, sites: Sites, calibration: Calibration) -> Schedule:  # noqa: ANN401
     """Sites that the file does not name compute. Raises ScheduleError for a file of another form, another number of
-    steps, or one that names none of the sites.
+    steps, blocks that are not there, or one that names none of the sites.
     """
     content, ground = json_of(Path(path)), calibration.on(pipe, sites)
     cells, steps = ground.basis.cells, calibration.steps
@@ -26,14 +26,23 @@ def read(path: str | Path, pipe: Any, sites: Sites, calibration: Calibration) ->
             raise ScheduleError(f"{path}: {key!r} is no list of 0 and 1.")
         if len(row) != steps:
             raise ScheduleError(f"{path} is for {len(row)} steps. Expected {steps}: search or import at its own.")
+    blocks = blocks_of(cells)
+    if beyond := sorted(key for key in content if _block(key) > max(blocks)):
+        raise ScheduleError(f"{path} is for more blocks: it has {beyond[0]!r}. This model has {max(blocks) + 1}.")
     mask, named = np.ones(ground.basis.shape, dtype=bool), False
-    for site, (cell, block) in enumerate(zip(cells, blocks_of(cells), strict=True)):
+    for site, (cell, block) in enumerate(zip(cells, blocks, strict=True)):
         row = _row(content, cell.kind, block)
         if row is not None:
             mask[:, site], named = np.array(row, dtype=bool), True
     if not named:
         raise ScheduleError(f"{path} names none of this model's modules: it has {', '.join(sorted(content)[:5])}.")
     return schedule(ground, mask, "SmoothCache")
+
+
+def _block(key: str) -> int:
+    """Which block a key is of; -1 for all of a kind."""
+    kind, _, number = key.rpartition("-")
+    return int(number) if number.isdecimal() and any(kind in names for names in NAMES.values()) else -1
 
 
 def _row(content: dict[str, Any], kind: Kind, block: int) -> list[int] | None:
