@@ -63,7 +63,7 @@ class Part(NamedTuple):
             return output
         assert chosen.computed is not None
         meter.ran(self.path, chosen.computed, inside=inside)
-        names = _names(type(self.module))[: len(self.args)]
+        names = _names(type(self.module).forward)[: len(self.args)]
         args, kwargs = take(self.args, self.kwargs, chosen.some, chosen.rows, names)
         return scatter(self.forward(*args, **kwargs), chosen.some, chosen.rows)
 
@@ -80,8 +80,8 @@ def stream(tree: Tree) -> Tensor:
 
 
 @cache
-def _names(module: type[nn.Module]) -> tuple[str, ...]:
-    """Of the arguments that its forward takes by position."""
+def _names(forward: Callable[..., Tree]) -> tuple[str, ...]:
+    """Of the arguments that a class's forward takes by position."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    taken = inspect.signature(module.forward).parameters.values()
+    taken = inspect.signature(forward).parameters.values()
     return tuple(parameter.name for parameter in taken if parameter.kind in kinds)[1:]
