@@ -44,8 +44,8 @@ RULE = 2
 amplitudes or by what fills in. A profile of another rule promises nothing.
 """
 MARGIN = 1.75
-"""Where nothing was calibrated, a budget over this is what estimates may come to: their middle is right, and errors
-spread around them by half.
+"""Where nothing was calibrated, a budget over this is what is planned with: final errors are about what was planned in
+the median, and spread around it by half.
 """
 KEPT = 0.8
 """Power of the signal's share with which errors count in a schedule."""
