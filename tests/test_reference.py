@@ -10,6 +10,8 @@ from hypothesis import given
 import dicache
 from dicache.demo import draw, pictures
 from dicache.errors import CaptionError, ReferenceModelError
+from dicache.identity import identity
+from dicache.law import RULE
 from dicache.metrics import relative_error
 from dicache.reference.denoiser import denoiser, positions
 from dicache.reference.pixels import SpaceToDepth
@@ -20,6 +22,7 @@ from dicache.reference.text import LENGTH, tokenizer
 from dicache.reference.training.fast import FastDenoiser
 from dicache.reference.training.reader import ceiling
 from dicache.reference.weights import FOLDER, load
+from dicache.shelf import shipped
 
 
 def test_the_public_names_stay_what_they_are_whatever_was_imported_before():
@@ -140,3 +143,11 @@ def test_one_budget_per_sample_gives_each_its_own_work(reference, uncached):
     assert work[0] == 1.0 > work[1] > work[2]
     errors = relative_error(cached, latents[:1].expand(3, -1, -1))
     assert errors[0] < 1e-5 and errors[1] <= 0.02 and errors[2] <= 0.2
+
+
+def test_the_profiles_that_ship_are_of_this_model_as_this_version_decides():
+    found = shipped(identity(dicache.reference.pipeline().transformer))
+    assert {(f.steps, round(f.guidance, 2), f.rule) for f in (profile.facts for profile in found)} == {
+        (steps, guidance, RULE) for steps in (20, 28) for guidance in (1.0, 3.5)
+    }
+    assert all(profile.prompts >= 100 for profile in found)
