@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from dicache.budget import Budget, per_sample
 from dicache.hooks import Attachment
 from dicache.metrics import relative_error
+from dicache.norms import length
 from dicache.rows import Tree, map_tensors, plain, take, tensors
 from dicache.run import Run
 from dicache.types import Rows
@@ -173,9 +174,9 @@ def _whole(shadow: Shadow) -> bool:
 
 def _led_to(now: Tensor, expected: Tensor, shadow: Shadow) -> bool:
     """Whether the cached latent became what was expected, but for a tenth of the change and for rounding."""
-    found, wanted, before = (t[shadow.rows].flatten(1).double() for t in (now, expected, shadow.cached))
-    allowed = (wanted - before).norm(dim=1) / 10 + found.norm(dim=1) * torch.finfo(now.dtype).eps
-    return bool(((found - wanted).norm(dim=1) <= allowed).all())
+    found, wanted, before = (t[shadow.rows].double() for t in (now, expected, shadow.cached))
+    allowed = length(wanted - before) / 10 + length(found) * torch.finfo(now.dtype).eps
+    return bool((length(found - wanted) <= allowed).all())
 
 
 def _solved(solver: Any, shadow: Shadow, outputs: Mapping[str, Tensor], latent: Tensor) -> Tensor:  # noqa: ANN401
