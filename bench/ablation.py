@@ -46,7 +46,7 @@ from dicache.types import Decision, Quote, Rows, Step
 
 SETTINGS = tuple(Setting(steps, shift=shift) for steps in (28, 20) for shift in (1.0, 3.0))
 WORK = (0.5, 0.35)
-BUDGETS = (0.012, 0.03, 0.07, 0.15)
+BUDGETS = (0.006, 0.012, 0.03, 0.07, 0.15)
 SMALL = (0.003, 0.01, 0.03, 0.1)
 """For sites below the evaluation, whose share in the stream underrates what they do to the output."""
 RESULT = Path(__file__).parent / "results" / "ablation.json"
