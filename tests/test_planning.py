@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from dicache import history
 from dicache.approximators.base import Now, Past
@@ -138,7 +139,18 @@ def test_amplitudes_converge_skip_what_is_not_finite_and_are_unknown_at_first(am
     for value in (math.nan, 0.0, *[amplitude * usual] * 60):
         state = estimator.observe(torch.tensor([[value]]), evidence, yes, state)
     learned = estimator.predict(evidence, state).item() / usual
-    assert math.log(learned) == pytest.approx(math.log(amplitude), rel=0.15 if known else 1e-3, abs=1e-9)
+    expected = posterior(math.log(amplitude), 61) if known else math.log(amplitude)
+    assert math.log(learned) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def posterior(mean, seen):
+    """log s from the mean of so many observations, by Bayes' rule."""
+    rule = Amplitude()
+    noise = rule.noise**2 / (1 + rule.fresh * (seen - 1))
+    priors = ((rule.chance, rule.usual**2), (1 - rule.chance, rule.other**2))
+    likely = [chance * norm.pdf(mean, scale=(variance + noise) ** 0.5) for chance, variance in priors]
+    means = [mean * variance / (variance + noise) for _, variance in priors]
+    return sum(p * m for p, m in zip(likely, means, strict=True)) / sum(likely)
 
 
 def test_one_observation_hardly_moves_a_usual_sample_and_says_nearly_all_of_a_strange_one():
