@@ -39,11 +39,11 @@ class Plan:
         """How many steps from step i on to skip, after i - 1 was computed and `before` before it: the first gap of the
         best way with the fewest computed steps that costs no more than `left`, squared.
         """
-        for count in np.flatnonzero(np.isfinite(self.lost[i - 1])):
-            g = int(self.first[i - 1, count])
-            if self.prices(i - 1, before, g).sum() ** 2 + self.cost[i + g, count - 1] <= left:
-                return g
-        return 0
+        counts = np.flatnonzero(np.isfinite(self.lost[i - 1]))
+        gaps = self.first[i - 1, counts]
+        spent = np.append(0.0, self.prices(i - 1, before, self.most(i)).cumsum() ** 2)[gaps]
+        fits = np.flatnonzero(spent + self.cost[i + gaps, counts - 1] <= left)
+        return int(gaps[fits[0]]) if len(fits) else 0
 
     @property
     def fewest(self) -> int:

@@ -133,11 +133,11 @@ def test_amplitudes_converge_skip_what_is_not_finite_and_are_unknown_at_first(am
     usual, yes = 0.3 * (typical or 1.0), torch.tensor([True])
     state = estimator.init(1, 1)
     assert estimator.predict(evidence, state).isinf().all()
-    state = estimator.observe(torch.tensor([[amplitude * usual]]), evidence, yes, state)
+    state = estimator.observe(torch.tensor([[amplitude * usual]], dtype=torch.float64), evidence, yes, state)
     if not known:  # the first observation is all that is known
         assert estimator.predict(evidence, state).item() == pytest.approx(amplitude * usual)
     for value in (math.nan, 0.0, *[amplitude * usual] * 60):
-        state = estimator.observe(torch.tensor([[value]]), evidence, yes, state)
+        state = estimator.observe(torch.tensor([[value]], dtype=torch.float64), evidence, yes, state)
     learned = estimator.predict(evidence, state).item() / usual
     expected = posterior(math.log(amplitude), 61) if known else math.log(amplitude)
     assert math.log(learned) == pytest.approx(expected, rel=1e-6, abs=1e-9)

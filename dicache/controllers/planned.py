@@ -7,15 +7,15 @@ final latent,
 
 with one amplitude s per sample, read off what the estimator quotes for the next step: in the law's own time errors grow
 alike everywhere, so that every gap to come has a price. The errors of different gaps add in squares. Those made in
-noise are forgotten, so which way is best is asked of what is kept of them, F(i, g): E with every term times c_q.
-Dynamic programming over the course gives
+noise are forgotten, so which way is best is asked of F(i, g), which is E with every term times what is kept of it
+(`dicache.law`). Dynamic programming over the course gives
 
     V(i, n) = min_g  F(i, g)^2 + V(i + 1 + g, n - 1)
 
 of the best way that begins at the computed step i and computes n steps. How many steps it must be is asked of E: a
 sample takes the way with the fewest computed steps whose E^2 together are within what is left of its budget, and then
 the gap that this way begins with. Only the amplitude is learned, only the next gap is fixed. (With F for both, a sample
-plans long gaps early and pays for them later; with E for both, it computes too much early.)
+plans long gaps early and pays for them later; with E for both it errs a tenth more at equal work.)
 
 What is left is the budget less what the gaps so far turned out to cost, but never less than the share that belongs to
 the rest of the run: a sample that was unlucky early goes on at its pace instead of computing everything. In a
