@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import pickle
 import string
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from calibrating import made_up
+from hostile import refuses_what_is_no_file_of_its_kind
 from hypothesis import HealthCheck, given, settings
 from safetensors.numpy import save
 
@@ -109,17 +109,7 @@ def test_nothing_outside_the_folder_and_no_other_kind_of_file_is_opened(saved, n
 
 
 def test_a_pickle_a_link_deep_nesting_and_nothing_at_all_are_refused(saved, tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return (tmp_path.joinpath("ran").touch, ())
-
-    (tmp_path / "bomb.json").write_bytes(pickle.dumps(Bomb()))
-    (tmp_path / "deep.json").write_text("[" * 100_000)
-    (tmp_path / "link.json").symlink_to(saved)
-    for name in ("bomb.json", "deep.json", "link.json", "nothing.json", "."):
-        with pytest.raises(ProfileError, match="no profile that can be used"):
-            load_profile(tmp_path / name)
-    assert not (tmp_path / "ran").exists()
+    refuses_what_is_no_file_of_its_kind(load_profile, ProfileError, "no profile that can be used", saved, tmp_path)
 
 
 @pytest.mark.parametrize(

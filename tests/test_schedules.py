@@ -1,7 +1,6 @@
 """Schedules: they do what their table says, cost what they say, and whatever else a file holds is refused."""
 
 import json
-import pickle
 import string
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 import torch
 from calibrating import PROMPTS, Captioned
 from diffusers import FlowMatchEulerDiscreteScheduler
+from hostile import refuses_what_is_no_file_of_its_kind
 from hypothesis import HealthCheck, given, settings
 
 import dicache
@@ -374,17 +374,7 @@ def test_what_cannot_be_is_refused_by_name(saved, change, message):
 
 
 def test_a_pickle_a_link_deep_nesting_and_nothing_at_all_are_refused(saved, tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return (tmp_path.joinpath("ran").touch, ())
-
-    (tmp_path / "bomb.json").write_bytes(pickle.dumps(Bomb()))
-    (tmp_path / "deep.json").write_text("[" * 100_000)
-    (tmp_path / "link.json").symlink_to(saved)
-    for name in ("bomb.json", "deep.json", "link.json", "nothing.json", "."):
-        with pytest.raises(ScheduleError, match="no schedule that can be used"):
-            Schedule.load(tmp_path / name)
-    assert not (tmp_path / "ran").exists()
+    refuses_what_is_no_file_of_its_kind(Schedule.load, ScheduleError, "no schedule that can be used", saved, tmp_path)
     for path in (tmp_path / "nowhere" / "s.json", tmp_path / "s.txt"):
         with pytest.raises(DicacheError, match=r"cannot be written|ends in \.json"):
             Schedule.load(saved).save(path)
