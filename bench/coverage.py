@@ -6,13 +6,14 @@ the confidence by a one-sided binomial test; how much of the budget is used; how
 estimates, which is what the promise costs; how the work differs between captions. Then the same where the promise does
 not hold, and `speedup=`.
 
-Saved after every line; the same command goes on where it was.
+Saved after every batch; the same command goes on where it was, with as many captions more as are asked for.
 """
 
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,12 @@ RESULT = Path(__file__).parent / "results" / "coverage.json"
 BUDGETS, CONFIDENCES, SPEEDUPS = (0.02, 0.05, 0.1), (0.8, 0.9, 0.95), (1.5, 2.0, 3.0)
 CAPTION_SEED, NOISE_SEED = 50, 70_000
 SIGNIFICANT = 0.01
+BATCH, SPEED_CAPTIONS = 16, 256
 HEAD = "setting | captions | budget | confidence | within | p | median / budget | spread | work | sd | 1 to 4 things"
+
+
+Asked = tuple[float | None, float | None, float | None]
+"""Budget, confidence, speed-up."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +76,13 @@ def _four() -> Iterator[str]:
             yield text
 
 
+_setting = partial(Setting, batch=BATCH)
 CASES = (
-    *(Case(f"{s} steps, guidance 3.5", Setting(s), speedups=SPEEDUPS if s == 28 else ()) for s in (28, 20)),
-    *(Case(f"{s} steps, no guidance", Setting(s, guidance=1.0)) for s in (28, 20)),
-    Case("shifted: four things", Setting(28), four=True, budgets=(0.05,)),
-    Case("shifted: one generator per batch", Setting(28), shared_noise=True, budgets=(0.05,)),
-    Case("shifted: scheduler shift 3, nearest", Setting(28, shift=3.0), nearest=True, budgets=(0.05,)),
+    *(Case(f"{s} steps, guidance 3.5", _setting(s), speedups=SPEEDUPS if s == 28 else ()) for s in (28, 20)),
+    *(Case(f"{s} steps, no guidance", _setting(s, guidance=1.0)) for s in (28, 20)),
+    Case("shifted: four things", _setting(28), four=True, budgets=(0.05,)),
+    Case("shifted: one generator per batch", _setting(28), shared_noise=True, budgets=(0.05,)),
+    Case("shifted: scheduler shift 3, nearest", _setting(28, shift=3.0), nearest=True, budgets=(0.05,)),
 )
 
 
@@ -117,69 +124,81 @@ class Draws:
         ).images
         return latents
 
-    def line(self, line: Line, reference: Sequence[Tensor], **asked: Any) -> Line:  # noqa: ANN401
-        """Filled in; `asked` goes to `enable`."""
-        for batch, exact in zip(self.batches(), reference, strict=True):
-            with torch.no_grad(), enable(self.pipe, **asked) as cache:
-                latents = self.draw(batch)
-            report = cache.report()
-            samples = report.to_dict()["samples"]
-            line.errors += relative_error(latents, exact).tolist()
-            line.estimates += [sample["estimated_error"] for sample in samples]
-            line.work += [sample["computed_fraction"] for sample in samples]
-            if report.promise is not None:
-                line.level = float(report.promise.levels[0])
-        return line
+    def add(self, line: Line, batch: Sequence[int], exact: Tensor, asked: dict[str, Any]) -> None:
+        """The captions of a batch; `asked` goes to `enable`."""
+        with torch.no_grad(), enable(self.pipe, **asked) as cache:
+            latents = self.draw(batch)
+        samples = cache.report().to_dict()["samples"]
+        line.errors += map(_short, relative_error(latents, exact).tolist())
+        line.estimates += (_short(sample["estimated_error"]) for sample in samples)
+        line.work += (_short(sample["computed_fraction"]) for sample in samples)
 
 
-def asked_for(case: Case) -> list[tuple[float | None, float | None, float | None]]:
-    """(budget, confidence, speed-up) of every line of a case."""
+def asked_for(case: Case) -> list[Asked]:
+    """Every line of a case."""
     if case.nearest:
         return [(budget, None, None) for budget in case.budgets]
     confidences = CONFIDENCES if len(case.budgets) > 1 else (0.9,)
-    found = [(budget, confidence, None) for budget in case.budgets for confidence in confidences]
+    found: list[Asked] = [(budget, confidence, None) for budget in case.budgets for confidence in confidences]
     return [*found, *((None, None, speedup) for speedup in case.speedups)]
 
 
-def measure(case: Case, n: int, known: list[dict[str, Any]], progress: Progress) -> Iterator[Line]:
-    """The lines that `known` lacks. Lines of one internal budget are the same runs, and are drawn once."""
-    done = {(line["budget"], line["confidence"], line["speedup"]) for line in known if line["case"] == case.name}
-    missing = [asked for asked in asked_for(case) if asked not in done]
-    task = progress.add_task(case.name, total=len(missing) + 1)
-    if not missing:
-        progress.update(task, completed=1)
-        return
+def measure(case: Case, n: int, known: list[dict[str, Any]], progress: Progress) -> Iterator[list[Line]]:
+    """All lines of the case, after every batch of captions; those of `known` go on there if their internal budget is
+    still the same. Lines of one internal budget are the same runs, and are drawn once.
+    """
     draws = Draws(case, n)
-    with torch.no_grad():
-        reference = [draws.draw(batch) for batch in draws.batches()]
-    progress.advance(task)
-    things, drawn = [text.count(",") + 1 for text in draws.captions], list[Line]()
-    for budget, confidence, speedup in missing:
-        asked: dict[str, Any] = {"error_budget": budget, "confidence": confidence, "speedup": speedup}
-        if case.nearest:
-            asked = {"error_budget": budget, "profile": "nearest"}
-        line = Line(case.name, budget, confidence, speedup, _level(draws, budget, confidence), things)
-        same = next((one for one in drawn if budget and confidence and line.level and one.level == line.level), None)
-        line = (
-            draws.line(line, reference, **asked)
-            if same is None
-            else replace(same, budget=budget, confidence=confidence)
-        )
-        drawn.append(line)
-        yield line
+    lines = [_begun(draws, asked, known) for asked in asked_for(case)]
+    batches = [batch for batch in draws.batches() if any(_due(line, batch) for line in lines)]
+    task = progress.add_task(case.name, total=len(batches))
+    for batch in batches:
+        with torch.no_grad():
+            exact = draws.draw(batch)
+        for k, line in enumerate(lines):
+            if not _due(line, batch):
+                continue
+            same = next((one for one in lines[:k] if one.level == line.level > 0), None)
+            if same is not None:
+                line.errors, line.estimates, line.work = same.errors[:], same.estimates[:], same.work[:]
+            else:
+                draws.add(line, batch, exact, _asked(case, line))
+        yield lines
         progress.advance(task)
 
 
-def _level(draws: Draws, budget: float | None, confidence: float | None) -> float:
-    """The internal budget that a promise goes by; 0 where nothing is promised. Raises ProfileError as `enable` does."""
+def _begun(draws: Draws, asked: Asked, known: list[dict[str, Any]]) -> Line:
+    """A line with what is known of it: whole batches."""
+    things, size = [text.count(",") + 1 for text in draws.captions], draws.case.setting.batch
+    line = Line(draws.case.name, *asked, _level(draws, *asked), things)
+    mine = (line.case, *asked, line.level)
+    for old in known:
+        if tuple(old[key] for key in ("case", "budget", "confidence", "speedup", "level")) == mine:
+            count = min(len(old["errors"]), len(things)) // size * size
+            line.errors, line.estimates, line.work = (old[key][:count] for key in ("errors", "estimates", "work"))
+    return line
+
+
+def _due(line: Line, batch: range) -> bool:
+    return len(line.errors) < batch.stop and (line.speedup is None or batch.stop <= SPEED_CAPTIONS)
+
+
+def _asked(case: Case, line: Line) -> dict[str, Any]:
+    """Of `enable`."""
+    if case.nearest:
+        return {"error_budget": line.budget, "profile": "nearest"}
+    return {"error_budget": line.budget, "confidence": line.confidence, "speedup": line.speedup}
+
+
+def _level(draws: Draws, budget: float | None, confidence: float | None, speedup: float | None) -> float:
+    """The internal budget that a shipped profile spends there. Raises ProfileError as `enable` does."""
     setting = draws.case.setting
-    if budget is None or confidence is None:
-        return 0.0
     for profile in shipped(identity(draws.pipe.transformer)):
         near = abs(profile.facts.guidance - setting.guidance) < 0.01
         if near and profile.facts.steps == setting.steps:
+            if budget is None:
+                return profile.level_of_speedup(speedup or 1.0)
             return profile.level(Wanted(LATENT, budget), confidence)
-    return 0.0
+    raise ValueError(f"no profile ships for {draws.case.name}.")
 
 
 def table(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -231,14 +250,13 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     facts: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {"lines": []}
     if not args.show:
-        n, part = args.captions, args.cases
-        facts["lines"] = [line for line in facts["lines"] if part not in line["case"] or len(line["errors"]) == n]
         with Progress(console=Console(stderr=True)) as progress:
             for case in CASES:
                 if args.cases in case.name:
-                    for line in measure(case, args.captions, facts["lines"], progress):
-                        facts["lines"].append(vars(line))
-                        args.out.write_text(json.dumps(facts) + "\n")
+                    others = [line for line in facts["lines"] if line["case"] != case.name]
+                    for lines in measure(case, args.captions, facts["lines"], progress):
+                        facts["lines"] = [*others, *map(vars, lines)]
+                        _save(args.out, facts)
     order = {case.name: i for i, case in enumerate(CASES)}
     lines = sorted(facts["lines"], key=lambda line: order[line["case"]])
     text = f"{markdown(table(lines))}\n\n{markdown(speed_table(lines))}\n"
@@ -246,6 +264,17 @@ def run(args: argparse.Namespace) -> None:
         _into(args.readme, text)
     args.out.with_suffix(".md").write_text(text)
     Console(width=240).print(text, highlight=False)
+
+
+def _short(value: float) -> float:
+    """Five digits, for the file's size."""
+    return float(f"{value:.5g}")
+
+
+def _save(path: Path, facts: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(facts) + "\n")
+    part.replace(path)
 
 
 def _into(readme: Path, text: str) -> None:

@@ -8,6 +8,7 @@ A row is kept as soon as it is measured: interrupted, the same command goes on t
 """
 
 import argparse
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -50,8 +51,11 @@ GUIDANCE = 3.5
 ANNEALING = Annealing(trials=40, rounds=0, fill=LINE)
 ECAD = Ecad(generations=10, population=12, fill=LINE)
 ROUTER = LearningToCache(iterations=2)
+ROUTED = (0.8, 0.66, 0.55)
 CHANCE = 3
 """Random schedules that a router is held against."""
+SEEDS = 3
+"""Evolution and routers are repeated, each time on other calibration captions."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,19 @@ class Bench:
     def __init__(self, steps: int, captions: int, found_on: int) -> None:
         self.setting = Setting(steps=steps, guidance=GUIDANCE)
         self.captions, self.pipe = prompts("test", captions, seed=0), fresh(self.setting)
-        call = {"negative_prompt": "", "true_cfg_scale": GUIDANCE}
-        self.calibration = Calibration(prompts("calibration", found_on, seed=12), steps, seed=12_000, call=call)
+        self.found_on, self.calibration = found_on, self.calibrated(found_on, 0)
         self.reference = draw(self.pipe, self.captions, self.setting)
+
+    def calibrated(self, found_on: int, seed: int) -> Calibration:
+        call = {"negative_prompt": "", "true_cfg_scale": GUIDANCE}
+        captions = prompts("calibration", found_on, seed=12 + seed)
+        return Calibration(captions, self.setting.steps, seed=12_000 + 100 * seed, call=call)
+
+    def seeded(self, seed: int) -> "Bench":
+        """The same with other calibration captions."""
+        other = copy.copy(self)
+        other.calibration = self.calibrated(self.found_on, seed)
+        return other
 
     def judged(self, found: Schedule) -> dict[str, Any]:
         """Work that was really executed, and errors on the test captions."""
@@ -111,8 +125,10 @@ def rows(bench: Bench, keep: Callable[[str, Callable[[], list[dict[str, Any]]]],
         keep(one.name, lambda one=one: _found(bench, one))  # type: ignore[misc]
     keep("scale and shift", lambda: _corrected(bench))
     keep("dynamic", lambda: _dynamic(bench))
-    keep("evolution", lambda: _evolved(bench))
-    keep("routers", lambda: _routers(bench))
+    for seed in range(SEEDS):
+        other = bench.seeded(seed)
+        keep(f"evolution, seed {seed}", lambda other=other, seed=seed: _evolved(other, seed))  # type: ignore[misc]
+        keep(f"routers, seed {seed}", lambda other=other, seed=seed: _routers(other, seed))  # type: ignore[misc]
 
 
 def _found(bench: Bench, one: Asked) -> list[dict[str, Any]]:
@@ -143,7 +159,7 @@ def _corrected(bench: Bench) -> list[dict[str, Any]]:
     return [{"name": "Block Caching, blocks, scale and shift", "cost": COSTS[0], **bench.judged(moved)}]
 
 
-def _evolved(bench: Bench) -> list[dict[str, Any]]:
+def _evolved(bench: Bench, seed: int) -> list[dict[str, Any]]:
     """Hypervolumes on the calibration captions, reference point (1, 1)."""
     from pymoo.indicators.hv import HV
 
@@ -151,25 +167,25 @@ def _evolved(bench: Bench) -> list[dict[str, Any]]:
         return float(HV(ref_point=[1.0, 1.0])(np.array([[s.error, s.work] for s in schedules])))
 
     ground, finder = bench.ground(Evaluation()), ECAD
-    seeds = tuple(finder.schedules(ground, finder.first(ground, 0), 0))
+    seeds = tuple(finder.schedules(ground, finder.first(ground, seed), seed))
     made = [{"name": "the seeds of ECAD", "hypervolume": volume(seeds)}]
     for name, evolved in (("seeded ECAD", finder), ("ECAD from chance", replace(finder, seeded=False))):
-        front = evolved.find(bench.pipe, Evaluation(), bench.calibration)
+        front = evolved.find(bench.pipe, Evaluation(), bench.calibration, seed=seed)
         assert isinstance(front, ParetoSet)
         better = [any(s.work <= seed.work and s.error <= seed.error for s in front.members) for seed in seeds]  # type: ignore[operator]
         made.append({"name": name, "hypervolume": volume(front.members), "dominates": float(np.mean(better))})
     return made
 
 
-def _routers(bench: Bench) -> list[dict[str, Any]]:
+def _routers(bench: Bench, seed: int) -> list[dict[str, Any]]:
     """Learned scores on blocks against those of chance, of time alone and of the paper's loss, at equal work."""
     ground, made = bench.ground(Spans()), []
     steps, sites = ground.basis.shape
-    rng, late = np.random.default_rng(0), np.linspace(1, 0, steps)[:, None] * np.ones(sites)
-    scores = {f"router, {space}": replace(ROUTER, space=space).scores(ground, None, 0) for space in ("x", "eps")}  # type: ignore[arg-type]
+    rng, late = np.random.default_rng(seed), np.linspace(1, 0, steps)[:, None] * np.ones(sites)
+    scores = {f"router, {space}": replace(ROUTER, space=space).scores(ground, None, seed) for space in ("x", "eps")}  # type: ignore[arg-type]
     scores |= {"late steps first": late, "early steps first": 1 - late}
     scores |= {f"chance {k}": rng.uniform(size=(steps, sites)) for k in range(CHANCE)}
-    for cost in (0.66, 0.55):
+    for cost in ROUTED:
         for name, score in scores.items():
             table = _at(ground, score, cost)
             found = ROUTER.schedules(ground, [table], 0)[0]

@@ -125,10 +125,12 @@ def calibrate(
     batch: Annotated[int, typer.Option(min=1, help="Samples drawn at once.")] = 8,
     prices: Annotated[str, typer.Option(help="What runs are planned by: law or measured.")] = "law",
     metric: Annotated[str, typer.Option(help="latent, psnr, ssim, or several with commas.")] = "latent",
+    fine: Annotated[bool, typer.Option("--fine", help="Try twice as many levels: more of a budget is used.")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="A folder; killed, the same command goes on there.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a profile of the reference model, so that a budget on it can be a promise."""
+    from dicache.calibration import LEVELS, finer
     from dicache.calibration import calibrate as measure
     from dicache.reference.assembly import pipeline
 
@@ -146,6 +148,7 @@ def calibrate(
         metric=metric.split(","),
         prices=_prices(prices),
         call={"negative_prompt": "", "true_cfg_scale": guidance} if guidance > 1 else {},
+        levels=finer(LEVELS) if fine else LEVELS,
         checkpoint=checkpoint,
         progress=not as_json,
     )

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.progress import Progress
 
-from dicache.bench import footprint, schedules, show, tables
+from dicache.bench import coverage, footprint, schedules, show, tables
 from dicache.bench.arms import Arm, Setting, coarse
 from dicache.bench.check import difference
 from dicache.bench.costs import Meter, chosen
@@ -85,6 +86,36 @@ def test_found_schedules_are_kept_whole_and_nothing_to_show_is_said(tmp_path, mo
     schedules.run(args)
     assert json.loads((out / "schedules-4.json").read_text())["measured"] == {"a": [row]}
     assert [path.name for path in out.iterdir()] == ["schedules-4.json"]
+
+
+def test_coverage_goes_on_with_more_captions_where_the_profile_is_the_same(tmp_path, monkeypatch):
+    """As if every caption had been drawn in one go; another profile's lines begin anew."""
+
+    class Few(coverage.Draws):
+        drawn = 0
+
+        def draw(self, batch):
+            Few.drawn += len(batch)
+            return super().draw(batch)
+
+    def measured(n, known=()):
+        before = Few.drawn
+        (*_, lines) = coverage.measure(case, n, [vars(line) for line in known], Progress(disable=True))
+        return lines, Few.drawn - before
+
+    monkeypatch.setattr(coverage, "Draws", Few)
+    case = coverage.Case("few", Setting(20, guidance=1.0, batch=2), budgets=(0.1,), speedups=(2.0,))
+    first, _ = measured(2)
+    more, drawn = measured(4, first)
+    whole, alone = measured(4)
+    assert (drawn, alone) == (6, 12)  # uncached, within the budget, at the speed-up
+    for a, b in zip(more, whole, strict=True):
+        assert a.errors == pytest.approx(b.errors, rel=1e-3) and len(a.work) == len(a.estimates) == 4
+        assert a.level == b.level > 0 and a.things == b.things
+    (_, row), (_, fast) = (rows([vars(line) for line in whole]) for rows in (coverage.table, coverage.speed_table))
+    assert row[1] == fast[1] == "4" and float(row[4]) >= 0.5 and float(fast[3]) == pytest.approx(2.0, rel=0.3)
+    first[0].level *= 2
+    assert measured(4, first)[1] == 4 + 4 + 2
 
 
 def test_a_file_without_dicache_or_without_static_schedules_is_shown():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 import dicache
-from dicache.calibration import calibrate
+from dicache.calibration import calibrate, finer
 from dicache.conformal import CERTAINTY, accepted, failures_allowed, prompts_needed, rising
 from dicache.controllers.planned import Planned
 from dicache.errors import BudgetError, ModeError, ProfileError, UnsupportedModelError
@@ -22,9 +22,9 @@ from dicache.resampled import resampled
 from dicache.types import Course, Wanted
 
 
-def calibrated(pipe, **kwargs):
+def calibrated(pipe, levels=LEVELS, **kwargs):
     return calibrate(
-        pipe, PROMPTS, steps=STEPS, batch=4, levels=LEVELS, measuring=4, call=GUIDED, progress=False, **kwargs
+        pipe, PROMPTS, steps=STEPS, batch=4, levels=levels, measuring=4, call=GUIDED, progress=False, **kwargs
     )
 
 
@@ -203,6 +203,17 @@ def test_a_calibration_that_was_killed_goes_on_and_ends_the_same(profile, tmp_pa
         np.testing.assert_array_equal(resumed.arrays[key], value)
     with pytest.raises(ProfileError, match="holds other measurements"):
         calibrated(Captioned(), checkpoint=tmp_path, seed=3)
+
+
+def test_more_levels_are_added_without_drawing_the_others_again(profile, tmp_path):
+    calibrated(Captioned(), checkpoint=tmp_path)
+    more, whole = calibrated(Captioned(), finer(LEVELS), checkpoint=tmp_path), calibrated(Captioned(), finer(LEVELS))
+    assert more.about["cost"]["samples"] == 8 * (1 + len(LEVELS) - 1)  # the uncached runs, and the levels between
+    for key, value in whole.arrays.items():
+        np.testing.assert_array_equal(more.arrays[key], value)
+    np.testing.assert_array_equal(more.arrays["loss.latent"][:, ::2], profile.arrays["loss.latent"])
+    between = np.sqrt(more.arrays["levels"][:-2:2] * more.arrays["levels"][2::2])
+    np.testing.assert_allclose(more.arrays["levels"][1::2], between, rtol=1e-6)
 
 
 def test_a_calibration_by_measured_prices_runs_by_them(profile):
