@@ -226,6 +226,22 @@ def _row(line: dict[str, Any]) -> list[str]:
     ]
 
 
+def brief(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """`table` with the confidences of a budget side by side, for the README."""
+    asked = " / ".join(f"{confidence:g}" for confidence in CONFIDENCES)
+    head = ["setting", "captions", "budget", f"within at {asked}", "median / budget", "work"]
+    found: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    for name, captions, budget, confidence, within, p, used, _, work, *_ in table(lines)[1:]:
+        kept = within + (" FAILS" if "FAILS" in p else "")
+        found.setdefault((name, captions, budget), {})[confidence] = [kept, used, work]
+    rows = [head]
+    for key, cells in found.items():
+        columns = zip(*(cells.get(f"{c:g}", ["-"] * 3) for c in CONFIDENCES), strict=True)
+        shown = cells["none"] if "none" in cells else [" / ".join(column) for column in columns]
+        rows.append([*key, *shown])
+    return rows
+
+
 def speed_table(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
     rows = [["setting", "captions", "speedup asked", "speedup", "off by", "sd of work", "median error", "90th pct"]]
     for line in lines:
@@ -261,7 +277,7 @@ def run(args: argparse.Namespace) -> None:
     lines = sorted(facts["lines"], key=lambda line: order[line["case"]])
     text = f"{markdown(table(lines))}\n\n{markdown(speed_table(lines))}\n"
     if args.readme:
-        _into(args.readme, text)
+        _into(args.readme, f"{markdown(brief(lines))}\n\n{markdown(speed_table(lines))}\n")
     args.out.with_suffix(".md").write_text(text)
     Console(width=240).print(text, highlight=False)
 

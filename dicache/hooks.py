@@ -181,6 +181,8 @@ class Attachment(Uncopied):
     def _looked_around(self, given: Mapping[str, Tree]) -> bool:
         """Whether the weights are others than at the last call. What cannot be lived with is an error here."""
         _check_uncached(self.denoiser)
+        if self.session.run is None or self.session.run.complete:
+            _check_others(self.denoiser)
         self.compilation.check()
         for hooked in (*self.hooked, *self.around.values()):
             hooked.keep()
@@ -235,18 +237,26 @@ def _check_uncached(denoiser: nn.Module) -> None:
 
 def _check_free(denoiser: nn.Module) -> None:
     _check_uncached(denoiser)
-    for module in denoiser.modules():
-        registry = registry_of(module)
-        for name in registry.hooks if registry is not None else ():
-            if name == NAME:
-                raise AlreadyEnabledError(
-                    f"dicache is already enabled on this {type(denoiser).__name__}. "
-                    "Call disable() on the Cache that `enable` returned first."
-                )
-            if any(word in name for word in _FOREIGN):
-                raise AlreadyEnabledError(
-                    f"{type(denoiser).__name__} carries the hook {name!r} of another cache. Remove it first."
-                )
+    if NAME in _hooks(denoiser):
+        raise AlreadyEnabledError(
+            f"dicache is already enabled on this {type(denoiser).__name__}. "
+            "Call disable() on the Cache that `enable` returned first."
+        )
+    _check_others(denoiser)
+
+
+def _check_others(denoiser: nn.Module) -> None:
+    others = (name for name in _hooks(denoiser) if name != NAME and any(word in name for word in _FOREIGN))
+    name = next(others, None)
+    if name is not None:
+        raise AlreadyEnabledError(
+            f"{type(denoiser).__name__} carries the hook {name!r} of another cache. Remove it first."
+        )
+
+
+def _hooks(denoiser: nn.Module) -> list[str]:
+    """Names of all that diffusers has hooked to its modules."""
+    return [name for registry in filter(None, map(registry_of, denoiser.modules())) for name in registry.hooks]
 
 
 def _check_apart(modules: Mapping[str, nn.Module]) -> None:

@@ -140,6 +140,10 @@ class Run:
     def let_go(self) -> None:
         """Of the model's tensors."""
         self.guided, self.strongest, self.gone = Guided(), None, True
+        self.forget()
+
+    def forget(self) -> None:
+        """What sites have remembered, once nothing reads it any more; what rules know and the mixture stay."""
         for place in self.places:
             place.past, place.sums, place.value, place.judgement, place.estimator = {}, None, None, None, None
 

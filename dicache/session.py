@@ -79,6 +79,7 @@ class Session:
         if self.run and not self.run.complete and not self.run.gone:
             self._close(self.run, None)
             self.run.complete = True
+            self.run.forget()
         self.call = None
 
     def begin(

@@ -27,6 +27,7 @@ from diffusers import (
     OvisImageTransformer2DModel,
     UNet2DConditionModel,
     WanPipeline,
+    apply_first_block_cache,
 )
 
 import dicache
@@ -535,6 +536,11 @@ def test_a_cache_of_diffusers_that_comes_later_is_told_apart():
     assert torch.equal(draw_flux(pipe, [1], STEPS), theirs) and not torch.equal(theirs, plain)
     pipe.transformer.disable_cache()
     assert torch.equal(draw_flux(pipe, [1], STEPS), plain)
+    with dicache.enable(pipe, error_budget=BUDGET):
+        draw_flux(pipe, [1], STEPS)
+        apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig(threshold=10.0))  # on the model's blocks alone
+        with pytest.raises(AlreadyEnabledError, match="fbc_"):
+            draw_flux(pipe, [1], STEPS)
 
 
 def test_a_threshold_that_means_nothing_here_is_not_needed():

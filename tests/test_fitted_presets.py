@@ -210,8 +210,9 @@ def test_the_probe_shows_every_site_its_own_input():
     block = pipe.transformer.transformer_blocks[1]
     with dicache.enable(pipe, config=config) as cache:
         block.register_forward_pre_hook(lambda m, a, kw: inputs.update(kw), with_kwargs=True)
+        pipe.transformer.register_forward_hook(lambda *_: inputs.update(kept=cache._session.run.places[1].past))
         FLUX.draw(pipe, [1, 2], 4)
-        (past,) = cache._session.run.places[1].past.values()
+        (past,) = inputs["kept"].values()
         joined = torch.cat([inputs["encoder_hidden_states"], inputs["hidden_states"]], dim=1)
         assert torch.equal(past.features.values[0], joined)
         assert torch.equal(past.features.sigmas[0], past.outputs.sigmas[0])
