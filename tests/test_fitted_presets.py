@@ -21,7 +21,7 @@ from dicache.estimators.closed_loop import ClosedLoop
 from dicache.fitted import Fitted
 from dicache.probes.site_input import SiteInput
 from dicache.sites import Spans, Sublayers
-from tiny import count_macs, make_flux
+from tiny import count_macs, make_flux, watch_pasts
 
 DRAWN = np.random.default_rng(3)
 
@@ -142,7 +142,7 @@ def test_the_laws_hold_for_every_preset(name):
             )
             for site in session.sites
         ]
-        macs = count_macs(pipe.transformer)
+        macs, held = count_macs(pipe.transformer), watch_pasts(pipe.transformer, session)
         together, decided = FLUX.draw(pipe, [1, 2, 3], STEPS), grids(cache)
         del pipe.transformer.forward
         for handle in handles:
@@ -154,8 +154,8 @@ def test_the_laws_hold_for_every_preset(name):
             torch.testing.assert_close(together[row], image[0], rtol=1e-3, atol=1e-3)
         assert 0 < (decided == 0).double().mean() < 1
         # 3. Histories hold what sites gave where they computed, and are never handed out.
-        for place in run.places:
-            (past,) = place.past.values()
+        for place, pasts in zip(run.places, held, strict=True):
+            (past,) = pasts.values()
             for row in range(3):
                 value = exact[place.site.path, past.outputs.sigmas[0, row].item()][row]
                 torch.testing.assert_close(past.outputs.values[0][row], value, rtol=1e-5, atol=1e-5)
@@ -210,9 +210,9 @@ def test_the_probe_shows_every_site_its_own_input():
     block = pipe.transformer.transformer_blocks[1]
     with dicache.enable(pipe, config=config) as cache:
         block.register_forward_pre_hook(lambda m, a, kw: inputs.update(kw), with_kwargs=True)
-        pipe.transformer.register_forward_hook(lambda *_: inputs.update(kept=cache._session.run.places[1].past))
+        held = watch_pasts(pipe.transformer, cache._session)
         FLUX.draw(pipe, [1, 2], 4)
-        (past,) = inputs["kept"].values()
+        (past,) = held[1].values()
         joined = torch.cat([inputs["encoder_hidden_states"], inputs["hidden_states"]], dim=1)
         assert torch.equal(past.features.values[0], joined)
         assert torch.equal(past.features.sigmas[0], past.outputs.sigmas[0])

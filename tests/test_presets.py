@@ -24,7 +24,7 @@ from dicache.bench.presets import FITTED, PRESETS
 from dicache.config import Config
 from dicache.estimators.codebook import FAST
 from dicache.estimators.sensitivities import Table
-from tiny import PIPELINES, count_macs, make_flux
+from tiny import PIPELINES, count_macs, make_flux, watch_pasts
 
 RATIOS = tuple(1 + 0.12 * math.sin(3 * i) for i in range(N))
 TABLE = Table(tuple(0.5 + 0.1 * math.cos(i) for i in range(N)), tuple(0.3 + 0.01 * i for i in range(N)))
@@ -235,7 +235,6 @@ def test_the_laws_hold_for_every_preset(name):
     config, pipe = ENGAGED[name], make_flux()
     plain = FLUX.draw(make_flux(), [1, 2, 3], STEPS)
     exact: dict[float, torch.Tensor] = {}
-    kept: dict[str, Past] = {}
     with dicache.enable(pipe, config=config) as cache:
         alone = [(FLUX.draw(pipe, [sample], STEPS), decisions(cache)[0]) for sample in (1, 2, 3)]
         session = cache._session
@@ -244,19 +243,18 @@ def test_the_laws_hold_for_every_preset(name):
             exact[session.run.step.sigma] = output.clone()
 
         handle = pipe.transformer.proj_out.register_forward_hook(seen)
-        after = pipe.transformer.register_forward_hook(lambda *_: kept.update(session.run.places[0].past))
+        held = watch_pasts(pipe.transformer, session)
         FLUX.draw(pipe, [1, 2, 3], STEPS)  # costs of a batch of three are measured
         macs = count_macs(pipe.transformer)
         together, strips = FLUX.draw(pipe, [1, 2, 3], STEPS), decisions(cache)
         handle.remove()
-        after.remove()
         run, trace = session.run, cache.trace
 
         # 2. Batch mates change nothing.
         assert strips == [strip for _, strip in alone]
         torch.testing.assert_close(together, torch.cat([image for image, _ in alone]), rtol=1e-3, atol=1e-3)
         # 3. The history holds what the denoiser gave at steps that computed, and is never handed out.
-        (past,) = kept.values()
+        (past,) = held[0].values()
         for k, value in enumerate(past.outputs.values):
             for row in range(3):
                 sigma = past.outputs.sigmas[k, row].item()

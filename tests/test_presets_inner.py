@@ -29,7 +29,7 @@ from dicache.rows import map_tensors, tensors
 from dicache.sites import Branches, Drafted, Sublayers
 from dicache.streams import value_of
 from dicache.types import Action, Reason
-from tiny import PIPELINES, count_macs, make_flux
+from tiny import PIPELINES, count_macs, make_flux, watch_pasts
 
 B, SIDE, WIDTH, DEPTH, GUIDANCE = 3, 5, 4, 4, 4.0
 TOKENS = SIDE * SIDE
@@ -432,7 +432,7 @@ def test_the_laws_hold_for_every_preset(name):
         alone, alone_decided = tiny.draw(pipe, [2], STEPS), actions(cache)
         tiny.draw(pipe, [1, 2, 3], STEPS)  # costs of a batch of three are measured
         watched = Watched(pipe.transformer, cache)
-        macs = count_macs(pipe.transformer)
+        macs, held = count_macs(pipe.transformer), watch_pasts(pipe.transformer, cache._session)
         together, decided, trace = tiny.draw(pipe, [1, 2, 3], STEPS), actions(cache), cache.trace
         for handle in watched.handles:
             handle.remove()
@@ -441,8 +441,8 @@ def test_the_laws_hold_for_every_preset(name):
         torch.testing.assert_close(together[1:2], alone, rtol=1e-3, atol=1e-3)
         # 3. The histories hold what every site gave at steps that computed, and are never handed out.
         run, seen = watched.session.run, 0
-        for place in run.places:
-            for past in place.past.values():
+        for place, pasts in zip(run.places, held, strict=True):
+            for past in pasts.values():
                 for (k, value), row in product(enumerate(past.outputs.values), range(3)):
                     sigma = past.outputs.sigmas[k, row].item()
                     if not math.isnan(sigma):

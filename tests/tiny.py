@@ -77,6 +77,19 @@ def count_macs(transformer: torch.nn.Module) -> list[float]:
     return macs
 
 
+def watch_pasts(transformer: torch.nn.Module, session: Any) -> list[dict[str, Any]]:
+    """What every site remembers after the latest call, by branch, in the order of places: a run that is over keeps
+    nothing.
+    """
+    held: list[dict[str, Any]] = []
+
+    def after(*_: Any) -> None:
+        held[:] = [dict(place.past) for place in session.run.places]
+
+    transformer.register_forward_hook(after)
+    return held
+
+
 def make_flux() -> FluxPipeline:
     transformer = FluxTransformer2DModel(
         patch_size=1,
