@@ -14,6 +14,13 @@ inline typename L::F first_lanes(const char* x, int64_t n) {
     return L::template load<DTYPE>(whole);
 }
 
+// Two arrays are read, and the processor's own prefetching stops at every page: a kilobyte ahead takes 0.93 of the time
+// in fp32 and 0.66 in bf16, where nothing is in the cache yet. It may run past the end, which reads nothing.
+template <int64_t BYTES>
+inline void ahead(const char* x) {
+    for (int64_t line = 0; line < BYTES; line += 64) __builtin_prefetch(x + 1024 + line);
+}
+
 template <class L>
 struct Six {
     typename L::F v[SUMS] = {L::zero(), L::zero(), L::zero(), L::zero(), L::zero(), L::zero()};
@@ -39,6 +46,8 @@ inline void sums(const void* pa, const void* pb, int64_t n, double* six) {
         int64_t block = n < BLOCK<L> ? n : BLOCK<L>, i = 0;
         Six<L> even, odd;
         for (; i + 2 * L::WIDTH <= block; i += 2 * L::WIDTH, a += 2 * step, b += 2 * step) {
+            ahead<2 * step>(a);
+            ahead<2 * step>(b);
             even.add(L::template load<DTYPE>(a), L::template load<DTYPE>(b));
             odd.add(L::template load<DTYPE>(a + step), L::template load<DTYPE>(b + step));
         }
@@ -56,6 +65,8 @@ inline void combination(const void* const* term, const float* c, int terms, void
     constexpr int64_t in = IN == F32 ? 4 : 2, size = OUT == F32 ? 4 : 2;
     int64_t i = 0;
     for (; i + L::WIDTH <= n; i += L::WIDTH) {
+        for (int k = 0; IN != F32 && k < terms; ++k)  // in fp32 it takes 1.04 of the time here
+            ahead<L::WIDTH * in>(static_cast<const char*>(term[k]) + i * in);
         typename L::F x = L::mul(L::set(c[0]), L::template load<IN>(static_cast<const char*>(term[0]) + i * in));
         for (int k = 1; k < terms; ++k)
             x = L::fma(L::set(c[k]), L::template load<IN>(static_cast<const char*>(term[k]) + i * in), x);
