@@ -18,15 +18,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from scipy import stats
 from torch import Tensor
 
 from dicache.api import enable
 from dicache.bench.arms import Setting
+from dicache.bench.kept import CONFIDENCES, brief, speed_table, table
 from dicache.bench.measure import fresh
 from dicache.bench.tables import markdown
 from dicache.identity import identity
@@ -36,11 +35,9 @@ from dicache.shelf import shipped
 from dicache.types import LATENT, Wanted
 
 RESULT = Path(__file__).parent / "results" / "coverage.json"
-BUDGETS, CONFIDENCES, SPEEDUPS = (0.02, 0.05, 0.1), (0.8, 0.9, 0.95), (1.5, 2.0, 3.0)
+BUDGETS, SPEEDUPS = (0.02, 0.05, 0.1), (1.5, 2.0, 3.0)
 CAPTION_SEED, NOISE_SEED = 50, 70_000
-SIGNIFICANT = 0.01
 BATCH, SPEED_CAPTIONS = 16, 256
-HEAD = "setting | captions | budget | confidence | within | p | median / budget | spread | work | sd | 1 to 4 things"
 
 
 Asked = tuple[float | None, float | None, float | None]
@@ -202,64 +199,6 @@ def _level(draws: Draws, budget: float | None, confidence: float | None, speedup
                 return profile.level_of_speedup(speedup or 1.0)
             return profile.level(Wanted(LATENT, budget), confidence)
     raise ValueError(f"no profile ships for {draws.case.name}.")
-
-
-def table(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
-    return [HEAD.split(" | "), *(_row(line) for line in lines if line["speedup"] is None)]
-
-
-def _row(line: dict[str, Any]) -> list[str]:
-    errors, work = np.array(line["errors"]), np.array(line["work"])
-    within, n, confidence = int((errors <= line["budget"]).sum()), len(errors), line["confidence"]
-    p = None if confidence is None else stats.binomtest(within, n, confidence, alternative="less").pvalue
-    ratio = np.log(np.maximum(errors, 1e-9) / np.maximum(line["estimates"], 1e-9))
-    by_things = [work[np.array(line["things"]) == k] for k in (1, 4)]
-    return [
-        line["case"],
-        str(n),
-        f"{line['budget']:g}",
-        "none" if confidence is None else f"{confidence:g}",
-        f"{within / n:.3f}",
-        "-" if p is None else f"{p:.3f}" + (_verdict(line["case"]) if p < SIGNIFICANT else ""),
-        f"{np.median(errors) / line['budget']:.2f}",
-        f"{ratio.std():.2f}" if work.min() < 0.999 else "-",
-        f"{work.mean():.3f}",
-        f"{work.std():.3f}",
-        " to ".join(f"{part.mean():.3f}" if len(part) else "-" for part in by_things),
-    ]
-
-
-def _verdict(case: str) -> str:
-    """Of a promise that was not kept: where nothing else differs it fails, elsewhere the audit's report says drift."""
-    return " DRIFT" if case.startswith("shifted") else " FAILS"
-
-
-def brief(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """`table` with the confidences of a budget side by side, for the README."""
-    asked = " / ".join(f"{confidence:g}" for confidence in CONFIDENCES)
-    head = ["setting", "captions", "budget", f"within at {asked}", "median / budget", "work"]
-    found: dict[tuple[str, str, str], dict[str, list[str]]] = {}
-    for name, captions, budget, confidence, within, p, used, _, work, *_ in table(lines)[1:]:
-        kept = " ".join([within, *p.split()[1:]])
-        found.setdefault((name, captions, budget), {})[confidence] = [kept, used, work]
-    rows = [head]
-    for key, cells in found.items():
-        columns = zip(*(cells.get(f"{c:g}", ["-"] * 3) for c in CONFIDENCES), strict=True)
-        shown = cells["none"] if "none" in cells else [" / ".join(column) for column in columns]
-        rows.append([*key, *shown])
-    return rows
-
-
-def speed_table(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
-    rows = [["setting", "captions", "speedup asked", "speedup", "off by", "sd of work", "median error", "90th pct"]]
-    for line in lines:
-        if line["speedup"] is not None:
-            work, errors = np.array(line["work"]), np.array(line["errors"])
-            found = 1 / work.mean()
-            numbers = [f"{found:.3f}", f"{found / line['speedup'] - 1:+.1%}", f"{work.std():.3f}"]
-            numbers += [f"{np.median(errors):.4f}", f"{np.quantile(errors, 0.9):.4f}"]
-            rows.append([line["case"], str(len(work)), f"{line['speedup']:g}", *numbers])
-    return rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
