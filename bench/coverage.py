@@ -217,8 +217,8 @@ def run(args: argparse.Namespace) -> None:
             for case in CASES:
                 if args.cases in case.name:
                     others = [line for line in facts["lines"] if line["case"] != case.name]
-                    for lines in measure(case, args.captions, facts["lines"], progress):
-                        facts["lines"] = [*others, *map(vars, lines)]
+                    for drawn in measure(case, args.captions, facts["lines"], progress):
+                        facts["lines"] = [*others, *map(vars, drawn)]
                         _save(args.out, facts)
     order = {case.name: i for i, case in enumerate(CASES)}
     lines = sorted(facts["lines"], key=lambda line: order[line["case"]])
