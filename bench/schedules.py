@@ -32,6 +32,7 @@ from dicache.finders.ecad import Ecad
 from dicache.finders.fixed import FixedInterval
 from dicache.finders.ground import Calibration, Ground
 from dicache.finders.invardiff import InvarDiff
+from dicache.finders.law import Law
 from dicache.finders.learned import LearningToCache, ranked
 from dicache.finders.nested import Nested
 from dicache.finders.optimal import Optimal
@@ -77,6 +78,7 @@ def asked() -> list[Asked]:
         ("optimal, unweighted", Optimal(weighted=False)),
         ("optimal", Optimal()),
         ("optimal, line", Optimal(fill=LINE)),
+        ("the law's way, line", Law()),
         ("nested, line", Nested(fill=LINE)),
         ("annealing, line", ANNEALING),
         ("ECAD, line", ECAD),

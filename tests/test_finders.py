@@ -30,6 +30,7 @@ from dicache.finders.fixed import FixedInterval
 from dicache.finders.gate import Gate
 from dicache.finders.ground import Calibration
 from dicache.finders.invardiff import InvarDiff, low, rates
+from dicache.finders.law import Law
 from dicache.finders.names import made
 from dicache.finders.nested import Nested
 from dicache.finders.optimal import Optimal, gap_costs, segmentations
@@ -38,6 +39,7 @@ from dicache.finders.stages import Stages
 from dicache.finders.windows import Windows
 from dicache.fitting import fit
 from dicache.metrics import relative_error
+from dicache.plan import plan_of
 from dicache.reference.scenes import prompts
 from dicache.schedule import ParetoSet
 from dicache.sites import Evaluation, Spans, Sublayers
@@ -362,6 +364,22 @@ def test_a_nested_order_is_one_file_for_every_budget(pipe, calibration, tmp_path
         chosen = ParetoSet.load(tmp_path / "nested.json").at(cost)
         assert chosen.work <= cost and any((chosen.table == table).all() for table in tables)
     assert 0.2 < Nested(least=0.5).find(pipe, Evaluation(), calibration, cost=0.3).work <= 0.3
+
+
+def test_the_laws_ways_are_those_that_a_sample_plans_of_which_nothing_is_known(pipe, calibration):
+    ground = calibration.on(pipe, Evaluation())
+    steps, _ = ground.basis.shape
+    tables = np.stack(Law(longest=3).tables(ground, None, 0))
+    plan = plan_of(ground.course, 3, 1)
+    assert computes(tables)[:, :, 0].sum(1).tolist() == list(range(steps, plan.fewest - 1, -1))
+    for table in tables:
+        done = computes(table)[:, 0]
+        assert np.flatnonzero(done).tolist() == plan.way(int(done.sum())) and done[0] and done[-1]
+        assert max(np.diff(np.flatnonzero(done))) <= 4
+    found = Law().find(pipe, Spans(), calibration, cost=0.6)
+    assert found.work <= 0.6 and (computes(found.table).all(1) | ~computes(found.table).any(1)).all()
+    with pytest.raises(ScheduleError, match="expected longest"):
+        Law(longest=0)
 
 
 # Evolution.

@@ -26,6 +26,7 @@ from dicache.identity import identity
 from dicache.run import Place, Run
 from dicache.session import Session
 from dicache.sites import Sites
+from dicache.types import Course
 
 if TYPE_CHECKING:
     from dicache.finders.ground import Calibration
@@ -53,9 +54,9 @@ class Remembered(Reuse):
 
 def record(
     denoiser: nn.Module, drawer: Drawer, sites: Sites, selector: dict[str, Any], calibration: "Calibration"
-) -> tuple[Basis, Curves, Tensor]:
-    """One uncached run of every prompt: the basis, the curves, and the final latents, (P, ...). Raises ScheduleError
-    where the run does not tell its steps, or is not as many as asked for.
+) -> tuple[Basis, Course, Curves, Tensor]:
+    """One uncached run of every prompt: the basis, the course, the curves, and the final latents, (P, ...). Raises
+    ScheduleError where the run does not tell its steps, or is not as many as asked for.
     """
     steps, longest = calibration.steps, min(calibration.longest, calibration.steps - 1)
     model, latents = identity(denoiser), []
@@ -74,7 +75,7 @@ def record(
         trace = cache.trace
     assert trace is not None
     uncached = float(trace.uncached.sum()) / recorder.samples
-    return recorder.basis(model, selector, uncached), recorder.curves(), torch.cat(latents)
+    return recorder.basis(model, selector, uncached), recorder.course, recorder.curves(), torch.cat(latents)
 
 
 class _Recorder:
@@ -99,7 +100,7 @@ class _Recorder:
         course, step = run.step.course, run.step
         if course is None or step.total != self.steps:
             raise ScheduleError(f"the scheduler makes {step.total} steps of the {self.steps}, or does not tell them.")
-        self.scheduler, self.sigmas[step.index] = course.solver, step.sigma
+        self.course, self.sigmas[step.index] = course, step.sigma
         *_, branch = run.guided.outputs
         rows = run.latent.shape[0]
         self.rows[step.index] += rows / self.samples
@@ -144,4 +145,4 @@ class _Recorder:
         cells = tuple(Cell(s.path, s.kind, float(c)) for s, c in zip(self.session.sites, costs, strict=True))
         sigmas = tuple(self.sigmas[i] for i in range(self.steps))
         rows = tuple(round(n) for n in self.rows)
-        return Basis(model, self.scheduler, sigmas, selector, cells, rows, uncached)
+        return Basis(model, self.course.solver, sigmas, selector, cells, rows, uncached)

@@ -1,7 +1,7 @@
 """What finders search on: a pipeline, its sites, and calibration prompts whose uncached runs are known. Whatever
 several finders need is measured once, when it is first asked for:
 
-    basis          the model, its sites and their MACs, the steps
+    basis, course  the model, its sites and their MACs, the steps
     curves         how far every site's value is from what it was k steps before, on uncached runs
     sensitivity    what is left at the end of one stale site at one step
     errors         what given tables lose from end to end, each on every prompt; the same table is never run twice
@@ -29,7 +29,7 @@ from dicache.fitted import Fitted, described
 from dicache.metrics import relative_error
 from dicache.sites import Evaluation, Sites
 from dicache.table import FILLS, NEEDS, Table, repaired
-from dicache.types import Action
+from dicache.types import Action, Course
 
 
 def _silent(what: str, done: int, total: int) -> None: ...
@@ -100,7 +100,7 @@ class Ground:
         return len(self.calibration.prompts)
 
     @cached_property
-    def _recorded(self) -> tuple[Basis, Curves, Tensor]:
+    def _recorded(self) -> tuple[Basis, Course, Curves, Tensor]:
         return record(self.denoiser, self.drawer, self.sites, self.selector, self.calibration)
 
     @property
@@ -108,13 +108,17 @@ class Ground:
         return self._recorded[0]
 
     @property
-    def curves(self) -> Curves:
+    def course(self) -> Course:
         return self._recorded[1]
+
+    @property
+    def curves(self) -> Curves:
+        return self._recorded[2]
 
     @property
     def reference(self) -> Tensor:
         """The uncached final latents, (P, ...)."""
-        return self._recorded[2]
+        return self._recorded[3]
 
     @property
     def inner(self) -> bool:
