@@ -109,6 +109,8 @@ def test_coverage_goes_on_with_more_captions_where_the_profile_is_the_same(tmp_p
     more, drawn = measured(4, first)
     whole, alone = measured(4)
     assert (drawn, alone) == (6, 12)  # uncached, within the budget, at the speed-up
+    halted = next(iter(coverage.measure(case, 4, [], Progress(disable=True))))
+    assert coverage.table([vars(line) for line in halted])[1][1] == "2"
     for a, b in zip(more, whole, strict=True):
         assert a.errors == pytest.approx(b.errors, rel=1e-3) and len(a.work) == len(a.estimates) == 4
         assert a.level == b.level > 0 and a.things == b.things
