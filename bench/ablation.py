@@ -3,6 +3,10 @@
 Every variant is swept over its budget on calibration captions, at 20 and 28 steps, on an even time grid and on one that
 is bent towards high noise; its median error is read off at equal executed work. Values above the default's say what the
 ingredient was worth.
+
+`--held-out` holds the default against fixed intervals, each at its best warm-up, against the preset that did best and
+against the same plan without budgets, on test captions that nothing else was measured on: eight captions tell variants
+apart, and are too few to say how far apart they are.
 """
 
 import argparse
@@ -11,7 +15,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +33,13 @@ from dicache.approximators.noise import ExtrapolateNoise
 from dicache.bench.arms import Arm, Setting
 from dicache.bench.curves import curves
 from dicache.bench.measure import Judge
+from dicache.bench.presets import PRESETS
 from dicache.bench.tables import markdown
 from dicache.config import Config
 from dicache.controllers.base import Controller
 from dicache.controllers.budgeted import Budgeted
 from dicache.controllers.clip import Clip
+from dicache.controllers.counted import Counted
 from dicache.controllers.fixed import every
 from dicache.controllers.planned import Planned
 from dicache.corrector import PayBack
@@ -50,6 +56,8 @@ BUDGETS = (0.006, 0.012, 0.03, 0.07, 0.15)
 SMALL = (0.003, 0.01, 0.03, 0.1)
 """For sites below the evaluation, whose share in the stream underrates what they do to the output."""
 RESULT = Path(__file__).parent / "results" / "ablation.json"
+HELD_OUT = RESULT.with_name("held-out.json")
+SEEDS = {"calibration": 3, "test": 60}
 
 
 @dataclass(frozen=True)
@@ -130,25 +138,46 @@ def _interval(name: str, approximator: Reuse | Extrapolate, first: float, last: 
     return Arm(f"{name}, first {first:g}", "baseline", "interval", (2, 3, 4, 5), prepare)
 
 
-def arms() -> list[Arm]:
-    fixed = [
+def intervals(*firsts: float) -> list[Arm]:
+    """Fixed intervals after these warm-ups."""
+    return [
         _interval(f"fixed interval{' and last step' if last else ''}, {name}", approximator, first, last)
         for name, approximator in (("reuse", Reuse()), ("order 1", Extrapolate()))
         for last in (0, 1)
-        for first in (0.1, 0.2)
+        for first in firsts
     ]
+
+
+def arms() -> list[Arm]:
     parts = [
         _interval(f"fixed interval and last step, order 1, {name}", Extrapolate(), 0.1, 1, sites)
         for name, sites in (("tail", Tail()), ("single blocks", Spans()), ("sublayers", Sublayers()))
     ]
-    return [*map(_variant, VARIANTS | SITES), *fixed, *parts]
+    return [*map(_variant, VARIANTS | SITES), *intervals(0.1, 0.2), *parts]
 
 
-def measure(captions: int, pattern: str, progress: Progress) -> list[dict[str, Any]]:
-    swept, found = [arm for arm in arms() if re.search(pattern, arm.name)], []
+def held_out() -> list[Arm]:
+    """A few values each, around half and a third of the work."""
+
+    @contextmanager
+    def prepare(pipe: FluxPipeline, value: float, setting: Setting) -> Iterator[Setting]:
+        with enable(pipe, config=Config(Counted(value))):
+            yield setting
+
+    teacache = next(arm for arm in PRESETS if arm.name == "preset teacache")
+    return [
+        replace(_variant("the default"), values=BUDGETS[:4]),
+        Arm("the same plan for all captions", "dicache", "speedup", (1.85, 2.05, 2.5, 3.0), prepare),
+        replace(teacache, values=(0.25, 0.4, 0.6)),
+        *(replace(arm, values=(2, 3, 4)) for arm in intervals(0.0, 0.1)),
+    ]
+
+
+def measure(swept: list[Arm], captions: list[str], progress: Progress) -> list[dict[str, Any]]:
+    found = []
     task = progress.add_task("ablation", total=len(SETTINGS) * sum(len(arm.values) for arm in swept))
     for setting in SETTINGS:
-        judge = Judge(prompts("calibration", captions, seed=3), setting)
+        judge = Judge(captions, setting)
         points = []
         for arm in swept:
             for value in arm.values:
@@ -171,12 +200,12 @@ def _names(found: dict[str, Any]) -> set[str]:
     return {point["arm"] for point in found["points"]}
 
 
-def table(found: list[dict[str, Any]]) -> list[list[str]]:
+def table(found: list[dict[str, Any]], swept: list[Arm]) -> list[list[str]]:
     names = [f"{f['setting']['steps']} steps, shift {f['setting']['shift']:g}" for f in found]
     head = ["median error at", *[f"{name}, work {work:g}" for name in names for work in WORK]]
     by_name = [{curve.name: curve for curve in curves(f)} for f in found]
     rows = []
-    for arm in arms():
+    for arm in swept:
         drawn = [curves_here.get(arm.name) for curves_here in by_name for _ in WORK]
         cells = [
             curve.at_speedup(1 / work) if curve else None for curve, work in zip(drawn, WORK * len(found), strict=True)
@@ -186,17 +215,20 @@ def table(found: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--captions", type=int, default=8)
+    parser.add_argument("--captions", type=int, help="8, or 48 of those held out")
     parser.add_argument("--arms", default="", metavar="REGEX", help="measure only these, and merge them in")
+    parser.add_argument("--held-out", action="store_true", help="the default against fixed intervals, on test captions")
     parser.add_argument("--show", action="store_true", help="print the committed table, measure nothing")
 
 
 def run(args: argparse.Namespace) -> None:
+    path, swept, split = (HELD_OUT, held_out(), "test") if args.held_out else (RESULT, arms(), "calibration")
     if not args.show:
         torch.set_num_threads(1)
+        captions = prompts(split, args.captions or (48 if args.held_out else 8), seed=SEEDS[split])
         with Progress(console=Console(stderr=True)) as progress:
-            found = measure(args.captions, args.arms, progress)
+            found = measure([arm for arm in swept if re.search(args.arms, arm.name)], captions, progress)
         if args.arms:
-            found = merged(json.loads(RESULT.read_text()), found)
-        RESULT.write_text(json.dumps(found, indent=1) + "\n")
-    Console(width=240).print(markdown(table(json.loads(RESULT.read_text()))), highlight=False)
+            found = merged(json.loads(path.read_text()), found)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    Console(width=240).print(markdown(table(json.loads(path.read_text()), swept)), highlight=False)
