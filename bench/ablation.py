@@ -46,7 +46,7 @@ from dicache.corrector import PayBack
 from dicache.estimators.amplitude import Amplitude
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.probes.first_blocks import FirstBlocks
-from dicache.reference.scenes import prompts
+from dicache.reference.scenes import Split, prompts
 from dicache.sites import Branches, Evaluation, Sites, Spans, Sublayers, Tail
 from dicache.types import Decision, Quote, Rows, Step
 
@@ -222,6 +222,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    split: Split
     path, swept, split = (HELD_OUT, held_out(), "test") if args.held_out else (RESULT, arms(), "calibration")
     if not args.show:
         torch.set_num_threads(1)
