@@ -54,6 +54,8 @@ class Case:
     """Only captions of four things."""
     shared_noise: bool = False
     """One generator for the whole batch, in place of one per caption."""
+    negative: bool = False
+    """The next caption as negative prompt, in place of an empty one."""
     nearest: bool = False
     audited: bool = False
     """Errors are what `audit=1.0` finds, beside the cached run."""
@@ -81,6 +83,7 @@ CASES = (
     *(Case(f"{s} steps, no guidance", _setting(s, guidance=1.0)) for s in (28, 20)),
     Case("shifted: four things", _setting(28), four=True, audited=True, budgets=(0.05,)),
     Case("shifted: one generator per batch", _setting(28), shared_noise=True, audited=True, budgets=(0.05,)),
+    Case("shifted: captions as negative prompts", _setting(28), negative=True, audited=True, budgets=(0.05,)),
     Case("shifted: scheduler shift 3, nearest", _setting(28, shift=3.0), nearest=True, audited=True, budgets=(0.05,)),
 )
 
@@ -113,7 +116,8 @@ class Draws:
     def draw(self, batch: Sequence[int]) -> Tensor:
         setting, seeds = self.case.setting, [NOISE_SEED + i for i in batch]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        guided = {"negative_prompt": [""] * len(batch), "true_cfg_scale": setting.guidance}
+        others = [self.captions[(i + 1) % len(self.captions)] if self.case.negative else "" for i in batch]
+        guided = {"negative_prompt": others, "true_cfg_scale": setting.guidance}
         latents: Tensor = self.pipe(
             [self.captions[i] for i in batch],
             num_inference_steps=setting.steps,
