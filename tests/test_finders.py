@@ -14,6 +14,7 @@ import pytest
 import torch
 from calibrating import PROMPTS, Captioned
 from hypothesis import given, settings
+from safetensors.numpy import save_file
 
 import dicache
 from dicache.approximators.hold import Reuse
@@ -410,6 +411,9 @@ def test_a_search_killed_after_any_generation_goes_on_to_the_same_front(pipe, ca
     assert [s.error for s in resumed.members] == [s.error for s in whole.members]
     final = [(tmp_path / folder / "front.json").read_bytes() for folder in ("whole", "killed")]
     assert final[0] == final[1] and "checkpoint" not in json.loads(final[0])["schedules"][0]["finder"]["arguments"]
+    save_file({"errors": np.zeros((1, 1))}, tmp_path / "killed" / "generation-0.safetensors")
+    with pytest.raises(ScheduleError, match="holds another search"):
+        search(tmp_path / "killed")
     with pytest.raises(ScheduleError, match="holds other measurements"):
         Ecad(generations=4, population=8, checkpoint=tmp_path / "whole").find(pipe, Evaluation(), calibration)
 

@@ -67,7 +67,7 @@ class Ecad(Finder):
             genomes = infills.get("X").astype(bool)
             tables = [self._table(ground, genome) for genome in genomes]
             held = _kept(ledger, f"generation-{generation}", partial(_measured, ground, genomes, tables))
-            if not np.array_equal(held.get("genomes"), genomes) or held.get("errors", genomes[:0]).ndim != 2:  # type: ignore[arg-type]
+            if not {"genomes", "errors"} <= set(held) or not np.array_equal(held["genomes"], genomes):
                 raise ScheduleError(f"{self.checkpoint} holds another search. Delete it, or give another checkpoint.")
             ground.remember(tables, held["errors"])
             lost = np.minimum(held["errors"].mean(1), WORST)
