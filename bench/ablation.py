@@ -224,6 +224,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     split: Split
     path, swept, split = (HELD_OUT, held_out(), "test") if args.held_out else (RESULT, arms(), "calibration")
+    if (args.show or args.arms) and not path.is_file():
+        raise SystemExit(f"{path} does not exist: there is nothing to show or to merge into. Measure all arms first.")
     if not args.show:
         torch.set_num_threads(1)
         captions = prompts(split, args.captions or (48 if args.held_out else 8), seed=SEEDS[split])
