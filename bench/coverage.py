@@ -108,6 +108,7 @@ class Draws:
 
     def __init__(self, case: Case, n: int) -> None:
         self.case, self.pipe, self.captions = case, fresh(case.setting), case.captions(n)
+        self.following = case.captions(n + 1)[1:]
 
     def batches(self) -> Iterator[range]:
         size = self.case.setting.batch
@@ -116,7 +117,7 @@ class Draws:
     def draw(self, batch: Sequence[int]) -> Tensor:
         setting, seeds = self.case.setting, [NOISE_SEED + i for i in batch]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        others = [self.captions[(i + 1) % len(self.captions)] if self.case.negative else "" for i in batch]
+        others = [self.following[i] if self.case.negative else "" for i in batch]
         guided = {"negative_prompt": others, "true_cfg_scale": setting.guidance}
         latents: Tensor = self.pipe(
             [self.captions[i] for i in batch],

@@ -1,8 +1,9 @@
 """What every finder finds, at equal executed work. `python -m dicache.bench schedules --steps 20`
 
-Found on calibration captions, judged on test captions against uncached runs of the same seeds. Three questions more:
-does evolution improve on the schedules it was seeded with, does a router beat chance and its paper's own loss, and is
-it worth deciding the edges of gaps per sample.
+Found on calibration captions, judged on test captions against uncached runs of the same seeds. Four questions more:
+does evolution improve on the schedules it was seeded with, does a router beat chance and its paper's own loss, what
+does one nested order for all budgets lose against a search for each, and is it worth deciding the edges of gaps per
+sample.
 
 A row is kept as soon as it is measured: interrupted, the same command goes on there.
 """
@@ -51,12 +52,15 @@ COSTS = (0.51, 0.36)
 GUIDANCE = 3.5
 ANNEALING = Annealing(trials=40, rounds=0, fill=LINE)
 ECAD = Ecad(generations=10, population=12, fill=LINE)
+ORDER = Nested(fill=LINE)
+ALONE: dict[str, Finder] = {"optimal, line": Optimal(fill=LINE), "annealing, line": ANNEALING}
 ROUTER = LearningToCache(iterations=2)
 ROUTED = (0.8, 0.66, 0.55)
 CHANCE = 3
 """Random schedules that a router is held against."""
+NESTED = (0.8, 0.6, 0.4)
 SEEDS = 3
-"""Evolution and routers are repeated, each time on other calibration captions."""
+"""Evolution, the nested order and routers are repeated, each time on other calibration captions."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def asked() -> list[Asked]:
         ("optimal", Optimal()),
         ("optimal, line", Optimal(fill=LINE)),
         ("the law's way, line", Law()),
-        ("nested, line", Nested(fill=LINE)),
+        ("nested, line", ORDER),
         ("annealing, line", ANNEALING),
         ("ECAD, line", ECAD),
     ]
@@ -129,6 +133,7 @@ def rows(bench: Bench, keep: Callable[[str, Callable[[], list[dict[str, Any]]]],
     keep("dynamic", lambda: _dynamic(bench))
     for seed in range(SEEDS):
         other = bench.seeded(seed)
+        keep(f"nested, seed {seed}", lambda other=other, seed=seed: _nested(other, seed))  # type: ignore[misc]
         keep(f"evolution, seed {seed}", lambda other=other, seed=seed: _evolved(other, seed))  # type: ignore[misc]
         keep(f"routers, seed {seed}", lambda other=other, seed=seed: _routers(other, seed))  # type: ignore[misc]
 
@@ -176,6 +181,18 @@ def _evolved(bench: Bench, seed: int) -> list[dict[str, Any]]:
         assert isinstance(front, ParetoSet)
         better = [any(s.work <= seed.work and s.error <= seed.error for s in front.members) for seed in seeds]  # type: ignore[operator]
         made.append({"name": name, "hypervolume": volume(front.members), "dominates": float(np.mean(better))})
+    return made
+
+
+def _nested(bench: Bench, seed: int) -> list[dict[str, Any]]:
+    """One order for all budgets, and what was searched for each alone."""
+    order, made = replace(ORDER, least=min(NESTED) - 0.01).find(bench.pipe, Evaluation(), bench.calibration), []
+    assert isinstance(order, ParetoSet)
+    for cost in NESTED:
+        alone = [f.find(bench.pipe, Evaluation(), bench.calibration, cost=cost, seed=seed) for f in ALONE.values()]
+        for name, found in zip(("nested", *ALONE), (order.at(cost), *alone), strict=True):
+            assert isinstance(found, Schedule)
+            made.append({"name": name, "cost": cost, **bench.judged(found)})
     return made
 
 

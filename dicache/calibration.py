@@ -48,7 +48,7 @@ from dicache.types import LATENT, Action
 
 LEVELS = (0.002, 0.0035, 0.006, 0.01, *(0.014 * 1.25**k for k in range(11)), 0.18, 0.27, 0.4)
 """Internal budgets: dense where the errors lie that people ask for. The largest one that keeps a budget may lie between
-two of them: twice as many cost two thirds more time and use up to a fifth more of the budget (`finer`).
+two of them: twice as many (`finer`) take nearly twice the time of the tests, and used up to a fifth more of the budget.
 """
 FEWEST = 8
 

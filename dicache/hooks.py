@@ -181,7 +181,8 @@ class Attachment(Uncopied):
     def _looked_around(self, given: Mapping[str, Tree]) -> bool:
         """Whether the weights are others than at the last call. What cannot be lived with is an error here."""
         _check_uncached(self.denoiser)
-        if self.session.run is None or self.session.run.complete:
+        run = self.session.run
+        if run is None or run.complete or run.at_end:
             _check_others(self.denoiser)
         self.compilation.check()
         for hooked in (*self.hooked, *self.around.values()):

@@ -120,6 +120,11 @@ class Run:
         return rows // self.samples
 
     @property
+    def at_end(self) -> bool:
+        """Whether its last step has begun: many pipelines do not say that their run is over."""
+        return self.step.index == self.step.total - 1
+
+    @property
     def held(self) -> int:
         """Bytes that are kept at this moment: histories, and what estimators hold of the model (numbers per sample
         aside).

@@ -264,14 +264,11 @@ class Session:
             self.notes.append(text)
 
     def trace(self) -> Trace | None:
-        """The last run, or the one going on; None before the first.
-
-        Many pipelines do not say that their run is over: after the last step's call it is.
-        """
+        """The last run, or the one going on; None before the first. After a call of its last step it is over."""
         run = self.run
         if run is None:
             return None
-        if self.call is None and not run.gone and run.step.index == run.step.total - 1:
+        if self.call is None and not run.gone and run.at_end:
             self.finish()
         samples = run.samples or len(self.meter.executed)
         executed, uncached = (macs.view(-1, samples).sum(0) for macs in (self.meter.executed, self.meter.uncached))

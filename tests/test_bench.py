@@ -88,7 +88,7 @@ def test_found_schedules_are_kept_whole_and_nothing_to_show_is_said(tmp_path, mo
     assert [path.name for path in out.iterdir()] == ["schedules-4.json"]
 
 
-def test_coverage_goes_on_with_more_captions_where_the_profile_is_the_same(tmp_path, monkeypatch):
+def test_coverage_goes_on_with_more_captions_where_the_profile_is_the_same(monkeypatch):
     """As if every caption had been drawn in one go; another profile's lines begin anew."""
 
     class Few(coverage.Draws):
@@ -118,6 +118,13 @@ def test_coverage_goes_on_with_more_captions_where_the_profile_is_the_same(tmp_p
     assert row[1] == fast[1] == "4" and float(row[4]) >= 0.5 and float(fast[3]) == pytest.approx(2.0, rel=0.3)
     first[0].level *= 2
     assert measured(4, first)[1] == 4 + 4 + 2
+
+
+def test_captions_and_negative_prompts_do_not_depend_on_how_many_are_drawn():
+    case = next(case for case in coverage.CASES if case.negative)
+    few, more = coverage.Draws(case, 3), coverage.Draws(case, 5)
+    assert (few.captions, few.following) == (more.captions[:3], more.following[:3])
+    assert few.following == more.captions[1:4]
 
 
 def test_a_file_without_dicache_or_without_static_schedules_is_shown():

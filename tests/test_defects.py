@@ -541,6 +541,13 @@ def test_a_cache_of_diffusers_that_comes_later_is_told_apart():
         apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig(threshold=10.0))  # on the model's blocks alone
         with pytest.raises(AlreadyEnabledError, match="fbc_"):
             draw_flux(pipe, [1], STEPS)
+    model = lively(make_flux2())  # nothing says here that a run is over
+    call = flux_like(model, axes=4)
+    with dicache.enable(model, error_budget=BUDGET):
+        bare_loop(model, call, STEPS)
+        apply_first_block_cache(model, FirstBlockCacheConfig(threshold=10.0))
+        with pytest.raises(AlreadyEnabledError, match="fbc_"):
+            bare_loop(model, call, STEPS)
 
 
 def test_a_threshold_that_means_nothing_here_is_not_needed():

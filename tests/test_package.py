@@ -5,8 +5,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
+
+from dicache import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
@@ -118,6 +122,23 @@ def test_a_mistake_on_the_command_line_is_exit_code_2_and_a_clear_line(arguments
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_calibrating_fine_tries_twice_as_many_levels(tmp_path, monkeypatch):
+    asked = {}
+
+    def measured(pipe, prompts, **options):
+        asked[options["seed"]] = options["levels"]
+        return SimpleNamespace(name="p", metrics=["latent"], about={"cost": "nothing"}, save=lambda out: None)
+
+    monkeypatch.setattr("dicache.calibration.calibrate", measured)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("center large red circle on white background\n")
+    for seed, options in enumerate(([], ["--fine"])):
+        given = ["calibrate", "prompts.txt", "--out", "p.json", "--seed", str(seed), *options]
+        assert CliRunner().invoke(cli.app, given).exit_code == 0
+    coarse, fine = asked[0], asked[1]
+    assert set(coarse) < set(fine) and len(fine) == 2 * len(coarse) - 1
 
 
 def test_doctor_knows_what_is_in_use(tmp_path):
