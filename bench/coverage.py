@@ -12,8 +12,8 @@ Saved after every batch; the same command goes on where it was, with as many cap
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from dicache.bench.measure import fresh
 from dicache.bench.tables import markdown
 from dicache.identity import identity
 from dicache.metrics import relative_error
+from dicache.profile import Profile
 from dicache.reference.scenes import caption, prompts, scenes, split_of
 from dicache.shelf import shipped
 from dicache.types import LATENT, Wanted
@@ -55,7 +56,7 @@ class Case:
     shared_noise: bool = False
     """One generator for the whole batch, in place of one per caption."""
     negative: bool = False
-    """The next caption as negative prompt, in place of an empty one."""
+    """The next caption as negative prompt, in place of an empty one; the profile is made not to notice."""
     nearest: bool = False
     audited: bool = False
     """Errors are what `audit=1.0` finds, beside the cached run."""
@@ -109,6 +110,15 @@ class Draws:
     def __init__(self, case: Case, n: int) -> None:
         self.case, self.pipe, self.captions = case, fresh(case.setting), case.captions(n)
         self.following = case.captions(n + 1)[1:]
+
+    @cached_property
+    def profile(self) -> Profile:
+        """The one that ships for the setting, whatever its shift. Raises ValueError where there is none."""
+        steps, guidance = self.case.setting.steps, self.case.setting.guidance
+        for profile in shipped(identity(self.pipe.transformer)):
+            if profile.facts.steps == steps and abs(profile.facts.guidance - guidance) < 0.01:
+                return profile
+        raise ValueError(f"no profile ships for {self.case.name}.")
 
     def batches(self) -> Iterator[range]:
         size = self.case.setting.batch
@@ -166,7 +176,7 @@ def measure(case: Case, n: int, known: list[dict[str, Any]], progress: Progress)
             if same is not None:
                 line.errors, line.estimates, line.work = same.errors[:], same.estimates[:], same.work[:]
             else:
-                draws.add(line, batch, exact, _asked(case, line))
+                draws.add(line, batch, exact, _asked(draws, line))
         yield lines
         progress.advance(task)
 
@@ -174,7 +184,7 @@ def measure(case: Case, n: int, known: list[dict[str, Any]], progress: Progress)
 def _begun(draws: Draws, asked: Asked, known: list[dict[str, Any]]) -> Line:
     """A line with what is known of it: whole batches."""
     things, size = [text.count(",") + 1 for text in draws.captions], draws.case.setting.batch
-    line = Line(draws.case.name, *asked, _level(draws, *asked), things)
+    line = Line(draws.case.name, *asked, _level(draws.profile, *asked), things)
     mine = (line.case, *asked, line.level)
     for old in known:
         if tuple(old[key] for key in ("case", "budget", "confidence", "speedup", "level")) == mine:
@@ -187,23 +197,19 @@ def _due(line: Line, batch: range) -> bool:
     return len(line.errors) < batch.stop and (line.speedup is None or batch.stop <= SPEED_CAPTIONS)
 
 
-def _asked(case: Case, line: Line) -> dict[str, Any]:
+def _asked(draws: Draws, line: Line) -> dict[str, Any]:
     """Of `enable`."""
-    if case.nearest:
+    if draws.case.nearest:
         return {"error_budget": line.budget, "profile": "nearest"}
-    return {"error_budget": line.budget, "confidence": line.confidence, "speedup": line.speedup}
+    blind = replace(draws.profile, facts=replace(draws.profile.facts, weaker={})) if draws.case.negative else None
+    return {"error_budget": line.budget, "confidence": line.confidence, "speedup": line.speedup, "profile": blind}
 
 
-def _level(draws: Draws, budget: float | None, confidence: float | None, speedup: float | None) -> float:
-    """The internal budget that a shipped profile spends there. Raises ProfileError as `enable` does."""
-    setting = draws.case.setting
-    for profile in shipped(identity(draws.pipe.transformer)):
-        near = abs(profile.facts.guidance - setting.guidance) < 0.01
-        if near and profile.facts.steps == setting.steps:
-            if budget is None:
-                return profile.level_of_speedup(speedup or 1.0)
-            return profile.level(Wanted(LATENT, budget), confidence)
-    raise ValueError(f"no profile ships for {draws.case.name}.")
+def _level(profile: Profile, budget: float | None, confidence: float | None, speedup: float | None) -> float:
+    """The internal budget that is spent. Raises ProfileError as `enable` does."""
+    if budget is None:
+        return profile.level_of_speedup(speedup or 1.0)
+    return profile.level(Wanted(LATENT, budget), confidence)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

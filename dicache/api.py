@@ -141,9 +141,9 @@ def enable(
 
     `profile` is a file of `dicache.calibrate`, or several; by default one that ships for this very model, if it fits
     the run. `confidence` makes the budget a promise: with probability `confidence` a sample stays within it, if model,
-    scheduler, steps and guidance are the profile's and the prompts are exchangeable with those it was tested on (for
-    nine of ten such calibrations; `dicache.conformal`). `profile="nearest"` goes by the shipped profile that is
-    nearest, and promises nothing. Without a profile the error is an estimate by a law (`dicache.law`).
+    scheduler, steps, guidance and negative prompt are the profile's and the prompts are exchangeable with those it was
+    tested on (for nine of ten such calibrations; `dicache.conformal`). `profile="nearest"` goes by the shipped profile
+    that is nearest, and promises nothing. Without a profile the error is an estimate by a law (`dicache.law`).
 
     `family` says what `dicache` cannot know of a model of your own (`dicache.Family`): where its blocks are, what they
     are called with. It goes without where the model is one of diffusers', or shaped like one.

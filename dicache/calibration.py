@@ -35,6 +35,7 @@ from dicache.drawing import Drawer, Drawn
 from dicache.errors import ProfileError
 from dicache.estimators.base import Evidence
 from dicache.estimators.recorder import Recorder
+from dicache.fingerprint import APART, apart
 from dicache.identity import identity
 from dicache.law import RULE
 from dicache.ledger import Entry, Ledger
@@ -51,6 +52,7 @@ LEVELS = (0.002, 0.0035, 0.006, 0.01, *(0.014 * 1.25**k for k in range(11)), 0.1
 two of them: twice as many (`finer`) take nearly twice the time of the tests, and used up to a fifth more of the budget.
 """
 FEWEST = 8
+WEAKER = "weaker."
 
 
 def calibrate(
@@ -166,7 +168,8 @@ class _Work:
             f"loss.{LATENT}": nothing,
         }
         *sigmas, guidance = known[0]["course"].tolist()
-        facts = Facts(model, known[0]["solver"].tobytes().decode(), tuple(sigmas), guidance, prices)
+        solver = known[0]["solver"].tobytes().decode()
+        facts = Facts(model, solver, tuple(sigmas), guidance, prices, weaker=_shared(known))
         return Profile(facts, {key: value.astype(np.float32) for key, value in arrays.items()})
 
     def _trajectory(self, indices: Sequence[int]) -> Entry:
@@ -174,7 +177,8 @@ class _Work:
         config = Config(Planned(0.0), estimator=Recorder(seen.append))
         with enable(self.pipe, config=config) as cache:
             drawn = self._draw(indices)
-            assert cache.trace is not None  # which closes the run
+            assert cache.trace is not None and cache._session.run is not None  # the run is closed
+            weaker = cache._session.run.weaker() or {}
         run = trajectory(seen, drawn.latents)
         return {
             "turning": turning_of(run, config.approximators),
@@ -183,6 +187,7 @@ class _Work:
             "final": drawn.latents.float().cpu().numpy(),
             "course": np.array([*run.course.sigmas, run.guidance]),
             "solver": np.frombuffer(run.course.solver.encode(), np.uint8),
+            **{WEAKER + name: each.numpy() for name, each in weaker.items()},
         }
 
     def _played(self, index: int, rows: np.ndarray, final: np.ndarray) -> Entry:
@@ -248,6 +253,14 @@ def finer(levels: Sequence[float]) -> tuple[float, ...]:
     """With one more between every two neighbours, at their geometric mean."""
     rising = sorted(levels)
     return tuple(sorted({*rising, *(math.sqrt(a * b) for a, b in itertools.pairwise(rising))}))
+
+
+def _shared(known: Sequence[Entry]) -> dict[str, tuple[float, ...]]:
+    """What the weaker branches of all trajectories were conditioned by, where it was the same."""
+    names = [key for key in known[0] if key.startswith(WEAKER) and all(key in entry for entry in known)]
+    rows = {key: torch.from_numpy(np.concatenate([entry[key] for entry in known])) for key in names}
+    alike = {key: each.median(0).values for key, each in rows.items() if apart(each, each.median(0).values) <= APART}
+    return {key.removeprefix(WEAKER): tuple(row.tolist()) for key, row in alike.items()}
 
 
 def batches(indices: Sequence[int], size: int) -> list[list[int]]:

@@ -146,10 +146,14 @@ class Guided:
         """Branch and chunk with the largest weight, in most samples."""
         if self.mixture is None:
             return None
-        places = [
+        return self.places[int(self.mixture.abs().median(1).values.argmax())]
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Branch and chunk of every row of the mixture."""
+        return [
             (branch, chunk) for branch, width in zip(self.order, self.widths, strict=True) for chunk in range(width)
         ]
-        return places[int(self.mixture.abs().median(1).values.argmax())]
 
     def fitted(self, before: Tensor, after: Tensor) -> "Guided":
         """With the mixture measured from this step's latents, (B, ...)."""

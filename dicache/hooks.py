@@ -10,6 +10,7 @@ What else may happen to a denoiser in its life is looked for at each call: LoRA,
 
 import inspect
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from dicache.adapters import Adapters
 from dicache.compiled import Compilation, refuse_wrapped
 from dicache.config import Config, measured_on_others
 from dicache.errors import AlreadyEnabledError, ModeError, UnsupportedModelError
+from dicache.fingerprint import fingerprint
 from dicache.hooked import NAME, Hooked, Uncopied, registry_of
 from dicache.latents import latent_of, prediction_of, returned
 from dicache.models.family import Batch, Family
@@ -161,7 +163,8 @@ class Attachment(Uncopied):
             self.session.note(f"no timestep was found among the denoiser's inputs ({', '.join(self.family.time)}).")
         others, gathered = self._looked_around(given), self.family.batch is Batch.SAMPLE and not _holds_cache(given)
         name, key = self.first.branch.name, _key(given)
-        self.session.begin(latent, timestep, name, key, gathered=gathered, other_weights=others)
+        told = partial(fingerprint, given, latent.shape[0])
+        self.session.begin(latent, timestep, name, key, gathered=gathered, other_weights=others, conditions=told)
 
     def _check_branches(self) -> None:
         """Perturbed attention is put on the denoiser by the pipeline's call, so it cannot be refused before."""

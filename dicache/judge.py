@@ -67,7 +67,7 @@ def quoted(config: Config, run: Run, place: Place, predicted: Grid) -> Quote:
     guidance = torch.ones_like(error) if run.guided.strength is None else run.guided.strength
     cost = (error * share * run.step.coefficient * scale * remaining(guidance)).nan_to_num(torch.inf, torch.inf)
     actions = torch.tensor([int(a.action) for a in config.approximators])
-    return Quote(error, cost, actions[best], run.guided.strength)
+    return Quote(error, cost, actions[best], run.guided.strength, run.weaker)
 
 
 def filling(config: Config, predicted: Grid, decision: Decision) -> Rows:

@@ -26,12 +26,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from dicache.conformal import accepted, failures_allowed, prompts_needed, rising
 from dicache.errors import BudgetError, ProfileError
 from dicache.files import Wrong, beside, plain_bytes
+from dicache.fingerprint import APART, SIZE, Prints, apart
 from dicache.law import RULE
 from dicache.timegrid import differs
 from dicache.types import LATENT, Course, Wanted
@@ -62,6 +64,10 @@ class Facts:
     """By which prices the tested runs were planned: those of `dicache.law`, or those measured here."""
     rule: int = RULE
     """By which rule they were decided (`dicache.law`)."""
+    weaker: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """What the weaker branches of guidance were conditioned by (`dicache.fingerprint`), such as an empty negative
+    prompt, where it was the same for all prompts.
+    """
 
     @property
     def steps(self) -> int:
@@ -93,8 +99,10 @@ class Profile:
         """How many the promise was tested on."""
         return len(self.arrays["work"])
 
-    def differs(self, course: Course, guidance: float | None) -> str | None:
-        """In what this profile does not fit a run, by name; None if it fits. `guidance` None is not known yet."""
+    def differs(self, course: Course, guidance: float | None, weaker: Prints | None = None) -> str | None:
+        """In what this profile does not fit a run, by name; None if it fits. `guidance` and `weaker`, what the weaker
+        branches are conditioned by, are not known yet where they are None.
+        """
         facts = self.facts
         if facts.rule != RULE:
             return f"decisions: it was calibrated by rule {facts.rule}, this version of dicache decides by rule {RULE}"
@@ -103,6 +111,15 @@ class Profile:
             return steps
         if guidance is not None and not math.isclose(guidance, facts.guidance, abs_tol=CLOSE):
             return f"guidance: it was calibrated at {facts.guidance:g}, this run has {guidance:.4g}"
+        return None if weaker is None else self._conditioned(weaker)
+
+    def _conditioned(self, weaker: Prints) -> str | None:
+        for key, known in self.facts.weaker.items():
+            if key not in weaker:
+                return f"negative prompt: the denoiser is not called with {key.partition('.')[2]!r} any more"
+            far = apart(weaker[key], torch.tensor(known))
+            if far > APART:
+                return f"negative prompt: it was calibrated with one, this run has another ({far:.0%} apart)"
         return None
 
     def level(self, wanted: Wanted, confidence: float | None) -> float:
@@ -180,6 +197,7 @@ class Profile:
             "guidance": self.facts.guidance,
             "prices": self.facts.prices,
             "rule": self.facts.rule,
+            "weaker": {key: list(numbers) for key, numbers in self.facts.weaker.items()},
             "about": dict(self.about),
             "arrays": {"file": beside.name, "sha256": hashlib.sha256(data).hexdigest()},
         }
@@ -232,7 +250,16 @@ def _facts(content: Any) -> tuple[Facts, dict[str, str]]:  # noqa: ANN401
     if content.get("prices") not in ("law", "measured"):
         raise Wrong("'prices' is neither law nor measured")
     about = content["model"], content["scheduler"], sigmas, float(content["guidance"])
-    return Facts(*about, content["prices"], content["rule"]), bound
+    return Facts(*about, content["prices"], content["rule"], _weaker(content.get("weaker", {}))), bound
+
+
+def _weaker(content: Any) -> dict[str, tuple[float, ...]]:  # noqa: ANN401
+    if not isinstance(content, dict) or not all(isinstance(numbers, list) for numbers in content.values()):
+        raise Wrong("'weaker' is no list of numbers by name")
+    found = {key: tuple(n for n in numbers if type(n) in (int, float)) for key, numbers in content.items()}
+    if any(len(numbers) != SIZE or len(content[key]) != SIZE for key, numbers in found.items()):
+        raise Wrong(f"'weaker' does not hold {SIZE} numbers by name")
+    return {key: tuple(map(float, numbers)) for key, numbers in found.items()}
 
 
 def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:
@@ -240,6 +267,8 @@ def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:
     steps = facts.steps
     if not 2 <= steps <= 10_000 or not np.isfinite(facts.sigmas).all() or not 1 <= facts.guidance < math.inf:
         raise ProfileError("a profile needs 2 or more finite sigmas and a finite guidance from 1 on.")
+    if not all(np.isfinite(numbers).all() for numbers in facts.weaker.values()):
+        raise ProfileError("what a profile tells of the weaker branches must be finite.")
     names = {
         "turning",
         "scale",

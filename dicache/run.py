@@ -16,6 +16,7 @@ from torch import Tensor
 from dicache.approximators.base import Past
 from dicache.controllers.base import Controller
 from dicache.estimators.base import Evidence
+from dicache.fingerprint import Prints
 from dicache.guided import Guided
 from dicache.parts import Part, Which
 from dicache.probes.base import View
@@ -105,6 +106,10 @@ class Run:
     """0 during the first step."""
     scale: Rows | None = None
     """||v|| / ||x_N|| at the last computed step, (B,)."""
+    prints: dict[str, Prints] = field(default_factory=dict)
+    """By branch: what it was conditioned by at the first step."""
+    told: Prints | None = None
+    """Of the weaker branches, once it was asked for."""
     strongest: Tensor | None = None
     """What the strongest branch gave at this step, where the others are sites."""
     records: list[Record] = field(default_factory=list)
@@ -118,6 +123,19 @@ class Run:
     def chunks(self, rows: int) -> int:
         """How many guidance branches a call of that many rows holds."""
         return rows // self.samples
+
+    def weaker(self) -> Prints | None:
+        """What the branches but the strongest are conditioned by, (B, 24) on the host, as "0.name", "1.name", ..; None
+        until the mixture was measured. The host waits for the device when this is first asked for.
+        """
+        if self.told is None and self.guided.strongest is not None:
+            places = [place for place in self.guided.places if place != self.guided.strongest]
+            self.told = {
+                f"{i}.{name}": each.view(-1, self.samples, each.shape[1])[chunk].cpu()
+                for i, (branch, chunk) in enumerate(places)
+                for name, each in self.prints.get(branch, {}).items()
+            }
+        return self.told
 
     @property
     def at_end(self) -> bool:

@@ -27,6 +27,7 @@ from dicache.closing import close
 from dicache.config import Config
 from dicache.controllers.base import Controller
 from dicache.controllers.interval import Interval
+from dicache.fingerprint import Prints
 from dicache.inner import Inner
 from dicache.macs import Meter
 from dicache.memory import Memory
@@ -91,10 +92,12 @@ class Session:
         *,
         gathered: bool,
         other_weights: bool = False,
+        conditions: Callable[[], Prints] = dict,
     ) -> None:
         """The denoiser is about to run on `latent`, (R, ...); `name` is the branch's name where the pipeline gives one.
         Calls of one `key` have inputs of the same shapes and run the same parts. Parts may run for some of the rows
         where those can be `gathered`. `other_weights`: what is remembered is of another model, and costs may be others.
+        `conditions` tells the fingerprint of what else it is called with; it is asked for in the first step.
         """
         self.call = None
         if torch.is_grad_enabled():
@@ -115,6 +118,8 @@ class Session:
             run.go_on(self._released(reading.step, run.before), latent)
         self.meter.begin_call(key, latent.shape[0])
         branch = name or f"call {len(run.guided.outputs)}"
+        if run.samples == 0:
+            run.prints[branch] = conditions()
         whole = Which(latent.shape[0], gathered=gathered)
         self.call = Call(branch, latent, key, whole, first=not run.guided.outputs)
         run.overhead += time.perf_counter() - started

@@ -7,7 +7,7 @@ nearest    the one with the nearest course is taken for any run of this model, a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,10 +16,12 @@ from typing import Literal
 import numpy as np
 
 from dicache.errors import ProfileError
+from dicache.fingerprint import Prints
 from dicache.profile import Profile, load_profile
 from dicache.resampled import resampled
 from dicache.types import Course
 
+Told = Callable[[], Prints | None]
 SHIPPED = Path(__file__).parent / "profiles"
 HOW_TO = "Make one with dicache.calibrate(pipe, prompts, steps=...).save('mine.json') and pass profile='mine.json'"
 
@@ -29,15 +31,21 @@ class Shelf:
     profiles: tuple[Profile, ...]
     kind: Literal["named", "found", "nearest"] = "found"
 
-    def fitting(self, course: Course | None, guidance: float | None, *, needed: bool) -> Profile | None:
-        """The profile for this run; None if none fits or `guidance` is not known yet.
+    def fitting(
+        self, course: Course | None, guidance: float | None, *, needed: bool, weaker: Told | None = None
+    ) -> Profile | None:
+        """The profile for this run; None if none fits or `guidance` is not known yet. `weaker` tells what the weaker
+        branches of guidance are conditioned by; it is asked where a difference is an error, so that no sample is
+        decided by its mates' negative prompts.
 
         Raises ProfileError where none fits but was named or is `needed`.
         """
         if course is None or not course.balances:
             self._refuse("the course of a hand-written loop or of an unknown scheduler is not known", needed)
             return None
-        reasons = [profile.differs(course, guidance) for profile in self.profiles]
+        strict = self.kind == "named" or needed
+        beside = weaker() if weaker is not None and strict and any(p.facts.weaker for p in self.profiles) else None
+        reasons = [profile.differs(course, guidance, beside) for profile in self.profiles]
         fits = [p for p, reason in zip(self.profiles, reasons, strict=True) if reason is None]
         if fits:
             return None if guidance is None else fits[0]

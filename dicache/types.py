@@ -5,6 +5,7 @@ approximators to choose from, S the sites. Everything the controller thinks with
 float64; only features, outputs and histories live on the device.
 """
 
+from collections.abc import Callable, Mapping
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
@@ -159,6 +160,10 @@ class Step(NamedTuple):
     """None in a hand-written loop, where nobody knows what comes."""
 
 
+def _untold() -> None:
+    return None
+
+
 class Quote(NamedTuple):
     """What skipping a step would do to each sample, by the best approximator. Unknown is inf."""
 
@@ -170,6 +175,8 @@ class Quote(NamedTuple):
     """How it would be filled in."""
     guidance: Rows | None = None
     """Weight of the strongest branch, (B,); None until it was measured."""
+    weaker: Callable[[], Mapping[str, Tensor] | None] = _untold
+    """What the other branches are conditioned by (`dicache.fingerprint`), (B, 24) each; None until then."""
 
 
 class Decision(NamedTuple):

@@ -1,6 +1,6 @@
 """A tiny pipeline that takes prompts, and profiles for tests: measured ones, and made-up ones that cost nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,12 @@ GUIDED = {"guidance": GUIDANCE}
 
 
 class Captioned:
-    """A tiny Flux pipeline whose prompts are names of samples: "prompt 3" is sample 3."""
+    """A tiny Flux pipeline whose prompts are names of samples: "prompt 3" is sample 3. Every sample has a negative
+    prompt of its own, or that of the sample that `negative` names for it.
+    """
 
-    def __init__(self) -> None:
-        self.pipe, self.runs, self.fail_after = make_flux(), 0, None
+    def __init__(self, negative: Callable[[int], int] = int) -> None:
+        self.pipe, self.runs, self.fail_after, self.negative = make_flux(), 0, None, negative
         self.pipe.set_progress_bar_config(disable=True)
 
     @property
@@ -35,8 +37,8 @@ class Captioned:
         self.runs += 1
         samples = [int(prompt.split()[1]) for prompt in prompts]
         negative = {
-            "negative_prompt_embeds": embeds(samples, 8, 32, salt=3),
-            "negative_pooled_prompt_embeds": embeds(samples, 32, salt=4),
+            "negative_prompt_embeds": embeds(list(map(self.negative, samples)), 8, 32, salt=3),
+            "negative_pooled_prompt_embeds": embeds(list(map(self.negative, samples)), 32, salt=4),
             "true_cfg_scale": guidance,
         }
         return self.pipe(

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"types", "errors", "extension", "_checkout"},
     {"budget", "norms", "grid", "history", "rows", "macs", "clock", "law", "plan", "effects", "moments"}
-    | {"metrics", "conformal", "profile", "resampled", "shelf", "measured", "identity", "ledger"}
+    | {"metrics", "conformal", "fingerprint", "profile", "resampled", "shelf", "measured", "identity", "ledger"}
     | {"files", "table", "timegrid"},
     {
         "probes",

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 import string
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import numpy as np
@@ -13,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from safetensors.numpy import save
 
 from dicache.errors import DicacheError, ProfileError
-from dicache.profile import load_profile
+from dicache.fingerprint import SIZE
+from dicache.profile import Profile, load_profile
 from dicache.shelf import shelf_for
 from dicache.types import Course
 
@@ -83,7 +86,7 @@ VALUES = st.recursive(
 
 @HOSTILE
 @given(
-    key=st.sampled_from(["format", "model", "sigmas", "guidance", "about", "arrays", "scheduler", "prices"]),
+    key=st.sampled_from(["format", "model", "sigmas", "guidance", "about", "arrays", "scheduler", "prices", "weaker"]),
     value=VALUES,
 )
 def test_any_value_in_any_place_loads_or_is_one_clear_error(saved, key, value):
@@ -94,7 +97,7 @@ def test_any_value_in_any_place_loads_or_is_one_clear_error(saved, key, value):
     except ProfileError as error:
         assert str(error).startswith(str(saved)) and "\n" not in str(error)
     else:  # only what is free text, a number that may be anything, or what no decision depends on
-        assert key in ("model", "scheduler", "about", "guidance") or value in ("law", "measured")
+        assert key in ("model", "scheduler", "about", "guidance") or value in ("law", "measured", {})
         assert found.facts.guidance >= 1
     saved.write_text(whole)
 
@@ -159,6 +162,16 @@ def test_a_fitting_run_gets_its_profile_once_the_guidance_is_known():
     shelf = shelf_for("Model-0", [made_up(steps=12), made_up()])
     assert shelf.fitting(course(), None, needed=True) is None
     assert shelf.fitting(course(), 1.0, needed=True).facts.steps == 10
+
+
+@pytest.mark.parametrize("told", [[0.1] * (SIZE - 1), [0.1] * SIZE + ["1"], [math.inf] * SIZE, [True] * SIZE, 0.1])
+def test_what_is_told_of_negative_prompts_comes_back_or_is_refused(saved, told):
+    whole = replace(made_up().facts, weaker={"0.text": tuple(range(SIZE))})
+    Profile(whole, made_up().arrays).save(saved)
+    assert load_profile(saved).facts == whole
+    saved.write_text(json.dumps(json.loads(saved.read_text()) | {"weaker": {"0.text": told}}))
+    with pytest.raises(ProfileError, match="weaker"):
+        load_profile(saved)
 
 
 def test_a_profile_of_another_model_is_refused():

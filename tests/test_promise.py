@@ -1,6 +1,7 @@
 """The promise: what a confidence is worth, how a budget is spent by measured prices, and what a report says of it."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from dicache.calibration import calibrate, finer
 from dicache.conformal import CERTAINTY, accepted, failures_allowed, prompts_needed, rising
 from dicache.controllers.planned import Planned
 from dicache.errors import BudgetError, ModeError, ProfileError, UnsupportedModelError
+from dicache.fingerprint import APART, SIZE, apart, fingerprint
 from dicache.identity import identity
 from dicache.measured import MeasuredPlan
 from dicache.metrics import loss, resolved
@@ -295,6 +297,37 @@ def test_a_run_at_another_setting_than_the_profiles_raises_and_says_in_what(chan
         pytest.raises(ProfileError, match=f"differs in {word}: .*dicache.calibrate"),
     ):
         pipe.draw([1], **change)
+
+
+def test_another_negative_prompt_is_refused_where_a_promise_was_tested_with_one(profile):
+    assert not profile.facts.weaker, "every prompt had its own"
+    pipe = Captioned(lambda sample: 99)
+    facts = calibrated(pipe, levels=LEVELS[:1]).facts
+    assert set(facts.weaker) == {"0.encoder_hidden_states", "0.pooled_projections"}
+    one = made_up(facts.model, scheduler=facts.scheduler, sigmas=facts.sigmas, guidance=4.0, weaker=facts.weaker)
+    with dicache.enable(pipe, error_budget=0.5, confidence=0.9, profile=one) as cache:
+        pipe.draw([1, 2])
+        assert cache.report().to_dict()["profile_fits"]
+        pipe.negative = {1: 99, 2: 98}.get
+        with pytest.raises(ProfileError, match=r"differs in negative prompt: .*another"):
+            pipe.draw([1, 2])
+    for how in ({"profile": [one, "nearest"]}, {"profile": replace(one, facts=replace(one.facts, weaker={}))}):
+        with dicache.enable(pipe, error_budget=0.5, **how):
+            pipe.draw([1, 2])
+
+
+@given(rows=st.integers(1, 4), long=st.integers(16, 40))
+def test_a_fingerprint_is_of_its_sample_and_does_not_see_the_padding(rows, long):
+    text = torch.randn(rows, 16, 12)
+    padded = torch.cat([text, torch.randn(rows, long - 16, 12)], dim=1)
+    told = fingerprint({"encoder_hidden_states": padded, "hidden_states": text, "txt_ids": text[0]}, rows)
+    alone = fingerprint({"encoder_hidden_states": text[:1]}, 1)
+    assert list(told) == ["encoder_hidden_states"] and told["encoder_hidden_states"].shape == (rows, SIZE)
+    assert apart(told["encoder_hidden_states"][0], alone["encoder_hidden_states"][0]) < 1e-5
+    rounded = fingerprint({"encoder_hidden_states": padded.bfloat16()}, rows)["encoder_hidden_states"]
+    assert apart(rounded, told["encoder_hidden_states"]) < APART / 2
+    other = fingerprint({"encoder_hidden_states": torch.randn(rows, 16, 12)}, rows)["encoder_hidden_states"]
+    assert apart(other, told["encoder_hidden_states"]) > APART
 
 
 def test_the_nearest_profile_runs_anything_promises_nothing_and_says_so():
