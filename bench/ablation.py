@@ -7,6 +7,8 @@ ingredient was worth.
 `--held-out` holds the default against fixed intervals, each at its best warm-up, against the preset that did best and
 against the same plan without budgets, on test captions that nothing else was measured on: eight captions tell variants
 apart, and are too few to say how far apart they are.
+
+What was measured is kept setting by setting: interrupted, the same command goes on there.
 """
 
 import argparse
@@ -173,10 +175,13 @@ def held_out() -> list[Arm]:
     ]
 
 
-def measure(swept: list[Arm], captions: list[str], progress: Progress) -> list[dict[str, Any]]:
-    found = []
-    task = progress.add_task("ablation", total=len(SETTINGS) * sum(len(arm.values) for arm in swept))
-    for setting in SETTINGS:
+def measure(
+    swept: list[Arm], captions: list[str], known: list[dict[str, Any]], progress: Progress
+) -> Iterator[list[dict[str, Any]]]:
+    """After every setting what was found so far, from the settings that are `known` on."""
+    found, due = [*known], SETTINGS[len(known) :]
+    task = progress.add_task("ablation", total=len(due) * sum(len(arm.values) for arm in swept))
+    for setting in due:
         judge = Judge(captions, setting)
         points = []
         for arm in swept:
@@ -185,6 +190,19 @@ def measure(swept: list[Arm], captions: list[str], progress: Progress) -> list[d
                 points.append(asdict(judge.point(arm, value)))
                 progress.advance(task)
         found.append({"setting": asdict(setting), "points": points})
+        yield found
+
+
+def resumed(swept: list[Arm], captions: list[str], part: Path) -> list[dict[str, Any]]:
+    """All settings; `part` holds those that are done until all are."""
+    asked = {"arms": [arm.name for arm in swept], "captions": captions}
+    held = json.loads(part.read_text()) if part.is_file() else {}
+    found = held["found"] if held.get("asked") == asked else []
+    with Progress(console=Console(stderr=True)) as progress:
+        for so_far in measure(swept, captions, found, progress):
+            found = so_far
+            part.write_text(json.dumps({"asked": asked, "found": found}) + "\n")
+    part.unlink()
     return found
 
 
@@ -229,8 +247,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.show:
         torch.set_num_threads(1)
         captions = prompts(split, args.captions or (48 if args.held_out else 8), seed=SEEDS[split])
-        with Progress(console=Console(stderr=True)) as progress:
-            found = measure([arm for arm in swept if re.search(args.arms, arm.name)], captions, progress)
+        found = resumed([arm for arm in swept if re.search(args.arms, arm.name)], captions, path.with_suffix(".part"))
         if args.arms:
             found = merged(json.loads(path.read_text()), found)
         path.write_text(json.dumps(found, indent=1) + "\n")

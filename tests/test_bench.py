@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from rich.progress import Progress
 
-from dicache.bench import coverage, footprint, schedules, show, tables
+from dicache.bench import ablation, coverage, footprint, schedules, show, tables
 from dicache.bench.arms import Arm, Setting, coarse
 from dicache.bench.check import difference
 from dicache.bench.costs import Meter, chosen
@@ -118,6 +119,29 @@ def test_coverage_goes_on_with_more_captions_where_the_profile_is_the_same(monke
     assert row[1] == fast[1] == "4" and float(row[4]) >= 0.5 and float(fast[3]) == pytest.approx(2.0, rel=0.3)
     first[0].level *= 2
     assert measured(4, first)[1] == 4 + 4 + 2
+
+
+def test_an_ablation_goes_on_with_the_setting_it_was_killed_in(tmp_path, monkeypatch):
+    judged = []
+
+    class Counting:
+        def __init__(self, captions, setting):
+            if len(judged) == 2 and not tmp_path.joinpath("resumed").exists():
+                raise KeyboardInterrupt
+            judged.append(setting)
+
+        def point(self, arm, value):
+            return Point(arm.name, "dicache", "value", value, work=0.5, errors=[0.1])
+
+    monkeypatch.setattr(ablation, "Judge", Counting)
+    part, swept = tmp_path / "a.part", ablation.intervals(0.1)[:2]
+    with pytest.raises(KeyboardInterrupt):
+        ablation.resumed(swept, ["a"], part)
+    tmp_path.joinpath("resumed").touch()
+    found = ablation.resumed(swept, ["a"], part)
+    assert judged == list(ablation.SETTINGS) and [f["setting"] for f in found] == [asdict(s) for s in judged]
+    assert [point["arm"] for point in found[0]["points"]] == [arm.name for arm in swept for _ in arm.values]
+    assert not part.exists()
 
 
 def test_captions_and_negative_prompts_do_not_depend_on_how_many_are_drawn():

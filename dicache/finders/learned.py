@@ -34,7 +34,7 @@ from dicache.finders.ground import Ground
 from dicache.rows import map_tensors
 from dicache.table import Table
 
-PATH = tuple(float(lam) for lam in np.geomspace(1e-5, 1e-1, 9))
+PATH = tuple(float(lam) for lam in np.geomspace(1e-5, 1e1, 13))
 """lambda, in x space."""
 STRAY = 0.6
 """Share of the work at which later rounds run, where none is asked for."""
