@@ -11,6 +11,7 @@ A row is kept as soon as it is measured: interrupted, the same command goes on t
 import argparse
 import copy
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -274,6 +275,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--captions", type=int, default=8, help="to judge on")
     parser.add_argument("--found-on", type=int, default=3, help="calibration captions")
+    parser.add_argument("--rows", default="", metavar="REGEX", help="measure only these, such as 'evolution, seed 0'")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the JSON file")
     parser.add_argument("--show", action="store_true", help="print what the file holds, measure nothing")
 
@@ -292,7 +294,7 @@ def run(args: argparse.Namespace) -> None:
         bench = Bench(args.steps, args.captions, args.found_on)
 
         def keep(name: str, make: Callable[[], list[dict[str, Any]]]) -> None:
-            if name not in held["measured"]:
+            if name not in held["measured"] and re.search(args.rows, name):
                 held["measured"][name] = make()
                 part = path.with_suffix(".part")
                 part.write_text(json.dumps(held, indent=1) + "\n")

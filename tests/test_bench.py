@@ -78,15 +78,16 @@ def test_found_schedules_are_kept_whole_and_nothing_to_show_is_said(tmp_path, mo
     parser = argparse.ArgumentParser()
     schedules.add_arguments(parser)
     out = tmp_path / "new" / "folder"
-    args = parser.parse_args(["--steps", "4", "--out", str(out)])
     with pytest.raises(SystemExit, match="nothing to show"):
         schedules.run(parser.parse_args(["--steps", "4", "--out", str(out), "--show"]))
     row = {"name": "a", "cost": 0.5, "work": 0.5, "calibration": None, "errors": [0.1, 0.2]}
     monkeypatch.setattr(schedules, "Bench", lambda *given: None)
-    monkeypatch.setattr(schedules, "rows", lambda bench, keep: keep("a", lambda: [row]))
-    schedules.run(args)
+    monkeypatch.setattr(schedules, "rows", lambda bench, keep: [keep(name, lambda: [row]) for name in "ab"])
+    schedules.run(parser.parse_args(["--steps", "4", "--out", str(out), "--rows", "a"]))
     assert json.loads((out / "schedules-4.json").read_text())["measured"] == {"a": [row]}
     assert [path.name for path in out.iterdir()] == ["schedules-4.json"]
+    schedules.run(parser.parse_args(["--steps", "4", "--out", str(out)]))
+    assert list(json.loads((out / "schedules-4.json").read_text())["measured"]) == ["a", "b"]
 
 
 def test_coverage_goes_on_with_more_captions_where_the_profile_is_the_same(monkeypatch):
