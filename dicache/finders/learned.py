@@ -5,9 +5,10 @@ Steps come in pairs, a full one and one that may reuse. For a pair, with beta = 
     L = k ||F(x) - F_beta(x)||^2 / ||F||^2  +  lambda sum over sites of  c beta
 
     space = "eps"    the paper: k = 1, c = 1, w from N(0, 1), one lambda, guidance branches each for itself
-    space = "x"      k the squared coefficient of the output in the solver's step, 1 in the mean; branches mixed as the
-                     pipeline mixes them; c the site's share of MACs, 1 in the mean; lambda rises along a path, from a
-                     price at which everything computes to one at which nothing does
+    space = "x"      k the squared coefficient of the output in the solver's step, times what later steps leave of an
+                     error made there (`dicache.law.kept`), 1 in the mean; branches mixed as the pipeline mixes them; c
+                     the site's share of MACs, 1 in the mean; lambda rises along a path, from a price at which
+                     everything computes to one at which nothing does
 
 In x space a site's score is its mean beta along the path: scores of one lambda saturate, and cannot be ranked. Sites
 are skipped from the lowest score on until the work is what was asked for. Half of all site calls can be skipped at
@@ -31,6 +32,7 @@ from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
 from dicache.finders.gates import Branch, Call, Gates, Recorded
 from dicache.finders.ground import Ground
+from dicache.law import kept
 from dicache.rows import map_tensors
 from dicache.table import Table
 
@@ -73,7 +75,8 @@ class LearningToCache(Finder):
                 work = ground.basis.work(np.stack(family))
                 table = family[int(np.abs(work - (cost or STRAY)).argmin())]
             runs = recorded(ground, table)
-            squared = np.array(runs.coefficients) ** 2
+            left = [kept(balance) for balance in ground.course.balances] or np.ones(steps)
+            squared = (np.array(runs.coefficients) * left) ** 2
             k = np.ones(steps) if self.space == "eps" else squared / squared.mean()
             with Gates(ground.denoiser, runs.sites) as gates:
                 for pair, step in enumerate(range(1, steps, 2)):
