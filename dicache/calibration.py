@@ -9,9 +9,11 @@
    they lose is what any prompt like them will lose (`dicache.conformal`).
 
 Everything is fixed by the seed: prompt k has latents of seed + k. What was drawn is kept in the folder `checkpoint`, if
-one is given; the same call goes on there after a kill, and a call with other levels draws only those that are new.
+one is given; the same call goes on there after a kill, and a call with other levels, or with more prompts at the end,
+draws only what is new.
 """
 
+import hashlib
 import itertools
 import math
 import time
@@ -99,7 +101,7 @@ def calibrate(
     model = identity(next(iter(denoisers(pipe).values())))
     told = [
         model,
-        prompts,
+        prompts[:count],
         steps,
         seed,
         batch,
@@ -213,7 +215,7 @@ class _Work:
             cells = []
             for level in levels:
                 make = partial(self._tested, chosen, reference, measured, level, metrics)
-                cells.append(self.ledger.entry(f"test-{k}-{float(level)!r}", make))
+                cells.append(self.ledger.entry(f"test-{k}-{self._digest(chosen)}-{float(level)!r}", make))
                 self.tick("tests")
             rows.append({key: np.stack([cell[key] for cell in cells], axis=1) for key in cells[0]})
         tested = {key: np.concatenate([row[key] for row in rows]).astype(np.float32) for key in rows[0]}
@@ -243,6 +245,10 @@ class _Work:
             assert drawn.images is not None and exact.images is not None
             found[f"loss.{name}"] = loss(name, metric, drawn.images, exact.images).numpy()
         return found
+
+    def _digest(self, indices: Sequence[int]) -> str:
+        """Of prompts."""
+        return hashlib.sha256(repr([self.drawer.prompts[i] for i in indices]).encode()).hexdigest()[:12]
 
     def _draw(self, indices: Sequence[int]) -> Drawn:
         self.drawn += len(indices)

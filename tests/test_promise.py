@@ -218,6 +218,20 @@ def test_more_levels_are_added_without_drawing_the_others_again(profile, tmp_pat
     np.testing.assert_allclose(more.arrays["levels"][1::2], between, rtol=1e-6)
 
 
+def test_more_prompts_are_added_without_drawing_the_others_again(profile, tmp_path):
+    def first(prompts, **kwargs):
+        options = {"steps": STEPS, "batch": 4, "levels": LEVELS, "measuring": 4, "call": GUIDED, "progress": False}
+        return calibrate(Captioned(), prompts, **options, **kwargs)
+
+    few, more = first(PROMPTS[:8], checkpoint=tmp_path), first(PROMPTS, checkpoint=tmp_path)
+    assert few.prompts == 4 and more.about["cost"]["samples"] == 4 * (1 + len(LEVELS))
+    for key, value in profile.arrays.items():
+        np.testing.assert_array_equal(more.arrays[key], value)
+    np.testing.assert_array_equal(few.arrays["loss.latent"], more.arrays["loss.latent"][:4])
+    other = first([*PROMPTS[:8], *PROMPTS[:4]], checkpoint=tmp_path)
+    assert not np.array_equal(other.arrays["loss.latent"][4:], more.arrays["loss.latent"][4:])
+
+
 def test_a_calibration_by_measured_prices_runs_by_them(profile):
     by_prices = calibrated(Captioned(), prices="measured")
     assert profile.facts.prices == "law" and by_prices.facts.prices == "measured"
