@@ -12,6 +12,7 @@ What was measured is kept setting by setting: interrupted, the same command goes
 """
 
 import argparse
+import hashlib
 import json
 import math
 import re
@@ -193,16 +194,21 @@ def measure(
         yield found
 
 
+def part_of(path: Path, swept: list[Arm], captions: list[str]) -> Path:
+    """Where a measurement that is not done is kept; another one has another name."""
+    asked = [[asdict(s) for s in SETTINGS], [[arm.name, list(arm.values)] for arm in swept], captions]
+    return path.with_suffix(f".{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}.part")
+
+
 def resumed(swept: list[Arm], captions: list[str], part: Path) -> list[dict[str, Any]]:
-    """All settings; `part` holds those that are done until all are."""
-    asked = {"arms": [arm.name for arm in swept], "captions": captions}
-    held = json.loads(part.read_text()) if part.is_file() else {}
-    found = held["found"] if held.get("asked") == asked else []
+    """All settings, from those on that `part` holds."""
+    found = json.loads(part.read_text()) if part.is_file() else []
     with Progress(console=Console(stderr=True)) as progress:
         for so_far in measure(swept, captions, found, progress):
             found = so_far
-            part.write_text(json.dumps({"asked": asked, "found": found}) + "\n")
-    part.unlink()
+            written = part.with_suffix(".written")
+            written.write_text(json.dumps(found) + "\n")
+            written.replace(part)
     return found
 
 
@@ -247,8 +253,11 @@ def run(args: argparse.Namespace) -> None:
     if not args.show:
         torch.set_num_threads(1)
         captions = prompts(split, args.captions or (48 if args.held_out else 8), seed=SEEDS[split])
-        found = resumed([arm for arm in swept if re.search(args.arms, arm.name)], captions, path.with_suffix(".part"))
+        chosen = [arm for arm in swept if re.search(args.arms, arm.name)]
+        part = part_of(path, chosen, captions)
+        found = resumed(chosen, captions, part)
         if args.arms:
             found = merged(json.loads(path.read_text()), found)
         path.write_text(json.dumps(found, indent=1) + "\n")
+        part.unlink()
     Console(width=240).print(markdown(table(json.loads(path.read_text()), swept)), highlight=False)

@@ -84,7 +84,9 @@ class Cache:
         if not isinstance(state, Chosen) or state.profile is None or not isinstance(controller, Promised):
             return None
         confidence = None if self._asked is None or controller.shelf.kind == "nearest" else self._asked.confidence
-        return Promise(state.profile, confidence, controller.shelf.kind, state.way.account.budget)
+        weaker = None if run is None else run.weaker()
+        others = weaker is not None and not bool(state.profile.conditioned(weaker).all())
+        return Promise(state.profile, confidence, controller.shelf.kind, state.way.account.budget, others)
 
     def _budgets(self, samples: int) -> Rows | None:
         """(B,); None without a budget, or where the run broke off because its list has another length."""

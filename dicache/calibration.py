@@ -9,8 +9,8 @@
    they lose is what any prompt like them will lose (`dicache.conformal`).
 
 Everything is fixed by the seed: prompt k has latents of seed + k. What was drawn is kept in the folder `checkpoint`, if
-one is given; the same call goes on there after a kill, and a call with other levels, or with more prompts at the end,
-draws only what is new.
+one is given; the same call goes on there after a kill, and a call with other levels, or with more prompts at the end
+and as many that measure, draws only what is new.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ from dicache.drawing import Drawer, Drawn
 from dicache.errors import ProfileError
 from dicache.estimators.base import Evidence
 from dicache.estimators.recorder import Recorder
-from dicache.fingerprint import APART, apart
+from dicache.fingerprint import alike
 from dicache.identity import identity
 from dicache.law import RULE
 from dicache.ledger import Entry, Ledger
@@ -120,6 +120,7 @@ def calibrate(
         profile = work.test(work.measure(measured_on, model, prices), tested_on, sorted(levels), functions)
     about = {
         "prompts": {"measuring": count, "testing": len(tested_on)},
+        "negative prompt": "the same for all, checked" if profile.facts.weaker else "not checked",
         "seed": seed,
         "call": {key: value for key, value in (call or {}).items() if isinstance(value, str | int | float | bool)},
         "cost": {"seconds": round(time.perf_counter() - started, 1), "samples": work.drawn, "resumed": ledger.found},
@@ -247,7 +248,7 @@ class _Work:
         return found
 
     def _digest(self, indices: Sequence[int]) -> str:
-        """Of prompts."""
+        """Of the prompts of a batch, so that it is drawn again where they are others."""
         return hashlib.sha256(repr([self.drawer.prompts[i] for i in indices]).encode()).hexdigest()[:12]
 
     def _draw(self, indices: Sequence[int]) -> Drawn:
@@ -262,11 +263,13 @@ def finer(levels: Sequence[float]) -> tuple[float, ...]:
 
 
 def _shared(known: Sequence[Entry]) -> dict[str, tuple[float, ...]]:
-    """What the weaker branches of all trajectories were conditioned by, where it was the same."""
+    """What the weaker branches of all trajectories were conditioned by, where it was the same for two prompts and
+    more.
+    """
     names = [key for key in known[0] if key.startswith(WEAKER) and all(key in entry for entry in known)]
     rows = {key: torch.from_numpy(np.concatenate([entry[key] for entry in known])) for key in names}
-    alike = {key: each.median(0).values for key, each in rows.items() if apart(each, each.median(0).values) <= APART}
-    return {key.removeprefix(WEAKER): tuple(row.tolist()) for key, row in alike.items()}
+    same = {key: each[0] for key, each in rows.items() if len(each) > 1 and bool(alike(each, each[0]).all())}
+    return {key.removeprefix(WEAKER): tuple(row.tolist()) for key, row in same.items()}
 
 
 def batches(indices: Sequence[int], size: int) -> list[list[int]]:

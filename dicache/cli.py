@@ -125,6 +125,9 @@ def calibrate(
     batch: Annotated[int, typer.Option(min=1, help="Samples drawn at once.")] = 8,
     prices: Annotated[str, typer.Option(help="What runs are planned by: law or measured.")] = "law",
     metric: Annotated[str, typer.Option(help="latent, psnr, ssim, or several with commas.")] = "latent",
+    measuring: Annotated[
+        int | None, typer.Option(min=1, help="Prompts that serve the prices; a quarter, at most 32.")
+    ] = None,
     fine: Annotated[bool, typer.Option("--fine", help="Try twice as many levels: more of a budget is used.")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="A folder; killed, the same command goes on there.")] = None,
     as_json: AsJson = False,
@@ -149,6 +152,7 @@ def calibrate(
         prices=_prices(prices),
         call={"negative_prompt": "", "true_cfg_scale": guidance} if guidance > 1 else {},
         levels=finer(LEVELS) if fine else LEVELS,
+        measuring=measuring,
         checkpoint=checkpoint,
         progress=not as_json,
     )

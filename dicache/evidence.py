@@ -27,6 +27,7 @@ def nothing(config: Config, run: Run, feature: Tensor | None = None) -> Evidence
         innovation_growth=unknown,
         step=run.step,
         guidance=run.guided.strength,
+        weaker=run.weaker,
         latent=run.latent[: run.samples],
         feature=None if feature is None else feature[: run.samples],
     )

@@ -149,6 +149,11 @@ class Guided:
         return self.places[int(self.mixture.abs().median(1).values.argmax())]
 
     @property
+    def told_apart(self) -> bool:
+        """Whether one branch is known to be stronger than another."""
+        return self.mixture is not None and not bool((self.mixture == 1).all())
+
+    @property
     def places(self) -> list[tuple[str, int]]:
         """Branch and chunk of every row of the mixture."""
         return [

@@ -33,10 +33,10 @@ from safetensors.numpy import load, save
 from dicache.conformal import accepted, failures_allowed, prompts_needed, rising
 from dicache.errors import BudgetError, ProfileError
 from dicache.files import Wrong, beside, plain_bytes
-from dicache.fingerprint import APART, SIZE, Prints, apart
+from dicache.fingerprint import SIZE, Prints, alike
 from dicache.law import RULE
 from dicache.timegrid import differs
-from dicache.types import LATENT, Course, Wanted
+from dicache.types import LATENT, Course, Rows, Wanted
 
 Prices = Literal["law", "measured"]
 FORMAT = "dicache.profile/1"
@@ -99,9 +99,9 @@ class Profile:
         """How many the promise was tested on."""
         return len(self.arrays["work"])
 
-    def differs(self, course: Course, guidance: float | None, weaker: Prints | None = None) -> str | None:
-        """In what this profile does not fit a run, by name; None if it fits. `guidance` and `weaker`, what the weaker
-        branches are conditioned by, are not known yet where they are None.
+    def differs(self, course: Course, guidance: float | None) -> str | None:
+        """In what this profile does not fit a run, by name; None if it fits. `guidance` None is not known yet. Negative
+        prompts are the samples' own: `conditioned`.
         """
         facts = self.facts
         if facts.rule != RULE:
@@ -111,16 +111,16 @@ class Profile:
             return steps
         if guidance is not None and not math.isclose(guidance, facts.guidance, abs_tol=CLOSE):
             return f"guidance: it was calibrated at {facts.guidance:g}, this run has {guidance:.4g}"
-        return None if weaker is None else self._conditioned(weaker)
-
-    def _conditioned(self, weaker: Prints) -> str | None:
-        for key, known in self.facts.weaker.items():
-            if key not in weaker:
-                return f"negative prompt: the denoiser is not called with {key.partition('.')[2]!r} any more"
-            far = apart(weaker[key], torch.tensor(known))
-            if far > APART:
-                return f"negative prompt: it was calibrated with one, this run has another ({far:.0%} apart)"
         return None
+
+    def conditioned(self, weaker: Prints) -> Rows:
+        """Whose weaker branches are conditioned as they were when this was calibrated, (B,) bool; all where that
+        differed between prompts, (1,).
+        """
+        found = torch.ones(1, dtype=torch.bool)
+        for key, known in self.facts.weaker.items():
+            found = found & (alike(weaker[key], torch.tensor(known)) if key in weaker else torch.zeros_like(found))
+        return found
 
     def level(self, wanted: Wanted, confidence: float | None) -> float:
         """The internal budget to spend: the largest whose losses keep `wanted` with this confidence, 0 where none does
@@ -218,7 +218,7 @@ def load_profile(path: str | Path) -> Profile:
         if hashlib.sha256(data).hexdigest() != bound["sha256"]:
             raise Wrong(f"{bound['file']} is not the file it was saved with (sha256 differs)")
         return Profile(facts, load(data), content["about"])
-    except (Wrong, BudgetError, OSError, ValueError, RecursionError, SafetensorError) as error:
+    except (Wrong, BudgetError, OSError, ValueError, OverflowError, RecursionError, SafetensorError) as error:
         raise ProfileError(
             f"{path} is no profile that can be used: {error}. Calibrate again: dicache.calibrate(...)."
         ) from error

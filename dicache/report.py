@@ -29,11 +29,22 @@ class Promise(NamedTuple):
     """How the profile was chosen (`dicache.shelf`)."""
     levels: Rows
     """The internal budgets, (B,)."""
+    others: bool = False
+    """Whether a sample's negative prompt is another than the profile was tested with."""
+
+    @property
+    def fits(self) -> bool:
+        return self.kind != "nearest" and not self.others
 
     def __str__(self) -> str:
         name, prompts = self.profile.name, self.profile.prompts
         if self.kind == "nearest":
             return f"nothing is promised: profile='nearest' moved a profile to this run ({name})."
+        if self.others:
+            return (
+                "nothing is promised, and errors may be several times what is estimated: the profile "
+                f"{name} was tested with another negative prompt."
+            )
         if self.confidence is None:
             return f"the error is estimated by the profile {name}; nothing is promised without confidence=..."
         return (
@@ -82,7 +93,7 @@ class Report:
             "overhead_seconds": trace.overhead_seconds if trace else 0.0,
             "complete": trace.complete if trace else False,
             "profile": self.promise.profile.name if self.promise else None,
-            "profile_fits": self.promise is not None and self.promise.kind != "nearest",
+            "profile_fits": self.promise is not None and self.promise.fits,
             "confidence": self.promise.confidence if self.promise else None,
             "audit": self.audit,
         }

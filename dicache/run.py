@@ -108,8 +108,8 @@ class Run:
     """||v|| / ||x_N|| at the last computed step, (B,)."""
     prints: dict[str, Prints] = field(default_factory=dict)
     """By branch: what it was conditioned by at the first step."""
-    told: Prints | None = None
-    """Of the weaker branches, once it was asked for."""
+    beside: Prints | None = None
+    """That of the weaker branches, once it was asked for."""
     strongest: Tensor | None = None
     """What the strongest branch gave at this step, where the others are sites."""
     records: list[Record] = field(default_factory=list)
@@ -125,17 +125,25 @@ class Run:
         return rows // self.samples
 
     def weaker(self) -> Prints | None:
-        """What the branches but the strongest are conditioned by, (B, 24) on the host, as "0.name", "1.name", ..; None
-        until the mixture was measured. The host waits for the device when this is first asked for.
+        """What the branches but the strongest are conditioned by and it is not, (B, 32) on the host, as "0.name",
+        "1.name", ..; nothing where none is known to be the strongest, None until the mixture was measured. The host
+        waits for the device when this is first asked for.
         """
-        if self.told is None and self.guided.strongest is not None:
-            places = [place for place in self.guided.places if place != self.guided.strongest]
-            self.told = {
-                f"{i}.{name}": each.view(-1, self.samples, each.shape[1])[chunk].cpu()
-                for i, (branch, chunk) in enumerate(places)
-                for name, each in self.prints.get(branch, {}).items()
+        strongest = self.guided.strongest
+        if self.beside is None and strongest is not None:
+            own = self._conditions(*strongest)
+            places = [place for place in self.guided.places if place != strongest] if self.guided.told_apart else []
+            self.beside = {
+                f"{i}.{name}": each
+                for i, place in enumerate(places)
+                for name, each in self._conditions(*place).items()
+                if name not in own or not torch.equal(each, own[name])
             }
-        return self.told
+        return self.beside
+
+    def _conditions(self, branch: str, chunk: int) -> Prints:
+        prints = self.prints.get(branch, {}).items()
+        return {name: each.reshape(-1, self.samples, each.shape[1])[chunk].cpu() for name, each in prints}
 
     @property
     def at_end(self) -> bool:
@@ -162,7 +170,8 @@ class Run:
 
     def let_go(self) -> None:
         """Of the model's tensors."""
-        self.guided, self.strongest, self.gone = Guided(), None, True
+        self.weaker()
+        self.guided, self.strongest, self.prints, self.gone = Guided(), None, {}, True
         self.forget()
 
     def forget(self) -> None:

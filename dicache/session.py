@@ -59,6 +59,8 @@ class Session:
 
     def reset(self) -> None:
         """Forget the run that is going on; the next call begins a new one."""
+        if self.run:
+            self.run.forget()
         self.run = self.call = None
         self._forget_shapes()
 
@@ -151,6 +153,8 @@ class Session:
         self._forget_shapes()
         self.meter.begin_run()
         self.memory.begin_run()
+        if self.run:
+            self.run.forget()
         before = reading.step.progress - reading.share
         places = [Place(site, self._rule(site)) for site in self.sites]
         self.run = Run(reading.run, self._released(reading.step, before), latent, before, places)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
 from dicache.errors import ProfileError
 from dicache.fingerprint import Prints
@@ -21,7 +22,6 @@ from dicache.profile import Profile, load_profile
 from dicache.resampled import resampled
 from dicache.types import Course
 
-Told = Callable[[], Prints | None]
 SHIPPED = Path(__file__).parent / "profiles"
 HOW_TO = "Make one with dicache.calibrate(pipe, prompts, steps=...).save('mine.json') and pass profile='mine.json'"
 
@@ -32,28 +32,47 @@ class Shelf:
     kind: Literal["named", "found", "nearest"] = "found"
 
     def fitting(
-        self, course: Course | None, guidance: float | None, *, needed: bool, weaker: Told | None = None
+        self,
+        course: Course | None,
+        guidance: float | None,
+        weaker: Callable[[], Prints | None] = lambda: None,
+        *,
+        needed: bool,
     ) -> Profile | None:
         """The profile for this run; None if none fits or `guidance` is not known yet. `weaker` tells what the weaker
-        branches of guidance are conditioned by; it is asked where a difference is an error, so that no sample is
-        decided by its mates' negative prompts.
+        branches of guidance are conditioned by.
 
-        Raises ProfileError where none fits but was named or is `needed`.
+        Raises ProfileError where none fits but was named or is `needed`. Other negative prompts are an error there too,
+        and so are those of several profiles in one batch: no sample is decided by its mates'.
         """
         if course is None or not course.balances:
             self._refuse("the course of a hand-written loop or of an unknown scheduler is not known", needed)
             return None
-        strict = self.kind == "named" or needed
-        beside = weaker() if weaker is not None and strict and any(p.facts.weaker for p in self.profiles) else None
-        reasons = [profile.differs(course, guidance, beside) for profile in self.profiles]
+        reasons = [profile.differs(course, guidance) for profile in self.profiles]
         fits = [p for p, reason in zip(self.profiles, reasons, strict=True) if reason is None]
         if fits:
-            return None if guidance is None else fits[0]
+            strict = self.kind == "named" or needed
+            return None if guidance is None else self._conditioned(fits, weaker) if strict else fits[0]
         if self.kind == "nearest" and self.profiles:
             return None if guidance is None else _moved(self._nearest(course, guidance), course, guidance)
         told = [f"{p.name!r} differs in {r}" for p, r in zip(self.profiles, reasons, strict=True)]
         self._refuse("; ".join(told) or "there is none of this model", needed)
         return None
+
+    def _conditioned(self, fits: Sequence[Profile], weaker: Callable[[], Prints | None]) -> Profile:
+        """The first that has every sample's negative prompt."""
+        prints = weaker() if any(profile.facts.weaker for profile in fits) else None
+        if prints is None:
+            return fits[0]
+        rows = torch.stack(torch.broadcast_tensors(*(profile.conditioned(prints) for profile in fits)))
+        if not rows.any(0).all():
+            others = (~rows.any(0)).nonzero().flatten().tolist()
+            which = "every sample" if len(others) == rows.shape[1] else f"samples {', '.join(map(str, others))}"
+            self._refuse(f"{fits[0].name!r} differs in negative prompt: that of {which} is another", True)
+        chosen = set(rows.int().argmax(0).tolist())
+        if len(chosen) > 1:
+            raise ProfileError("one batch has negative prompts of several profiles. Draw them apart.")
+        return fits[chosen.pop()]
 
     def _refuse(self, why: str, needed: bool) -> None:
         if self.kind == "named" or needed:

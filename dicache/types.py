@@ -160,7 +160,7 @@ class Step(NamedTuple):
     """None in a hand-written loop, where nobody knows what comes."""
 
 
-def _untold() -> None:
+def untold() -> None:
     return None
 
 
@@ -175,8 +175,8 @@ class Quote(NamedTuple):
     """How it would be filled in."""
     guidance: Rows | None = None
     """Weight of the strongest branch, (B,); None until it was measured."""
-    weaker: Callable[[], Mapping[str, Tensor] | None] = _untold
-    """What the other branches are conditioned by (`dicache.fingerprint`), (B, 24) each; None until then."""
+    weaker: Callable[[], Mapping[str, Tensor] | None] = untold
+    """What the other branches are conditioned by (`dicache.fingerprint`), (B, 32) each; None until then."""
 
 
 class Decision(NamedTuple):

@@ -1,12 +1,12 @@
 """The contract of an estimator: predict before, observe after, state in and out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from dicache.types import Grid, Rows, Step
+from dicache.types import Grid, Rows, Step, untold
 
 S = TypeVar("S")
 
@@ -41,6 +41,8 @@ class Evidence(NamedTuple):
     """
     guidance: Rows | None = None
     """Weight of the strongest branch, (B,); None until it was measured."""
+    weaker: Callable[[], Mapping[str, Tensor] | None] = untold
+    """What the other branches are conditioned by, as `Quote.weaker`."""
 
 
 class Estimator(ABC, Generic[S]):

@@ -70,7 +70,7 @@ class Calibrated(Estimator[Learned]):
         step, guidance = evidence.step, evidence.guidance
         if step is None or guidance is None:
             return None
-        profile = self.shelf.fitting(step.course, float(guidance.median()), needed=False)
+        profile = self.shelf.fitting(step.course, float(guidance.median()), evidence.weaker, needed=False)
         return None if profile is None or profile.facts.prices == "law" else profile
 
 

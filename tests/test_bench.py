@@ -4,7 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -135,14 +135,16 @@ def test_an_ablation_goes_on_with_the_setting_it_was_killed_in(tmp_path, monkeyp
             return Point(arm.name, "dicache", "value", value, work=0.5, errors=[0.1])
 
     monkeypatch.setattr(ablation, "Judge", Counting)
-    part, swept = tmp_path / "a.part", ablation.intervals(0.1)[:2]
+    swept = ablation.intervals(0.1)[:2]
+    part = ablation.part_of(tmp_path / "a.json", swept, ["a"])
     with pytest.raises(KeyboardInterrupt):
         ablation.resumed(swept, ["a"], part)
     tmp_path.joinpath("resumed").touch()
     found = ablation.resumed(swept, ["a"], part)
     assert judged == list(ablation.SETTINGS) and [f["setting"] for f in found] == [asdict(s) for s in judged]
     assert [point["arm"] for point in found[0]["points"]] == [arm.name for arm in swept for _ in arm.values]
-    assert not part.exists()
+    others = [replace(swept[0], values=(7,)), swept[1]]
+    assert part.exists() and ablation.part_of(tmp_path / "a.json", others, ["a"]) != part
 
 
 def test_captions_and_negative_prompts_do_not_depend_on_how_many_are_drawn():

@@ -16,12 +16,14 @@ from dicache.calibration import calibrate, finer
 from dicache.conformal import CERTAINTY, accepted, failures_allowed, prompts_needed, rising
 from dicache.controllers.planned import Planned
 from dicache.errors import BudgetError, ModeError, ProfileError, UnsupportedModelError
-from dicache.fingerprint import APART, SIZE, apart, fingerprint
+from dicache.fingerprint import SIZE, alike, fingerprint
 from dicache.identity import identity
 from dicache.measured import MeasuredPlan
 from dicache.metrics import loss, resolved
+from dicache.reference.scenes import prompts
 from dicache.resampled import resampled
 from dicache.types import Course, Wanted
+from tiny import PIPELINES
 
 
 def calibrated(pipe, levels=LEVELS, **kwargs):
@@ -325,23 +327,70 @@ def test_another_negative_prompt_is_refused_where_a_promise_was_tested_with_one(
         pipe.negative = {1: 99, 2: 98}.get
         with pytest.raises(ProfileError, match=r"differs in negative prompt: .*another"):
             pipe.draw([1, 2])
-    for how in ({"profile": [one, "nearest"]}, {"profile": replace(one, facts=replace(one.facts, weaker={}))}):
-        with dicache.enable(pipe, error_budget=0.5, **how):
+    free = replace(one, facts=replace(one.facts, weaker={}))
+    with dicache.enable(pipe, error_budget=0.5, confidence=0.9, profile=[one, free]) as cache:
+        with pytest.raises(ProfileError, match="of several profiles"):
             pipe.draw([1, 2])
+        pipe.draw([2])
+    assert cache._session.run.places[0].controller.profile is free
+    for profiles, fits in (([one, "nearest"], False), (free, True)):
+        with dicache.enable(pipe, error_budget=0.5, profile=profiles) as cache:
+            pipe.draw([1, 2])
+        assert cache.report().to_dict()["profile_fits"] is fits
 
 
-@given(rows=st.integers(1, 4), long=st.integers(16, 40))
-def test_a_fingerprint_is_of_its_sample_and_does_not_see_the_padding(rows, long):
-    text = torch.randn(rows, 16, 12)
-    padded = torch.cat([text, torch.randn(rows, long - 16, 12)], dim=1)
-    told = fingerprint({"encoder_hidden_states": padded, "hidden_states": text, "txt_ids": text[0]}, rows)
-    alone = fingerprint({"encoder_hidden_states": text[:1]}, 1)
-    assert list(told) == ["encoder_hidden_states"] and told["encoder_hidden_states"].shape == (rows, SIZE)
-    assert apart(told["encoder_hidden_states"][0], alone["encoder_hidden_states"][0]) < 1e-5
-    rounded = fingerprint({"encoder_hidden_states": padded.bfloat16()}, rows)["encoder_hidden_states"]
-    assert apart(rounded, told["encoder_hidden_states"]) < APART / 2
-    other = fingerprint({"encoder_hidden_states": torch.randn(rows, 16, 12)}, rows)["encoder_hidden_states"]
-    assert apart(other, told["encoder_hidden_states"]) > APART
+def test_a_shipped_profile_without_a_confidence_warns_of_another_negative_prompt():
+    pipe = dicache.reference.pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    with dicache.enable(pipe, error_budget=0.2) as cache:
+        for negative, fits in (("", True), ("top large red star on blue background", False)):
+            with torch.no_grad():
+                pipe(
+                    prompts("calibration", 2, seed=4),
+                    negative_prompt=negative,
+                    true_cfg_scale=3.5,
+                    num_inference_steps=20,
+                    output_type="latent",
+                )
+            assert cache.report().to_dict()["profile_fits"] is fits
+    assert any("another negative prompt" in warning for warning in cache.report().warnings)
+
+
+@given(rows=st.integers(1, 4), real=st.integers(1, 40), padding=st.integers(0, 8))
+def test_a_fingerprint_is_of_its_sample_and_does_not_see_what_a_mask_leaves_out(rows, real, padding):
+    text, others = torch.randn(rows, real, 24), torch.randn(rows, real, 24)
+    padded = torch.cat([text, torch.randn(rows, padding, 24)], dim=1)
+    mask = (torch.arange(real + padding) < real).expand(rows, -1)
+
+    def told(**given):
+        (print_,) = fingerprint({"hidden_states": text, "txt_ids": text[0], **given}, rows).values()
+        assert print_.shape == (rows, SIZE)
+        return print_
+
+    known = told(encoder_hidden_states=text)
+    assert alike(known, told(encoder_hidden_states=padded, encoder_attention_mask=mask.long())).all()
+    assert alike(known, told(encoder_hidden_states=padded.bfloat16(), prompt_mask=mask)).all()
+    assert alike(known, told(cap_feats=list(text))).all() and alike(known, told(more={"text_embeds": text})).all()
+    assert alike(known[:1], told(encoder_hidden_states=text[:1])).all(), "one negative prompt for all"
+    assert not alike(known, told(encoder_hidden_states=others)).any()
+    last = torch.cat([text[:, :-1], others[:, -1:]], dim=1)
+    assert real > 20 or not alike(known, told(encoder_hidden_states=last)).any()
+
+
+GUIDED_PIPELINES = [name for name in PIPELINES if "guidance" in name and "variance" not in name]
+
+
+@pytest.mark.parametrize("name", GUIDED_PIPELINES)
+def test_weaker_branches_are_told_in_one_call_or_in_several(name):
+    make = PIPELINES[name]
+    with dicache.enable(pipe := make.make(), error_budget=0.1) as cache:
+        make.draw(pipe, [1, 2], 4)
+        together = cache._session.run.weaker()
+        make.draw(pipe, [2], 4)
+        alone = cache._session.run.weaker()
+    assert together and alone.keys() == together.keys()
+    for name, each in together.items():
+        assert each.shape == (2, SIZE) and alike(each[1], alone[name][0]) and not alike(each[0], alone[name][0])
 
 
 def test_the_nearest_profile_runs_anything_promises_nothing_and_says_so():

@@ -122,7 +122,7 @@ class Promised(Controller[Chosen]):
 
     def decide(self, quote: Quote, step: Step, state: Chosen) -> tuple[Decision, Chosen]:
         guidance = None if quote.guidance is None else float(quote.guidance.median())
-        profile = self.shelf.fitting(step.course, guidance, needed=self.aim.needed, weaker=quote.weaker)
+        profile = self.shelf.fitting(step.course, guidance, quote.weaker, needed=self.aim.needed)
         way = state.way
         if profile is None:
             decision, way = self.inner.decide(quote, step, way)

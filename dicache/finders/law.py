@@ -34,10 +34,8 @@ class Law(Finder):
             raise ScheduleError(f"{self}: expected longest from 1, last from 0 on.")
 
     def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
-        """From all computed to the fewest. Raises ScheduleError where signal and noise of the steps are not known."""
+        """From all computed to the fewest."""
         steps, sites = ground.basis.shape
-        if not ground.course.balances:
-            raise ScheduleError(f"{self.name} needs a scheduler that tells signal and noise of its steps.")
         plan = plan_of(ground.course, self.longest, self.last)
         masks = np.zeros((steps - plan.fewest + 1, steps, sites), dtype=bool)
         for mask, computed in zip(masks, range(steps, plan.fewest - 1, -1), strict=True):

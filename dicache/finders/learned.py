@@ -5,7 +5,7 @@ Steps come in pairs, a full one and one that may reuse. For a pair, with beta = 
     L = k ||F(x) - F_beta(x)||^2 / ||F||^2  +  lambda sum over sites of  c beta
 
     space = "eps"    the paper: k = 1, c = 1, w from N(0, 1), one lambda, guidance branches each for itself
-    space = "x"      k the squared coefficient of the output in the solver's step, times what later steps leave of an
+    space = "x"      k the square of the output's coefficient in the solver's step times what later steps leave of an
                      error made there (`dicache.law.kept`), 1 in the mean; branches mixed as the pipeline mixes them; c
                      the site's share of MACs, 1 in the mean; lambda rises along a path, from a price at which
                      everything computes to one at which nothing does
@@ -75,7 +75,7 @@ class LearningToCache(Finder):
                 work = ground.basis.work(np.stack(family))
                 table = family[int(np.abs(work - (cost or STRAY)).argmin())]
             runs = recorded(ground, table)
-            left = [kept(balance) for balance in ground.course.balances] or np.ones(steps)
+            left = [kept(balance) for balance in ground.course.balances]
             squared = (np.array(runs.coefficients) * left) ** 2
             k = np.ones(steps) if self.space == "eps" else squared / squared.mean()
             with Gates(ground.denoiser, runs.sites) as gates:
