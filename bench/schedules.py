@@ -89,6 +89,7 @@ def asked() -> list[Asked]:
         ("ECAD, line", ECAD),
     ]
     return [Asked(name, finder, Evaluation()) for name, finder in whole] + [
+        Asked("nested by the law, line", replace(ORDER, prices="law"), Evaluation(), (*NESTED, *COSTS)),
         Asked("fixed interval, sublayers", FixedInterval(), Sublayers(), (0.7,)),
         Asked("SmoothCache, sublayers", SmoothCache(), Sublayers(), (0.7,)),
         Asked("Block Caching, blocks", BlockCaching(), Spans(), (0.51,)),

@@ -2,6 +2,7 @@
 `dicache.controllers.planned` for the equations.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -57,6 +58,12 @@ class Plan:
             steps.append(i)
             i += 1 + int(self.first[i, left])
         return steps
+
+    def left_of(self, way: Sequence[int]) -> float:
+        """What is left at the end of the errors of these computed steps' gaps, squared, at amplitude 1."""
+        befores, afters = (way[0] - 1, *way), (*way[1:], len(self.time))
+        gaps = [(i, before, after) for i, before, after in zip(way, befores, afters, strict=False) if after > i + 1]
+        return sum(float((self.prices(i, b, a - i - 1) * self.kept[i + 1 : a]).sum() ** 2) for i, b, a in gaps)
 
     def _weigh(self) -> None:
         """V, E and g of every way, (steps + 1, steps + 1) each, by its first computed step and how many it computes;

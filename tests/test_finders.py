@@ -367,6 +367,26 @@ def test_a_nested_order_is_one_file_for_every_budget(pipe, calibration, tmp_path
     assert 0.2 < Nested(least=0.5).find(pipe, Evaluation(), calibration, cost=0.3).work <= 0.3
 
 
+def test_a_nested_order_by_the_law_takes_out_what_the_law_says_is_cheapest(pipe):
+    mine = Calibration(PROMPTS[:2], 8, call={"guidance": 4.0})
+    ground = mine.on(pipe, Spans())
+    tables = Nested(prices="law", least=0.3).tables(ground, None, 0)
+    runs, plan = pipe.runs, plan_of(ground.course, 8, 1)
+    ways = [np.flatnonzero(computes(table)[:, 0]).tolist() for table in tables]
+    assert ways[0] == list(range(8)) and len(ways[-1]) == 3 and pipe.runs == runs
+    for before, after in itertools.pairwise(ways):
+        others = [[i for i in before if i != out] for out in before[2:-1]]
+        assert after in others and plan.left_of(after) == min(map(plan.left_of, others))
+    assert all((computes(table).all(1) | ~computes(table).any(1)).all() for table in tables)
+    assert plan.left_of(ways[0]) == 0 < plan.left_of(ways[1]) and plan.left_of(plan.way(4)) > 0
+    gap = plan.prices(2, 1, 2) * plan.kept[3:5]
+    assert plan.left_of([0, 1, 2, 5, 6, 7]) == pytest.approx(gap.sum() ** 2)
+    found = Nested(prices="law").find(pipe, Evaluation(), mine, cost=0.6)
+    assert 0.45 < found.work <= 0.6
+    with pytest.raises(ScheduleError, match="Expected 'measured' or 'law'"):
+        Nested(prices="guessed")
+
+
 def test_the_laws_ways_are_those_that_a_sample_plans_of_which_nothing_is_known(pipe, calibration):
     ground = calibration.on(pipe, Evaluation())
     steps, _ = ground.basis.shape
