@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d
 
+from dicache.norms import length
 from dicache.rows import Tree
 
 Prints = Mapping[str, Tensor]
@@ -33,9 +34,10 @@ def fingerprint(given: Mapping[str, Tree], rows: int) -> Prints:
 
 def alike(a: Tensor, b: Tensor) -> Tensor:
     """Whether two fingerprints, (..., 32), are of one condition, (...) bool; what is not finite is not."""
-    a, b = a.unflatten(-1, (len(_TOKENS), -1)), b.unflatten(-1, (len(_TOKENS), -1))
-    longer = torch.maximum(a.norm(dim=-1), b.norm(dim=-1)).clamp(min=1e-12)
-    return ((a - b).norm(dim=-1) <= APART * longer).all(-1)
+    a, b = torch.broadcast_tensors(a, b)
+    parts = (*a.shape[:-1], len(_TOKENS))
+    ours, theirs, between = (length(t.reshape(-1, SIZE // len(_TOKENS))).view(parts) for t in (a, b, a - b))
+    return (between <= APART * torch.maximum(ours, theirs)).all(-1)
 
 
 def _named(given: Mapping[str, Tree]) -> Iterator[tuple[str, Tree]]:
