@@ -292,9 +292,10 @@ def run(args: argparse.Namespace) -> None:
         if held["drawn"] != drawn:
             raise SystemExit(f"{path} was measured with {held['drawn']}: delete it, or give the same.")
         args.out.mkdir(parents=True, exist_ok=True)
-        bench = Bench(args.steps, args.captions, args.found_on)
+        bench, names = Bench(args.steps, args.captions, args.found_on), []
 
         def keep(name: str, make: Callable[[], list[dict[str, Any]]]) -> None:
+            names.append(name)
             if name not in held["measured"] and re.search(args.rows, name):
                 held["measured"][name] = make()
                 part = path.with_suffix(".part")
@@ -303,4 +304,6 @@ def run(args: argparse.Namespace) -> None:
                 show({name: held["measured"][name]})
 
         rows(bench, keep)
+        if not any(re.search(args.rows, name) for name in names):
+            raise SystemExit(f"no row matches {args.rows!r}. There are: {'; '.join(names)}.")
     show(held["measured"])

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dicache.calibration import calibrate
 from dicache.profile import Facts, Profile
 from tiny import GUIDANCE, embeds, make_flux
 
@@ -58,6 +59,12 @@ class Captioned:
             return self(
                 prompts, guidance=guidance, num_inference_steps=steps, generator=generators, output_type="latent"
             )[0]
+
+
+def calibrated(pipe: Captioned, levels: Sequence[float] = LEVELS, **kwargs: Any) -> Profile:
+    return calibrate(
+        pipe, PROMPTS, steps=STEPS, batch=4, levels=levels, measuring=4, call=GUIDED, progress=False, **kwargs
+    )
 
 
 def made_up(model: str = "Model-0", steps: int = STEPS, prompts: int = 60, **facts: Any) -> Profile:
