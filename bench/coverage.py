@@ -184,7 +184,7 @@ def measure(case: Case, n: int, known: list[dict[str, Any]], progress: Progress)
 def _begun(draws: Draws, asked: Asked, known: list[dict[str, Any]]) -> Line:
     """A line with what is known of it: whole batches."""
     things, size = [text.count(",") + 1 for text in draws.captions], draws.case.setting.batch
-    line = Line(draws.case.name, *asked, _level(draws.profile, *asked), things)
+    line = Line(draws.case.name, *asked, _level(draws.profile, *asked[:2]), things)
     mine = (line.case, *asked, line.level)
     for old in known:
         if tuple(old[key] for key in ("case", "budget", "confidence", "speedup", "level")) == mine:
@@ -205,10 +205,10 @@ def _asked(draws: Draws, line: Line) -> dict[str, Any]:
     return {"error_budget": line.budget, "confidence": line.confidence, "speedup": line.speedup, "profile": blind}
 
 
-def _level(profile: Profile, budget: float | None, confidence: float | None, speedup: float | None) -> float:
-    """The internal budget that is spent. Raises ProfileError as `enable` does."""
+def _level(profile: Profile, budget: float | None, confidence: float | None) -> float:
+    """The internal budget that is spent, 0 for a speed-up. Raises ProfileError as `enable` does."""
     if budget is None:
-        return profile.level_of_speedup(speedup or 1.0)
+        return 0.0
     return profile.level(Wanted(LATENT, budget), confidence)
 
 

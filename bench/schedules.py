@@ -52,6 +52,7 @@ COSTS = (0.51, 0.36)
 """Half and a third of the steps, and what runs around the blocks at every step."""
 GUIDANCE = 3.5
 ANNEALING = Annealing(trials=40, rounds=0, fill=LINE)
+WHOLE = Evaluation()
 ECAD = Ecad(generations=10, population=12, fill=LINE)
 ORDER = Nested(fill=LINE)
 ALONE: dict[str, Finder] = {"optimal, line": Optimal(fill=LINE), "annealing, line": ANNEALING}
@@ -137,6 +138,10 @@ def rows(bench: Bench, keep: Callable[[str, Callable[[], list[dict[str, Any]]]],
         other = bench.seeded(seed)
         keep(f"nested, seed {seed}", lambda other=other, seed=seed: _nested(other, seed))  # type: ignore[misc]
         keep(f"evolution, seed {seed}", lambda other=other, seed=seed: _evolved(other, seed))  # type: ignore[misc]
+        keep(
+            f"evolution of blocks, seed {seed}",
+            lambda other=other, seed=seed: _evolved(other, seed, Spans(), Ecad()),  # type: ignore[misc]
+        )
         keep(f"routers, seed {seed}", lambda other=other, seed=seed: _routers(other, seed))  # type: ignore[misc]
 
 
@@ -168,18 +173,18 @@ def _corrected(bench: Bench) -> list[dict[str, Any]]:
     return [{"name": "Block Caching, blocks, scale and shift", "cost": COSTS[0], **bench.judged(moved)}]
 
 
-def _evolved(bench: Bench, seed: int) -> list[dict[str, Any]]:
+def _evolved(bench: Bench, seed: int, sites: Sites = WHOLE, finder: Ecad = ECAD) -> list[dict[str, Any]]:
     """Hypervolumes on the calibration captions, reference point (1, 1)."""
     from pymoo.indicators.hv import HV
 
     def volume(schedules: tuple[Schedule, ...]) -> float:
         return float(HV(ref_point=[1.0, 1.0])(np.array([[s.error, s.work] for s in schedules])))
 
-    ground, finder = bench.ground(Evaluation()), ECAD
+    ground = bench.ground(sites)
     seeds = tuple(finder.schedules(ground, finder.first(ground, seed), seed))
     made = [{"name": "the seeds of ECAD", "hypervolume": volume(seeds)}]
     for name, evolved in (("seeded ECAD", finder), ("ECAD from chance", replace(finder, seeded=False))):
-        front = evolved.find(bench.pipe, Evaluation(), bench.calibration, seed=seed)
+        front = evolved.find(bench.pipe, sites, bench.calibration, seed=seed)
         assert isinstance(front, ParetoSet)
         better = [any(s.work <= seed.work and s.error <= seed.error for s in front.members) for seed in seeds]  # type: ignore[operator]
         made.append({"name": name, "hypervolume": volume(front.members), "dominates": float(np.mean(better))})

@@ -13,7 +13,8 @@ from dicache.caller import Running
 from dicache.clock import SchedulerClock, TimestepClock
 from dicache.compiled import refuse_whole
 from dicache.config import Config, calibrated
-from dicache.controllers.promised import Aim, Chosen, Keep, Pace, Promised, keep
+from dicache.controllers.counted import Counted
+from dicache.controllers.promised import Chosen, Keep, Promised, keep
 from dicache.errors import BudgetError, ModeError, ProfileError, UnsupportedModelError
 from dicache.hooks import Attachment
 from dicache.identity import identity, offloaded, outline
@@ -138,8 +139,9 @@ def enable(
     `error_budget` is the relative L2 error that the final latent of a sample may have against the uncached run of the
     same seed, ||x - x_ref|| / ||x_ref||: one number, or one per sample; or a bound in another metric (`dicache.Psnr`).
     0 computes everything. `speedup` is the dual: the best quality at uncached over executed work, on average over
-    prompts. `schedule` is a table of actions found before, or its file (`dicache.schedule`): it belongs to one model,
-    scheduler and step count. `config` is a composition of parts instead (see `dicache.config.Config`).
+    prompts, the same for easy and hard ones (`dicache.controllers.counted`). `schedule` is a table of actions found
+    before, or its file (`dicache.schedule`): it belongs to one model, scheduler and step count. `config` is a
+    composition of parts instead (see `dicache.config.Config`).
 
     `profile` is a file of `dicache.calibrate`, or several; by default one that ships for this very model, if it fits
     the run. `confidence` makes the budget a promise: with probability `confidence` a sample stays within it, if model,
@@ -169,7 +171,9 @@ def enable(
     model is then as it was. A model that shows only when it runs that it cannot be cached raises UnsupportedModelError
     at its first call.
     """
-    asked = _aim(error_budget, speedup, confidence, profile, schedule, config)
+    keeping = _keeping(error_budget, speedup, confidence, profile, schedule, config)
+    if speedup is not None:
+        config = Config(Counted(_speedups(speedup)))
     if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
         raise ModeError(f"audit is {audit!r}. Expected the share of samples to run uncached too, from 0 to 1.")
     scheduler = None if isinstance(target, nn.Module) else getattr(target, "scheduler", None)
@@ -179,8 +183,8 @@ def enable(
     attachments: dict[str, Attachment] = {}
     try:
         for name, denoiser in denoisers(target).items():
-            if asked is not None:
-                used = _configured(denoiser, asked, profile)
+            if keeping is not None:
+                used = _configured(denoiser, keeping, profile)
             else:
                 used = _scheduled(denoiser, schedule, family) if config is None else config
             refuse_whole(denoiser)
@@ -190,7 +194,6 @@ def enable(
         for attachment in attachments.values():
             attachment.detach()
         raise
-    keeping = asked if isinstance(asked, Keep) else None
     budget = _budget_of(config) if keeping is None else keeping.budget
     auditing = attachments.values() if audit > 0 else ()
     auditors = [Auditor(attachment, Running(target, attachments), audit, budget) for attachment in auditing]
@@ -202,15 +205,15 @@ def _budget_of(config: Config | None) -> Budget | None:
     return getattr(getattr(controller, "inner", controller), "budget", None)
 
 
-def _aim(
+def _keeping(
     error_budget: Any,  # noqa: ANN401
     speedup: Any,  # noqa: ANN401
     confidence: Any,  # noqa: ANN401
     profile: Any,  # noqa: ANN401
     schedule: Any,  # noqa: ANN401
     config: Any,  # noqa: ANN401
-) -> Aim | None:
-    """What was asked for; None for a schedule or a config."""
+) -> Keep | None:
+    """The budget that was asked for; None for a speed-up, a schedule or a config."""
     if sum(asked is not None for asked in (error_budget, speedup, schedule, config)) != 1:
         raise ModeError(
             "give exactly one of error_budget, speedup, schedule and config, for example "
@@ -218,19 +221,17 @@ def _aim(
         )
     if config is not None and not isinstance(config, Config):
         raise ModeError(f"config is {config!r}. Expected a dicache.Config; for a number use error_budget.")
-    if (config is not None or schedule is not None) and (profile is not None or confidence is not None):
-        raise ModeError("profile and confidence go with error_budget or speedup; a config or schedule is fixed.")
+    if error_budget is None:
+        if profile is not None or confidence is not None:
+            raise ModeError("profile and confidence say how surely an error_budget is kept. Give error_budget=... too.")
+        return None
     if confidence is None:
         pass
-    elif error_budget is None:
-        raise ModeError("confidence says how surely an error_budget is kept. Give error_budget=... with it.")
     elif isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence < 1:
         raise ModeError(f"confidence is {confidence!r}. Expected a number above 0 and below 1, for example 0.9.")
     elif profile == "nearest":
         raise ModeError("profile='nearest' drops the promise: leave out confidence, or name a profile that fits.")
-    if error_budget is not None:
-        return keep(error_budget, confidence)
-    return None if speedup is None else Pace(_speedups(speedup))
+    return keep(error_budget, confidence)
 
 
 def _compile_options(asked: Any) -> Mapping[str, Any] | None:  # noqa: ANN401
@@ -254,7 +255,7 @@ def _speedups(speedup: Any) -> Budget:  # noqa: ANN401
     return found
 
 
-def _configured(denoiser: nn.Module, aim: Aim, profile: Any) -> Config:  # noqa: ANN401
+def _configured(denoiser: nn.Module, aim: Keep, profile: Any) -> Config:  # noqa: ANN401
     """The parts for one denoiser: with measured prices where a profile might fit, else those of the law."""
     if profile is not None or (may_have_shipped(outline(denoiser)) and not offloaded(denoiser)):
         shelf = shelf_for(identity(denoiser), profile)

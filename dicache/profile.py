@@ -152,24 +152,6 @@ class Profile:
             )
         return np.asarray(self.arrays[f"loss.{metric}"])
 
-    def level_of_speedup(self, speedup: float) -> float:
-        """The internal budget whose mean work over the tested prompts is 1 / speedup: linear between levels in their
-        logarithm, and below the smallest level on as between the two smallest.
-        """
-        if speedup <= 1:
-            return 0.0
-        work, logs = np.minimum.accumulate(self.arrays["work"].mean(0)), np.log(self.arrays["levels"])
-        if 1 / speedup > work[0] > work[-1]:
-            following = int((work < work[0]).argmax())
-            slope = (logs[following] - logs[0]) / (work[0] - work[following])
-            return float(np.exp(logs[0] - slope * (1 / speedup - work[0])))
-        return float(np.exp(np.interp(-1 / speedup, -work, logs)))
-
-    @property
-    def fastest(self) -> float:
-        """The largest speed-up that was tried."""
-        return float(1 / self.arrays["work"].mean(0).min())
-
     def true_error(self, estimate: float) -> float:
         """What an estimate turned out to be on the tested prompts: a rising map, clamped to what was seen; the estimate
         itself before any test.

@@ -115,7 +115,7 @@ def test_coverage_goes_on_with_more_captions_where_the_profile_is_the_same(monke
     assert coverage.table([vars(line) for line in halted])[1][1] == "2"
     for a, b in zip(more, whole, strict=True):
         assert a.errors == pytest.approx(b.errors, rel=1e-3) and len(a.work) == len(a.estimates) == 4
-        assert a.level == b.level > 0 and a.things == b.things
+        assert a.level == b.level and (a.level > 0) == (a.speedup is None) and a.things == b.things
     (_, row), (_, fast) = (rows([vars(line) for line in whole]) for rows in (coverage.table, coverage.speed_table))
     assert row[1] == fast[1] == "4" and float(row[4]) >= 0.5 and float(fast[3]) == pytest.approx(2.0, rel=0.3)
     first[0].level *= 2

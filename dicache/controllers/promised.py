@@ -13,13 +13,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-import torch
-
 from dicache.budget import Budget, per_sample, validate
 from dicache.controllers.base import Controller
-from dicache.controllers.counted import Counted
 from dicache.controllers.planned import Planned, Way, cautious
-from dicache.errors import ProfileError
 from dicache.measured import MeasuredPlan
 from dicache.profile import Profile
 from dicache.shelf import Shelf
@@ -66,26 +62,6 @@ class Keep(Aim):
         found = {wanted: profile.level(wanted, self.confidence) for wanted in self.wanted}
         each = tuple(found[wanted] for wanted in self.wanted)
         return per_sample(each[0] if self.one else each, samples)
-
-
-@dataclass(frozen=True)
-class Pace(Aim):
-    """A cost, as a speed-up, one for all or one per sample: best quality at it."""
-
-    speedup: float | tuple[float, ...]
-    needed: bool = False
-
-    def fallback(self) -> Controller[Way]:
-        return Counted(self.speedup)
-
-    def levels(self, profile: Profile, samples: int) -> Rows:
-        each = per_sample(self.speedup, samples).tolist()
-        if max(each) > profile.fastest:
-            raise ProfileError(
-                f"speedup={max(each):g} is more than the profile {profile.name!r} tried ({profile.fastest:.2f}). "
-                "Ask for less, or calibrate with larger levels."
-            )
-        return torch.tensor([profile.level_of_speedup(one) for one in each], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
