@@ -69,7 +69,7 @@ class Cache:
         trace = self.trace
         budgets = self._budgets(len(trace.executed)) if trace else None
         notes = list(dict.fromkeys(note for session in self._sessions for note in session.notes))
-        return Report(trace, budgets, notes, self._promise(), self._audit())
+        return Report(trace, budgets, [*notes, *_missed(self._session.config, trace)], self._promise(), self._audit())
 
     def _audit(self) -> dict[str, Any] | None:
         """What audits found in all runs so far; None without audits."""
@@ -198,6 +198,14 @@ def enable(
     auditing = attachments.values() if audit > 0 else ()
     auditors = [Auditor(attachment, Running(target, attachments), audit, budget) for attachment in auditing]
     return Cache(attachments, budget, keeping, auditors)
+
+
+def _missed(config: Config, trace: Trace | None) -> list[str]:
+    """Where a finished run is slower than was asked for."""
+    if trace is None or not trace.complete or not isinstance(config.controller, Counted):
+        return []
+    said = config.controller.missed(trace.uncached / trace.executed)
+    return [] if said is None else [said]
 
 
 def _budget_of(config: Config | None) -> Budget | None:

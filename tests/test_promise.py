@@ -382,6 +382,11 @@ def test_every_sample_may_have_its_own_speedup():
     with dicache.enable(pipe, speedup=[1.0, 2.5]) as cache:
         pipe.draw([1, 2])
     assert [cache.report().strip(i).count("#") for i in range(2)] == [STEPS, STEPS / 2.5]
+    assert not cache.report().warnings
+    with dicache.enable(pipe, speedup=[1.0, 20.0]) as cache:
+        pipe.draw([1, 2])
+    (missed,) = cache.report().warnings
+    assert "speedup=20 was asked for and 3." in missed and cache.report().to_dict()["samples"][1]["budget"] is None
 
 
 # Which model is this?

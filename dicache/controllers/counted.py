@@ -31,11 +31,11 @@ WRAPS = 30
 @dataclass(frozen=True)
 class Counted(Controller[Way]):
     speedup: Budget
-    inner: Planned = field(default_factory=lambda: Planned(0.0))
-    """Its bounds hold."""
+    bounds: Planned = field(default_factory=lambda: Planned(0.0))
+    """Whose bounds hold: how many steps at the end compute, and how many are skipped in a row at most."""
 
     def init(self, samples: int) -> Way:
-        way = self.inner.init(samples)
+        way = self.bounds.init(samples)
         return way._replace(account=way.account._replace(budget=per_sample(self.speedup, samples)))
 
     def decide(self, quote: Quote, step: Step, state: Way) -> tuple[Decision, Way]:
@@ -58,10 +58,21 @@ class Counted(Controller[Way]):
         i, speedup, lot = step.index, float(state.account.budget[b]), float(state.amplitude[b])
         if step.course is None:
             return (i if (i + 1) / speedup % 1 < 1 / speedup else i + 1), lot
-        plan = plan_of(step.course, self.inner.longest, self.inner.last)
+        plan = plan_of(step.course, self.bounds.longest, self.bounds.last)
         lot = lot or max(float(quote.cost[b]), TINY)
         way = plan.way(dealt(plan, speedup, lot))
         return min(due for due in [*way, len(plan.time)] if due >= i), lot
+
+    def missed(self, reached: Rows) -> str | None:
+        """What to say where samples reached less than nine tenths of their speed-up, (B,)."""
+        asked = per_sample(self.speedup, len(reached))
+        if not (short := reached < 0.9 * asked).any():
+            return None
+        b = int(short.nonzero()[0])
+        return (
+            f"speedup={asked[b]:g} was asked for and {reached[b]:.2f} reached: the first steps and the last compute, "
+            f"and no more than {self.bounds.longest} in a row are skipped."
+        )
 
     def settle(self, ratio: Rows, computed: Rows, state: Way) -> Way:
         return state._replace(account=state.account.closed(ratio, computed))
