@@ -160,7 +160,8 @@ def asked_for(case: Case) -> list[Asked]:
 
 def measure(case: Case, n: int, known: list[dict[str, Any]], progress: Progress) -> Iterator[list[Line]]:
     """All lines of the case, after every batch of captions; those of `known` go on there if their internal budget is
-    still the same. Lines of one internal budget are the same runs, and are drawn once.
+    still the same (a speed-up has none, and goes on). Lines of one internal budget are the same runs, and are drawn
+    once.
     """
     draws = Draws(case, n)
     lines = [_begun(draws, asked, known) for asked in asked_for(case)]

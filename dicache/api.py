@@ -138,16 +138,17 @@ def enable(
 
     `error_budget` is the relative L2 error that the final latent of a sample may have against the uncached run of the
     same seed, ||x - x_ref|| / ||x_ref||: one number, or one per sample; or a bound in another metric (`dicache.Psnr`).
-    0 computes everything. `speedup` is the dual: the best quality at uncached over executed work, on average over
-    prompts, the same for easy and hard ones (`dicache.controllers.counted`). `schedule` is a table of actions found
-    before, or its file (`dicache.schedule`): it belongs to one model, scheduler and step count. `config` is a
-    composition of parts instead (see `dicache.config.Config`).
+    0 computes everything. `speedup` is the dual: the best quality at this ratio of uncached to executed work, met on
+    average over prompts; easy and hard ones compute as many steps (`dicache.controllers.counted`). `schedule` is a
+    table of actions found before, or its file (`dicache.schedule`): it belongs to one model, scheduler and step count.
+    `config` is a composition of parts instead (see `dicache.config.Config`).
 
-    `profile` is a file of `dicache.calibrate`, or several; by default one that ships for this very model, if it fits
-    the run. `confidence` makes the budget a promise: with probability `confidence` a sample stays within it, if model,
-    scheduler, steps, guidance and negative prompt are the profile's and the prompts are exchangeable with those it was
-    tested on (for nine of ten such calibrations; `dicache.conformal`). `profile="nearest"` goes by the shipped profile
-    that is nearest, and promises nothing. Without a profile the error is an estimate by a law (`dicache.law`).
+    `profile` and `confidence` go with `error_budget` only. `profile` is a file of `dicache.calibrate`, or several; by
+    default one that ships for this very model, if it fits the run. `confidence` makes the budget a promise: with
+    probability `confidence` a sample stays within it, if model, scheduler, steps, guidance and negative prompt are the
+    profile's and the prompts are exchangeable with those it was tested on (for nine of ten such calibrations;
+    `dicache.conformal`). `profile="nearest"` goes by the shipped profile that is nearest, and promises nothing. Without
+    a profile the error is an estimate by a law (`dicache.law`).
 
     `family` says what `dicache` cannot know of a model of your own (`dicache.Family`): where its blocks are, what they
     are called with. It goes without where the model is one of diffusers', or shaped like one.
@@ -162,14 +163,14 @@ def enable(
     A LoRA that is loaded, scaled or fused later is noticed: the next call begins a new run. Offload may be turned on
     before or after.
 
-    Raises ModeError unless exactly one of error_budget, speedup, schedule and config is given, or where something is
-    compiled in a way that dicache would be compiled with it (also in the run), ScheduleError for a schedule that is
-    damaged or of another model (and, in the run, for other steps), BudgetError for a budget that is
-    not a finite number >= 0 (and, in the run, for a list of the wrong length), ProfileError for a profile that is
-    damaged or of another model, or a confidence that none can give (in the run, where it does not fit it),
-    AlreadyEnabledError if a cache is on the model, UnsupportedModelError if nothing in it can be skipped safely. The
-    model is then as it was. A model that shows only when it runs that it cannot be cached raises UnsupportedModelError
-    at its first call.
+    Raises ModeError unless exactly one of error_budget, speedup, schedule and config is given, for a speed-up that is
+    not a finite number >= 1, or where something is compiled in a way that dicache would be compiled with it (also in
+    the run), ScheduleError for a schedule that is damaged or of another model (and, in the run, for other steps),
+    BudgetError for a budget that is not a finite number >= 0 (and, in the run, for a list of budgets or speed-ups of
+    the wrong length), ProfileError for a profile that is damaged or of another model, or a confidence that none can
+    give (in the run, where it does not fit it), AlreadyEnabledError if a cache is on the model, UnsupportedModelError
+    if nothing in it can be skipped safely. The model is then as it was. A model that shows only when it runs that it
+    cannot be cached raises UnsupportedModelError at its first call.
     """
     keeping = _keeping(error_budget, speedup, confidence, profile, schedule, config)
     if speedup is not None:
@@ -204,7 +205,7 @@ def _missed(config: Config, trace: Trace | None) -> list[str]:
     """Where a finished run is slower than was asked for."""
     if trace is None or not trace.complete or not isinstance(config.controller, Counted):
         return []
-    said = config.controller.missed(trace.uncached / trace.executed)
+    said = config.controller.missed(trace.executed / trace.uncached, len(trace.records))
     return [] if said is None else [said]
 
 
@@ -231,7 +232,9 @@ def _keeping(
         raise ModeError(f"config is {config!r}. Expected a dicache.Config; for a number use error_budget.")
     if error_budget is None:
         if profile is not None or confidence is not None:
-            raise ModeError("profile and confidence say how surely an error_budget is kept. Give error_budget=... too.")
+            raise ModeError(
+                "profile and confidence go with error_budget. Leave them out, or give error_budget=... alone."
+            )
         return None
     if confidence is None:
         pass
@@ -263,17 +266,17 @@ def _speedups(speedup: Any) -> Budget:  # noqa: ANN401
     return found
 
 
-def _configured(denoiser: nn.Module, aim: Keep, profile: Any) -> Config:  # noqa: ANN401
+def _configured(denoiser: nn.Module, keeping: Keep, profile: Any) -> Config:  # noqa: ANN401
     """The parts for one denoiser: with measured prices where a profile might fit, else those of the law."""
     if profile is not None or (may_have_shipped(outline(denoiser)) and not offloaded(denoiser)):
         shelf = shelf_for(identity(denoiser), profile)
     else:
         shelf = Shelf(())
     if shelf.profiles:
-        return calibrated(shelf, aim)
-    if aim.needed or profile is not None:
+        return calibrated(shelf, keeping)
+    if keeping.needed or profile is not None:
         raise ProfileError(f"there is no profile of this {type(denoiser).__name__}. {HOW_TO}.")
-    return Config(aim.fallback())
+    return Config(keeping.fallback())
 
 
 def _scheduled(denoiser: nn.Module, schedule: Any, family: Family | None) -> Config:  # noqa: ANN401

@@ -35,13 +35,13 @@ def validate(error_budget: float | Sequence[float]) -> Budget:
     return float(entries[0]) if isinstance(error_budget, int | float) else tuple(map(float, entries))
 
 
-def per_sample(budget: Budget, samples: int) -> Rows:
-    """(B,) float64. Raises BudgetError if a list does not have one entry per sample."""
+def per_sample(budget: Budget, samples: int, name: str = "error_budget") -> Rows:
+    """(B,) float64; `name` is the argument's. Raises BudgetError if a list does not have one entry per sample."""
     if isinstance(budget, float):
         return torch.full((samples,), budget, dtype=torch.float64)
     if len(budget) != samples:
         raise BudgetError(
-            f"error_budget has {len(budget)} entries but this run has {samples} samples. "
+            f"{name} has {len(budget)} entries but this run has {samples} samples. "
             "Give one number for all, or one per sample (prompts x images per prompt)."
         )
     return torch.tensor(budget, dtype=torch.float64)

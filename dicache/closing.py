@@ -16,9 +16,11 @@ from dicache.types import Grid, Rows
 def close(config: Config, run: Run, after: Tensor | None) -> None:
     """`after` is the next step's latent, if there is one."""
     if run.samples == 0:
-        run.samples = _samples(run, after)
-        for place in run.places:
-            place.controller = place.rule.init(run.samples)
+        samples = _samples(run, after)
+        controllers = [place.rule.init(samples) for place in run.places]
+        run.samples = samples
+        for place, controller in zip(run.places, controllers, strict=True):
+            place.controller = controller
         _forget(config, run)
     errors = _errors(config, run)
     for place, error in zip(run.places, errors, strict=True):

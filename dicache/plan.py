@@ -46,14 +46,15 @@ class Plan:
         fits = np.flatnonzero(spent + self.cost[i + gaps, counts - 1] <= left)
         return int(gaps[fits[0]]) if len(fits) else 0
 
-    @property
-    def fewest(self) -> int:
-        """Computed steps of the shortest way."""
-        return int(np.flatnonzero(np.isfinite(self.lost[1]))[0]) + 1
+    def fewest(self, first: int = 0) -> int:
+        """Computed steps of the shortest way from step `first` on."""
+        return int(np.flatnonzero(np.isfinite(self.lost[first + 1]))[0]) + 1
 
-    def way(self, computed: int) -> list[int]:
-        """The computed steps of the best way that has this many, for a sample of which nothing is known."""
-        steps, i = [0], 1
+    def way(self, computed: int, first: int = 0) -> list[int]:
+        """The computed steps of the best way from step `first` on that has this many, for a sample of which nothing is
+        known.
+        """
+        steps, i = [first], first + 1
         for left in range(computed - 1, 0, -1):
             steps.append(i)
             i += 1 + int(self.first[i, left])

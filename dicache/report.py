@@ -139,6 +139,10 @@ class Report:
             return spent
         return torch.tensor([self.promise.profile.true_error(float(error)) for error in spent], dtype=torch.float64)
 
+    def _estimated(self) -> bool:
+        """Whether anything but 0 was estimated of the error."""
+        return bool(self.trace and self.trace.records and (self.trace.records[-1].spent > 0).any())
+
     def strip(self, i: int) -> str:
         """The decisions of one sample, a mark per step: # computed, = reused, / extrapolated, ~ aligned, * corrected,
         and + where some sites computed and some did not.
@@ -149,7 +153,7 @@ class Report:
         if self.trace is None:
             return ["nothing has run yet."]
         found = [str(self.promise)] if self.promise else []
-        if self.promise is None and self.budget is not None:
+        if self.promise is None and (self.budget is not None or self._estimated()):
             found = ["the error is estimated without calibration: no statement about its probability is made."]
         if self.promise and bool((self.promise.levels == 0).any()):
             found.append("a budget is smaller than the profile can vouch for: everything was computed there.")

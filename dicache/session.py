@@ -27,6 +27,7 @@ from dicache.closing import close
 from dicache.config import Config
 from dicache.controllers.base import Controller
 from dicache.controllers.interval import Interval
+from dicache.errors import DicacheError
 from dicache.fingerprint import Prints
 from dicache.inner import Inner
 from dicache.macs import Meter
@@ -255,7 +256,11 @@ class Session:
     # Learning.
 
     def _close(self, run: Run, after: Tensor | None) -> None:
-        close(self.config, run, after)
+        try:
+            close(self.config, run, after)
+        except DicacheError:  # nothing more is learned of this run, also when the model is let go
+            run.let_go()
+            raise
         if self.memory.planned is None:
             self.memory.plan(run, self._site_macs())
 

@@ -100,7 +100,7 @@ REASONS = {
     Reason.TOO_LONG: "too long: the gap reached its longest allowed length",
     Reason.NO_BUDGET: "no budget: the budget is zero",
     Reason.SCHEDULED: "scheduled: fixed before the run",
-    Reason.PLANNED: "planned: the cheapest way through the run that keeps the budget computes here",
+    Reason.PLANNED: "planned: the way that was chosen through the run computes here",
     Reason.REJECTED: "rejected: the draft did not stand verification, and was computed after all",
     Reason.AUDIT: "audit: computed to see what skipping would have been wrong by",
 }

@@ -3,7 +3,6 @@
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +12,6 @@ from scipy.stats import norm
 from dicache import history
 from dicache.approximators.base import Now, Past
 from dicache.approximators.noise import ExtrapolateNoise, noise_of
-from dicache.controllers.counted import dealt
 from dicache.controllers.planned import Planned
 from dicache.estimators.amplitude import Amplitude
 from dicache.estimators.base import Evidence
@@ -186,15 +184,6 @@ def test_the_memory_of_a_slope_fades_with_the_way_back_to_its_older_end():
     faded = ExtrapolateNoise(memory=1.0).guess(past, now)[0, 0].item()
     assert faded == pytest.approx(4 + math.exp(-(way.balances[5] - way.balances[3])))
     assert ExtrapolateNoise(memory=math.inf).guess(past, now)[0, 0].item() == pytest.approx(5.0)
-
-
-@given(speedup=st.floats(1.0, 3.5), seed=st.integers(0, 99))
-def test_a_speedup_that_is_no_whole_number_of_steps_is_met_in_the_mean(speedup, seed):
-    """Over samples whose costs differ as little as those of one model do."""
-    plan = Plan(even(), longest=8, last=1)
-    lots = np.random.default_rng(seed).lognormal(-9, 0.3, 4000)
-    counts = [dealt(plan, speedup, float(lot)) for lot in lots]
-    assert max(counts) - min(counts) <= 1 and np.mean(counts) == pytest.approx(28 / speedup, rel=0.005)
 
 
 DECIDED = {  # by rule 2: a sample of a third of the usual hardness, a usual one, one of three times that

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from calibrating import GUIDED, LEVELS, PROMPTS, STEPS, Captioned, calibrated, made_up
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -345,8 +345,8 @@ def test_a_metric_the_profile_lacks_is_an_error_that_says_which_it_has():
     [
         ({}, "exactly one"),
         ({"error_budget": 0.1, "speedup": 2.0}, "exactly one"),
-        ({"speedup": 2.0, "confidence": 0.9}, "how surely an error_budget"),
-        ({"speedup": 2.0, "profile": "nearest"}, "how surely an error_budget"),
+        ({"speedup": 2.0, "confidence": 0.9}, "go with error_budget. Leave them out"),
+        ({"speedup": 2.0, "profile": "nearest"}, "go with error_budget. Leave them out"),
         ({"error_budget": 0.1, "confidence": 1.5}, "above 0 and below 1"),
         ({"error_budget": 0.1, "confidence": True}, "above 0 and below 1"),
         ({"error_budget": 0.1, "confidence": 0.9, "profile": "nearest"}, "drops the promise"),
@@ -362,31 +362,6 @@ def test_contradictions_are_refused_and_leave_the_model_alone(arguments, message
     with pytest.raises(BudgetError):
         dicache.enable(pipe, error_budget=[dicache.Psnr(30), "x"])
     dicache.enable(pipe, error_budget=0.1).disable()
-
-
-# A cost instead of a budget.
-
-
-@settings(max_examples=8)
-@given(speedup=st.floats(1.0, 2.6))
-def test_a_speedup_is_so_many_computed_steps(speedup):
-    pipe = Captioned()
-    with dicache.enable(pipe, speedup=speedup) as cache:
-        pipe.draw([1, 2, 3])
-    for i in range(3):
-        assert abs(cache.report().strip(i).count("#") - STEPS / speedup) < 1
-
-
-def test_every_sample_may_have_its_own_speedup():
-    pipe = Captioned()
-    with dicache.enable(pipe, speedup=[1.0, 2.5]) as cache:
-        pipe.draw([1, 2])
-    assert [cache.report().strip(i).count("#") for i in range(2)] == [STEPS, STEPS / 2.5]
-    assert not cache.report().warnings
-    with dicache.enable(pipe, speedup=[1.0, 20.0]) as cache:
-        pipe.draw([1, 2])
-    (missed,) = cache.report().warnings
-    assert "speedup=20 was asked for and 3." in missed and cache.report().to_dict()["samples"][1]["budget"] is None
 
 
 # Which model is this?

@@ -1,84 +1,106 @@
 """So many steps computed and no more, at the least error: the dual of `Planned`, for a cost instead of a budget.
 
-A sample's way is the best of the plan with n computed steps, where n / steps is the share of the work it was given.
-Where n is not whole, a share of the samples gets one step more, so that the mean comes out: those for which
+A sample's way is the best of the plan with n computed steps, from the first step on that is seen (image-to-image begins
+half-way), where n over the steps from there is the share of the work it was given. Where n is not whole, a share of the
+samples gets one step more, so that the mean comes out: those for which
 
-    WRAPS log(cost) mod 1  <  n mod 1
+    TURNS log(cost) mod 1  <  n mod 1
 
-with the cost that was predicted for skipping the first step of which something is known. Its logarithm differs between
-samples by some tenths, so many of which make the left side as good as drawn by lot, whatever the model, yet always the
-same for a sample.
+with the cost that was predicted for skipping the first step of which something is known. Between samples its logarithm
+differs by a few tenths. Times TURNS that is some turns, so the left side is as good as drawn by lot, on any model, and
+yet the same for a prompt and its seed but for rounding.
 
-Easy and hard samples get the same. On the reference model that loses no more than steps moved from easy to hard ones at
-equal mean work, and less above twice the speed: of how hard a sample is, a run tells too little in time
-(bench/README.md). What a step's modules outside the blocks cost is not in the count.
+Easy and hard samples get the same number: at equal mean work that errs less than budgets per sample, but for 20 steps
+below half the work (bench/README.md). What a step's modules outside the blocks cost is not in the count. In a
+hand-written loop nobody knows the course; there a step computes where the share of computed ones would else fall short.
 """
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 from dicache.budget import Budget, per_sample
 from dicache.controllers.base import Controller
-from dicache.controllers.planned import TINY, Planned, Way
+from dicache.controllers.budgeted import Account
+from dicache.controllers.planned import TINY, Planned
 from dicache.plan import Plan, plan_of
 from dicache.types import Action, Decision, Quote, Reason, Rows, Step
 
-WRAPS = 30
+TURNS = 10
+
+
+class Counts(NamedTuple):
+    account: Account
+    """Its budget is the speed-up."""
+    first: Rows
+    """The first step, (B,) int64 as what follows; -1 before it."""
+    last: Rows
+    """The last computed step and the one before it, -1 for none."""
+    before: Rows
+    computed: Rows
+    """How many steps."""
+    due: Rows
+    """The step that is computed next."""
+    lot: Rows
+    """The cost by which the number of steps is dealt, (B,) float64; 0 before it is known."""
 
 
 @dataclass(frozen=True)
-class Counted(Controller[Way]):
+class Counted(Controller[Counts]):
     speedup: Budget
     bounds: Planned = field(default_factory=lambda: Planned(0.0))
-    """Whose bounds hold: how many steps at the end compute, and how many are skipped in a row at most."""
+    """Whose bounds hold: how many steps are skipped in a row at most and, on a known course, how many at its end
+    compute.
+    """
 
-    def init(self, samples: int) -> Way:
-        way = self.bounds.init(samples)
-        return way._replace(account=way.account._replace(budget=per_sample(self.speedup, samples)))
+    def init(self, samples: int) -> Counts:
+        zero, none = torch.zeros(samples, dtype=torch.float64), torch.full((samples,), -1)
+        account = Account(per_sample(self.speedup, samples, "speedup"), zero, zero.clone())
+        return Counts(account, none, none.clone(), none.clone(), torch.zeros_like(none), none.clone(), zero.clone())
 
-    def decide(self, quote: Quote, step: Step, state: Way) -> tuple[Decision, Way]:
-        known, due, amplitude = quote.cost.isfinite(), state.due.clone(), state.amplitude.clone()
+    def decide(self, quote: Quote, step: Step, state: Counts) -> tuple[Decision, Counts]:
+        i, known = step.index, quote.cost.isfinite()
+        first = torch.where(state.first < 0, i, state.first)
+        lot = torch.where(known & (state.lot == 0), quote.cost.clamp(min=TINY), state.lot)
+        state, due = state._replace(first=first, lot=lot), state.due.clone()
         for b in (known & (state.before >= 0)).nonzero().flatten().tolist():
-            due[b], amplitude[b] = self._due(quote, step, state, b)
-        skip = known & (due > step.index)
+            due[b] = self._due(step, state, b)
+        skip = known & (due > i)
         account = state.account._replace(pending=state.account.pending + torch.where(skip, quote.cost, 0.0))
-        last = torch.where(skip, state.last, step.index)
-        before = torch.where(skip, state.before, state.last)
+        last, before = torch.where(skip, state.last, i), torch.where(skip, state.before, state.last)
         action = torch.where(skip, quote.action, int(Action.COMPUTE))
         reason = torch.where(known, int(Reason.PLANNED), int(Reason.UNKNOWN))
         reason = torch.where(skip, int(Reason.SCHEDULED), reason)
-        return Decision(action[:, None], reason[:, None], account.spent), Way(account, last, before, due, amplitude)
+        after = Counts(account, first, last, before, state.computed + ~skip, due, lot)
+        return Decision(action[:, None], reason[:, None], account.spent), after
 
-    def _due(self, quote: Quote, step: Step, state: Way, b: int) -> tuple[int, float]:
-        """The step that sample b computes next, and the cost by which it was dealt its number of steps. Where nobody
-        knows the course, every s-th step on average computes.
-        """
-        i, speedup, lot = step.index, float(state.account.budget[b]), float(state.amplitude[b])
+    def _due(self, step: Step, state: Counts, b: int) -> int:
+        """The step that sample b computes next."""
+        i, first, speedup = step.index, int(state.first[b]), float(state.account.budget[b])
         if step.course is None:
-            return (i if (i + 1) / speedup % 1 < 1 / speedup else i + 1), lot
+            long = i - int(state.last[b]) > self.bounds.longest
+            return i if long or int(state.computed[b]) * speedup < i + 1 - first - 1e-9 else i + 1
         plan = plan_of(step.course, self.bounds.longest, self.bounds.last)
-        lot = lot or max(float(quote.cost[b]), TINY)
-        way = plan.way(dealt(plan, speedup, lot))
-        return min(due for due in [*way, len(plan.time)] if due >= i), lot
+        way = plan.way(dealt(plan, speedup, float(state.lot[b]), first), first)
+        return min(due for due in [*way, len(plan.time)] if due >= i)
 
-    def missed(self, reached: Rows) -> str | None:
-        """What to say where samples reached less than nine tenths of their speed-up, (B,)."""
-        asked = per_sample(self.speedup, len(reached))
-        if not (short := reached < 0.9 * asked).any():
+    def missed(self, work: Rows, steps: int) -> str | None:
+        """What to say of samples that executed a tenth more than this deals them, as shares of the uncached, (B,)."""
+        asked = per_sample(self.speedup, len(work), "speedup")
+        late = (work > 1.1 * (steps / asked).ceil() / steps).nonzero().flatten()
+        if not len(late):
             return None
-        b = int(short.nonzero()[0])
-        return (
-            f"speedup={asked[b]:g} was asked for and {reached[b]:.2f} reached: the first steps and the last compute, "
-            f"and no more than {self.bounds.longest} in a row are skipped."
-        )
+        wanted, reached = (", ".join(f"{x:.4g}" for x in values[late].tolist()) for values in (asked, 1 / work))
+        return f"samples {late.tolist()} did not reach their speedup: {wanted} asked for, {reached} reached."
 
-    def settle(self, ratio: Rows, computed: Rows, state: Way) -> Way:
+    def settle(self, ratio: Rows, computed: Rows, state: Counts) -> Counts:
         return state._replace(account=state.account.closed(ratio, computed))
 
 
-def dealt(plan: Plan, speedup: float, lot: float) -> int:
-    """How many steps a sample computes."""
-    wanted = max(len(plan.time) / speedup, plan.fewest)
-    return min(len(plan.time), math.floor(wanted) + (WRAPS * math.log(lot) % 1 < wanted % 1))
+def dealt(plan: Plan, speedup: float, lot: float, first: int = 0) -> int:
+    """How many steps a sample computes, from its first one on."""
+    steps = len(plan.time) - first
+    wanted = max(steps / speedup, plan.fewest(first))
+    return min(steps, math.floor(wanted) + (TURNS * math.log(lot) % 1 < wanted % 1))

@@ -37,7 +37,7 @@ class Law(Finder):
         """From all computed to the fewest."""
         steps, sites = ground.basis.shape
         plan = plan_of(ground.course, self.longest, self.last)
-        masks = np.zeros((steps - plan.fewest + 1, steps, sites), dtype=bool)
-        for mask, computed in zip(masks, range(steps, plan.fewest - 1, -1), strict=True):
+        masks = np.zeros((steps - plan.fewest() + 1, steps, sites), dtype=bool)
+        for mask, computed in zip(masks, range(steps, plan.fewest() - 1, -1), strict=True):
             mask[plan.way(computed)] = True
         return [ground.filled(mask, self.fill) for mask in masks]
