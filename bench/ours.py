@@ -23,6 +23,7 @@ from dicache.shelf import Shelf, shipped
 FRACTIONS = (0.7, 0.6, 0.5, 0.4, 0.3)
 INTERVALS = (2, 3, 4, 5, 6)
 LEVELS = (0.006, 0.014, 0.034, 0.083, 0.18, 0.4)
+SPEEDUPS = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.5)
 BUDGETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4)
 
 
@@ -61,6 +62,10 @@ def _budget(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
     return enable(pipe, config=budgeted(value))
 
 
+def _paced(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
+    return enable(pipe, speedup=value)
+
+
 def _calibrated(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
     """By the shipped profile that fits the setting, at internal budgets as they are; fails where none does."""
     shelf = Shelf(shipped(identity(pipe.transformer)), "named")
@@ -78,5 +83,6 @@ BASELINES = (
 )
 DICACHE = (
     _made_of_dicache("dicache", "dicache", "error_budget", BUDGETS, _budget),
+    _made_of_dicache("dicache, speedup", "dicache", "speedup", SPEEDUPS, _paced),
     _made_of_dicache("dicache, calibrated", "dicache", "internal budget", LEVELS, _calibrated),
 )
