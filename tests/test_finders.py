@@ -392,7 +392,7 @@ def test_the_laws_ways_are_those_that_a_sample_plans_of_which_nothing_is_known(p
     steps, _ = ground.basis.shape
     tables = np.stack(Law(longest=3).tables(ground, None, 0))
     plan = plan_of(ground.course, 3, 1)
-    assert computes(tables)[:, :, 0].sum(1).tolist() == list(range(steps, plan.fewest - 1, -1))
+    assert computes(tables)[:, :, 0].sum(1).tolist() == list(range(steps, plan.fewest() - 1, -1))
     for table in tables:
         done = computes(table)[:, 0]
         assert np.flatnonzero(done).tolist() == plan.way(int(done.sum())) and done[0] and done[-1]
