@@ -47,6 +47,7 @@ def test_as_many_budgets_as_samples_or_an_error_and_then_a_clean_run():
     with dicache.enable(pipe, error_budget=[0.0, 0.0]) as cache:
         with pytest.raises(BudgetError, match="2 entries but this run has 3 samples"):
             draw_flux(pipe, [1, 2, 3], 6)
+        assert cache.report().to_dict()["samples"]
         with pytest.raises(BudgetError, match="2 entries"):
             draw_flux(pipe, [1, 2, 3], 1)
         assert not cache.report().to_dict()["complete"]

@@ -76,7 +76,7 @@ def test_what_a_run_computes_at_its_beginning_is_paid_from_its_count_wherever_it
 def test_without_a_course_the_share_of_computed_steps_is_met(speedup, steps):
     marks = strip(speedup, steps)
     assert "/" * 9 not in marks
-    assert marks.count("#") == max(math.ceil(steps / speedup - 1e-9), marks.count("#", 0, 2)) or speedup > 8
+    assert marks.count("#") == max(math.ceil(steps / speedup - 1e-9), 2) or speedup > 8
 
 
 def test_every_sample_may_have_its_own_speedup_and_hears_where_it_was_not_reached():

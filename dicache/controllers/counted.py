@@ -82,6 +82,8 @@ class Counted(Controller[Counts]):
         if step.course is None:
             long = i - int(state.last[b]) > self.bounds.longest
             return i if long or int(state.computed[b]) * speedup < i + 1 - first - 1e-9 else i + 1
+        if state.due[b] >= i:
+            return int(state.due[b])
         plan = plan_of(step.course, self.bounds.longest, self.bounds.last)
         way = plan.way(dealt(plan, speedup, float(state.lot[b]), first), first)
         return min(due for due in [*way, len(plan.time)] if due >= i)
