@@ -36,6 +36,7 @@ from dicache.approximators.noise import ExtrapolateNoise
 from dicache.bench.arms import Arm, Setting
 from dicache.bench.curves import curves
 from dicache.bench.measure import Judge
+from dicache.bench.ours import multistep
 from dicache.bench.presets import PRESETS
 from dicache.bench.tables import markdown
 from dicache.config import Config
@@ -167,10 +168,16 @@ def held_out() -> list[Arm]:
         with enable(pipe, config=Config(Counted(value))):
             yield setting
 
+    @contextmanager
+    def fitted(pipe: FluxPipeline, value: float, setting: Setting) -> Iterator[Setting]:
+        with enable(pipe, schedule=multistep(setting, value)):
+            yield setting
+
     teacache = next(arm for arm in PRESETS if arm.name == "preset teacache")
     return [
         _variant("the default"),
         Arm("the same plan for all captions", "dicache", "speedup", (1.85, 2.05, 2.5, 3.0), prepare),
+        Arm("the same way, slopes fitted along it", "dicache", "cost", (0.56, 0.51, 0.43, 0.36, 0.33), fitted),
         replace(teacache, values=(0.25, 0.4, 0.6, 0.9)),
         *(replace(arm, values=(2, 3, 4)) for arm in intervals(0.0, 0.1)),
     ]

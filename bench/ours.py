@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 from diffusers import FluxPipeline
@@ -13,17 +14,25 @@ from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
 from dicache.approximators.newton import Newton
 from dicache.bench.arms import Arm, Kind, Setting
-from dicache.bench.measure import scheduler
+from dicache.bench.measure import fresh, scheduler
 from dicache.config import Config, budgeted, calibrated
 from dicache.controllers.fixed import every
 from dicache.controllers.promised import Level
+from dicache.finders.ground import Calibration
+from dicache.finders.multistep import Multistep
 from dicache.identity import identity
+from dicache.reference.scenes import prompts
+from dicache.schedule import Schedule
 from dicache.shelf import Shelf, shipped
+from dicache.sites import Evaluation
 
 FRACTIONS = (0.7, 0.6, 0.5, 0.4, 0.3)
 INTERVALS = (2, 3, 4, 5, 6)
 LEVELS = (0.006, 0.014, 0.034, 0.083, 0.18, 0.4)
 SPEEDUPS = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.5)
+COSTS = (0.72, 0.62, 0.52, 0.45, 0.38, 0.31, 0.25, 0.2)
+FITTED_ON = 24
+"""Calibration captions that the slopes of a schedule are fitted on."""
 BUDGETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4)
 
 
@@ -66,6 +75,21 @@ def _paced(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
     return enable(pipe, speedup=value)
 
 
+@lru_cache(maxsize=32)
+def multistep(setting: Setting, cost: float) -> Schedule:
+    """Found on FITTED_ON calibration captions."""
+    call = {"negative_prompt": "", "true_cfg_scale": setting.guidance} if setting.guidance > 1 else {}
+    captions = prompts("calibration", FITTED_ON, seed=12)
+    calibration = Calibration(captions, setting.steps, seed=12_000, batch=FITTED_ON, call=call)
+    found = Multistep().find(fresh(setting), Evaluation(), calibration, cost=cost)
+    assert isinstance(found, Schedule)
+    return found
+
+
+def _multistep(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
+    return enable(pipe, schedule=multistep(setting, value))
+
+
 def _calibrated(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
     """By the shipped profile that fits the setting, at internal budgets as they are; fails where none does."""
     shelf = Shelf(shipped(identity(pipe.transformer)), "named")
@@ -84,5 +108,6 @@ BASELINES = (
 DICACHE = (
     _made_of_dicache("dicache", "dicache", "error_budget", BUDGETS, _budget),
     _made_of_dicache("dicache, speedup", "dicache", "speedup", SPEEDUPS, _paced),
+    _made_of_dicache("dicache, multistep schedule", "dicache", "cost", COSTS, _multistep),
     _made_of_dicache("dicache, calibrated", "dicache", "internal budget", LEVELS, _calibrated),
 )

@@ -27,6 +27,7 @@ from dicache.api import enable
 from dicache.basis import Dynamic
 from dicache.bench.arms import Setting
 from dicache.bench.measure import draw, fresh
+from dicache.bench.ours import FITTED_ON, multistep
 from dicache.finders.annealing import Annealing
 from dicache.finders.base import Finder
 from dicache.finders.block_caching import BlockCaching
@@ -36,6 +37,7 @@ from dicache.finders.ground import Calibration, Ground
 from dicache.finders.invardiff import InvarDiff
 from dicache.finders.law import Law
 from dicache.finders.learned import LearningToCache, ranked
+from dicache.finders.multistep import Multistep
 from dicache.finders.nested import Nested
 from dicache.finders.optimal import Optimal
 from dicache.finders.smoothcache import SmoothCache
@@ -132,6 +134,8 @@ def rows(bench: Bench, keep: Callable[[str, Callable[[], list[dict[str, Any]]]],
     """All that is measured, a few rows at a time."""
     for one in asked():
         keep(one.name, lambda one=one: _found(bench, one))  # type: ignore[misc]
+    keep("multistep", lambda: _found(bench, Asked("multistep", Multistep(), WHOLE)))
+    keep(f"multistep, {FITTED_ON} captions", lambda: _multistep(bench))
     keep("scale and shift", lambda: _corrected(bench))
     keep("dynamic", lambda: _dynamic(bench))
     for seed in range(SEEDS):
@@ -153,6 +157,12 @@ def _found(bench: Bench, one: Asked) -> list[dict[str, Any]]:
         assert isinstance(found, Schedule)
         made.append({"name": one.name, "cost": cost, "seconds": perf_counter() - started, **bench.judged(found)})
     return made
+
+
+def _multistep(bench: Bench) -> list[dict[str, Any]]:
+    """As the arm of the other benches is found."""
+    found = [(cost, multistep(bench.setting, cost)) for cost in COSTS]
+    return [{"name": f"multistep, {FITTED_ON} captions", "cost": cost, **bench.judged(s)} for cost, s in found]
 
 
 def _corrected(bench: Bench) -> list[dict[str, Any]]:

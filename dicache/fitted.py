@@ -21,6 +21,7 @@ from torch import Tensor
 from dicache.approximators.affine import Affine
 from dicache.approximators.calibrated import Calibrated
 from dicache.approximators.low_rank import LowRank
+from dicache.approximators.multistep import Multistep
 from dicache.approximators.ridge import Ridge
 from dicache.approximators.scale_shift import ScaleShift
 from dicache.errors import DicacheError, FittedError
@@ -38,6 +39,9 @@ KINDS: dict[str, type[Calibrated]] = {
     "affine": Affine,
     "scale_shift": ScaleShift,
 }
+"""Those that `dicache.fit` makes."""
+FORMS: dict[str, type[Calibrated]] = {**KINDS, "multistep": Multistep}
+"""All that a file can hold; the last is found with its schedule (`dicache.finders.multistep`)."""
 SELECTORS: dict[str, type[Sites]] = {s.__name__: s for s in (Evaluation, Spans, Tail, Sublayers)}
 _HEADER, _DIGEST = "dicache.fitted", "sha256"
 
@@ -67,7 +71,9 @@ class About:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What `dicache.fit` returns. Coefficients by site and name, float32 on the host."""
+    """What `dicache.fit` returns, and what a schedule may bring along. Coefficients by site and name, float32 on the
+    host.
+    """
 
     about: About
     coefficients: Mapping[str, Mapping[str, Tensor]]
@@ -80,15 +86,15 @@ class Fitted:
     @property
     def probe(self) -> Probe:
         """What they read: every site's own input, the latent for a whole evaluation, or nothing."""
-        if not KINDS[self.about.kind].reads_feature:
+        if not FORMS[self.about.kind].reads_feature:
             return FirstBlocks(depth=0)
         return SiteInput() if self.sites.inner else RawLatent()
 
     def approximator(self) -> Calibrated:
         """To be used with these `sites` and this `probe` on the model, and, for kinds with coefficients per step
-        (affine, scale_shift), the steps of the fit; anything else raises FittedError.
+        (affine, scale_shift, multistep), the steps of the fit; anything else raises FittedError.
         """
-        return KINDS[self.about.kind](self.coefficients, self.about.sigmas, self.about.model)
+        return FORMS[self.about.kind](self.coefficients, self.about.sigmas, self.about.model)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file; an older one stays until the new one is whole. Raises FittedError where it cannot
@@ -175,15 +181,15 @@ def _about(fields: dict[str, Any]) -> About:
         raise ValueError("its steps, guidance or ridge are not finite numbers")
     if not all(type(n) is int and n >= 1 for n in counts) or not all(type(word) is str for word in words):
         raise ValueError("its header has fields of another kind than expected")
-    if about.kind not in KINDS:
-        raise ValueError(f"it is of kind {about.kind!r}, not of {', '.join(KINDS)}")
+    if about.kind not in FORMS:
+        raise ValueError(f"it is of kind {about.kind!r}, not of {', '.join(FORMS)}")
     selector(about.sites)
     return about
 
 
 def _by_site(tensors: Mapping[str, Tensor], about: About) -> dict[str, dict[str, Tensor]]:
     """Checked against what the kind needs."""
-    names, sites = KINDS[about.kind].names, dict.fromkeys(name.partition(":")[2] for name in tensors)
+    names, sites = FORMS[about.kind].names, dict.fromkeys(name.partition(":")[2] for name in tensors)
     if not sites or set(tensors) != {f"{name}:{site}" for site in sites for name in names}:
         raise ValueError(f"its tensors are not the {', '.join(names)} of every site")
     for site in sites:

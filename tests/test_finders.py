@@ -32,6 +32,7 @@ from dicache.finders.gate import Gate
 from dicache.finders.ground import Calibration
 from dicache.finders.invardiff import InvarDiff, low, rates
 from dicache.finders.law import Law
+from dicache.finders.multistep import Multistep
 from dicache.finders.names import made
 from dicache.finders.nested import Nested
 from dicache.finders.optimal import Optimal, gap_costs, segmentations
@@ -69,7 +70,15 @@ def scenes():
 
 # The protocol.
 
-ALL = (FixedInterval(), SmoothCache(), BlockCaching(), InvarDiff(plans=4), Optimal(), Annealing(trials=4, rounds=1))
+ALL = (
+    FixedInterval(),
+    SmoothCache(),
+    BlockCaching(),
+    InvarDiff(plans=4),
+    Optimal(),
+    Annealing(trials=4, rounds=1),
+    Multistep(),
+)
 INNER = (Windows(), Stages(), EBCache(), Optimal(weighted=False))
 
 

@@ -24,6 +24,7 @@ from dicache.controllers.interval import Interval
 from dicache.drawing import Drawer
 from dicache.errors import FittedError, ScheduleError
 from dicache.evidence import guessing
+from dicache.finders.along import Taken, uncached
 from dicache.finders.curves import Curves, record
 from dicache.fitted import Fitted, described
 from dicache.metrics import relative_error
@@ -119,6 +120,11 @@ class Ground:
     def reference(self) -> Tensor:
         """The uncached final latents, (P, ...)."""
         return self._recorded[3]
+
+    @cached_property
+    def taken(self) -> list[Taken]:
+        """The steps of the uncached run of the prompts that are drawn at once."""
+        return uncached(self, range(min(self.prompts, self.calibration.batch)))
 
     @property
     def inner(self) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
 from dicache.finders.ground import Ground
+from dicache.law import KEPT
 from dicache.plan import plan_of
 from dicache.table import Table
 from dicache.types import Action
@@ -28,15 +29,17 @@ class Law(Finder):
     """Most steps skipped in a row."""
     last: int = 1
     """Steps that compute at the end."""
+    forgotten: float = KEPT
+    """Power of the signal's share with which errors count where ways are compared."""
 
     def __post_init__(self) -> None:
-        if self.longest < 1 or self.last < 0:
-            raise ScheduleError(f"{self}: expected longest from 1, last from 0 on.")
+        if self.longest < 1 or self.last < 0 or not self.forgotten >= 0:
+            raise ScheduleError(f"{self}: expected longest from 1, last and forgotten from 0 on.")
 
     def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
         """From all computed to the fewest."""
         steps, sites = ground.basis.shape
-        plan = plan_of(ground.course, self.longest, self.last)
+        plan = plan_of(ground.course, self.longest, self.last, self.forgotten)
         masks = np.zeros((steps - plan.fewest() + 1, steps, sites), dtype=bool)
         for mask, computed in zip(masks, range(steps, plan.fewest() - 1, -1), strict=True):
             mask[plan.way(computed)] = True

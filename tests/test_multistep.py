@@ -1,0 +1,185 @@
+"""Slopes fitted along the cached run: what is fitted is what runs, every step is the least-squares answer, it pays on
+other captions, and what cannot be fitted so is refused.
+"""
+
+import numpy as np
+import pytest
+import torch
+from calibrating import PROMPTS, Captioned
+from diffusers import DPMSolverMultistepScheduler
+from toy import past_at
+
+import dicache
+from dicache.approximators.base import Now, Past
+from dicache.approximators.multistep import Multistep as Line
+from dicache.errors import FittedError, ModeError, ScheduleError
+from dicache.finders.along import slopes, uncached
+from dicache.finders.fixed import FixedInterval
+from dicache.finders.ground import Calibration
+from dicache.finders.law import Law
+from dicache.finders.multistep import Multistep
+from dicache.metrics import relative_error
+from dicache.reference.scenes import prompts
+from dicache.schedule import Schedule
+from dicache.sites import Evaluation, Spans
+from dicache.table import read
+from dicache.types import Action
+from tiny import embeds
+
+STEPS = 8
+GUIDED = {"negative_prompt": "", "true_cfg_scale": 3.5}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return Captioned()
+
+
+@pytest.fixture(scope="module")
+def ground(pipe):
+    return Calibration(PROMPTS[:3], STEPS, call={"guidance": 4.0}).on(pipe, Evaluation())
+
+
+def coefficients(a, b, newest, before):
+    columns = {"a": a, "b": b, "newest": newest, "before": before}
+    return {"": {name: torch.tensor(column, dtype=torch.float32) for name, column in columns.items()}}
+
+
+def test_a_guess_is_its_equation_and_holds_where_a_row_comes_from_other_steps():
+    sigmas = (1.0, 0.8, 0.5, 0.3)
+    line = Line(coefficients([0, 0, 0, 0.5], [0, 0, 0, -2.0], [-1, -1, -1, 2], [-1, -1, -1, 0]), sigmas)
+    outputs = past_at([1.0, 0.5], lambda s: torch.full((2, 3), 10 * s)).outputs
+    noises = past_at([1.0, 0.5], lambda s: torch.full((2, 3), s)).outputs
+    other = outputs._replace(sigmas=torch.tensor([[0.5, 0.5], [1.0, 0.8]], dtype=torch.float64))
+    guess = line.guess(Past(other, outputs, noises), Now(0.3, None))
+    assert torch.allclose(guess[0], torch.full((3,), 5 + 0.5 * (5 - 10) - 2.0 * (0.5 - 1.0)))
+    assert torch.equal(guess[1], outputs.values[0][1])
+    with pytest.raises(FittedError, match="fitted for 4 steps"):
+        line.guess(Past(outputs, outputs, noises), Now(0.4, None))
+
+
+@pytest.mark.parametrize("scheduler", ["as it is", "multistep"])
+def test_the_run_that_was_fitted_is_the_run_of_the_schedule(scheduler):
+    pipe = Captioned()
+    if scheduler == "multistep":
+        pipe.pipe.scheduler = DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            use_dynamic_shifting=True,
+            time_shift_type="exponential",
+        )
+    calibration = Calibration(PROMPTS[:3], STEPS, call={"guidance": 4.0})
+    ground, table = calibration.on(pipe, Evaluation()), read(list("##*#**##"))
+    fitted, latents = slopes(ground, range(3), ground.taken, table, 1e-4)
+    found = Multistep()._fitted(ground, table)[0]
+    assert [int(n) for n in fitted.newest] == [-1, -1, 1, -1, 3, 3, -1, -1]
+    assert [int(n) for n in fitted.before] == [-1, -1, 0, -1, 1, 1, -1, -1]
+    played = ground.errors([table], found)[0]
+    assert played == pytest.approx(relative_error(latents, ground.reference[:3]).numpy(), rel=1e-3, abs=1e-6)
+
+
+def test_every_step_is_as_near_to_the_uncached_run_as_its_two_slopes_can_bring_it(ground):
+    """Of the first skipped step: moving either slope leaves the next latent farther from the uncached one."""
+    taken, table, step = ground.taken, read(list("##*#####")), 2
+    fitted, _ = slopes(ground, range(3), taken, table, 1e-9)
+    (newest, other), here = (taken[1], taken[0]), taken[step]
+    sigmas = ground.basis.sigmas
+    noises = [
+        at.before + (1 - sigma) * at.output for at, sigma in zip((newest, other), (sigmas[1], sigmas[0]), strict=True)
+    ]
+
+    def missed(a, b):
+        line = newest.output + a * (newest.output - other.output) + b * (noises[0] - noises[1])
+        left = [
+            ((p - q).double() ** 2).flatten(1).sum(1) for p, q in ((line, here.output), (newest.output, here.output))
+        ]
+        return float((left[0] / left[1]).sum())
+
+    a, b = float(fitted.a[step]), float(fitted.b[step])
+    assert missed(a, b) < 0.99 * missed(0, 0)
+    assert all(missed(a, b) < missed(a + x, b + y) for x, y in ((0.01, 0), (-0.01, 0), (0, 0.01), (0, -0.01)))
+
+
+def test_the_uncached_steps_are_those_of_the_solver(ground):
+    """For flow matching x' = x + (sigma' - sigma) v."""
+    taken = uncached(ground, range(2))
+    ends = [*ground.basis.sigmas[1:], 0.0]
+    for at, sigma, end in zip(taken, ground.basis.sigmas, ends, strict=True):
+        assert at.carries == pytest.approx(1.0, abs=1e-3) and at.adds == pytest.approx(end - sigma, abs=1e-3)
+
+
+def test_on_other_captions_it_loses_less_than_the_same_steps_without_and_fixed_intervals(reference):
+    lost = []
+    for k in range(3):
+        mine = Calibration(prompts("calibration", 8, seed=400 + k), 10, seed=100 * k, call=GUIDED)
+        others = Calibration(prompts("calibration", 4, seed=500 + k), 10, seed=7000 + 100 * k, call=GUIDED)
+        judge = others.on(reference, Evaluation())
+        found = Multistep().find(reference, Evaluation(), mine, cost=0.6)
+        law = [
+            Law().find(reference, Evaluation(), mine, cost=0.6),
+            FixedInterval().find(reference, Evaluation(), mine, cost=0.6),
+        ]
+        lost.append([judge.errors([found.table], found.fitted).mean(), *(judge.errors([s.table]).mean() for s in law)])
+    ours, line, held = np.mean(lost, axis=0)
+    assert ours < 0.9 * line and ours < 0.8 * held
+
+
+def test_a_schedule_with_its_slopes_is_saved_and_runs_alike(pipe, ground, tmp_path):
+    found = Multistep().find(pipe, Evaluation(), ground.calibration, cost=0.7)
+    assert isinstance(found, Schedule) and set(np.unique(found.table)) == {Action.COMPUTE, Action.CORRECT}
+    found.save(tmp_path / "s.json")
+    drawn = []
+    for schedule in (found, tmp_path / "s.json"):
+        with dicache.enable(pipe, schedule=schedule) as cache:
+            drawn.append(pipe.draw([5, 6], STEPS))
+        assert (cache.trace.executed == found.macs).all()
+    assert torch.equal(*drawn) and Schedule.load(tmp_path / "s.json").fitted.about.kind == "multistep"
+    within = Multistep().find(pipe, Evaluation(), ground.calibration, budget=found.error)
+    assert within.work <= found.work and within.error <= found.error
+
+
+def test_what_cannot_be_fitted_is_refused_by_name_and_the_scheduler_is_as_it_was(pipe, ground, monkeypatch):
+    with pytest.raises(ScheduleError, match="whole evaluations"):
+        Multistep().find(pipe, Spans(), ground.calibration, cost=0.6)
+    with pytest.raises(ScheduleError, match="Give a cost or a budget"):
+        Multistep().find(pipe, Evaluation(), ground.calibration)
+    for broken in (lambda: Multistep(ridge=0.0), lambda: Multistep(longest=0), lambda: Law(forgotten=-1.0)):
+        with pytest.raises(ScheduleError, match=r"Expected|expected"):
+            broken()
+    with pytest.raises(ModeError, match="Expected one of ridge"):
+        dicache.fit(pipe, PROMPTS[:2], steps=STEPS, kind="multistep")
+
+    def failing(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    fails = Captioned()
+    monkeypatch.setattr(type(fails.scheduler), "step", failing)
+    with pytest.raises(KeyboardInterrupt):
+        slopes(ground, range(3), ground.taken, read(list("##*#####")), 1e-4)
+    assert "step" not in vars(fails.scheduler) and not fails.transformer._forward_hooks
+
+
+class Rescaling(Captioned):
+    """What its denoiser gives is bent before its scheduler takes it, as by a rescaled guidance."""
+
+    def __call__(self, prompts, *, num_inference_steps, generator, callback_on_step_end, **kwargs):
+        samples = [int(prompt.split()[1]) for prompt in prompts]
+        given = {
+            "encoder_hidden_states": embeds(samples, 8, 32, salt=1),
+            "pooled_projections": embeds(samples, 32, salt=2),
+            "img_ids": torch.zeros(16, 3),
+            "txt_ids": torch.zeros(8, 3),
+            "return_dict": False,
+        }
+        latents = torch.cat([torch.randn(1, 16, self.transformer.config.in_channels, generator=g) for g in generator])
+        self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps), mu=0.0)
+        for i, t in enumerate(self.scheduler.timesteps):
+            output = self.transformer(latents, timestep=t.expand(len(samples)) / 1000, **given)[0]
+            latents = self.scheduler.step(output.sign() * output.abs().sqrt(), t, latents, return_dict=False)[0]
+            callback_on_step_end(self, i, t, {"latents": latents})
+        return (latents,)
+
+
+def test_a_pipeline_that_changes_outputs_before_its_scheduler_sees_them_is_refused():
+    with pytest.raises(ScheduleError, match="between its denoiser and its scheduler"):
+        Multistep().find(Rescaling(), Evaluation(), Calibration(PROMPTS[:2], STEPS), cost=0.6)
