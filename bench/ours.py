@@ -75,13 +75,19 @@ def _paced(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
     return enable(pipe, speedup=value)
 
 
+@lru_cache(maxsize=2)
+def _ground(setting: Setting) -> tuple[FluxPipeline, Calibration]:
+    """Where the slopes of schedules are fitted."""
+    call = {"negative_prompt": "", "true_cfg_scale": setting.guidance} if setting.guidance > 1 else {}
+    captions = prompts("calibration", FITTED_ON, seed=12)
+    return fresh(setting), Calibration(captions, setting.steps, seed=12_000, batch=FITTED_ON, call=call)
+
+
 @lru_cache(maxsize=32)
 def multistep(setting: Setting, cost: float) -> Schedule:
     """Found on FITTED_ON calibration captions."""
-    call = {"negative_prompt": "", "true_cfg_scale": setting.guidance} if setting.guidance > 1 else {}
-    captions = prompts("calibration", FITTED_ON, seed=12)
-    calibration = Calibration(captions, setting.steps, seed=12_000, batch=FITTED_ON, call=call)
-    found = Multistep().find(fresh(setting), Evaluation(), calibration, cost=cost)
+    pipe, calibration = _ground(setting)
+    found = Multistep().find(pipe, Evaluation(), calibration, cost=cost)
     assert isinstance(found, Schedule)
     return found
 

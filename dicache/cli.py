@@ -198,6 +198,7 @@ def search(
     budget: Annotated[float | None, typer.Option(help="Error that the schedule may have, in the mean.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="One of the finder's own, as trials=50; repeatable.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A text file, one prompt a line; else captions of ours.")] = None,
+    captions: Annotated[int, typer.Option(min=1, help="How many captions of ours, without prompts.")] = 4,
     guidance: Annotated[float, typer.Option(min=1.0, help="Guidance scale; 1 for none.")] = 3.5,
     seed: Annotated[int, typer.Option(min=0, max=2**31)] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Samples drawn at once.")] = 8,
@@ -209,13 +210,13 @@ def search(
     from dicache.finders.names import made, options_of, sites_named
     from dicache.finders.plot import figure
     from dicache.reference.assembly import pipeline
-    from dicache.reference.scenes import prompts as captions
+    from dicache.reference.scenes import prompts as scenes
     from dicache.schedule import ParetoSet
     from dicache.table import written
 
     if out.suffix != ".json" or not out.parent.is_dir():
         raise typer.BadParameter(f"{out} cannot be written. Expected a .json file in a folder that exists.")
-    lines = captions("calibration", 4, seed=seed) if prompts is None else _lines(prompts)
+    lines = scenes("calibration", captions, seed=seed) if prompts is None else _lines(prompts)
     chosen = made(finder, options_of(option or []), checkpoint=checkpoint)
     decided, pipe = sites_named(sites), pipeline()
     pipe.set_progress_bar_config(disable=True)

@@ -13,7 +13,8 @@ import dicache
 from dicache.approximators.base import Now, Past
 from dicache.approximators.multistep import Multistep as Line
 from dicache.errors import FittedError, ModeError, ScheduleError
-from dicache.finders.along import slopes, uncached
+from dicache.finders.along import along, uncached
+from dicache.finders.base import MOST
 from dicache.finders.fixed import FixedInterval
 from dicache.finders.ground import Calibration
 from dicache.finders.law import Law
@@ -70,8 +71,11 @@ def test_the_run_that_was_fitted_is_the_run_of_the_schedule(scheduler):
         )
     calibration = Calibration(PROMPTS[:3], STEPS, call={"guidance": 4.0})
     ground, table = calibration.on(pipe, Evaluation()), read(list("##*#**##"))
-    fitted, latents = slopes(ground, range(3), ground.taken, table, 1e-4)
-    found = Multistep()._fitted(ground, table)[0]
+    (fitted, latents, guidance), found = (
+        along(ground, range(3), ground.taken, table, 1e-4),
+        Multistep()._fitted(ground, table)[0],
+    )
+    assert guidance == found.about.guidance == pytest.approx(4.0, rel=1e-3)
     assert [int(n) for n in fitted.newest] == [-1, -1, 1, -1, 3, 3, -1, -1]
     assert [int(n) for n in fitted.before] == [-1, -1, 0, -1, 1, 1, -1, -1]
     played = ground.errors([table], found)[0]
@@ -81,7 +85,7 @@ def test_the_run_that_was_fitted_is_the_run_of_the_schedule(scheduler):
 def test_every_step_is_as_near_to_the_uncached_run_as_its_two_slopes_can_bring_it(ground):
     """Of the first skipped step: moving either slope leaves the next latent farther from the uncached one."""
     taken, table, step = ground.taken, read(list("##*#####")), 2
-    fitted, _ = slopes(ground, range(3), taken, table, 1e-9)
+    fitted = along(ground, range(3), taken, table, 1e-9).slopes
     (newest, other), here = (taken[1], taken[0]), taken[step]
     sigmas = ground.basis.sigmas
     noises = [
@@ -143,7 +147,12 @@ def test_what_cannot_be_fitted_is_refused_by_name_and_the_scheduler_is_as_it_was
         Multistep().find(pipe, Spans(), ground.calibration, cost=0.6)
     with pytest.raises(ScheduleError, match="Give a cost or a budget"):
         Multistep().find(pipe, Evaluation(), ground.calibration)
-    for broken in (lambda: Multistep(ridge=0.0), lambda: Multistep(longest=0), lambda: Law(forgotten=-1.0)):
+    for broken in (
+        lambda: Multistep(ridge=0.0),
+        lambda: Multistep(ridge=float("inf")),
+        lambda: Multistep(longest=0),
+        lambda: Law(forgotten=-1.0),
+    ):
         with pytest.raises(ScheduleError, match=r"Expected|expected"):
             broken()
     with pytest.raises(ModeError, match="Expected one of ridge"):
@@ -155,12 +164,16 @@ def test_what_cannot_be_fitted_is_refused_by_name_and_the_scheduler_is_as_it_was
     fails = Captioned()
     monkeypatch.setattr(type(fails.scheduler), "step", failing)
     with pytest.raises(KeyboardInterrupt):
-        slopes(ground, range(3), ground.taken, read(list("##*#####")), 1e-4)
+        along(ground, range(3), ground.taken, read(list("##*#####")), 1e-4)
     assert "step" not in vars(fails.scheduler) and not fails.transformer._forward_hooks
 
 
-class Rescaling(Captioned):
-    """What its denoiser gives is bent before its scheduler takes it, as by a rescaled guidance."""
+class ByHand(Captioned):
+    """A loop of its own. `bend` is what the scheduler is given of an output, `times` how often it steps."""
+
+    def __init__(self, bend, times=1):
+        super().__init__()
+        self.bend, self.times = bend, times
 
     def __call__(self, prompts, *, num_inference_steps, generator, callback_on_step_end, **kwargs):
         samples = [int(prompt.split()[1]) for prompt in prompts]
@@ -175,11 +188,33 @@ class Rescaling(Captioned):
         self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps), mu=0.0)
         for i, t in enumerate(self.scheduler.timesteps):
             output = self.transformer(latents, timestep=t.expand(len(samples)) / 1000, **given)[0]
-            latents = self.scheduler.step(output.sign() * output.abs().sqrt(), t, latents, return_dict=False)[0]
+            for _ in range(self.times):
+                latents = self.scheduler.step(self.bend(output), t, latents, return_dict=False)[0]
+            if not self.times:
+                latents = latents - output / num_inference_steps
             callback_on_step_end(self, i, t, {"latents": latents})
         return (latents,)
 
 
-def test_a_pipeline_that_changes_outputs_before_its_scheduler_sees_them_is_refused():
+@pytest.mark.parametrize(
+    ("bend", "times"),
+    [(lambda v: v.sign() * v.abs().sqrt(), 1), (torch.neg, 1), (torch.clone, 2), (torch.clone, 0)],
+    ids=["rescaled", "negated", "stepped twice", "no scheduler"],
+)
+def test_a_pipeline_that_changes_outputs_before_its_scheduler_sees_them_is_refused(bend, times):
     with pytest.raises(ScheduleError, match="between its denoiser and its scheduler"):
-        Multistep().find(Rescaling(), Evaluation(), Calibration(PROMPTS[:2], STEPS), cost=0.6)
+        Multistep().find(ByHand(bend, times), Evaluation(), Calibration(PROMPTS[:2], STEPS), cost=0.6)
+
+
+def test_a_loop_of_ones_own_that_hands_outputs_on_is_fitted(tmp_path):
+    pipe, calibration = ByHand(torch.clone), Calibration(PROMPTS[:2], STEPS)
+    found = Multistep(ridge=1).find(pipe, Evaluation(), calibration, cost=0.8)
+    found.save(tmp_path / "s.json")
+    assert Schedule.load(tmp_path / "s.json").error == found.error and found.work < 0.8
+
+
+def test_every_count_of_steps_is_tried_in_both_ways_where_none_is_asked_for(ground):
+    tables = Multistep().tables(ground, None, 0)
+    counts = [int((table == Action.COMPUTE).sum()) for table in tables]
+    assert len(tables) <= MOST and sorted(set(counts)) == sorted(counts[: len(counts) // 2])
+    assert counts[: len(counts) // 2] == counts[len(counts) // 2 :]

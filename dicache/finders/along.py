@@ -12,7 +12,8 @@ Two runs of the same prompts in one batch:
 
                  by least squares; v is what the scheduler is then given, and the run goes on.
 
-So every step is fitted on the errors of those before it, and pays back what they left.
+So every step is fitted on the errors of those before it, and pays back what they left. What the scheduler is given must
+be the denoiser's outputs, mixed and nothing else, once an evaluation: that is checked in the uncached run.
 """
 
 import functools
@@ -27,6 +28,7 @@ from dicache.api import enable
 from dicache.approximators.noise import noise_of
 from dicache.basis import config_of
 from dicache.errors import ScheduleError
+from dicache.norms import relative_change
 from dicache.run import Run
 from dicache.table import Table, computes
 from dicache.types import Action
@@ -57,28 +59,57 @@ class Slopes(NamedTuple):
     before: Tensor
 
 
+class Along(NamedTuple):
+    """What the cached run gave."""
+
+    slopes: Slopes
+    latents: Tensor
+    """The final ones, (P, ...)."""
+    guidance: float
+    """Weight of the strongest branch."""
+
+
+CLOSE = 0.05
+"""How far what the scheduler is given may be from the outputs mixed, relative: half precision rounds."""
 Step = Callable[[Run, Tensor, Tensor], Tensor]
 """The run, the output that the scheduler is given and the latent; what it is given instead."""
 
 
 def uncached(ground: "Ground", prompts: range) -> list[Taken]:
-    """The steps of a run of these prompts that computes everything."""
+    """The steps of a run of these prompts that computes everything. Raises ScheduleError where a scheduler is given
+    anything but the denoiser's outputs, mixed.
+    """
     seen: list[tuple[Tensor, Tensor]] = []
 
     def keep(run: Run, output: Tensor, latent: Tensor) -> Tensor:
+        truth = run.guided.truth if run.guided.complete else None
+        if truth is not None and (truth.shape != output.shape or _far(output, truth)):
+            raise _changed(ground)
         seen.append((output.clone(), latent.clone()))
         return output
 
-    last = _drawn(ground, prompts, [True] * len(ground.basis.sigmas), keep)
-    after = [latent for _, latent in seen[1:]] + [last.reshape(seen[0][1].shape)]
+    _, last = _drawn(ground, prompts, [True] * len(ground.basis.sigmas), keep)
+    after = [latent for _, latent in seen[1:]] + [last]
     return [Taken(v, x, *_solved([x, v], y)) for (v, x), y in zip(seen, after, strict=True)]
 
 
-def slopes(ground: "Ground", prompts: range, taken: list[Taken], table: Table, ridge: float) -> tuple[Slopes, Tensor]:
-    """Those of a table of one site, (T, 1), and the final latents of the run that they were fitted in, (P, ...)."""
+def _far(given: Tensor, made: Tensor) -> bool:
+    return bool((relative_change(made.float(), given.float()) > CLOSE).any())
+
+
+def _changed(ground: "Ground") -> ScheduleError:
+    return ScheduleError(
+        f"{type(ground.pipe).__name__} changes outputs between its denoiser and its scheduler, or takes its steps "
+        "otherwise: slopes cannot be fitted along its runs. Use another finder, such as law."
+    )
+
+
+def along(ground: "Ground", prompts: range, taken: list[Taken], table: Table, ridge: float) -> Along:
+    """The slopes of a table of one site, (T, 1)."""
     fitter = _Fitter(computes(table)[:, 0].tolist(), taken, ridge)
-    latents = _drawn(ground, prompts, fitter.computed, fitter)
-    return Slopes(*(column.contiguous() for column in torch.tensor(fitter.found).T)), latents
+    latents, _ = _drawn(ground, prompts, fitter.computed, fitter)
+    columns = (column.contiguous() for column in torch.tensor(fitter.found).T)
+    return Along(Slopes(*columns), latents, fitter.guidance)
 
 
 class _Fitter:
@@ -87,9 +118,11 @@ class _Fitter:
         self.past: list[tuple[int, Tensor, Tensor]] = []
         """Step, output and noise of the computed steps, newest first."""
         self.found: list[list[float]] = []
+        self.guidance = 1.0
 
     def __call__(self, run: Run, output: Tensor, latent: Tensor) -> Tensor:
-        t = run.step.index
+        t, strength = run.step.index, run.guided.strength
+        self.guidance = self.guidance if strength is None else float(strength.mean())
         if self.computed[t]:
             seen = run.latent[: len(latent)]
             self.past = [(t, output.clone(), noise_of(seen, output, run.step.noise)), *self.past[:1]]
@@ -119,29 +152,41 @@ def _solved(terms: list[Tensor], wanted: Tensor, ridge: float = 0.0, *, each: bo
     return found[0], found[1]
 
 
-def _drawn(ground: "Ground", prompts: range, computed: list[bool], step: Step) -> Tensor:
-    """The final latents of a run in which the scheduler is given what `step` says."""
+def _drawn(ground: "Ground", prompts: range, computed: list[bool], step: Step) -> tuple[Tensor, Tensor]:
+    """The final latents of a run in which the scheduler is given what `step` says, and as the scheduler left them."""
     table = torch.where(torch.tensor(computed), int(Action.COMPUTE), int(Action.REUSE)).to(torch.uint8).numpy()
     with enable(ground.pipe, config=config_of(ground.basis, table[None, :, None])) as cache:
+        left: list[Tensor] = []
 
         def seen(output: Tensor, latent: Tensor) -> Tensor:
             run = cache._session.run
-            if run is None or output.shape != latent.shape:
-                raise ScheduleError(f"{type(ground.pipe).__name__} does not hand its outputs to one scheduler step.")
+            if run is None or output.shape != latent.shape or run.step.index != len(left):
+                raise _changed(ground)
             return step(run, output, latent)
 
-        with _stepping(ground.pipe.scheduler, seen):
-            return ground.drawer.draw(prompts).latents
+        with _stepping(ground.pipe.scheduler, seen, left.append):
+            latents = ground.drawer.draw(prompts).latents
+    if len(left) != len(computed):
+        raise _changed(ground)
+    return latents, left[-1]
 
 
 @contextmanager
-def _stepping(scheduler: Any, seen: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:  # noqa: ANN401
-    """While it lasts, the scheduler takes its steps with what `seen` makes of its output and latent."""
+def _stepping(
+    scheduler: Any,  # noqa: ANN401
+    seen: Callable[[Tensor, Tensor], Tensor],
+    left: Callable[[Tensor], None],
+) -> Iterator[None]:
+    """While it lasts, the scheduler takes its steps with what `seen` makes of its output and latent, and `left` is told
+    the latent after each.
+    """
     inner, own = scheduler.step, "step" in vars(scheduler)
 
     @functools.wraps(inner)  # pipelines look at its signature
     def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        return inner(seen(model_output, sample), timestep, sample, *args, **kwargs)
+        result = inner(seen(model_output, sample), timestep, sample, *args, **kwargs)
+        left(result[0] if isinstance(result, tuple) else result.prev_sample)
+        return result
 
     scheduler.step = step
     try:
