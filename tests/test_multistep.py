@@ -2,6 +2,8 @@
 other captions, and what cannot be fitted so is refused.
 """
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -147,12 +149,8 @@ def test_what_cannot_be_fitted_is_refused_by_name_and_the_scheduler_is_as_it_was
         Multistep().find(pipe, Spans(), ground.calibration, cost=0.6)
     with pytest.raises(ScheduleError, match="Give a cost or a budget"):
         Multistep().find(pipe, Evaluation(), ground.calibration)
-    for broken in (
-        lambda: Multistep(ridge=0.0),
-        lambda: Multistep(ridge=float("inf")),
-        lambda: Multistep(longest=0),
-        lambda: Law(forgotten=-1.0),
-    ):
+    wrong = [lambda ridge=ridge: Multistep(ridge=ridge) for ridge in (0.0, -1.0, float("inf"), float("nan"))]
+    for broken in (*wrong, lambda: Multistep(longest=0), lambda: Law(forgotten=-1.0)):
         with pytest.raises(ScheduleError, match=r"Expected|expected"):
             broken()
     with pytest.raises(ModeError, match="Expected one of ridge"):
@@ -186,11 +184,14 @@ class ByHand(Captioned):
         }
         latents = torch.cat([torch.randn(1, 16, self.transformer.config.in_channels, generator=g) for g in generator])
         self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps), mu=0.0)
+        twin = copy.deepcopy(self.scheduler)  # as for sound beside pictures
         for i, t in enumerate(self.scheduler.timesteps):
             output = self.transformer(latents, timestep=t.expand(len(samples)) / 1000, **given)[0]
-            for _ in range(self.times):
+            if self.times == 2:
+                twin.step(output, t, latents)
+            if self.times:
                 latents = self.scheduler.step(self.bend(output), t, latents, return_dict=False)[0]
-            if not self.times:
+            else:
                 latents = latents - output / num_inference_steps
             callback_on_step_end(self, i, t, {"latents": latents})
         return (latents,)
@@ -199,7 +200,7 @@ class ByHand(Captioned):
 @pytest.mark.parametrize(
     ("bend", "times"),
     [(lambda v: v.sign() * v.abs().sqrt(), 1), (torch.neg, 1), (torch.clone, 2), (torch.clone, 0)],
-    ids=["rescaled", "negated", "stepped twice", "no scheduler"],
+    ids=["rescaled", "negated", "a copy steps too", "no scheduler"],
 )
 def test_a_pipeline_that_changes_outputs_before_its_scheduler_sees_them_is_refused(bend, times):
     with pytest.raises(ScheduleError, match="between its denoiser and its scheduler"):

@@ -74,7 +74,7 @@ class Multistep(Finder):
     def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
         laws = [Law(Action.CORRECT, self.longest, self.last, power) for power in FORGOTTEN]
         families = [law.tables(ground, cost, seed) for law in laws]
-        counts = range(len(families[0]))
+        counts = list(range(len(families[0])))
         if cost is None:
             counts = sorted({round(i) for i in np.linspace(0, len(counts) - 1, MOST // len(laws))})
         return [family[i] for family in families for i in counts]
