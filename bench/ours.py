@@ -114,6 +114,6 @@ BASELINES = (
 DICACHE = (
     _made_of_dicache("dicache", "dicache", "error_budget", BUDGETS, _budget),
     _made_of_dicache("dicache, speedup", "dicache", "speedup", SPEEDUPS, _paced),
-    _made_of_dicache("dicache, multistep schedule", "dicache", "cost", COSTS, _multistep),
     _made_of_dicache("dicache, calibrated", "dicache", "internal budget", LEVELS, _calibrated),
 )
+SCHEDULED = (_made_of_dicache("dicache, multistep schedule", "dicache", "cost", COSTS, _multistep),)

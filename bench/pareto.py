@@ -22,7 +22,7 @@ from dicache.bench.costs import Cost, Meter, chosen
 from dicache.bench.jaggedness import path_ratio
 from dicache.bench.measure import Judge, draw, fresh
 from dicache.bench.oracle import Search, prompt_arm, static_arm
-from dicache.bench.ours import BASELINES, DICACHE
+from dicache.bench.ours import BASELINES, DICACHE, SCHEDULED
 from dicache.bench.peers import PEERS
 from dicache.bench.presets import PRESETS
 from dicache.bench.store import Facts, Store, circumstances, differences, load
@@ -36,7 +36,8 @@ def all_arms(judge: Judge, args: argparse.Namespace) -> list[Arm]:
     """In the order of the tables."""
     steps = judge.setting.steps
     counts = sorted({max(3, round(share * steps)) for share in (0.6, 0.5, 0.4, 0.3)}, reverse=True)
-    found = [*DICACHE, *BASELINES, *(() if args.no_peers else PEERS), *(PRESETS if args.presets else ())]
+    ours = [*DICACHE, *(() if args.quick else SCHEDULED)]
+    found = [*ours, *BASELINES, *(() if args.no_peers else PEERS), *(PRESETS if args.presets else ())]
     if args.coarse:
         return coarse(found)
     if args.trials:

@@ -33,7 +33,7 @@ from dicache.types import Action
 FORGOTTEN = (KEPT, 1.5 * KEPT)
 """Two ways for every number of steps: what pays errors back can leave more of them to later steps."""
 WORSE = 1.5
-"""How many times its error in the run that its slopes were fitted in a schedule may have. """
+"""How many times its error in the run that its slopes were fitted in a schedule may have."""
 ROUNDING = 1e-3
 """What may part the two however small they are, in half precision."""
 
