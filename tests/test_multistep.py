@@ -73,10 +73,8 @@ def test_the_run_that_was_fitted_is_the_run_of_the_schedule(scheduler):
         )
     calibration = Calibration(PROMPTS[:3], STEPS, call={"guidance": 4.0})
     ground, table = calibration.on(pipe, Evaluation()), read(list("##*#**##"))
-    (fitted, latents, guidance), found = (
-        along(ground, range(3), ground.taken, table, 1e-4),
-        Multistep()._fitted(ground, table)[0],
-    )
+    fitted, latents, guidance = along(ground, range(3), ground.taken, table, 1e-4)
+    found, _ = Multistep()._fitted(ground, table)
     assert guidance == found.about.guidance == pytest.approx(4.0, rel=1e-3)
     assert [int(n) for n in fitted.newest] == [-1, -1, 1, -1, 3, 3, -1, -1]
     assert [int(n) for n in fitted.before] == [-1, -1, 0, -1, 1, 1, -1, -1]
@@ -159,11 +157,10 @@ def test_what_cannot_be_fitted_is_refused_by_name_and_the_scheduler_is_as_it_was
     def failing(*args, **kwargs):
         raise KeyboardInterrupt
 
-    fails = Captioned()
-    monkeypatch.setattr(type(fails.scheduler), "step", failing)
+    monkeypatch.setattr(type(pipe.scheduler), "step", failing)
     with pytest.raises(KeyboardInterrupt):
         along(ground, range(3), ground.taken, read(list("##*#####")), 1e-4)
-    assert "step" not in vars(fails.scheduler) and not fails.transformer._forward_hooks
+    assert "step" not in vars(pipe.scheduler) and not pipe.transformer._forward_hooks
 
 
 class ByHand(Captioned):
