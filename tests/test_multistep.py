@@ -157,9 +157,10 @@ def test_what_cannot_be_fitted_is_refused_by_name_and_the_scheduler_is_as_it_was
     def failing(*args, **kwargs):
         raise KeyboardInterrupt
 
+    taken = ground.taken  # what is measured before
     monkeypatch.setattr(type(pipe.scheduler), "step", failing)
     with pytest.raises(KeyboardInterrupt):
-        along(ground, range(3), ground.taken, read(list("##*#####")), 1e-4)
+        along(ground, range(3), taken, read(list("##*#####")), 1e-4)
     assert "step" not in vars(pipe.scheduler) and not pipe.transformer._forward_hooks
 
 
