@@ -39,6 +39,7 @@ from dicache.drawing import Drawer, Drawn
 from dicache.errors import ProfileError, ScheduleError
 from dicache.estimators.base import Evidence
 from dicache.estimators.recorder import Recorder
+from dicache.finders.along import Taken
 from dicache.fingerprint import alike
 from dicache.identity import identity
 from dicache.law import RULE
@@ -50,7 +51,7 @@ from dicache.sensitivity import Played, schedules, weights
 from dicache.shelf import Shelf
 from dicache.turning import cost_of, local_of, median, trajectory, turning_of
 from dicache.types import LATENT, Action, Course
-from dicache.waymaking import Maker, arrays_of, candidates
+from dicache.waymaking import arrays_of, candidates, fitted
 
 LEVELS = (0.002, 0.0035, 0.006, 0.01, *(0.014 * 1.25**k for k in range(11)), 0.18, 0.27, 0.4)
 """Internal budgets: dense where the errors lie that people ask for. The largest one that keeps a budget may lie between
@@ -189,16 +190,24 @@ class _Work:
 
     def _ways(self, indices: Sequence[int], course: Course) -> Entry:
         """Stage 3."""
-        ways, maker = candidates(course), Maker(self, batches(indices, self.batch))
-        try:
-            made = []
-            for way in ways:
-                make = partial(maker.fitted, way)
-                made.append(self.ledger.entry(f"way-{int(way.sum())}", make))
+        ways, found = candidates(course), []
+        known = [np.zeros((len(course.sigmas), 3, 3))] * len(ways)
+        for k, chosen in enumerate(batches(indices, self.batch)):
+            taken: list[Taken] = []
+            entries = []
+            for way, moments in zip(ways, known, strict=True):
+                make = partial(self._way, chosen, taken, way, moments)
+                entries.append(self.ledger.entry(f"way-{k}-{int(way.sum())}", make))
                 self.tick("ways")
+            known = [entry["moments"] for entry in entries]
+            found.append(entries)
+        return arrays_of(ways, list(zip(*found, strict=True)))
+
+    def _way(self, indices: Sequence[int], taken: list[Taken], way: np.ndarray, known: np.ndarray) -> Entry:
+        try:
+            return fitted(self, indices, taken, way, known)
         except ScheduleError as error:
             raise ProfileError(f'{error} Or calibrate with prices="law".') from error
-        return arrays_of(ways, made)
 
     def _trajectory(self, indices: Sequence[int]) -> Entry:
         seen: list[Evidence] = []

@@ -3,7 +3,7 @@
 For every number of steps between a fifth and four fifths of them the way is the best of the law's plan. Its slopes are
 fitted along cached runs, batch after batch: each batch adds its moments, and is filled in with the slopes of all so far
 (`dicache.finders.along`). Its name is what it loses, the median over the prompts. A way that loses no less than a
-faster one is left out.
+faster one is left out. Of a batch's uncached run outputs and latents of all steps are kept, while its ways are fitted.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dicache.controllers.planned import Planned
-from dicache.finders.along import Drawn, Moments, Taken, along, uncached
+from dicache.finders.along import Drawn, Taken, along, uncached
 from dicache.ledger import Entry
 from dicache.metrics import relative_error
 from dicache.plan import plan_of
@@ -34,28 +34,19 @@ def candidates(course: Course) -> list[np.ndarray]:
     return [np.isin(np.arange(steps), plan.way(n)) for n in sorted({int(n) for n in counts}, reverse=True)]
 
 
-class Maker:
-    """Fits ways on batches of prompts, whose uncached runs are drawn when they are first needed.
+def fitted(drawn: Drawn, batch: Sequence[int], taken: list[Taken], way: np.ndarray, known: np.ndarray) -> Entry:
+    """The slopes of one way, (T, 2), what it loses, (P,), and the moments of this batch and those before it, (T, 3, 3);
+    `known` are those before it. `taken` is filled with the batch's uncached run, once.
 
     Raises ScheduleError where slopes cannot be fitted along the pipeline's runs.
     """
-
-    def __init__(self, drawn: Drawn, batches: Sequence[Sequence[int]]) -> None:
-        self.drawn, self.batches = drawn, batches
-        self.taken: list[list[Taken]] = []
-
-    def fitted(self, computed: np.ndarray) -> Entry:
-        """The slopes of one way, (T, 2), and what it loses, (P,)."""
-        if not self.taken:
-            self.taken = [uncached(self.drawn, batch) for batch in self.batches]
-        known: Moments = {}
-        runs = [
-            along(self.drawn, b, t, computed.tolist(), RIDGE, known)
-            for b, t in zip(self.batches, self.taken, strict=True)
-        ]
-        lost = [relative_error(run.latents, _last(taken)) for run, taken in zip(runs, self.taken, strict=True)]
-        slopes = torch.stack([runs[-1].slopes.a, runs[-1].slopes.b], dim=1)
-        return {"slopes": slopes.numpy(), "lost": torch.cat(lost).double().numpy()}
+    if not taken:
+        taken += uncached(drawn, batch)
+    moments = torch.from_numpy(known.copy())
+    run = along(drawn, batch, taken, way.tolist(), RIDGE, moments)
+    lost = relative_error(run.latents, _last(taken)).double().numpy()
+    slopes = torch.stack([run.slopes.a, run.slopes.b], dim=1).numpy()
+    return {"slopes": slopes, "lost": lost, "moments": moments.numpy()}
 
 
 def _last(taken: Sequence[Taken]) -> torch.Tensor:
@@ -63,13 +54,14 @@ def _last(taken: Sequence[Taken]) -> torch.Tensor:
     return taken[-1].carries * taken[-1].before + taken[-1].adds * taken[-1].output
 
 
-def arrays_of(ways: Sequence[np.ndarray], fitted: Sequence[Entry]) -> Entry:
-    """Those of a profile."""
-    lost = np.array([np.median(entry["lost"]) for entry in fitted], dtype=np.float32)
+def arrays_of(ways: Sequence[np.ndarray], found: Sequence[Sequence[Entry]]) -> Entry:
+    """Those of a profile; `found` are the entries of every way, batch after batch."""
+    errors = [np.concatenate([entry["lost"] for entry in entries]) for entries in found]
+    lost = np.array([np.median(each) for each in errors], dtype=np.float32)
     faster = np.fmin.accumulate(np.append(lost, np.inf)[:0:-1])[::-1]
     kept = np.flatnonzero(np.isfinite(lost) & (lost > 0) & (lost < faster)).tolist()
     return {
         "ways": np.stack([ways[k] for k in kept]).astype(np.float32),
-        "slopes": np.stack([fitted[k]["slopes"] for k in kept]).astype(np.float32),
+        "slopes": np.stack([found[k][-1]["slopes"] for k in kept]).astype(np.float32),
         "lost": lost[kept],
     }

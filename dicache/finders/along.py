@@ -109,29 +109,26 @@ def _changed(ground: Drawn) -> ScheduleError:
     )
 
 
-Moments = dict[int, Tensor]
-"""Of the skipped steps: what their slopes were fitted to so far."""
-
-
 def along(
     ground: Drawn,
     prompts: Sequence[int],
     taken: list[Taken],
     computed: Sequence[bool],
     ridge: float,
-    known: Moments | None = None,
+    known: Tensor | None = None,
 ) -> Along:
-    """The slopes for these computed steps. `known` is what earlier runs of other prompts were fitted to; this run's
-    are added to it, and its slopes are fitted to both.
+    """The slopes for these computed steps. `known`, (T, 3, 3) float64, are the moments of earlier runs of other prompts;
+    those of this run are added in place, and its slopes are fitted to both.
     """
-    fitter = _Fitter(list(computed), taken, ridge, {} if known is None else known)
+    known = torch.zeros(len(computed), 3, 3, dtype=torch.float64) if known is None else known
+    fitter = _Fitter(list(computed), taken, ridge, known)
     latents, _ = _drawn(ground, prompts, fitter.computed, fitter)
     columns = (column.contiguous() for column in torch.tensor(fitter.found).T)
     return Along(Slopes(*columns), latents, fitter.guidance)
 
 
 class _Fitter:
-    def __init__(self, computed: list[bool], taken: list[Taken], ridge: float, known: Moments) -> None:
+    def __init__(self, computed: list[bool], taken: list[Taken], ridge: float, known: Tensor) -> None:
         self.computed, self.taken, self.ridge, self.known = computed, taken, ridge, known
         self.past: list[tuple[int, Tensor, Tensor]] = []
         """Step, output and noise of the computed steps, newest first."""
@@ -152,8 +149,7 @@ class _Fitter:
         (newest, held, noise), (before, other, older) = self.past
         slopes, step = [held - other, noise - older], self.taken[t]
         miss = step.carries * (step.before - latent) + step.adds * (step.output - held)
-        moments = _moments([step.adds * slope for slope in slopes], miss, each=True)
-        self.known[t] = moments + self.known.get(t, 0.0)
+        self.known[t] += _moments([step.adds * slope for slope in slopes], miss, each=True)
         a, b = _solved(self.known[t], self.ridge)
         self.found.append([a, b, newest, before])
         return held + a * slopes[0] + b * slopes[1]
