@@ -117,8 +117,8 @@ def along(
     ridge: float,
     known: Tensor | None = None,
 ) -> Along:
-    """The slopes for these computed steps. `known`, (T, 3, 3) float64, are the moments of earlier runs of other prompts;
-    those of this run are added in place, and its slopes are fitted to both.
+    """The slopes for these computed steps. `known`, (T, 3, 3) float64, are the moments of earlier runs of other
+    prompts; those of this run are added in place, and its slopes are fitted to both.
     """
     known = torch.zeros(len(computed), 3, 3, dtype=torch.float64) if known is None else known
     fitter = _Fitter(list(computed), taken, ridge, known)
