@@ -5,9 +5,7 @@
 2. Sensitivity (the same prompts): single gaps injected one at a time into otherwise exact runs, and whole ways of
    random gaps, a prompt's schedules as the samples of one batch. What they change at the end says how much of a gap's
    own error is left there, and how the errors of several add up (`dicache.sensitivity`).
-3. Ways (the same prompts; for `prices="fitted"`): slopes fitted along cached runs, for every number of computed steps
-   (`dicache.waymaking`).
-4. Tests (the other prompts): uncached, and within every internal budget of a grid. Nothing was chosen on these, so what
+3. Tests (the other prompts): uncached, and within every internal budget of a grid. Nothing was chosen on these, so what
    they lose is what any prompt like them will lose (`dicache.conformal`).
 
 Everything is fixed by the seed: prompt k has latents of seed + k. What was drawn is kept in the folder `checkpoint`, if
@@ -23,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,10 +34,9 @@ from dicache.controllers.fixed import masks
 from dicache.controllers.planned import Planned
 from dicache.controllers.promised import Level
 from dicache.drawing import Drawer, Drawn
-from dicache.errors import ProfileError, ScheduleError
+from dicache.errors import ProfileError
 from dicache.estimators.base import Evidence
 from dicache.estimators.recorder import Recorder
-from dicache.finders.along import Taken
 from dicache.fingerprint import alike
 from dicache.identity import identity
 from dicache.law import RULE
@@ -50,8 +47,7 @@ from dicache.profile import Facts, Prices, Profile
 from dicache.sensitivity import Played, schedules, weights
 from dicache.shelf import Shelf
 from dicache.turning import cost_of, local_of, median, trajectory, turning_of
-from dicache.types import LATENT, Action, Course
-from dicache.waymaking import arrays_of, candidates, fitted
+from dicache.types import LATENT, Action
 
 LEVELS = (0.002, 0.0035, 0.006, 0.01, *(0.014 * 1.25**k for k in range(11)), 0.18, 0.27, 0.4)
 """Internal budgets: dense where the errors lie that people ask for. The largest one that keeps a budget may lie between
@@ -85,14 +81,10 @@ def calibrate(
     little worse than their own noise, 22 are the fewest for it.
 
     `prices` are what runs are planned by: the law's, or those that stages 1 and 2 measured. On the reference model the
-    measured ones did better below twice the speed and worse above it (CONTRIBUTING.md). "fitted" plans nothing in the
-    run: all samples of a budget follow one of two dozen ways whose slopes were fitted along cached runs
-    (`dicache.ways`), and each way is a level, whatever `levels` says. Faster at the same promise (bench/README.md), but
-    easy prompts get as many steps as hard ones.
+    measured ones did better below twice the speed and worse above it (CONTRIBUTING.md).
 
     Raises ProfileError for fewer than 8 prompts, a metric that is not known or gives no number, a checkpoint of another
-    calibration, a pipeline without step callbacks, one whose scheduler does not tell its course, or, for "fitted"
-    prices, one that changes outputs between its denoiser and its scheduler.
+    calibration, a pipeline without step callbacks, or one whose scheduler does not tell its course.
     """
     started = time.perf_counter()
     prompts = list(prompts)
@@ -102,8 +94,8 @@ def calibrate(
     if not 0 < count <= len(prompts) - 2:
         raise ProfileError(f"measuring={measuring!r} of {len(prompts)} prompts. Expected to leave 2 or more for tests.")
     measured_on, tested_on = range(count), range(count, len(prompts))
-    if prices not in get_args(Prices):
-        raise ProfileError(f"prices is {prices!r}. Expected one of {', '.join(get_args(Prices))}.")
+    if prices not in ("law", "measured"):
+        raise ProfileError(f"prices is {prices!r}. Expected 'law' or 'measured'.")
     functions = resolved(metric)
     drawer = Drawer(pipe, prompts, steps, seed, dict(call or {}), images=bool(functions))
     model = identity(next(iter(denoisers(pipe).values())))
@@ -121,13 +113,11 @@ def calibrate(
     told += [] if prices == "law" else [prices]
     ledger = Ledger(None if checkpoint is None else Path(checkpoint), told)
     work = _Work(pipe, drawer, ledger, batch)
+    runs = len(batches(measured_on, batch)) + 2 * count + len(batches(tested_on, batch)) * len(levels)
     with _bar(progress) as bar:
-        task = bar.add_task("calibrating", total=len(batches(measured_on, batch)) + 2 * count)
+        task = bar.add_task("calibrating", total=runs)
         work.tick = lambda what: bar.update(task, advance=1, description=what)
-        measured = work.measure(measured_on, model, prices)
-        levels = sorted(levels) if measured.ways is None else measured.arrays["lost"].tolist()
-        bar.update(task, total=bar.tasks[task].completed + len(batches(tested_on, batch)) * len(levels))
-        profile = work.test(measured, tested_on, levels, functions)
+        profile = work.test(work.measure(measured_on, model, prices), tested_on, sorted(levels), functions)
     about = {
         "prompts": {"measuring": count, "testing": len(tested_on)},
         "negative prompt": "the same for all, checked" if profile.facts.weaker else "not checked",
@@ -140,7 +130,7 @@ def calibrate(
 
 
 class _Work:
-    """The stages. Draws what the ledger does not hold yet."""
+    """The three stages. Draws what the ledger does not hold yet."""
 
     def __init__(self, pipe: Any, drawer: Drawer, ledger: Ledger, batch: int) -> None:  # noqa: ANN401
         self.pipe, self.drawer, self.ledger, self.batch, self.drawn = pipe, drawer, ledger, batch, 0
@@ -182,32 +172,8 @@ class _Work:
         }
         *sigmas, guidance = known[0]["course"].tolist()
         solver = known[0]["solver"].tobytes().decode()
-        if prices == "fitted":
-            coefficients, balances = map(tuple, known[0]["axes"].tolist())
-            arrays |= self._ways(indices, Course(tuple(sigmas), coefficients, balances, begin=0))
         facts = Facts(model, solver, tuple(sigmas), guidance, prices, weaker=_shared(known))
         return Profile(facts, {key: value.astype(np.float32) for key, value in arrays.items()})
-
-    def _ways(self, indices: Sequence[int], course: Course) -> Entry:
-        """Stage 3."""
-        ways, found = candidates(course), []
-        known = [np.zeros((len(course.sigmas), 3, 3))] * len(ways)
-        for k, chosen in enumerate(batches(indices, self.batch)):
-            taken: list[Taken] = []
-            entries = []
-            for way, moments in zip(ways, known, strict=True):
-                make = partial(self._way, chosen, taken, way, moments)
-                entries.append(self.ledger.entry(f"way-{k}-{int(way.sum())}", make))
-                self.tick("ways")
-            known = [entry["moments"] for entry in entries]
-            found.append(entries)
-        return arrays_of(ways, list(zip(*found, strict=True)))
-
-    def _way(self, indices: Sequence[int], taken: list[Taken], way: np.ndarray, known: np.ndarray) -> Entry:
-        try:
-            return fitted(self, indices, taken, way, known)
-        except ScheduleError as error:
-            raise ProfileError(f'{error} Or calibrate with prices="law".') from error
 
     def _trajectory(self, indices: Sequence[int]) -> Entry:
         seen: list[Evidence] = []
@@ -223,7 +189,6 @@ class _Work:
             "quoted": run.quoted(),
             "final": drawn.latents.float().cpu().numpy(),
             "course": np.array([*run.course.sigmas, run.guidance]),
-            "axes": np.array([run.course.coefficients, run.course.balances]),
             "solver": np.frombuffer(run.course.solver.encode(), np.uint8),
             **{WEAKER + name: each.numpy() for name, each in weaker.items()},
         }
@@ -244,7 +209,7 @@ class _Work:
     def test(
         self, measured: Profile, indices: Sequence[int], levels: Sequence[float], metrics: dict[str, Metric]
     ) -> Profile:
-        """Stage 4: what every prompt loses within every level."""
+        """Stage 3: what every prompt loses within every level."""
         rows = []
         for k, chosen in enumerate(batches(indices, self.batch)):
             reference: list[Drawn] = []

@@ -11,7 +11,6 @@ safetensors file beside it, bound to it by sha256.
     levels   (m,)           internal budgets, rising
     estimate, work (n, m)   per prompt that the promise was tested on, at every level
     loss.M   (n, m)    the same for every metric; larger is worse (PSNR and SSIM are stored negated)
-    ways, slopes, lost (W, T), (W, T, 2), (W,)  fitted ways (`dicache.ways`), where runs follow those
 
 A file is read as data and checked before anything is used: format, sizes, names, digest, shapes, signs. Nothing is
 unpickled, nothing outside the JSON file's folder is opened.
@@ -24,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,9 +37,8 @@ from dicache.fingerprint import SIZE, Prints, alike
 from dicache.law import RULE
 from dicache.timegrid import differs
 from dicache.types import LATENT, Course, Rows, Wanted
-from dicache.ways import Ways, ways_of
 
-Prices = Literal["law", "measured", "fitted"]
+Prices = Literal["law", "measured"]
 FORMAT = "dicache.profile/1"
 LARGEST = {"json": 4 << 20, "arrays": 256 << 20}
 """Bytes; more is no profile."""
@@ -63,9 +61,7 @@ class Facts:
     guidance: float
     """Weight of the strongest branch; 1 without guidance."""
     prices: Prices = "law"
-    """By which prices the tested runs were planned: those of `dicache.law`, or those measured here; or "fitted", where
-    they followed fitted ways.
-    """
+    """By which prices the tested runs were planned: those of `dicache.law`, or those measured here."""
     rule: int = RULE
     """By which rule they were decided (`dicache.law`)."""
     weaker: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -102,11 +98,6 @@ class Profile:
     def prompts(self) -> int:
         """How many the promise was tested on."""
         return len(self.arrays["work"])
-
-    @cached_property
-    def ways(self) -> Ways | None:
-        """Where runs follow fitted ones."""
-        return ways_of(self.arrays) if self.facts.prices == "fitted" else None
 
     def differs(self, course: Course, guidance: float | None) -> str | None:
         """In what this profile does not fit a run, by name; None if it fits. `guidance` None is not known yet. Negative
@@ -238,8 +229,8 @@ def _facts(content: Any) -> tuple[Facts, dict[str, str]]:  # noqa: ANN401
     if not all(isinstance(s, int | float) and not isinstance(s, bool) for s in content["sigmas"]):
         raise Wrong("'sigmas' are not all numbers")
     sigmas = tuple(float(s) for s in content["sigmas"])
-    if content.get("prices") not in get_args(Prices):
-        raise Wrong(f"'prices' is none of {', '.join(get_args(Prices))}")
+    if content.get("prices") not in ("law", "measured"):
+        raise Wrong("'prices' is neither law nor measured")
     about = content["model"], content["scheduler"], sigmas, float(content["guidance"])
     return Facts(*about, content["prices"], content["rule"], _weaker(content.get("weaker", {}))), bound
 
@@ -272,9 +263,6 @@ def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:
         "work",
         f"loss.{LATENT}",
     }
-    fitted = facts.prices == "fitted"
-    if fitted:
-        names |= {"ways", "slopes", "lost"}
     if missing := names - set(arrays):
         raise ProfileError(f"a profile without {', '.join(sorted(missing))}")
     if any(value.dtype.kind != "f" for value in arrays.values()):
@@ -290,9 +278,6 @@ def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:
         "correlation": arrays["correlation"].shape[:1],
         "levels": (levels,),
     }
-    if fitted:
-        ways = len(arrays["lost"]) if arrays["lost"].ndim == 1 else 0
-        shapes |= {"ways": (ways, steps), "slopes": (ways, steps, 2), "lost": (ways,)}
     for key, value in arrays.items():
         expected = shapes.get(key, (prompts, levels))
         if value.shape != expected or 0 in value.shape[1:] or (key in shapes and not value.size):
@@ -301,10 +286,6 @@ def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:
             value = value[~np.isnan(value)]
         if not np.isfinite(value).all() or (key in UNSIGNED and (value < 0).any()):
             raise ProfileError(f"a profile's {key!r} holds numbers that are not finite or below 0.")
-    if fitted and (not np.isin(arrays["ways"], (0, 1)).all() or (arrays["ways"][:, :2] == 0).any()):
-        raise ProfileError("a profile's ways must hold 0 and 1, and compute the first two steps.")
-    if fitted and ((np.diff(arrays["lost"]) <= 0).any() or (arrays["lost"] <= 0).any()):
-        raise ProfileError("what a profile's ways lose must rise, from above 0.")
     if (np.diff(arrays["levels"]) <= 0).any() or (arrays["levels"] <= 0).any():
         raise ProfileError("a profile's levels must rise, from above 0.")
     if not ((arrays["work"] > 0) & (arrays["work"] <= 1.0001)).all():

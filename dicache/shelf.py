@@ -53,7 +53,7 @@ class Shelf:
         if fits:
             strict = self.kind == "named" or needed
             return None if guidance is None else self._conditioned(fits, weaker) if strict else fits[0]
-        if self.kind == "nearest" and self._movable:
+        if self.kind == "nearest" and self.profiles:
             return None if guidance is None else _moved(self._nearest(course, guidance), course, guidance)
         told = [f"{p.name!r} differs in {r}" for p, r in zip(self.profiles, reasons, strict=True)]
         self._refuse("; ".join(told) or "there is none of this model", needed)
@@ -88,12 +88,7 @@ class Shelf:
             here = np.interp(np.linspace(0, 1, 9), np.linspace(0, 1, len(course.sigmas)), course.sigmas)
             return abs(math.log(steps)) + abs(math.log(scale)) + float(np.abs(grids - here).max() / max(facts.sigmas))
 
-        return min(self._movable, key=apart)
-
-    @property
-    def _movable(self) -> list[Profile]:
-        """Those that say something of other courses: fitted ways are of their own alone."""
-        return [profile for profile in self.profiles if profile.ways is None]
+        return min(self.profiles, key=apart)
 
 
 @lru_cache(maxsize=16)

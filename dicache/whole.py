@@ -62,7 +62,6 @@ class Whole:
         if base is not None:
             found = {i: base + guess for i, guess in found.items()}
         result = output if which.computed is None else self._filled(run, place, found, output, exact)
-        result = self._steered(run, place, past, result, ~exact) if base is None else result
         result = self._corrected(run, place, past, found, result, exact)
         if not which.none:
             run.guided.add(call.branch, output, found)
@@ -94,17 +93,6 @@ class Whole:
         best = place.judgement.best.repeat(run.chunks(len(output)))
         chosen = torch.stack([exact, *(~exact & (best == i) for i in guesses)], dim=1)
         return combine((output, *guesses.values()), chosen.float())
-
-    def _steered(self, run: Run, place: Place, past: Past, output: Tensor, skipped: Rows) -> Tensor:
-        """`output` with lines in the rows that were `skipped`, where the rule has slopes for them."""
-        slopes = place.rule.slopes(run.step, place.controller) if bool(skipped.any()) else None
-        if slopes is None or len(past.outputs.values) < 2 or len(past.noises.values) < 2:
-            return output
-        a, b = slopes.repeat(run.chunks(len(output)), 1).T
-        rows = skipped & a.isfinite()
-        a, b = (torch.where(rows, slope, 0.0) for slope in (a, b))
-        line = torch.stack([rows + a, -a, b, -b, ~rows], dim=1)
-        return combine((*past.outputs.values[:2], *past.noises.values[:2], output), line)
 
     def _remember(self, run: Run, call: Call, past: Past, value: Tensor, exact: Rows) -> None:
         sigma, features, noises = run.step.sigma, past.features, past.noises

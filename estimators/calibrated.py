@@ -6,8 +6,7 @@ A guess that was wrong by e, G steps after the computed step t, which lies D aft
     rho = e / turning[a, t, D, G],        s  <-  s^(1 - g) rho^g,        g = max(gain, 1 / (n + weight))
 
 as in `estimators.amplitude`, with the profile's medians in the place of the law, which is a curve through them: what is
-left to learn is the sample. Where no profile fits, or one whose runs were not planned by what was measured, this is
-`Amplitude`.
+left to learn is the sample. Where no profile fits, or one whose runs were planned by the law, this is `Amplitude`.
 """
 
 from dataclasses import dataclass, field
@@ -72,7 +71,7 @@ class Calibrated(Estimator[Learned]):
         if step is None or guidance is None:
             return None
         profile = self.shelf.fitting(step.course, float(guidance.median()), evidence.weaker, needed=False)
-        return None if profile is None or profile.facts.prices != "measured" else profile
+        return None if profile is None or profile.facts.prices == "law" else profile
 
 
 def _turning(profile: Profile, evidence: Evidence, state: Learned) -> Grid:

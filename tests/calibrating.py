@@ -1,6 +1,5 @@
 """A tiny pipeline that takes prompts, and profiles for tests: measured ones, and made-up ones that cost nothing."""
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,37 +59,6 @@ class Captioned:
             return self(
                 prompts, guidance=guidance, num_inference_steps=steps, generator=generators, output_type="latent"
             )[0]
-
-
-class ByHand(Captioned):
-    """A loop of its own. `bend` is what the scheduler is given of an output, `times` how often it steps."""
-
-    def __init__(self, bend: Callable[[torch.Tensor], torch.Tensor], times: int = 1) -> None:
-        super().__init__()
-        self.bend, self.times = bend, times
-
-    def __call__(self, prompts, *, num_inference_steps, generator, callback_on_step_end, **kwargs):  # type: ignore[override]
-        samples = [int(prompt.split()[1]) for prompt in prompts]
-        given = {
-            "encoder_hidden_states": embeds(samples, 8, 32, salt=1),
-            "pooled_projections": embeds(samples, 32, salt=2),
-            "img_ids": torch.zeros(16, 3),
-            "txt_ids": torch.zeros(8, 3),
-            "return_dict": False,
-        }
-        latents = torch.cat([torch.randn(1, 16, self.transformer.config.in_channels, generator=g) for g in generator])
-        self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps), mu=0.0)
-        twin = copy.deepcopy(self.scheduler)  # as for sound beside pictures
-        for i, t in enumerate(self.scheduler.timesteps):
-            output = self.transformer(latents, timestep=t.expand(len(samples)) / 1000, **given)[0]
-            if self.times == 2:
-                twin.step(output, t, latents)
-            if self.times:
-                latents = self.scheduler.step(self.bend(output), t, latents, return_dict=False)[0]
-            else:
-                latents = latents - output / num_inference_steps
-            callback_on_step_end(self, i, t, {"latents": latents})
-        return (latents,)
 
 
 def calibrated(pipe: Captioned, levels: Sequence[float] = LEVELS, **kwargs: Any) -> Profile:

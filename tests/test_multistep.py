@@ -2,10 +2,12 @@
 other captions, and what cannot be fitted so is refused.
 """
 
+import copy
+
 import numpy as np
 import pytest
 import torch
-from calibrating import PROMPTS, ByHand, Captioned
+from calibrating import PROMPTS, Captioned
 from diffusers import DPMSolverMultistepScheduler
 from toy import past_at
 
@@ -23,8 +25,9 @@ from dicache.metrics import relative_error
 from dicache.reference.scenes import prompts
 from dicache.schedule import Schedule
 from dicache.sites import Evaluation, Spans
-from dicache.table import computes, read
+from dicache.table import read
 from dicache.types import Action
+from tiny import embeds
 
 STEPS = 8
 GUIDED = {"negative_prompt": "", "true_cfg_scale": 3.5}
@@ -38,10 +41,6 @@ def pipe():
 @pytest.fixture(scope="module")
 def ground(pipe):
     return Calibration(PROMPTS[:3], STEPS, call={"guidance": 4.0}).on(pipe, Evaluation())
-
-
-def computed(table):
-    return computes(table)[:, 0].tolist()
 
 
 def coefficients(a, b, newest, before):
@@ -74,7 +73,7 @@ def test_the_run_that_was_fitted_is_the_run_of_the_schedule(scheduler):
         )
     calibration = Calibration(PROMPTS[:3], STEPS, call={"guidance": 4.0})
     ground, table = calibration.on(pipe, Evaluation()), read(list("##*#**##"))
-    fitted, latents, guidance = along(ground, range(3), ground.taken, computed(table), 1e-4)
+    fitted, latents, guidance = along(ground, range(3), ground.taken, table, 1e-4)
     found, _ = Multistep()._fitted(ground, table)
     assert guidance == found.about.guidance == pytest.approx(4.0, rel=1e-3)
     assert [int(n) for n in fitted.newest] == [-1, -1, 1, -1, 3, 3, -1, -1]
@@ -86,7 +85,7 @@ def test_the_run_that_was_fitted_is_the_run_of_the_schedule(scheduler):
 def test_every_step_is_as_near_to_the_uncached_run_as_its_two_slopes_can_bring_it(ground):
     """Of the first skipped step: moving either slope leaves the next latent farther from the uncached one."""
     taken, table, step = ground.taken, read(list("##*#####")), 2
-    fitted = along(ground, range(3), taken, computed(table), 1e-9).slopes
+    fitted = along(ground, range(3), taken, table, 1e-9).slopes
     (newest, other), here = (taken[1], taken[0]), taken[step]
     sigmas = ground.basis.sigmas
     noises = [
@@ -161,8 +160,39 @@ def test_what_cannot_be_fitted_is_refused_by_name_and_the_scheduler_is_as_it_was
     taken = ground.taken  # what is measured before
     monkeypatch.setattr(type(pipe.scheduler), "step", failing)
     with pytest.raises(KeyboardInterrupt):
-        along(ground, range(3), taken, computed(read(list("##*#####"))), 1e-4)
+        along(ground, range(3), taken, read(list("##*#####")), 1e-4)
     assert "step" not in vars(pipe.scheduler) and not pipe.transformer._forward_hooks
+
+
+class ByHand(Captioned):
+    """A loop of its own. `bend` is what the scheduler is given of an output, `times` how often it steps."""
+
+    def __init__(self, bend, times=1):
+        super().__init__()
+        self.bend, self.times = bend, times
+
+    def __call__(self, prompts, *, num_inference_steps, generator, callback_on_step_end, **kwargs):
+        samples = [int(prompt.split()[1]) for prompt in prompts]
+        given = {
+            "encoder_hidden_states": embeds(samples, 8, 32, salt=1),
+            "pooled_projections": embeds(samples, 32, salt=2),
+            "img_ids": torch.zeros(16, 3),
+            "txt_ids": torch.zeros(8, 3),
+            "return_dict": False,
+        }
+        latents = torch.cat([torch.randn(1, 16, self.transformer.config.in_channels, generator=g) for g in generator])
+        self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps), mu=0.0)
+        twin = copy.deepcopy(self.scheduler)  # as for sound beside pictures
+        for i, t in enumerate(self.scheduler.timesteps):
+            output = self.transformer(latents, timestep=t.expand(len(samples)) / 1000, **given)[0]
+            if self.times == 2:
+                twin.step(output, t, latents)
+            if self.times:
+                latents = self.scheduler.step(self.bend(output), t, latents, return_dict=False)[0]
+            else:
+                latents = latents - output / num_inference_steps
+            callback_on_step_end(self, i, t, {"latents": latents})
+        return (latents,)
 
 
 @pytest.mark.parametrize(

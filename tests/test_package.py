@@ -17,7 +17,7 @@ LAYERS = [
     {"types", "errors", "extension", "_checkout"},
     {"budget", "norms", "grid", "history", "rows", "macs", "clock", "law", "plan", "effects", "moments"}
     | {"metrics", "conformal", "fingerprint", "profile", "resampled", "shelf", "measured", "identity", "ledger"}
-    | {"files", "table", "timegrid", "ways"},
+    | {"files", "table", "timegrid"},
     {
         "probes",
         "estimators",
@@ -35,7 +35,6 @@ LAYERS = [
     | {"basis", "schedule", "schedule_file"},
     {"hooks", "hooked", "adapters", "compiled", "caller"},
     {"page", "report", "api", "fitting", "audit", "calibration", "drawing", "turning", "sensitivity", "reference"}
-    | {"waymaking"}
     | {"finders", "importers"},
     {"demo", "doctor", "cli", "bench", "__main__"},
 ]

@@ -5,7 +5,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from dicache.types import Decision, Grid, Quote, Rows, Site, Step
+from dicache.types import Decision, Quote, Rows, Site, Step
 
 S = TypeVar("S")
 
@@ -25,12 +25,6 @@ class Controller(ABC, Generic[S]):
     @abstractmethod
     def decide(self, quote: Quote, step: Step, state: S) -> tuple[Decision, S]:
         """Skip where it is worth what it is quoted at; an infinite error computes."""
-
-    def slopes(self, step: Step, state: S) -> Grid | None:
-        """After `decide`: the slopes of the lines that fill in where it skipped (`dicache.ways`), (B, 2), nan for a
-        sample that has none; None where the approximators fill in.
-        """
-        return None
 
     @abstractmethod
     def settle(self, ratio: Rows, computed: Rows, state: S) -> S:

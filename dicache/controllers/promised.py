@@ -1,6 +1,5 @@
 """Spend the internal budget that a profile's tests stand for (`dicache.conformal`), by the prices that they were
-planned with: `Planned` with its law, or with the profile's own prices (`dicache.measured`); or follow the ways that
-were fitted for it (`OnWays`).
+planned with: `Planned` with its law, or with the profile's own prices (`dicache.measured`).
 
 Per sample and online: the amplitude that the estimator learned scales every price; at each computed step the sample
 takes the way with the fewest computed steps that what is left allows. So a unit of error goes where it saves most work
@@ -16,12 +15,11 @@ from typing import Any, NamedTuple, Protocol
 
 from dicache.budget import Budget, per_sample, validate
 from dicache.controllers.base import Controller
-from dicache.controllers.on_ways import OnWays
 from dicache.controllers.planned import Planned, Way, cautious
 from dicache.measured import MeasuredPlan
 from dicache.profile import Profile
 from dicache.shelf import Shelf
-from dicache.types import LATENT, Decision, Grid, Quote, Rows, Step, Wanted
+from dicache.types import LATENT, Decision, Quote, Rows, Step, Wanted
 
 
 class Aim(Protocol):
@@ -107,24 +105,16 @@ class Promised(Controller[Chosen]):
             return decision, Chosen(state.profile, way)
         if profile is not state.profile:
             way = way._replace(account=way.account._replace(budget=self.aim.levels(profile, len(quote.cost))))
-        if profile.facts.prices == "measured":
-            decision, way = Planned(0.0).follow(measured(profile), quote, step, way)
+        if profile.facts.prices == "law":
+            decision, way = Planned(0.0).decide(quote, step, way)
         else:
-            decision, way = _rule(profile).decide(quote, step, way)
+            decision, way = Planned(0.0).follow(measured(profile), quote, step, way)
         return decision, Chosen(profile, way)
-
-    def slopes(self, step: Step, state: Chosen) -> Grid | None:
-        return None if state.profile is None else _rule(state.profile).slopes(step, state.way)
 
     def settle(self, ratio: Rows, computed: Rows, state: Chosen) -> Chosen:
         if state.profile is None:
             return state._replace(way=self.inner.settle(ratio, computed, state.way))
         return state._replace(way=Planned(0.0).settle(ratio, computed, state.way))
-
-
-def _rule(profile: Profile) -> Controller[Way]:
-    """Its budget is in the state."""
-    return Planned(0.0) if profile.ways is None else OnWays(profile.ways)
 
 
 @lru_cache(maxsize=16)

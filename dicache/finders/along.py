@@ -17,29 +17,24 @@ be the denoiser's outputs, mixed and nothing else, once an evaluation: that is c
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dicache.api import enable
 from dicache.approximators.noise import noise_of
-from dicache.config import Config
-from dicache.controllers.fixed import masks
-from dicache.controllers.planned import Planned
-from dicache.drawing import Drawer
+from dicache.basis import config_of
 from dicache.errors import ScheduleError
 from dicache.norms import relative_change
 from dicache.run import Run
+from dicache.table import Table, computes
+from dicache.types import Action
 
-
-class Drawn(Protocol):
-    """What runs are drawn with."""
-
-    pipe: Any
-    drawer: Drawer
+if TYPE_CHECKING:
+    from dicache.finders.ground import Ground
 
 
 class Taken(NamedTuple):
@@ -80,7 +75,7 @@ Step = Callable[[Run, Tensor, Tensor], Tensor]
 """The run, the output that the scheduler is given and the latent; what it is given instead."""
 
 
-def uncached(ground: Drawn, prompts: Sequence[int]) -> list[Taken]:
+def uncached(ground: "Ground", prompts: range) -> list[Taken]:
     """The steps of a run of these prompts that computes everything. Raises ScheduleError where a scheduler is given
     anything but the denoiser's outputs, mixed.
     """
@@ -93,43 +88,33 @@ def uncached(ground: Drawn, prompts: Sequence[int]) -> list[Taken]:
         seen.append((output.clone(), latent.clone()))
         return output
 
-    _, last = _drawn(ground, prompts, None, keep)
+    _, last = _drawn(ground, prompts, [True] * len(ground.basis.sigmas), keep)
     after = [latent for _, latent in seen[1:]] + [last]
-    return [Taken(v, x, *_solved(_moments([x, v], y))) for (v, x), y in zip(seen, after, strict=True)]
+    return [Taken(v, x, *_solved([x, v], y)) for (v, x), y in zip(seen, after, strict=True)]
 
 
 def _far(given: Tensor, made: Tensor) -> bool:
     return bool((relative_change(made.float(), given.float()) > CLOSE).any())
 
 
-def _changed(ground: Drawn) -> ScheduleError:
+def _changed(ground: "Ground") -> ScheduleError:
     return ScheduleError(
         f"{type(ground.pipe).__name__} changes outputs between its denoiser and its scheduler, or takes its steps "
         "otherwise: slopes cannot be fitted along its runs. Use another finder, such as law."
     )
 
 
-def along(
-    ground: Drawn,
-    prompts: Sequence[int],
-    taken: list[Taken],
-    computed: Sequence[bool],
-    ridge: float,
-    known: Tensor | None = None,
-) -> Along:
-    """The slopes for these computed steps. `known`, (T, 3, 3) float64, are the moments of earlier runs of other
-    prompts; those of this run are added in place, and its slopes are fitted to both.
-    """
-    known = torch.zeros(len(computed), 3, 3, dtype=torch.float64) if known is None else known
-    fitter = _Fitter(list(computed), taken, ridge, known)
+def along(ground: "Ground", prompts: range, taken: list[Taken], table: Table, ridge: float) -> Along:
+    """The slopes of a table of one site, (T, 1)."""
+    fitter = _Fitter(computes(table)[:, 0].tolist(), taken, ridge)
     latents, _ = _drawn(ground, prompts, fitter.computed, fitter)
     columns = (column.contiguous() for column in torch.tensor(fitter.found).T)
     return Along(Slopes(*columns), latents, fitter.guidance)
 
 
 class _Fitter:
-    def __init__(self, computed: list[bool], taken: list[Taken], ridge: float, known: Tensor) -> None:
-        self.computed, self.taken, self.ridge, self.known = computed, taken, ridge, known
+    def __init__(self, computed: list[bool], taken: list[Taken], ridge: float) -> None:
+        self.computed, self.taken, self.ridge = computed, taken, ridge
         self.past: list[tuple[int, Tensor, Tensor]] = []
         """Step, output and noise of the computed steps, newest first."""
         self.found: list[list[float]] = []
@@ -149,35 +134,28 @@ class _Fitter:
         (newest, held, noise), (before, other, older) = self.past
         slopes, step = [held - other, noise - older], self.taken[t]
         miss = step.carries * (step.before - latent) + step.adds * (step.output - held)
-        self.known[t] += _moments([step.adds * slope for slope in slopes], miss, each=True)
-        a, b = _solved(self.known[t], self.ridge)
+        a, b = _solved([step.adds * slope for slope in slopes], miss, self.ridge, each=True)
         self.found.append([a, b, newest, before])
         return held + a * slopes[0] + b * slopes[1]
 
 
-def _moments(terms: list[Tensor], wanted: Tensor, *, each: bool = False) -> Tensor:
-    """<p, q> of all terms and what is wanted, (P, ...) each, summed over samples; `each` weighted by 1 / |wanted|^2 of
-    its own.
+def _solved(terms: list[Tensor], wanted: Tensor, ridge: float = 0.0, *, each: bool = False) -> tuple[float, float]:
+    """c of least |wanted - sum c_k terms_k|^2 over all samples, (P, ...), `each` weighted by 1 / |wanted|^2 of its own;
+    `ridge` in units of the terms' mean squares.
     """
     rows = [t.double().flatten(1) for t in (*terms, wanted)]
     moments = torch.stack([torch.stack([(p * q).sum(1) for q in rows]) for p in rows])
     own = moments[-1, -1]
-    return (moments / torch.where(own > 0, own, torch.inf) if each else moments).sum(-1).cpu()
-
-
-def _solved(moments: Tensor, ridge: float = 0.0) -> tuple[float, float]:
-    """c of least |wanted - sum c_k terms_k|^2; `ridge` in units of the terms' mean squares."""
-    square = moments[:-1, :-1] + ridge * moments[:-1, :-1].diagonal().diag()
-    found: list[float] = torch.linalg.pinv(square, hermitian=True).mv(moments[:-1, -1]).tolist()
+    mean = (moments / torch.where(own > 0, own, torch.inf) if each else moments).sum(-1).cpu()
+    square = mean[:-1, :-1] + ridge * mean[:-1, :-1].diagonal().diag()
+    found: list[float] = torch.linalg.pinv(square, hermitian=True).mv(mean[:-1, -1]).tolist()
     return found[0], found[1]
 
 
-def _drawn(ground: Drawn, prompts: Sequence[int], computed: list[bool] | None, step: Step) -> tuple[Tensor, Tensor]:
-    """The final latents of a run in which the scheduler is given what `step` says, and as the scheduler left them; None
-    computes every step.
-    """
-    rule = Planned(0.0) if computed is None else masks([computed])
-    with enable(ground.pipe, config=Config(rule)) as cache:
+def _drawn(ground: "Ground", prompts: range, computed: list[bool], step: Step) -> tuple[Tensor, Tensor]:
+    """The final latents of a run in which the scheduler is given what `step` says, and as the scheduler left them."""
+    table = torch.where(torch.tensor(computed), int(Action.COMPUTE), int(Action.REUSE)).to(torch.uint8).numpy()
+    with enable(ground.pipe, config=config_of(ground.basis, table[None, :, None])) as cache:
         left: list[Tensor] = []
 
         def seen(output: Tensor, latent: Tensor) -> Tensor:
@@ -188,7 +166,7 @@ def _drawn(ground: Drawn, prompts: Sequence[int], computed: list[bool] | None, s
 
         with _stepping(ground.pipe.scheduler, seen, left.append):
             latents = ground.drawer.draw(prompts).latents
-    if not left or (computed is not None and len(left) != len(computed)):
+    if len(left) != len(computed):
         raise _changed(ground)
     return latents, left[-1]
 

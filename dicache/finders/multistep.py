@@ -27,7 +27,7 @@ from dicache.law import KEPT
 from dicache.metrics import relative_error
 from dicache.schedule import ParetoSet, Schedule
 from dicache.sites import Evaluation, Sites
-from dicache.table import Table, computes
+from dicache.table import Table
 from dicache.types import Action
 
 FORGOTTEN = (KEPT, 1.5 * KEPT)
@@ -99,7 +99,7 @@ class Multistep(Finder):
     def _fitted(self, ground: Ground, table: Table) -> tuple[Fitted, np.ndarray]:
         """And the errors of the run that it was fitted in, (P,)."""
         prompts = range(min(ground.prompts, ground.calibration.batch))
-        run = along(ground, prompts, ground.taken, computes(table)[:, 0].tolist(), self.ridge)
+        run = along(ground, prompts, ground.taken, table, self.ridge)
         about = About(
             kind=self.name,
             model=ground.basis.model,
