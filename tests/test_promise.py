@@ -14,12 +14,15 @@ import dicache
 from dicache.calibration import calibrate, finer
 from dicache.conformal import CERTAINTY, accepted, failures_allowed, prompts_needed, rising
 from dicache.controllers.planned import Planned
+from dicache.controllers.promised import Promised, keep
 from dicache.errors import BudgetError, ModeError, ProfileError, UnsupportedModelError
 from dicache.identity import identity
+from dicache.law import MARGIN
 from dicache.measured import MeasuredPlan
 from dicache.metrics import loss, resolved
 from dicache.resampled import resampled
-from dicache.types import Course, Wanted
+from dicache.shelf import Shelf
+from dicache.types import LATENT, Course, Quote, Step, Wanted
 
 
 @pytest.fixture(scope="module")
@@ -312,6 +315,24 @@ def test_the_nearest_profile_runs_anything_promises_nothing_and_says_so():
     facts = cache.report().to_dict()
     assert facts["confidence"] is None and not facts["profile_fits"] and facts["compute_speedup"] > 1
     assert any("nothing is promised" in warning for warning in facts["warnings"])
+
+
+def test_where_a_profile_stops_to_fit_half_way_the_budget_is_again_what_was_asked_for():
+    """Not that of the profile, which is in units of its own."""
+    profile, budget = made_up(), 0.3
+    sigmas = profile.facts.sigmas
+    course = Course(sigmas, (0.1,) * STEPS, tuple(-s for s in sigmas), 0, solver="Solver()")
+    rule = Promised(Shelf((profile,), "found"), keep(budget))
+    state, cost = rule.init(2), torch.full((2,), 0.01, dtype=torch.float64)
+    for i, guidance in enumerate((None, 1.0, 1.0, 2.0)):
+        quote = Quote(
+            cost, cost, torch.ones(2, dtype=torch.int64), None if guidance is None else torch.full((2,), guidance)
+        )
+        step = Step(i, STEPS, sigmas[i], 0.1, (i + 1) / STEPS, (1.0, 0.0), course=course)
+        _, state = rule.decide(quote, step, state)
+        level = profile.level(Wanted(LATENT, budget), None) if guidance == 1.0 else budget / MARGIN
+        assert state.way.account.budget.tolist() == pytest.approx([level] * 2)
+        assert (state.profile is profile) == (guidance == 1.0)
 
 
 def test_a_confidence_without_any_profile_of_the_model_says_how_to_make_one():
