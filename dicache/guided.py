@@ -6,8 +6,9 @@ sees the latents before and after a step. For every solver that is linear in its
 
     x' = p x + sum_b c_b v_b        least squares per sample for (p, c_1, ..),    m_b = c_b / sum c
 
-is exact. Where outputs have not the latent's shape (learned variances, extra input channels) m_b = 1: errors of all
-branches add up.
+is exact, over what the step moved: tokens of pictures to go by stand beside the latent, and no output changes them.
+Where outputs have not the latent's shape (learned variances, extra input channels) m_b = 1: errors of all branches add
+up.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ def fit(before: Tensor, after: Tensor, outputs: Sequence[Tensor]) -> Tensor:
     if len(outputs) == 1 or any(output.shape != before.shape for output in (after, *outputs)):
         return torch.ones(len(outputs), before.shape[0], dtype=torch.float64)
     columns = torch.stack([t.flatten(1).double() for t in (before, *outputs)], dim=2)
+    columns = columns * (before != after).flatten(1)[:, :, None]
     gram = (columns[:, :, :, None] * columns[:, :, None]).sum(1)
     right = (columns * after.flatten(1).double()[:, :, None]).sum(1)[:, :, None]
     ridge = (

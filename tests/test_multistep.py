@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from calibrating import PROMPTS, Captioned
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, FluxKontextPipeline
 from toy import past_at
 
 import dicache
@@ -193,6 +193,32 @@ class ByHand(Captioned):
                 latents = latents - output / num_inference_steps
             callback_on_step_end(self, i, t, {"latents": latents})
         return (latents,)
+
+
+class Edited(Captioned):
+    """Beside a picture whose tokens are appended to the latent."""
+
+    def __init__(self):
+        super().__init__()
+        nothing = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+        self.pipe.vae.register_to_config(shift_factor=0.06)
+        parts = {"scheduler": self.scheduler, "vae": self.pipe.vae, "transformer": self.transformer}
+        self.pipe = FluxKontextPipeline(**parts, **nothing)
+        self.pipe.set_progress_bar_config(disable=True)
+
+    def __call__(self, prompts, **kwargs):
+        picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        return super().__call__(prompts, image=picture, _auto_resize=False, max_area=32 * 32, **kwargs)
+
+
+def test_slopes_are_fitted_along_runs_beside_a_picture():
+    pipe, calibration = Edited(), Calibration(PROMPTS[:2], STEPS, call={"guidance": 4.0})
+    ground, table = calibration.on(pipe, Evaluation()), read(list("##*#**##"))
+    assert all(at.output.shape == at.before.shape == (2, 256, 4) for at in ground.taken)
+    found, lost = Multistep()._fitted(ground, table)
+    assert found.about.guidance == pytest.approx(4.0, rel=1e-4), "tokens that no step moves tell nothing of the mixture"
+    held = ground.errors([np.where(table == Action.CORRECT, Action.REUSE, table)])[0]
+    assert ground.errors([table], found)[0] == pytest.approx(lost, rel=1e-3) and lost.mean() < held.mean()
 
 
 @pytest.mark.parametrize(

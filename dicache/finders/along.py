@@ -82,7 +82,7 @@ def uncached(ground: "Ground", prompts: range) -> list[Taken]:
     seen: list[tuple[Tensor, Tensor]] = []
 
     def keep(run: Run, output: Tensor, latent: Tensor) -> Tensor:
-        truth = run.guided.truth if run.guided.complete else None
+        truth = _own(run.guided.truth, output) if run.guided.complete and run.guided.truth is not None else None
         if truth is not None and (truth.shape != output.shape or _far(output, truth)):
             raise _changed(ground)
         seen.append((output.clone(), latent.clone()))
@@ -95,6 +95,14 @@ def uncached(ground: "Ground", prompts: range) -> list[Taken]:
 
 def _far(given: Tensor, made: Tensor) -> bool:
     return bool((relative_change(made.float(), given.float()) > CLOSE).any())
+
+
+def _own(seen: Tensor, latent: Tensor) -> Tensor:
+    """What the denoiser saw or gave, without the tokens of pictures to go by, (P, N, C), that a pipeline appends to the
+    latent and takes off the output again.
+    """
+    appended = seen.ndim == 3 and seen.shape[::2] == latent.shape[::2] and seen.shape[1] > latent.shape[1]
+    return seen[:, : latent.shape[1]] if appended else seen
 
 
 def _changed(ground: "Ground") -> ScheduleError:
@@ -124,7 +132,7 @@ class _Fitter:
         t, strength = run.step.index, run.guided.strength
         self.guidance = self.guidance if strength is None else float(strength.mean())
         if self.computed[t]:
-            seen = run.latent[: len(latent)]
+            seen = _own(run.latent[: len(latent)], latent)
             self.past = [(t, output.clone(), noise_of(seen, output, run.step.noise)), *self.past[:1]]
             self.found.append([0.0, 0.0, -1.0, -1.0])
             return output
