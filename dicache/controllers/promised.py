@@ -101,11 +101,12 @@ class Promised(Controller[Chosen]):
         profile = self.shelf.fitting(step.course, guidance, quote.weaker, needed=self.aim.needed)
         way = state.way
         if profile is None:
-            if state.profile is not None:  # guidance changed half-way: the budget is again what was asked for
+            held = state.profile if guidance is None else None
+            if held is not state.profile:  # guidance changed half-way: the budget is again what was asked for
                 asked = self.inner.init(len(quote.cost)).account.budget
                 way = way._replace(account=way.account._replace(budget=asked))
             decision, way = self.inner.decide(quote, step, way)
-            return decision, Chosen(None, way)
+            return decision, Chosen(held, way)
         if profile is not state.profile:
             way = way._replace(account=way.account._replace(budget=self.aim.levels(profile, len(quote.cost))))
         if profile.facts.prices == "law":
