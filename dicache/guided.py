@@ -26,7 +26,8 @@ def fit(before: Tensor, after: Tensor, outputs: Sequence[Tensor]) -> Tensor:
     if len(outputs) == 1 or any(output.shape != before.shape for output in (after, *outputs)):
         return torch.ones(len(outputs), before.shape[0], dtype=torch.float64)
     columns = torch.stack([t.flatten(1).double() for t in (before, *outputs)], dim=2)
-    columns = columns * (before != after).flatten(1)[:, :, None]
+    moved = (before != after).any(-1, keepdim=True).expand_as(before)
+    columns = columns * moved.flatten(1)[:, :, None]
     gram = (columns[:, :, :, None] * columns[:, :, None]).sum(1)
     right = (columns * after.flatten(1).double()[:, :, None]).sum(1)[:, :, None]
     ridge = (

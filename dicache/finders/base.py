@@ -38,6 +38,15 @@ class Finder(ABC):
         """What cells that are corrected are corrected with."""
         return None
 
+    def check(self, sites: Sites, budget: float | None, cost: float | None) -> None:
+        """Raises ScheduleError for what it cannot be asked for, before anything is measured."""
+        if budget is not None and cost is not None:
+            raise ScheduleError("budget and cost were both given. Give one of them, or none for the whole front.")
+        if cost is not None and not 0 < cost <= 1:
+            raise ScheduleError(f"cost is {cost!r}. Expected a share of the uncached work above 0 and at most 1.")
+        if budget is not None and not 0 <= budget < math.inf:
+            raise ScheduleError(f"budget is {budget!r}. Expected a relative error of the final latent from 0 on.")
+
     def find(
         self,
         pipe: Any,  # noqa: ANN401
@@ -54,7 +63,7 @@ class Finder(ABC):
 
         Raises ScheduleError where both are given or none can be had.
         """
-        _check(budget, cost)
+        self.check(sites, budget, cost)
         ground = calibration.on(pipe, sites)
         tables = _different(self.tables(ground, cost, seed))
         if cost is not None:
@@ -96,15 +105,6 @@ class Finder(ABC):
             if isinstance(value, str | int | float)
         }
         return Found(self.name, told, seed, len(calibration.prompts), calibration.digest, dicache.__version__)
-
-
-def _check(budget: float | None, cost: float | None) -> None:
-    if budget is not None and cost is not None:
-        raise ScheduleError("budget and cost were both given. Give one of them, or none for the whole front.")
-    if cost is not None and not 0 < cost <= 1:
-        raise ScheduleError(f"cost is {cost!r}. Expected a share of the uncached work above 0 and at most 1.")
-    if budget is not None and not 0 <= budget < math.inf:
-        raise ScheduleError(f"budget is {budget!r}. Expected a relative error of the final latent from 0 on.")
 
 
 def _different(tables: Sequence[Table]) -> list[Table]:

@@ -12,7 +12,7 @@ one table, so there is no front to be saved: ask with a cost or a budget.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,12 +20,12 @@ import dicache
 from dicache.errors import ScheduleError
 from dicache.finders.along import along
 from dicache.finders.base import MOST, Finder
-from dicache.finders.ground import Calibration, Ground
+from dicache.finders.ground import Ground
 from dicache.finders.law import Law
 from dicache.fitted import About, Fitted
 from dicache.law import KEPT
 from dicache.metrics import relative_error
-from dicache.schedule import ParetoSet, Schedule
+from dicache.schedule import Schedule
 from dicache.sites import Evaluation, Sites
 from dicache.table import Table
 from dicache.types import Action
@@ -52,24 +52,13 @@ class Multistep(Finder):
         if not 0 < self.ridge < math.inf:
             raise ScheduleError(f"ridge is {self.ridge!r}. Expected a finite number above 0.")
 
-    def find(
-        self,
-        pipe: Any,  # noqa: ANN401
-        sites: Sites,
-        calibration: Calibration,
-        *,
-        budget: float | None = None,
-        cost: float | None = None,
-        seed: int = 0,
-    ) -> Schedule | ParetoSet:
-        """As of any finder. Raises ScheduleError for other sites than the whole evaluation, without a cost or budget,
-        or for a pipeline that changes outputs between its denoiser and its scheduler.
-        """
+    def check(self, sites: Sites, budget: float | None, cost: float | None) -> None:
+        """Raises ScheduleError also for other sites than the whole evaluation, and without a cost or budget."""
+        super().check(sites, budget, cost)
         if type(sites) is not Evaluation:
             raise ScheduleError(f"multistep fits whole evaluations, not {sites}. Use sites=Evaluation().")
         if budget is None and cost is None:
             raise ScheduleError("multistep fits one schedule, not a front. Give a cost or a budget.")
-        return super().find(pipe, sites, calibration, budget=budget, cost=cost, seed=seed)
 
     def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
         laws = [Law(Action.CORRECT, self.longest, self.last, power) for power in FORGOTTEN]
