@@ -24,7 +24,7 @@ sanitize: install
 	$(BIN)/python extension/build.py --sanitize --out build/sanitize
 
 bench: install
-	$(BIN)/python -m dicache.bench.budgets
+	$(BIN)/python -m dicache.bench.studies.budgets
 
 install: .venv/installed
 

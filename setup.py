@@ -24,14 +24,9 @@ FOLDERS = {
     "dicache.bench": "bench",
 }
 PACKAGES = [
-    *FOLDERS,
-    "dicache.approximators",
-    "dicache.controllers",
-    "dicache.finders",
-    "dicache.importers",
-    "dicache.models",
-    "dicache.reference",
-    "dicache.reference.training",
+    ".".join((name, *Path(found).parent.relative_to(folder).parts))
+    for name, folder in FOLDERS.items()
+    for found in sorted(map(str, Path(folder).rglob("__init__.py")))
 ]
 
 
@@ -135,7 +130,7 @@ setup(
             "pymoo>=0.6",
         ],
     },
-    entry_points={"console_scripts": ["dicache=dicache.cli:main"]},
+    entry_points={"console_scripts": ["dicache=dicache.cli.app:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

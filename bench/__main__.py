@@ -5,16 +5,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dicache.bench import ablation, coverage, kernels, pareto, schedules, show, warmup
-from dicache.bench.store import load
-from dicache.bench.tables import markdown, summary_table
+from dicache.bench.harness.store import load
+from dicache.bench.showing import show
+from dicache.bench.showing.tables import markdown, summary_table
+from dicache.bench.studies import ablation, coverage, kernels, pareto, peer_warmup, schedules
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dicache.bench", description="Measurements on the reference model.")
     commands = parser.add_subparsers(dest="command", required=True)
     pareto.add_arguments(commands.add_parser("pareto", help="every arm over its knob, at one setting"))
-    warmup.add_arguments(commands.add_parser("warmup", help="the best warm-up of every peer that has one"))
+    peer_warmup.add_arguments(commands.add_parser("warmup", help="the best warm-up of every peer that has one"))
     schedules.add_arguments(commands.add_parser("schedules", help="what every finder finds, at equal executed work"))
     coverage.add_arguments(commands.add_parser("coverage", help="is the promise kept, and what does it cost?"))
     ablation.add_arguments(commands.add_parser("ablation", help="what each ingredient of the default is worth"))
@@ -27,7 +28,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.command == "warmup":
-        warmup.run(args)
+        peer_warmup.run(args)
     elif args.command == "schedules":
         schedules.run(args)
     elif args.command == "coverage":

@@ -12,15 +12,15 @@ from dicache import _checkout
 
 if TYPE_CHECKING:
     from dicache.api import Cache, enable
-    from dicache.calibration import calibrate
+    from dicache.approximators.fitted.coefficients import Fitted
     from dicache.config import Config
-    from dicache.fitted import Fitted
-    from dicache.fitting import fit
-    from dicache.metrics import Psnr, Ssim, Within
+    from dicache.measuring.calibrate import calibrate
+    from dicache.measuring.fit_coefficients import fit
     from dicache.models.family import Family
-    from dicache.profile import Profile, load_profile
-    from dicache.report import Report
-    from dicache.schedule import ParetoSet, Schedule
+    from dicache.promise.metrics import Psnr, Ssim, Within
+    from dicache.promise.profile import Profile, load_profile
+    from dicache.reporting.report import Report
+    from dicache.schedules.schedule import ParetoSet, Schedule
 
 __all__ = [
     "Cache",
@@ -47,18 +47,18 @@ _HOME = {
     "Cache": "dicache.api",
     "Config": "dicache.config",
     "Family": "dicache.models.family",
-    "Fitted": "dicache.fitted",
-    "ParetoSet": "dicache.schedule",
-    "Profile": "dicache.profile",
-    "Psnr": "dicache.metrics",
-    "Report": "dicache.report",
-    "Schedule": "dicache.schedule",
-    "Ssim": "dicache.metrics",
-    "Within": "dicache.metrics",
-    "calibrate": "dicache.calibration",
+    "Fitted": "dicache.approximators.fitted.coefficients",
+    "ParetoSet": "dicache.schedules.schedule",
+    "Profile": "dicache.promise.profile",
+    "Psnr": "dicache.promise.metrics",
+    "Report": "dicache.reporting.report",
+    "Schedule": "dicache.schedules.schedule",
+    "Ssim": "dicache.promise.metrics",
+    "Within": "dicache.promise.metrics",
+    "calibrate": "dicache.measuring.calibrate",
     "enable": "dicache.api",
-    "fit": "dicache.fitting",
-    "load_profile": "dicache.profile",
+    "fit": "dicache.measuring.fit_coefficients",
+    "load_profile": "dicache.promise.profile",
 }
 
 

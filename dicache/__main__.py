@@ -1,5 +1,5 @@
 """`python -m dicache`."""
 
-from dicache.cli import main
+from dicache.cli.app import main
 
 main()

@@ -7,25 +7,25 @@ from typing import Any
 
 from torch import nn
 
-from dicache.audit import Auditor, summary
-from dicache.budget import Budget, per_sample, validate
-from dicache.caller import Running
-from dicache.clock import SchedulerClock, TimestepClock
-from dicache.compiled import refuse_whole
 from dicache.config import Config, calibrated
 from dicache.controllers.counted import Counted
-from dicache.controllers.promised import Chosen, Keep, Promised, keep
 from dicache.errors import BudgetError, ModeError, ProfileError, UnsupportedModelError
-from dicache.hooks import Attachment
-from dicache.identity import identity, offloaded, outline
+from dicache.hosts.attachment import Attachment
+from dicache.hosts.audit import Auditor, summary
+from dicache.hosts.compiled_blocks import refuse_whole
+from dicache.hosts.running_pipeline import Running
 from dicache.models.family import Family
-from dicache.models.stacks import family_of
-from dicache.profile import Profile
-from dicache.report import Promise, Report
-from dicache.schedule import Schedule
-from dicache.session import Clock, Session
-from dicache.shelf import HOW_TO, Shelf, may_have_shipped, shelf_for
-from dicache.trace import Trace, joined
+from dicache.models.find_blocks import family_of
+from dicache.models.identity import identity, offloaded, outline
+from dicache.planning.budget import Budget, per_sample, validate
+from dicache.promise.choose_profile import HOW_TO, Shelf, may_have_shipped, shelf_for
+from dicache.promise.keep_budget import Chosen, Keep, Promised, keep
+from dicache.promise.profile import Profile
+from dicache.reporting.report import Promise, Report
+from dicache.runtime.session import Clock, Session
+from dicache.runtime.trace import Trace, joined
+from dicache.schedules.schedule import Schedule
+from dicache.solvers.clock import SchedulerClock, TimestepClock
 from dicache.types import Rows, Wanted
 
 DENOISERS = ("transformer", "transformer_2", "unet")
@@ -140,21 +140,21 @@ def enable(
     same seed, ||x - x_ref|| / ||x_ref||: one number, or one per sample; or a bound in another metric (`dicache.Psnr`).
     0 computes everything. `speedup` is the dual: the best quality at this ratio of uncached to executed work, met on
     average over prompts; easy and hard ones compute as many steps (`dicache.controllers.counted`). `schedule` is a
-    table of actions found before, or its file (`dicache.schedule`): it belongs to one model, scheduler and step count.
-    `config` is a composition of parts instead (see `dicache.config.Config`).
+    table of actions found before, or its file (`dicache.schedules.schedule`): it belongs to one model, scheduler and
+    step count. `config` is a composition of parts instead (see `dicache.config.Config`).
 
     `profile` and `confidence` go with `error_budget` only. `profile` is a file of `dicache.calibrate`, or several; by
     default one that ships for this very model, if it fits the run. `confidence` makes the budget a promise: with
     probability `confidence` a sample stays within it, if model, scheduler, steps, guidance and negative prompt are the
     profile's and the prompts are exchangeable with those it was tested on (for nine of ten such calibrations;
-    `dicache.conformal`). `profile="nearest"` goes by the shipped profile that is nearest, and promises nothing. Without
-    a profile the error is an estimate by a law (`dicache.law`).
+    `dicache.promise.learn_then_test`). `profile="nearest"` goes by the shipped profile that is nearest, and promises
+    nothing. Without a profile the error is an estimate by a law (`dicache.planning.error_law`).
 
     `family` says what `dicache` cannot know of a model of your own (`dicache.Family`): where its blocks are, what they
     are called with. It goes without where the model is one of diffusers', or shaped like one.
 
     `audit` is the share of samples that are also run uncached, so that the report can say how many were within budget
-    (`dicache.audit`). It needs a pipeline.
+    (`dicache.hosts.audit`). It needs a pipeline.
 
     `compile_blocks` compiles the blocks, inside dicache's hooks: True, or options of `torch.compile` such as
     {"mode": "max-autotune-no-cudagraphs"}; `fullgraph` is True unless they say otherwise. Blocks that are compiled

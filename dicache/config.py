@@ -9,18 +9,18 @@ from dicache.approximators.base import Approximator
 from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
 from dicache.approximators.noise import ExtrapolateNoise
-from dicache.budget import validate
+from dicache.approximators.pay_back import PayBack
 from dicache.controllers.base import Controller
 from dicache.controllers.planned import cautious
-from dicache.controllers.promised import Aim, Promised
-from dicache.corrector import PayBack
 from dicache.errors import ModeError, ProfileError
 from dicache.estimators.amplitude import Amplitude
 from dicache.estimators.base import Estimator
-from dicache.estimators.calibrated import Calibrated
+from dicache.planning.budget import validate
 from dicache.probes.base import Probe
 from dicache.probes.first_blocks import FirstBlocks
-from dicache.shelf import Shelf
+from dicache.promise.choose_profile import Shelf
+from dicache.promise.keep_budget import Aim, Promised
+from dicache.promise.sample_difficulty import Calibrated
 from dicache.sites import Evaluation, Sites
 
 EVALUATION: tuple[Approximator, ...] = (ExtrapolateNoise(), ExtrapolateNoise(memory=math.inf), Reuse())

@@ -111,7 +111,7 @@ LATENT = "latent"
 
 
 class Wanted(NamedTuple):
-    """What the user asks for: a loss in this metric of at most `bound` (`dicache.metrics`)."""
+    """What the user asks for: a loss in this metric of at most `bound` (`dicache.promise.metrics`)."""
 
     metric: str
     bound: float
@@ -127,8 +127,8 @@ class Course(NamedTuple):
     begin: int
     """The run's first step: image-to-image starts half-way."""
     effects: tuple[float, ...] = ()
-    """How far each output moves the latent, signed, through all steps that read it (`dicache.effects`); empty where
-    that is not known.
+    """How far each output moves the latent, signed, through all steps that read it
+    (`dicache.solvers.output_influence`); empty where that is not known.
     """
     solver: str = ""
     """The scheduler's class, and those of its options that change what it does with the same sigmas."""
@@ -176,7 +176,7 @@ class Quote(NamedTuple):
     guidance: Rows | None = None
     """Weight of the strongest branch, (B,); None until it was measured."""
     weaker: Callable[[], Mapping[str, Tensor] | None] = untold
-    """What the other branches are conditioned by (`dicache.fingerprint`), (B, 32) each; None until then."""
+    """What the other branches are conditioned by (`dicache.models.conditioning`), (B, 32) each; None until then."""
 
 
 class Decision(NamedTuple):

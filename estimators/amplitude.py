@@ -1,5 +1,5 @@
-"""Every model turns as `dicache.law` says, each sample a little more or less: one amplitude per sample and
-approximator, learned while it runs.
+"""Every model turns as `dicache.planning.error_law` says, each sample a little more or less: one amplitude per sample
+and approximator, learned while it runs.
 
 A guess that was wrong by e where its law had grown to phi and the law's usual constant is k says rho = e / (k phi). A
 sample keeps the running mean m of log rho; n observations of it, neighbours in time being correlated, leave it unsure

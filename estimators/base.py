@@ -27,7 +27,7 @@ class Evidence(NamedTuple):
     innovation_growth: Rows
     """(B,): the error law of that extrapolation."""
     typical: float | None = None
-    """The constant that the laws usually have here (`dicache.law`); None where nothing is known."""
+    """The constant that the laws usually have here (`dicache.planning.error_law`); None where nothing is known."""
     step: Step | None = None
     latent: Tensor | None = None
     """The denoiser's input, (B, ...)."""

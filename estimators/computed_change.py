@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dicache.estimators.base import Estimator, Evidence
 from dicache.estimators.relative_change import finite, updated
-from dicache.norms import relative_change_l1
+from dicache.tensors.norms import relative_change_l1
 from dicache.types import Grid, Rows
 
 

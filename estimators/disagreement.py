@@ -9,7 +9,7 @@ import torch
 
 from dicache.estimators.base import Estimator, Evidence
 from dicache.estimators.relative_change import finite
-from dicache.norms import relative_change
+from dicache.tensors.norms import relative_change
 from dicache.types import Grid, Rows
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dicache.errors import ModeError
 from dicache.estimators.base import Estimator, Evidence
-from dicache.norms import length
+from dicache.tensors.norms import length
 from dicache.types import Grid, Rows
 
 

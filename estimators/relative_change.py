@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dicache.estimators.base import Estimator, Evidence
-from dicache.norms import relative_change, relative_change_l1
+from dicache.tensors.norms import relative_change, relative_change_l1
 from dicache.types import Grid, Rows
 
 

@@ -19,7 +19,7 @@ from dicache.estimators.base import Estimator, Evidence
 from dicache.estimators.magnitude_ratios import nearest
 from dicache.estimators.relative_change import finite, updated
 from dicache.extension import residual_sums
-from dicache.norms import root_mean_square
+from dicache.tensors.norms import root_mean_square
 from dicache.types import Grid, Rows
 
 

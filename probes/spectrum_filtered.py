@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dicache.grid import sides
 from dicache.probes.base import Probe, View
+from dicache.tensors.token_grid import sides
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dicache.approximators.base import Approximator, Now, Past
 from dicache.approximators.hold import Reuse
-from dicache.grid import sides
+from dicache.tensors.token_grid import sides
 from dicache.types import Action, Rows
 
 

@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from dicache.history import History
+from dicache.tensors.history import History
 from dicache.types import Action, Course, Rows, Site
 
 

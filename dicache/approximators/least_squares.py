@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dicache.approximators.base import Approximator, Now, Past, per_row
 from dicache.approximators.linear import Extrapolate
-from dicache.norms import alignment
+from dicache.tensors.norms import alignment
 from dicache.types import Action, Rows
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dicache.approximators.base import Approximator, Now, Past
 from dicache.extension import combine
-from dicache.history import History
+from dicache.tensors.history import History
 from dicache.types import Action, Rows
 
 

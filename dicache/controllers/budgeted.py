@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from dicache.budget import Budget, per_sample, shared
 from dicache.controllers.base import Controller
+from dicache.planning.budget import Budget, per_sample, shared
 from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
 
 

@@ -21,11 +21,11 @@ from typing import NamedTuple
 
 import torch
 
-from dicache.budget import Budget, per_sample
 from dicache.controllers.base import Controller
 from dicache.controllers.budgeted import Account
 from dicache.controllers.planned import TINY, Planned
-from dicache.plan import Plan, plan_of
+from dicache.planning.budget import Budget, per_sample
+from dicache.planning.law_plan import Plan, plan_of
 from dicache.types import Action, Decision, Quote, Reason, Rows, Step
 
 TURNS = 10

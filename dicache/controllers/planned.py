@@ -3,12 +3,12 @@
 Skipping the g steps after the computed step i costs s E(i, g), the sum over those steps q of how much each adds to the
 final latent,
 
-    E(i, g) = sum_q |h_q| k_q |tau_q (tau_q + D)|        (`dicache.law`)
+    E(i, g) = sum_q |h_q| k_q |tau_q (tau_q + D)|        (`dicache.planning.error_law`)
 
 with one amplitude s per sample, read off what the estimator quotes for the next step: in the law's own time errors grow
 alike everywhere, so that every gap to come has a price. The errors of different gaps add in squares. Those made in
 noise are forgotten, so which way is best is asked of F(i, g), which is E with every term times what is kept of it
-(`dicache.law`). Dynamic programming over the course gives
+(`dicache.planning.error_law`). Dynamic programming over the course gives
 
     V(i, n) = min_g  F(i, g)^2 + V(i + 1 + g, n - 1)
 
@@ -27,12 +27,12 @@ from typing import NamedTuple
 
 import torch
 
-from dicache.budget import Budget, per_sample, scaled, shared
 from dicache.controllers.base import Controller
 from dicache.controllers.budgeted import Account, Budgeted
-from dicache.law import KEPT, MARGIN
-from dicache.measured import MeasuredPlan
-from dicache.plan import Plan, plan_of
+from dicache.planning.budget import Budget, per_sample, scaled, shared
+from dicache.planning.error_law import KEPT, MARGIN
+from dicache.planning.law_plan import Plan, plan_of
+from dicache.promise.profile_plan import MeasuredPlan
 from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
 
 TINY = 1e-12

@@ -16,9 +16,9 @@ import numpy as np
 
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
-from dicache.finders.ground import Ground
-from dicache.finders.optimal import Optimal
-from dicache.table import Table, computes
+from dicache.finders.dynamic_programming import Optimal
+from dicache.measuring.schedule_measurements import Ground
+from dicache.schedules.action_table import Table, computes
 from dicache.types import Action
 
 Masks = np.ndarray

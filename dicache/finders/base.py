@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 import dicache
-from dicache.basis import Basis
+from dicache.approximators.fitted.coefficients import Fitted
 from dicache.errors import ScheduleError
-from dicache.finders.ground import Calibration, Ground
-from dicache.fitted import Fitted
-from dicache.schedule import Found, ParetoSet, Schedule
+from dicache.measuring.schedule_measurements import Calibration, Ground
+from dicache.schedules.action_table import Table, repaired
+from dicache.schedules.basis import Basis
+from dicache.schedules.schedule import Found, ParetoSet, Schedule
 from dicache.sites import Sites
-from dicache.table import Table, repaired
 from dicache.types import Action
 
 MOST = 32

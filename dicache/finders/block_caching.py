@@ -13,11 +13,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from dicache.approximators.fitted.coefficients import Fitted
 from dicache.controllers.fixed import accumulated
 from dicache.finders.base import Finder
-from dicache.finders.ground import Ground
-from dicache.fitted import Fitted
-from dicache.table import Table
+from dicache.measuring.schedule_measurements import Ground
+from dicache.schedules.action_table import Table
 from dicache.types import Action
 
 THRESHOLDS = 200

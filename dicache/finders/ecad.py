@@ -17,15 +17,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dicache.errors import ProfileError, ScheduleError
+from dicache.files.checkpoint import Entry, Ledger
 from dicache.finders.base import Finder
 from dicache.finders.block_caching import BlockCaching
+from dicache.finders.dynamic_programming import Optimal
 from dicache.finders.fixed import FixedInterval
-from dicache.finders.ground import Ground
-from dicache.finders.optimal import Optimal
 from dicache.finders.smoothcache import SmoothCache
-from dicache.ledger import Entry, Ledger
-from dicache.schedule import ParetoSet
-from dicache.table import Table, computes
+from dicache.measuring.schedule_measurements import Ground
+from dicache.schedules.action_table import Table, computes
+from dicache.schedules.schedule import ParetoSet
 from dicache.types import Action
 
 WORST = 1e6

@@ -11,8 +11,8 @@ from typing import ClassVar
 import numpy as np
 
 from dicache.finders.base import Finder
-from dicache.finders.ground import Ground
-from dicache.table import Table
+from dicache.measuring.schedule_measurements import Ground
+from dicache.schedules.action_table import Table
 from dicache.types import Action
 
 

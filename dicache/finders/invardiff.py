@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 from dicache.api import enable
-from dicache.basis import config_of
 from dicache.errors import ScheduleError
 from dicache.extension import residual_sums
 from dicache.finders.base import Finder
-from dicache.finders.curves import Remembered
-from dicache.finders.ground import Ground
+from dicache.measuring.error_curves import Remembered
+from dicache.measuring.schedule_measurements import Ground
+from dicache.schedules.action_table import Table
+from dicache.schedules.basis import config_of
 from dicache.sites import Evaluation
-from dicache.table import Table
 
 
 @dataclass(frozen=True)

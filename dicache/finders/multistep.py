@@ -1,5 +1,5 @@
 """A fixed number of steps, placed by the law of errors, and slopes fitted along the cached run
-(`dicache.approximators.multistep`, `dicache.finders.along`).
+(`dicache.approximators.fitted.run_slopes`, `dicache.measuring.slopes_along_run`).
 
 Coefficients fitted to exact runs do not know what earlier guesses do to later inputs; over long gaps they lose more
 than holding does. Fitted one after the other on the run itself, the same two numbers per step pay back what was lost
@@ -17,17 +17,17 @@ from typing import ClassVar
 import numpy as np
 
 import dicache
+from dicache.approximators.fitted.coefficients import About, Fitted
 from dicache.errors import ScheduleError
-from dicache.finders.along import along
 from dicache.finders.base import MOST, Finder
-from dicache.finders.ground import Ground
-from dicache.finders.law import Law
-from dicache.fitted import About, Fitted
-from dicache.law import KEPT
-from dicache.metrics import relative_error
-from dicache.schedule import Schedule
+from dicache.finders.law_plan import Law
+from dicache.measuring.schedule_measurements import Ground
+from dicache.measuring.slopes_along_run import along
+from dicache.planning.error_law import KEPT
+from dicache.promise.metrics import relative_error
+from dicache.schedules.action_table import Table
+from dicache.schedules.schedule import Schedule
 from dicache.sites import Evaluation, Sites
-from dicache.table import Table
 from dicache.types import Action
 
 FORGOTTEN = (KEPT, 1.5 * KEPT)

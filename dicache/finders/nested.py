@@ -6,7 +6,7 @@ MAC that it saves, measured from end to end on what was taken out before. What a
 is nearly a lower bound of what it adds later, so only the most promising ones are tried again.
 
 An order that follows a few captions for thirty removals fits them. With `prices="law"` steps are taken out by what the
-law of errors says (`dicache.plan`), all sites at once, and nothing is tried.
+law of errors says (`dicache.planning.law_plan`), all sites at once, and nothing is tried.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ import numpy as np
 
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
-from dicache.finders.ground import Ground
-from dicache.plan import plan_of
-from dicache.table import Table
+from dicache.measuring.schedule_measurements import Ground
+from dicache.planning.law_plan import plan_of
+from dicache.schedules.action_table import Table
 from dicache.types import Action
 
 

@@ -2,8 +2,8 @@
 
     i = 0;  while i < T:  the largest k <= K with E_kind(i, k) <= alpha:  i computes, the next k reuse, i += k + 1
 
-with E(i, k) = |o_i - o_{i+k}|_1 / |o_{i+k}|_1 of uncached runs (`dicache.finders.curves`). The first and the last step
-compute. All sites of a kind follow one schedule.
+with E(i, k) = |o_i - o_{i+k}|_1 / |o_{i+k}|_1 of uncached runs (`dicache.measuring.error_curves`). The first and the
+last step compute. All sites of a kind follow one schedule.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ import numpy as np
 
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
-from dicache.finders.ground import Ground
-from dicache.table import Table
+from dicache.measuring.schedule_measurements import Ground
+from dicache.schedules.action_table import Table
 from dicache.types import Action
 
 THRESHOLDS = 200

@@ -14,8 +14,8 @@ import numpy as np
 
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
-from dicache.finders.ground import Ground
-from dicache.table import Table
+from dicache.measuring.schedule_measurements import Ground
+from dicache.schedules.action_table import Table
 from dicache.types import Kind
 
 

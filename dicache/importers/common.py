@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 import dicache
-from dicache.basis import Cell
 from dicache.errors import ScheduleError
-from dicache.files import Wrong, plain_bytes
-from dicache.finders.ground import Ground
-from dicache.schedule import Found, Schedule
+from dicache.files.checked import Wrong, plain_bytes
+from dicache.measuring.schedule_measurements import Ground
+from dicache.schedules.basis import Cell
+from dicache.schedules.schedule import Found, Schedule
 from dicache.types import Action, Kind
 
 LARGEST = 64 << 20

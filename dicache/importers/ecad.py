@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from dicache.errors import ScheduleError
-from dicache.finders.ground import Calibration
 from dicache.importers.common import blocks_of, json_of, schedule
-from dicache.schedule import Schedule
+from dicache.measuring.schedule_measurements import Calibration
+from dicache.schedules.schedule import Schedule
 from dicache.sites import Sites
 
 _PREFIXES = ("full_", "single_")

@@ -21,10 +21,10 @@ from scipy.special import expit
 from torch import Tensor
 
 from dicache.errors import ScheduleError
-from dicache.files import Wrong
-from dicache.finders.ground import Calibration
+from dicache.files.checked import Wrong
 from dicache.importers.common import LARGEST, blocks_of, schedule
-from dicache.schedule import Schedule
+from dicache.measuring.schedule_measurements import Calibration
+from dicache.schedules.schedule import Schedule
 from dicache.sites import Sites
 from dicache.types import Kind
 

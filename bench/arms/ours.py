@@ -1,0 +1,119 @@
+"""dicache itself and the honest baselines: what a user can do without a cache, and schedules that look at nothing."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from diffusers import FluxPipeline
+
+from dicache.api import Cache, enable
+from dicache.approximators.base import Approximator
+from dicache.approximators.hold import Reuse
+from dicache.approximators.linear import Extrapolate
+from dicache.approximators.newton import Newton
+from dicache.bench.arms.arm import Arm, Kind, Setting
+from dicache.bench.harness.measure import fresh, scheduler
+from dicache.config import Config, budgeted, calibrated
+from dicache.controllers.fixed import every
+from dicache.finders.multistep import Multistep
+from dicache.measuring.schedule_measurements import Calibration
+from dicache.models.identity import identity
+from dicache.promise.choose_profile import Shelf, shipped
+from dicache.promise.keep_budget import Level
+from dicache.reference.scenes import prompts
+from dicache.schedules.schedule import Schedule
+from dicache.sites import Evaluation
+
+FRACTIONS = (0.7, 0.6, 0.5, 0.4, 0.3)
+INTERVALS = (2, 3, 4, 5, 6)
+LEVELS = (0.006, 0.014, 0.034, 0.083, 0.18, 0.4)
+SPEEDUPS = (1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.5)
+COSTS = (0.72, 0.62, 0.52, 0.45, 0.38, 0.31, 0.25, 0.2)
+FITTED_ON = 24
+"""Calibration captions that the slopes of a schedule are fitted on."""
+BUDGETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4)
+
+
+@contextmanager
+def _fewer(pipe: FluxPipeline, value: float, setting: Setting) -> Iterator[Setting]:
+    yield dataclasses.replace(setting, steps=max(2, round(value * setting.steps)))
+
+
+@contextmanager
+def _better_solver(pipe: FluxPipeline, value: float, setting: Setting) -> Iterator[Setting]:
+    changed = dataclasses.replace(setting, steps=max(2, round(value * setting.steps)), solver="dpm++")
+    pipe.scheduler = scheduler(changed)
+    yield changed
+
+
+def _made_of_dicache(
+    name: str, kind: Kind, knob: str, values: tuple[Any, ...], cache: Callable[[FluxPipeline, Any, Setting], Cache]
+) -> Arm:
+    @contextmanager
+    def prepare(pipe: FluxPipeline, value: Any, setting: Setting) -> Iterator[Setting]:  # noqa: ANN401
+        with cache(pipe, value, setting):
+            yield setting
+
+    return Arm(name, kind, knob, values, prepare, cache=cache)
+
+
+def _interval(name: str, approximator: Approximator, last: int = 0) -> Arm:
+    def cache(pipe: FluxPipeline, value: int, setting: Setting) -> Cache:
+        return enable(pipe, config=Config(every(value, setting.steps, last=last), approximators=(approximator,)))
+
+    return _made_of_dicache(f"fixed interval, {name}", "baseline", "interval", INTERVALS, cache)
+
+
+def _budget(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
+    """By the law alone, as on a model without a profile."""
+    return enable(pipe, config=budgeted(value))
+
+
+def _paced(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
+    return enable(pipe, speedup=value)
+
+
+@lru_cache(maxsize=2)
+def _ground(setting: Setting) -> tuple[FluxPipeline, Calibration]:
+    """Where the slopes of schedules are fitted."""
+    call = {"negative_prompt": "", "true_cfg_scale": setting.guidance} if setting.guidance > 1 else {}
+    captions = prompts("calibration", FITTED_ON, seed=12)
+    return fresh(setting), Calibration(captions, setting.steps, seed=12_000, batch=FITTED_ON, call=call)
+
+
+@lru_cache(maxsize=32)
+def multistep(setting: Setting, cost: float) -> Schedule:
+    """Found on FITTED_ON calibration captions."""
+    pipe, calibration = _ground(setting)
+    found = Multistep().find(pipe, Evaluation(), calibration, cost=cost)
+    assert isinstance(found, Schedule)
+    return found
+
+
+def _multistep(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
+    return enable(pipe, schedule=multistep(setting, value))
+
+
+def _calibrated(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
+    """By the shipped profile that fits the setting, at internal budgets as they are; fails where none does."""
+    shelf = Shelf(shipped(identity(pipe.transformer)), "named")
+    return enable(pipe, config=calibrated(shelf, Level(value)))
+
+
+BASELINES = (
+    Arm("fewer steps", "baseline", "share of the steps", FRACTIONS, _fewer),
+    Arm("fewer steps, DPM-Solver++", "baseline", "share of the steps", FRACTIONS, _better_solver),
+    _interval("reuse", Reuse()),
+    _interval("order 1", Extrapolate()),
+    _interval("order 2", Newton(2)),
+    _interval("reuse, last step computed", Reuse(), last=1),
+    _interval("order 1, last step computed", Extrapolate(), last=1),
+)
+DICACHE = (
+    _made_of_dicache("dicache", "dicache", "error_budget", BUDGETS, _budget),
+    _made_of_dicache("dicache, speedup", "dicache", "speedup", SPEEDUPS, _paced),
+    _made_of_dicache("dicache, calibrated", "dicache", "internal budget", LEVELS, _calibrated),
+)
+SCHEDULED = (_made_of_dicache("dicache, multistep schedule", "dicache", "cost", COSTS, _multistep),)

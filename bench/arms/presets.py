@@ -1,0 +1,150 @@
+"""The published methods as dicache composes them, each swept around its published default, which comes first.
+
+Beside the peers, which are other people's implementations of some of the same methods: whole evaluations are skipped
+here by all but the last arms, decisions are per sample, times are true times (`dicache.presets`). Opt-in: `pareto
+--presets`. Tables of a model are measured on calibration captions, which the bench never scores, once per setting.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from diffusers import FluxPipeline
+
+from dicache import presets
+from dicache.api import Cache, enable
+from dicache.approximators.fitted.coefficients import Fitted
+from dicache.bench.arms.arm import Arm, Setting
+from dicache.bench.harness.measure import draw_batch, fresh
+from dicache.config import Config
+from dicache.estimators.codebook import FAST
+from dicache.estimators.magnitude_ratios import measure_ratios
+from dicache.estimators.sensitivities import Table, measure_sensitivities
+from dicache.measuring.fit_coefficients import fit
+from dicache.reference.scenes import prompts
+from dicache.sites import Sites, Spans, Sublayers
+from dicache.solvers.clock import SchedulerClock
+
+CALIBRATION_CAPTIONS = 4
+FITTING_CAPTIONS = 8
+INTERVALS = (2, 3, 4, 5)
+
+
+def _calibrated(setting: Setting) -> tuple[FluxPipeline, Callable[[], Any]]:
+    pipe, captions = fresh(setting), prompts("calibration", CALIBRATION_CAPTIONS)
+    return pipe, lambda: draw_batch(pipe, captions, 0, setting)
+
+
+@lru_cache
+def _ratios(setting: Setting) -> tuple[float, ...]:
+    pipe, calibrate = _calibrated(setting)
+    return measure_ratios(pipe.transformer, calibrate, setting.steps)
+
+
+@lru_cache
+def _fitted(setting: Setting, kind: str, sites: Sites, longest: int) -> Fitted:
+    """On twice the captions: matrices have more numbers than tables."""
+    pipe, captions = fresh(setting), prompts("calibration", FITTING_CAPTIONS)
+    guided: dict[str, Any] = {"negative_prompt": [""] * len(captions), "true_cfg_scale": setting.guidance}
+    return fit(
+        pipe,
+        captions,
+        steps=setting.steps,
+        kind=kind,
+        sites=sites,
+        longest=longest,
+        batch=setting.batch,
+        progress=False,
+        **(guided if setting.guidance > 1 else {}),
+    )
+
+
+@lru_cache
+def _sensitivities(setting: Setting) -> Table:
+    pipe, calibrate = _calibrated(setting)
+    calibrate()  # the pipeline sets its scheduler's times
+    clock = SchedulerClock(lambda: pipe.scheduler)
+    clock.read(pipe.scheduler.timesteps[0])
+    return measure_sensitivities(pipe.transformer, calibrate, clock.timeline.course.sigmas)
+
+
+def _arm(
+    name: str,
+    knob: str,
+    published: float,
+    others: tuple[float, ...],
+    config: Callable[[Any, Setting], Config],
+    note: str = "",
+) -> Arm:
+    """`published` comes first, so that a coarse sweep keeps it."""
+
+    def cache(pipe: FluxPipeline, value: Any, setting: Setting) -> Cache:  # noqa: ANN401
+        return enable(pipe, config=config(value, setting))
+
+    @contextmanager
+    def prepare(pipe: FluxPipeline, value: Any, setting: Setting) -> Iterator[Setting]:  # noqa: ANN401
+        with cache(pipe, value, setting):
+            yield setting
+
+    note = note or f"published default: {knob} {published}"
+    return Arm(f"preset {name}", "preset", knob, (published, *others), prepare, note, cache=cache)
+
+
+def _scaled(scale: float) -> tuple[tuple[float, int], ...]:
+    """AdaCache's codebook with its bounds `scale` times as far."""
+    return tuple((scale * bound, gap) for bound, gap in FAST)
+
+
+def _fastcache(threshold: float, setting: Setting) -> Config:
+    return presets.fastcache(_fitted(setting, "ridge", Spans(1), 3), threshold)
+
+
+def _icc(interval: int, setting: Setting) -> Config:
+    return presets.icc(_fitted(setting, "low_rank", Sublayers(), interval - 1), interval)
+
+
+def _block_caching(threshold: float, setting: Setting) -> Config:
+    return presets.block_caching(_fitted(setting, "scale_shift", Spans(1), 3), threshold)
+
+
+FITTED: tuple[Arm, ...] = (
+    _arm("fastcache", "threshold", 0.05, (0.01, 0.02, 0.03, 0.04), _fastcache),
+    _arm("icc", "interval", 2, INTERVALS[1:], _icc),
+    _arm("block_caching", "threshold", 0.5, (0.1, 0.15, 0.2, 0.3), _block_caching),
+)
+"""Those with coefficients, each fitted once per setting on calibration captions."""
+
+PRESETS: tuple[Arm, ...] = (
+    _arm("fora", "interval", 3, (2, 4, 5, 6), lambda v, s: presets.fora(v)),
+    _arm("taylorseer", "interval", 6, INTERVALS, lambda v, s: presets.taylorseer(v)),
+    _arm("hicache", "interval", 6, INTERVALS, lambda v, s: presets.hicache(v)),
+    _arm("foca", "interval", 6, INTERVALS, lambda v, s: presets.foca(v)),
+    _arm("teacache", "threshold", 0.6, (0.25, 0.4, 0.8, 1.2), lambda v, s: presets.teacache(v)),
+    _arm("seacache", "threshold", 0.3, (0.1, 0.2, 0.45, 0.6), lambda v, s: presets.seacache(v)),
+    _arm("first_block_cache", "threshold", 0.05, (0.1, 0.15, 0.2, 0.3), lambda v, s: presets.first_block_cache(v)),
+    _arm("dbcache", "threshold", 0.08, (0.04, 0.12, 0.16, 0.24), lambda v, s: presets.dbcache(v)),
+    _arm("dicache", "threshold", 0.4, (0.05, 0.1, 0.2, 0.3), lambda v, s: presets.dicache(v)),
+    _arm("easycache", "threshold", 0.05, (0.025, 0.1, 0.2, 0.3), lambda v, s: presets.easycache(v)),
+    _arm("magcache", "threshold", 0.24, (0.002, 0.005, 0.01, 0.04), lambda v, s: presets.magcache(_ratios(s), v)),
+    _arm("sencache", "threshold", 0.07, (0.13, 0.25, 0.5, 1.0), lambda v, s: presets.sencache(_sensitivities(s), v)),
+    _arm("adacache", "codebook scale", 1.0, (0.25, 0.5, 2.0, 4.0), lambda v, s: presets.adacache(_scaled(v))),
+    _arm(
+        "racer",
+        "threshold",
+        0.1,
+        (0.03, 0.05, 0.2, 0.4),
+        lambda v, s: presets.racer(v, kappa=0.9),
+        "threshold and kappa are ours: the paper's could not be had",
+    ),
+    _arm("fora sublayers", "interval", 3, (2, 4, 5, 6), lambda v, s: presets.fora(v, Sublayers())),
+    _arm("taylorseer sublayers", "interval", 6, INTERVALS, lambda v, s: presets.taylorseer(v, sites=Sublayers())),
+    _arm("speca", "tau0", 0.3, (0.1, 0.2, 0.5, 0.8), lambda v, s: presets.speca(threshold=v, floor=v / 3)),
+    _arm("bwcache", "threshold", 0.15, (0.05, 0.1, 0.3, 0.6), lambda v, s: presets.bwcache(v)),
+    _arm("gradient_optimized_cache", "interval", 2, (3, 4), lambda v, s: presets.gradient_optimized_cache(v)),
+    _arm("delta_dit", "interval", 2, (3, 4, 5), lambda v, s: presets.delta_dit(v)),
+    _arm("pab", "attention range", 2, (3, 4, 6), lambda v, s: presets.pab(v)),
+    _arm("fastercache", "interval", 5, (2, 3, 8), lambda v, s: presets.fastercache(v)),
+    _arm("fastercache_attention", "interval", 3, (2, 4, 6), lambda v, s: presets.fastercache_attention(v)),
+    *FITTED,
+)

@@ -1,0 +1,155 @@
+"""Every arm over its knob, at one setting: what it executed and what it lost. `python -m dicache.bench pareto`
+
+Writes one JSON file per setting: the arguments, every package's version, the discretisation error of the uncached run
+against one of four times the steps, the model's jaggedness, every point with its errors per caption, and what one value
+of each arm costs to run. Tables, plots and the page are made from these files alone (`dicache.bench.showing.show`). An
+interrupted sweep goes on where it was; `--arms` draws some arms anew and leaves the others; `--check` compares.
+"""
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from dicache.bench.arms.arm import Arm, Setting, coarse
+from dicache.bench.arms.oracle import Search, prompt_arm, static_arm
+from dicache.bench.arms.ours import BASELINES, DICACHE, SCHEDULED
+from dicache.bench.arms.peers import PEERS
+from dicache.bench.arms.presets import PRESETS
+from dicache.bench.harness.costs import Cost, Meter, chosen
+from dicache.bench.harness.jaggedness import path_ratio
+from dicache.bench.harness.measure import Judge, draw, fresh
+from dicache.bench.harness.store import Facts, Store, circumstances, differences, load
+from dicache.bench.studies.check_again import check
+from dicache.promise.metrics import relative_error
+from dicache.reference.scenes import prompts
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def all_arms(judge: Judge, args: argparse.Namespace) -> list[Arm]:
+    """In the order of the tables."""
+    steps = judge.setting.steps
+    counts = sorted({max(3, round(share * steps)) for share in (0.6, 0.5, 0.4, 0.3)}, reverse=True)
+    ours = [*DICACHE, *(() if args.quick else SCHEDULED)]
+    found = [*ours, *BASELINES, *(() if args.no_peers else PEERS), *(PRESETS if args.presets else ())]
+    if args.coarse:
+        return coarse(found)
+    if args.trials:
+        search = Search(prompts("calibration", 8, seed=11), judge.setting)
+        found += [
+            static_arm(search, counts, trials=args.trials),
+            prompt_arm(judge.captions, judge.setting, counts, trials=args.trials),
+        ]
+    return found
+
+
+def discretisation(judge: Judge) -> list[float]:
+    """Per caption: the error of the uncached run itself, against one of four times the steps."""
+    setting = dataclasses.replace(judge.setting, steps=4 * judge.setting.steps)
+    fine = draw(fresh(setting), judge.captions, setting)
+    return relative_error(judge.reference.latents, fine.latents).tolist()
+
+
+def opened(path: Path, judge: Judge, wanted: Facts, *, some: bool) -> Store:
+    """The file to fill: the one that is there, if it was measured with the same, else an empty one.
+
+    Raises SystemExit where only some arms were asked for and the others, in the file, were measured with something
+    else.
+    """
+    facts = load(path) if path.is_file() else None
+    if facts is not None:
+        changed = differences(facts, wanted)
+        if not changed:
+            return Store(path, facts)
+        if some:
+            raise SystemExit(f"{path} was measured with other {', '.join(changed)}: leave out --arms to begin anew.")
+    scale = {
+        "uncached_seconds": judge.reference.seconds,
+        "discretisation": discretisation(judge),
+        "jaggedness": path_ratio(judge.setting),
+    }
+    return Store(path, wanted | scale | {"notes": {}, "warmups": {}, "pending": [], "points": [], "costs": []})
+
+
+def sweep(store: Store, judge: Judge, arms: Sequence[Arm], order: Sequence[str], *, costs: bool) -> None:
+    """Draw what is missing of these arms, and save after every point."""
+    meter = Meter(judge.captions, judge.setting) if costs and arms else None
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("arms", total=sum(len(arm.values) for arm in arms))
+        for arm in arms:
+            _describe(store.facts, arm)
+            known = [point.value for point in store.points(arm.name)]
+            for value in arm.values:
+                progress.update(task, description=f"{arm.name}, {arm.knob} {value}")
+                if value not in known:
+                    store.add(judge.point(arm, value))
+                progress.advance(task)
+            if meter:
+                _price(store, meter, arm)
+            store.done(arm.name, order)
+
+
+def _describe(facts: Facts, arm: Arm) -> None:
+    for key, value in (("notes", arm.note), ("warmups", arm.warmup)):
+        facts[key].pop(arm.name, None)
+        if value:
+            facts[key][arm.name] = value
+
+
+def _price(store: Store, meter: Meter, arm: Arm) -> None:
+    """Add the arm's cost, unless nothing ran or it is a searched schedule."""
+    point = chosen(store.points(arm.name))
+    if point is not None and arm.kind != "oracle" and arm.name not in [c["arm"] for c in store.facts["costs"]]:
+        cost: Cost = meter.cost(arm, point)
+        store.add(cost)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--guidance", type=float, default=3.5, help="1: none")
+    parser.add_argument("--batched", action="store_true", help="both guidance branches in one denoiser call")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument(
+        "--shift", type=float, default=1.0, help="bend of the sigmas; above 1: more steps at high noise"
+    )
+    parser.add_argument("--solver", choices=("euler", "dpm++"), default="euler")
+    parser.add_argument("--captions", type=int, default=32)
+    parser.add_argument("--trials", type=int, default=60, help="per point of the searched schedules; 0 leaves them out")
+    parser.add_argument("--coarse", action="store_true", help="every second value of peers and baselines, no search")
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--presets", action="store_true", help="also published methods, as dicache composes them")
+    parser.add_argument("--no-costs", action="store_true", help="no second pass for time, memory and waits")
+    parser.add_argument("--quick", action="store_true", help="4 captions, 12 steps, no peers, no searched schedules")
+    parser.add_argument("--arms", metavar="REGEX", help="draw only arms whose name matches, and merge them in")
+    parser.add_argument("--check", action="store_true", help="draw again what the file holds, compare, write nothing")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; more change rounding, and so decisions")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
+
+
+def run(args: argparse.Namespace) -> Path:
+    """The result file. With `--check`, raises SystemExit(1) if what is drawn now differs from it."""
+    torch.set_num_threads(args.threads)
+    if args.quick:
+        args.steps, args.captions, args.trials, args.no_peers = 12, 4, 0, True
+    setting = Setting(args.steps, args.guidance, args.batch, args.shift, args.solver, args.batched)
+    path: Path = args.out / f"{setting.name}.json"
+    if args.check and not path.is_file():
+        raise SystemExit(f"{path} does not exist: there is nothing to check.")
+    judge = Judge(prompts("test", args.captions, seed=0), setting)
+    wanted = circumstances(setting, judge.captions, trials=0 if args.coarse else args.trials)
+    arms = all_arms(judge, args)
+    asked = [arm for arm in arms if re.search(args.arms or "", arm.name)]
+    if args.check:
+        check(load(path), wanted, judge, asked)
+        return path
+    store = opened(path, judge, wanted, some=bool(args.arms))
+    drawn = store.select([arm.name for arm in asked])
+    order = [arm.name for arm in arms]
+    sweep(store, judge, [arm for arm in asked if arm.name in drawn], order, costs=not args.no_costs)
+    return path

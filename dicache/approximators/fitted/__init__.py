@@ -1,0 +1,1 @@
+"""Approximators whose coefficients are fitted on prompts before a run."""

@@ -1,0 +1,27 @@
+"""Increment-calibrated caching (ICC, arXiv 2505.05829): the change of the input, through a map of low rank.
+
+    v ~ v_0 + (x - x_0) A B,        A B = R^-1 [R W L]_r L^-1,        error ~ |tau|
+
+[.]_r keeps the r largest singular values. R and L are diagonal, the usual magnitudes of the input's and the value's
+channels to the power alpha = 1/2: channels that carry more keep more. The paper takes W to be the weights of every
+linear layer and computes what lies between them; a site here may be anything, and W is the ridge map of its increments
+(`dicache.approximators.fitted.ridge`), which for a linear layer is its weights. At full rank both are one.
+"""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from dicache.approximators.base import Now, Past
+from dicache.approximators.fitted.base import Calibrated, moved
+
+
+class LowRank(Calibrated):
+    reads_feature = True
+    multiplies = True
+    names: ClassVar = {"down": "XK", "up": "KC"}
+
+    def corrected(self, held: Tensor, past: Past, now: Now) -> Tensor:
+        change = moved(held, past, now)
+        down, up = (self.at(name, now, change) for name in ("down", "up"))
+        return held + (change @ down @ up).to(held.dtype)

@@ -1,0 +1,25 @@
+"""What FastCache (arXiv 2505.20353) meant, fitted where its code leaves it random: a linear map per site in place of
+the site, here of the change since the anchor, so that what is exact there stays exact.
+
+    v ~ v_0 + (x - x_0) W,        W = argmin sum |dv - dx W|^2 + lambda |W|^2,        error ~ |tau|
+
+x is the site's input now, x_0 its input when v_0 was computed, dx and dv the same differences along recorded runs.
+Where the input stands still the value is held; where the site is linear the guess is exact.
+"""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from dicache.approximators.base import Now, Past
+from dicache.approximators.fitted.base import Calibrated, moved
+
+
+class Ridge(Calibrated):
+    reads_feature = True
+    multiplies = True
+    names: ClassVar = {"weight": "XC"}
+
+    def corrected(self, held: Tensor, past: Past, now: Now) -> Tensor:
+        change = moved(held, past, now)
+        return held + (change @ self.at("weight", now, change)).to(held.dtype)

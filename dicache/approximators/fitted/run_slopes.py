@@ -1,0 +1,41 @@
+"""A line whose two slopes were fitted where the run is by then (`dicache.finders.multistep`). With outputs v, and the
+noise e that they stand for, of the last two computed steps, the output of the skipped step t is
+
+    v(t) ~ v_0 + a_t (v_0 - v_1) + b_t (e_0 - e_1),        error ~ |tau|
+
+Two numbers per step, of one schedule: they hold for the two computed steps that they were fitted with, and rows that
+come from others hold their last value.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dicache.approximators.base import Now, Past
+from dicache.approximators.fitted.base import Calibrated
+from dicache.extension import combine
+
+
+class Multistep(Calibrated):
+    names: ClassVar = {"a": "T", "b": "T", "newest": "T", "before": "T"}
+    """`newest` and `before` are the indices of those two steps, -1 where there are none."""
+    reads_noise = True
+
+    @property
+    def keeps(self) -> int:
+        return 2
+
+    def guess(self, past: Past, now: Now) -> Tensor:
+        """Values of any shape."""
+        return self.corrected(past.outputs.values[0], past, now)
+
+    def corrected(self, held: Tensor, past: Past, now: Now) -> Tensor:
+        values, noises, sigmas = past.outputs.values[:2], past.noises.values[:2], past.outputs.sigmas[:2]
+        if len(values) < 2:
+            return held.clone()
+        i, named = self.step(now.sigma), self._named(now.site)
+        fitted_with = torch.stack([named["newest"][i], named["before"][i]])[:, None]
+        here = (sigmas.isfinite() & (self.steps(sigmas) == fitted_with)).all(0)
+        a, b = (torch.where(here, named[name][i], 0.0) for name in ("a", "b"))
+        return combine((*values, *noises), torch.stack([1 + a, -a, b, -b], dim=1))

@@ -1,0 +1,27 @@
+"""Block Caching's scale and shift (arXiv 2312.03209): what is consumed at step t is the held value, moved per channel
+as values of that step usually have to be, whenever they were computed.
+
+    v(t) ~ (1 + gamma_t) v_0 + beta_t,        error ~ |tau|
+
+The paper learns gamma and beta as a linear layer on the time embedding, by distillation along cached trajectories; here
+they are a table over the steps, by least squares over all gaps that were recorded. They are a function of the step
+only: where the gap matters, `Affine` has a pair for each.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dicache.approximators.base import Now, Past
+from dicache.approximators.fitted.base import Calibrated
+
+
+class ScaleShift(Calibrated):
+    names: ClassVar = {"gamma": "TC", "beta": "TC", "change": "T"}
+    """`change` is how far values of a step usually are from those of the step before, |dv|_1 / |v|_1."""
+
+    def corrected(self, held: Tensor, past: Past, now: Now) -> Tensor:
+        i = self.step(now.sigma)
+        gamma, beta = (self.at(name, now, held, torch.float32)[i] for name in ("gamma", "beta"))
+        return (held + gamma * held + beta).to(held.dtype)

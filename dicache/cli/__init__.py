@@ -1,0 +1,1 @@
+"""The command line, `dicache`: one file a group of commands."""

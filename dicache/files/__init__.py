@@ -1,0 +1,1 @@
+"""Files from elsewhere: the one reader and the one writer. What is read is checked, what is written is whole."""

@@ -1,0 +1,156 @@
+"""Learning-to-Cache (arXiv 2406.01733): a score per step and site is trained, the model stays as it is.
+
+Steps come in pairs, a full one and one that may reuse. For a pair, with beta = sigmoid(w) and
+`dicache.measuring.soft_gates`,
+
+    L = k ||F(x) - F_beta(x)||^2 / ||F||^2  +  lambda sum over sites of  c beta
+
+    space = "eps"    the paper: k = 1, c = 1, w from N(0, 1), one lambda, guidance branches each for itself
+    space = "x"      k the square of the output's coefficient in the solver's step times what later steps leave of an
+                     error made there (`dicache.planning.error_law.kept`), 1 in the mean; branches mixed as the pipeline
+                     mixes them; c the site's share of MACs, 1 in the mean; lambda rises along a path, from a price at
+                     which everything computes to one at which nothing does
+
+In x space a site's score is its mean beta along the path: scores of one lambda saturate, and cannot be ranked. Sites
+are skipped from the lowest score on until the work is what was asked for. Half of all site calls can be skipped at
+most.
+
+x comes from uncached runs of the calibration prompts, where the paper noises its training data. With `rounds` above 1
+it then comes from runs that follow what was learned so far, so that later pairs are trained on what earlier ones leave.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dicache.api import enable
+from dicache.errors import ScheduleError
+from dicache.finders.base import Finder
+from dicache.measuring.schedule_measurements import Ground
+from dicache.measuring.soft_gates import Branch, Call, Gates, Recorded
+from dicache.planning.error_law import kept
+from dicache.schedules.action_table import Table
+from dicache.schedules.basis import config_of
+from dicache.tensors.tree import map_tensors
+
+PATH = tuple(float(lam) for lam in np.geomspace(1e-5, 1e1, 13))
+"""lambda, in x space."""
+STRAY = 0.6
+"""Share of the work at which later rounds run, where none is asked for."""
+
+
+@dataclass(frozen=True)
+class LearningToCache(Finder):
+    name: ClassVar[str] = "l2c"
+    space: Literal["x", "eps"] = "x"
+    weight: float = 1e-3
+    """lambda, in eps space."""
+    iterations: int = 8
+    """Of every pair at every lambda; in eps space as many for its one lambda as for the path."""
+    rate: float = 0.2
+    rounds: int = 1
+
+    def __post_init__(self) -> None:
+        if self.space not in ("x", "eps"):
+            raise ScheduleError(f"space is {self.space!r}. Expected 'x' or 'eps'.")
+        if self.iterations < 1 or self.rounds < 1 or not self.rate > 0 or not self.weight >= 0:
+            raise ScheduleError(f"{self}: expected iterations, rounds from 1 on, a rate above 0, a weight from 0 on.")
+
+    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
+        scores = self.scores(ground, cost, seed)
+        return [ground.filled(mask) for mask in ranked(scores)]
+
+    def scores(self, ground: Ground, cost: float | None, seed: int) -> np.ndarray:
+        """(T, S) in [0, 1]; 1 at full steps."""
+        steps, sites = ground.basis.shape
+        begin = torch.randn(steps, sites, generator=torch.Generator().manual_seed(seed))
+        begin = begin if self.space == "eps" else torch.zeros(steps, sites)
+        scores, table = np.ones((steps, sites)), np.zeros((steps, sites), dtype=np.uint8)
+        for turn in range(self.rounds):
+            if turn:
+                family = [ground.filled(mask) for mask in ranked(scores)]
+                work = ground.basis.work(np.stack(family))
+                table = family[int(np.abs(work - (cost or STRAY)).argmin())]
+            runs = recorded(ground, table)
+            left = [kept(balance) for balance in ground.course.balances]
+            squared = (np.array(runs.coefficients) * left) ** 2
+            k = np.ones(steps) if self.space == "eps" else squared / squared.mean()
+            with Gates(ground.denoiser, runs.sites) as gates:
+                for pair, step in enumerate(range(1, steps, 2)):
+                    scores[step] = self._trained(ground, gates, runs, step, float(k[step]), begin[step])
+                    ground.calibration.tick(f"routers, round {turn + 1}", pair + 1, steps // 2)
+        return scores
+
+    def _trained(self, ground: Ground, gates: Gates, runs: Recorded, step: int, k: float, begin: Tensor) -> np.ndarray:
+        """The scores of one pair, (S,)."""
+        w = begin.clone().requires_grad_(True)
+        price = torch.tensor([cell.macs for cell in ground.basis.cells], dtype=torch.float32)
+        path = PATH if self.space != "eps" else (self.weight,) * len(PATH)
+        price = torch.ones_like(price) if self.space == "eps" else price / price.mean()
+        optimizer, seen, pair = torch.optim.AdamW([w], lr=self.rate, weight_decay=0.0), [], gates.pair(runs, step)
+        for lam in path:
+            for _ in range(self.iterations):
+                optimizer.zero_grad()
+                with torch.enable_grad():
+                    beta = torch.sigmoid(w)
+                    loss = k * self.wrong(gates, pair, beta) + lam * (price * beta).sum()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                with torch.no_grad():
+                    w.clamp_(-5, 5)
+            seen.append(torch.sigmoid(w.detach()).double().numpy())
+        return np.asarray(seen[-1] if self.space == "eps" else np.mean(seen, axis=0))
+
+    def wrong(self, gates: Gates, pair: Sequence[Branch], beta: Tensor) -> Tensor:
+        """The squared error of a pair's output with its sites mixed, relative to its mean square. Squared in float32:
+        in half precision small errors have none.
+        """
+        missed: list[Tensor] = []
+        for branch in pair:
+            parts = (gates.mixed(branch, beta).float() - branch.truth.float()).chunk(len(branch.weights))
+            weights = [1.0] * len(parts) if self.space == "eps" else branch.weights
+            missed += [part * m for m, part in zip(weights, parts, strict=True)]
+        size = torch.stack([branch.truth.float().square().mean() for branch in pair]).mean()
+        joined = torch.stack(missed) if self.space == "eps" else torch.stack(missed).sum(0)
+        return joined.square().mean() / size
+
+
+def ranked(scores: np.ndarray) -> list[np.ndarray]:
+    """Masks, (T, S) bool, from all computed to all cache steps skipped, a cell more each time, lowest score first."""
+    cells = [(t, s) for t in range(1, len(scores), 2) for s in range(scores.shape[1])]
+    mask, found = np.ones(scores.shape, dtype=bool), []
+    for cell in [None, *sorted(cells, key=lambda cell: scores[cell])]:
+        if cell is not None:
+            mask[cell] = False
+        found.append(mask.copy())
+    return found
+
+
+def recorded(ground: Ground, table: Table) -> Recorded:
+    """All prompts in one batch, on runs that follow the table."""
+    calls: list[list[Call]] = [[] for _ in table]
+    with enable(ground.pipe, config=config_of(ground.basis, table[None])) as cache, torch.no_grad():
+        session = cache._session
+
+        def read(module: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+            assert session.run is not None
+            copied = map_tensors(Tensor.clone, (args, dict(kwargs)))
+            calls[session.run.step.index].append(Call(*copied))
+
+        handle = ground.denoiser.register_forward_pre_hook(read, with_kwargs=True)
+        try:
+            ground.drawer.draw(range(ground.prompts))
+        finally:
+            handle.remove()
+        run = session.run
+        assert run is not None and run.step.course is not None
+        mixture = [[1.0]] * len(calls[0])
+        if run.guided.mixture is not None:
+            mixture = [m.tolist() for m in run.guided.mixture.mean(1).split(run.guided.widths)]
+    if len({len(step) for step in calls}) != 1 or len(mixture) != len(calls[0]):
+        raise ScheduleError("a router needs as many denoiser calls at every step; here guidance is switched on or off.")
+    return Recorded(calls, mixture, run.step.course.coefficients, session.sites)

@@ -1,0 +1,1 @@
+"""What needs a pipeline and prompts: runs that are recorded, and what is learned from them."""

@@ -1,0 +1,148 @@
+"""Error curves: how far a site's value of step s is from that of step s + k, read off uncached runs.
+
+    l1[s, k - 1, site] = |o_s - o_{s+k}|_1 / |o_{s+k}|_1          the mean over rows, branches and prompts
+    l2[s, k - 1, site] = ||o_s - o_{s+k}|| / ||o_{s+k}||
+
+Values are what a site remembers: a sublayer's output, what a block adds to its streams, a denoiser's output per branch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dicache.api import enable
+from dicache.approximators.hold import Reuse
+from dicache.config import Config
+from dicache.controllers.interval import Interval
+from dicache.errors import ScheduleError
+from dicache.extension import residual_sums
+from dicache.measuring.prompt_runs import Drawer
+from dicache.models.identity import identity
+from dicache.runtime.run_state import Place, Run
+from dicache.runtime.session import Session
+from dicache.schedules.basis import Basis, Cell
+from dicache.sites import Sites
+from dicache.types import Course
+
+if TYPE_CHECKING:
+    from dicache.measuring.schedule_measurements import Calibration
+
+
+class Curves(NamedTuple):
+    """(T, K, S) each, nan where step s + k is beyond the run's end."""
+
+    l1: np.ndarray
+    l2: np.ndarray
+    size: np.ndarray
+    """|o_s|_1, the mean over rows, branches and prompts, (T, S)."""
+
+
+@dataclass(frozen=True)
+class Remembered(Reuse):
+    """Holding, with a longer history kept: what a recorder reads."""
+
+    depth: int
+
+    @property
+    def keeps(self) -> int:
+        return self.depth
+
+
+def record(
+    denoiser: nn.Module, drawer: Drawer, sites: Sites, selector: dict[str, Any], calibration: "Calibration"
+) -> tuple[Basis, Course, Curves, Tensor]:
+    """One uncached run of every prompt: the basis, the course, the curves, and the final latents, (P, ...). Raises
+    ScheduleError where the run does not tell its steps, or is not as many as asked for.
+    """
+    steps, longest = calibration.steps, min(calibration.longest, calibration.steps - 1)
+    model, latents = identity(denoiser), []
+    config = Config(Interval(1), approximators=(Remembered(longest + 1),), sites=sites)
+    with enable(drawer.pipe, config=config) as cache, torch.no_grad():
+        recorder = _Recorder(cache._session, steps, longest)
+        handle = denoiser.register_forward_hook(recorder)
+        try:
+            for start in range(0, len(drawer.prompts), calibration.batch):
+                chosen = range(len(drawer.prompts))[start : start + calibration.batch]
+                recorder.begin(len(chosen))
+                latents.append(drawer.draw(chosen).latents)
+                calibration.tick("uncached runs", chosen.stop, len(drawer.prompts))
+        finally:
+            handle.remove()
+        trace = cache.trace
+    assert trace is not None
+    uncached = float(trace.uncached.sum()) / recorder.samples
+    return recorder.basis(model, selector, uncached), recorder.course, recorder.curves(), torch.cat(latents)
+
+
+class _Recorder:
+    """Called after the denoiser and the session's own hooks."""
+
+    def __init__(self, session: Session, steps: int, longest: int) -> None:
+        self.session, self.steps, self.longest = session, steps, longest
+        shape = (steps, longest, len(session.sites))
+        self.sums, self.count = np.zeros((2, *shape)), np.zeros(shape)
+        self.size, self.seen = np.zeros((steps, shape[2])), np.zeros((steps, shape[2]))
+        self.samples = 0
+
+    def begin(self, samples: int) -> None:
+        """The next batch; rows and MACs are those of the last one."""
+        self.samples = samples
+        self.rows, self.macs = np.zeros(self.steps), np.zeros((self.steps, len(self.session.sites)))
+        self.sigmas: dict[int, float] = {}
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+        run = self.session.run
+        assert run is not None, "gradients are off"
+        course, step = run.step.course, run.step
+        if course is None or step.total != self.steps:
+            raise ScheduleError(f"the scheduler makes {step.total} steps of the {self.steps}, or does not tell them.")
+        self.course, self.sigmas[step.index] = course, step.sigma
+        *_, branch = run.guided.outputs
+        rows = run.latent.shape[0]
+        self.rows[step.index] += rows / self.samples
+        self.macs[step.index] += rows / self.samples * np.array(self.session._site_macs())
+        for place in run.places:
+            for gap, then, now in self._pairs(run, place, branch):
+                self._add(step.index, place.site.place, gap, residual_sums(then, now).double().cpu().numpy())
+
+    def _pairs(self, run: Run, place: Place, branch: str) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Now with every step before that is remembered, while all are steps of this run; first with itself."""
+        if branch not in place.past:
+            return
+        outputs, index = place.past[branch].outputs, run.step.index
+        times = outputs.sigmas[:, 0].tolist()
+        for gap, value in enumerate(outputs.values[: self.longest + 1]):
+            if times[gap] != self.sigmas.get(index - gap):
+                return
+            yield gap, value, outputs.values[0]
+
+    def _add(self, step: int, site: int, gap: int, sums: np.ndarray) -> None:
+        """`sums`, (R, 6), of the value `gap` steps before against that of this step."""
+        if gap == 0:
+            self.size[step, site] += sums[:, 1].sum()
+            self.seen[step, site] += len(sums)
+            return
+        tiny = np.finfo(np.float64).tiny
+        at = (step - gap, gap - 1, site)
+        self.sums[0][at] += (sums[:, 0] / np.maximum(sums[:, 1], tiny)).sum()
+        self.sums[1][at] += np.sqrt(sums[:, 2] / np.maximum(sums[:, 3], tiny)).sum()
+        self.count[at] += len(sums)
+
+    def curves(self) -> Curves:
+        with np.errstate(invalid="ignore"):
+            l1, l2 = self.sums / self.count
+        return Curves(l1, l2, self.size / np.maximum(self.seen, 1))
+
+    def basis(self, model: str, selector: dict[str, Any], uncached: float) -> Basis:
+        """Rows of a site's calls cost alike at every step and in every branch, or count with their mean."""
+        if set(self.sigmas) != set(range(self.steps)):
+            raise ScheduleError(f"only {len(self.sigmas)} of {self.steps} steps ran. Search on whole runs.")
+        costs = self.macs.sum(0) / self.rows.sum()
+        cells = tuple(Cell(s.path, s.kind, float(c)) for s, c in zip(self.session.sites, costs, strict=True))
+        sigmas = tuple(self.sigmas[i] for i in range(self.steps))
+        rows = tuple(round(n) for n in self.rows)
+        return Basis(model, self.course.solver, sigmas, selector, cells, rows, uncached)

@@ -1,0 +1,220 @@
+"""Fitting what approximators hold: `fit` runs a pipeline on calibration prompts, computing everything, and reads every
+site's value, now and up to `longest` steps before, off the session's own history.
+
+    ridge         v ~ v_0 + (x - x_0) W               W = argmin sum |dv - dx W|^2 + lambda |W|^2
+    low_rank      v ~ v_0 + (x - x_0) A B             the same W cut to `rank`, channels weighted
+    affine        v ~ a_tc v_0 + b_tc                 per channel, step and gap
+    scale_shift   v ~ (1 + gamma_t) v_0 + beta_t      per channel and step
+
+All maps of one kind are of the exact values of uncached runs: what an earlier guess does to a later input is not seen.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import dicache
+from dicache.api import denoisers, enable
+from dicache.approximators.fitted.coefficients import KINDS, About, Fitted, described
+from dicache.approximators.hold import Reuse
+from dicache.config import Config
+from dicache.controllers.interval import Interval
+from dicache.errors import FittedError, ModeError, UnsupportedModelError
+from dicache.estimators.closed_loop import ClosedLoop
+from dicache.measuring.moments import Increments, LowRankIncrements, Moments, Pair, StepMoments, Sums
+from dicache.models.identity import identity
+from dicache.probes.first_blocks import FirstBlocks
+from dicache.probes.raw_latent import RawLatent
+from dicache.probes.site_input import SiteInput
+from dicache.runtime.run_state import Place, Run
+from dicache.runtime.session import Session
+from dicache.sites import Sites, Spans
+
+
+def fit(
+    pipe: Any,  # noqa: ANN401
+    prompts: Sequence[str],
+    *,
+    steps: int,
+    kind: str = "ridge",
+    sites: Sites | None = None,
+    longest: int = 3,
+    rank: int = 32,
+    ridge: float = 1e-3,
+    seed: int = 0,
+    batch: int = 4,
+    progress: bool = True,
+    **arguments: Any,  # noqa: ANN401
+) -> Fitted:
+    """Fit coefficients of one `kind` ("ridge", "low_rank", "affine", "scale_shift") at `sites`, usually every block.
+
+    The pipeline draws every prompt once over `steps` steps, uncached, `batch` prompts at a time; prompt i has seed
+    `seed + i`, and equal arguments give equal coefficients. `longest` is the longest gap fitted, in steps; `rank` that
+    of low_rank; `ridge` is lambda over the mean square of an input channel's change. `arguments` go to the pipeline as
+    they are (guidance, size); lists and tensors with one entry per prompt are cut like the prompts.
+
+    While it runs, `longest + 1` values of every site are kept, and where inputs are read as many inputs; and per site a
+    float64 matrix of its channels (ridge, low_rank) or five numbers per channel, step and gap. Values must be (R, N,
+    C): rows, tokens, channels.
+
+    Raises ModeError for an option that makes no sense, FittedError for sites that cannot be fitted or where nothing
+    could be, UnsupportedModelError for values of another shape or a pipeline with two denoisers; the pipeline is then
+    as it was.
+    """
+    sites = Spans(1) if sites is None else sites
+    _validate(kind, prompts, steps, longest, rank, ridge, batch)
+    description = described(sites)
+    modules = denoisers(pipe)
+    if len(modules) != 1 or isinstance(pipe, nn.Module):
+        raise UnsupportedModelError(
+            f"fit needs a pipeline with one denoiser, not {type(pipe).__name__} with {', '.join(modules)}."
+        )
+    (denoiser,) = modules.values()
+    model = identity(denoiser)
+    with enable(pipe, config=_recording(kind, sites, longest)) as cache, torch.no_grad():
+        with tqdm(total=steps * -(-len(prompts) // batch), desc=f"fit {kind}", disable=not progress) as bar:
+            recorder = _Recorder(cache._session, _sums(kind, steps, longest, rank, ridge), steps, longest, bar.update)
+            handle = denoiser.register_forward_hook(recorder)
+            try:
+                for start in range(0, len(prompts), batch):
+                    _draw(pipe, prompts, slice(start, start + batch), steps, seed, arguments)
+            finally:
+                handle.remove()
+    about = About(
+        kind=kind,
+        model=model,
+        scheduler=type(pipe.scheduler).__name__,
+        sigmas=recorder.course(),
+        guidance=recorder.guidance,
+        sites=description,
+        prompts=len(prompts),
+        longest=longest,
+        rank=rank,
+        ridge=float(ridge),
+        version=dicache.__version__,
+    )
+    return Fitted(about, recorder.solved())
+
+
+def _validate(kind: str, prompts: Sequence[str], steps: int, longest: int, rank: int, ridge: float, batch: int) -> None:
+    if kind not in KINDS:
+        raise ModeError(f"kind is {kind!r}. Expected one of {', '.join(KINDS)}.")
+    if isinstance(prompts, str) or not len(prompts):
+        raise ModeError(f"prompts is {prompts!r}. Expected a list of one or more prompts.")
+    if not 1 <= longest < steps:
+        raise ModeError(f"longest is {longest} of {steps} steps. Expected 1 or more, and fewer than the steps.")
+    if rank < 1 or batch < 1 or not ridge > 0:
+        raise ModeError(f"rank={rank}, batch={batch}, ridge={ridge}: expected 1 or more, 1 or more, and above 0.")
+
+
+@dataclass(frozen=True)
+class _Remembered(Reuse):
+    """Holding, with a longer history kept: what the recorder reads."""
+
+    depth: int
+
+    @property
+    def needs(self) -> int:  # type: ignore[override]
+        return self.depth
+
+
+def _recording(kind: str, sites: Sites, longest: int) -> Config:
+    """Computes everything."""
+    probe = SiteInput() if sites.inner else RawLatent()
+    reads = KINDS[kind].reads_feature
+    keeping = (_Remembered(longest + 1),)
+    return Config(Interval(1), ClosedLoop(), keeping, probe if reads else FirstBlocks(depth=0), sites)
+
+
+def _sums(kind: str, steps: int, longest: int, rank: int, ridge: float) -> Callable[[], Sums]:
+    made: dict[str, Callable[[], Sums]] = {
+        "ridge": lambda: Increments(ridge),
+        "low_rank": lambda: LowRankIncrements(ridge, rank),
+        "affine": lambda: Moments(steps, longest),
+        "scale_shift": lambda: StepMoments(steps, longest),
+    }
+    return made[kind]
+
+
+def _draw(pipe: Any, prompts: Sequence[str], rows: slice, steps: int, seed: int, arguments: dict[str, Any]) -> None:  # noqa: ANN401
+    def cut(value: Any) -> Any:  # noqa: ANN401
+        per_prompt = isinstance(value, list | torch.Tensor) and len(value) == len(prompts)
+        return value[rows] if per_prompt else value
+
+    chosen = range(len(prompts))[rows]
+    pipe(
+        [prompts[i] for i in chosen],
+        num_inference_steps=steps,
+        generator=[torch.Generator().manual_seed(seed + i) for i in chosen],
+        output_type="latent",
+        **{name: cut(value) for name, value in arguments.items()},
+    )
+
+
+class _Recorder:
+    """Called after the denoiser and the session's own hooks."""
+
+    def __init__(
+        self, session: Session, new: Callable[[], Sums], steps: int, longest: int, tick: Callable[[], Any]
+    ) -> None:
+        self.session, self.new, self.steps, self.longest, self.tick = session, new, steps, longest, tick
+        self.sums: dict[str, Sums] = {}
+        self.sigmas: dict[int, float] = {}
+        self.guidance = 1.0
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+        run = self.session.run
+        assert run is not None, "gradients are off"
+        if run.step.total != self.steps:
+            raise FittedError(f"the scheduler makes {run.step.total} steps where {self.steps} were asked for.")
+        *others, branch = run.guided.outputs
+        if not others:
+            self.tick()
+        self.sigmas[run.step.index] = run.step.sigma
+        if run.guided.strength is not None:
+            self.guidance = float(run.guided.strength.mean())
+        for place in run.places:
+            for pair in self._pairs(run, place, branch):
+                self.sums.setdefault(place.site.path, self.new()).add(pair)
+
+    def _pairs(self, run: Run, place: Place, branch: str) -> Iterator[Pair]:
+        """Now with every step before that is remembered, while all are steps of this run."""
+        if branch not in place.past:
+            return
+        outputs, features = place.past[branch].outputs, place.past[branch].features
+        times, step = outputs.sigmas[:, 0].tolist(), run.step.index
+        for gap in range(1, min(self.longest + 1, len(outputs.values))):
+            if times[0] != run.step.sigma or times[gap] != self.sigmas.get(step - gap):
+                return
+            pair = Pair(step, gap, outputs.values[0], outputs.values[gap])
+            if features.values:
+                pair = pair._replace(input_now=features.values[0], input_then=features.values[gap])
+            yield _checked(pair, place)
+
+    def course(self) -> tuple[float, ...]:
+        """Sigmas of all steps. Raises FittedError where the runs began half-way."""
+        if set(self.sigmas) != set(range(self.steps)):
+            raise FittedError(f"only {len(self.sigmas)} of {self.steps} steps ran. Fit on whole runs.")
+        return tuple(self.sigmas[i] for i in range(self.steps))
+
+    def solved(self) -> dict[str, dict[str, torch.Tensor]]:
+        found = {path: sums.solved() for path, sums in self.sums.items()}
+        broken = [path for path, named in found.items() if not all(t.isfinite().all() for t in named.values())]
+        if not found or broken:
+            where = f"at {broken[0]}: its values are not finite" if broken else "anywhere: no site gave two values"
+            raise FittedError(f"nothing could be fitted {where}. Look at the uncached pictures.")
+        return found
+
+
+def _checked(pair: Pair, place: Place) -> Pair:
+    shapes = [tuple(t.shape) for t in (pair.now, pair.input_now) if t is not None]
+    if any(len(shape) != 3 or shape[:2] != shapes[0][:2] for shape in shapes):
+        raise UnsupportedModelError(
+            f"fit needs values (and inputs) of shape (rows, tokens, channels), but {place.site.path or 'the denoiser'} "
+            f"has {' and '.join(map(str, shapes))}. Use other sites."
+        )
+    return pair

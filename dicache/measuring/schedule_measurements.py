@@ -1,0 +1,203 @@
+"""What finders search on: a pipeline, its sites, and calibration prompts whose uncached runs are known. Whatever
+several finders need is measured once, when it is first asked for:
+
+    basis, course  the model, its sites and their MACs, the steps
+    curves         how far every site's value is from what it was k steps before, on uncached runs
+    sensitivity    what is left at the end of one stale site at one step
+    errors         what given tables lose from end to end, each on every prompt; the same table is never run twice
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dicache.api import denoisers, enable
+from dicache.approximators.fitted.coefficients import Fitted, described
+from dicache.config import Config
+from dicache.controllers.interval import Interval
+from dicache.errors import FittedError, ScheduleError
+from dicache.measuring.error_curves import Curves, record
+from dicache.measuring.prompt_runs import Drawer
+from dicache.measuring.slopes_along_run import Taken, uncached
+from dicache.promise.metrics import relative_error
+from dicache.runtime.evidence import guessing
+from dicache.schedules.action_table import FILLS, NEEDS, Table, repaired
+from dicache.schedules.basis import Basis, config_of
+from dicache.sites import Evaluation, Sites
+from dicache.types import Action, Course
+
+
+def _silent(what: str, done: int, total: int) -> None: ...
+
+
+@dataclass(eq=False)
+class Calibration:
+    """Prompts, and how they are drawn. Finders see nothing else. Measurements of it are kept with it."""
+
+    prompts: Sequence[str]
+    steps: int
+    seed: int = 0
+    """Prompt k has the noise of seed + k."""
+    batch: int = 8
+    """Samples drawn at once."""
+    call: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the pipeline (guidance scale, negative prompt, size), as they will be given later."""
+    longest: int = 8
+    """Longest gap, in steps, of the error curves."""
+    tick: Callable[[str, int, int], None] = _silent
+    """Called with what is being measured, how much of it is done, and how much there is."""
+    grounds: dict[tuple[int, str], "Ground"] = field(default_factory=dict, init=False, repr=False)
+    """Never handed on to a copy by `dataclasses.replace`, which may have other prompts or steps."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompts, str) or not len(self.prompts):
+            raise ScheduleError(f"prompts is {self.prompts!r}. Expected a list of one or more prompts.")
+        if self.steps < 2 or self.batch < 1 or self.longest < 1:
+            raise ScheduleError(
+                f"steps={self.steps}, batch={self.batch}, longest={self.longest}: expected 2, 1 and 1 or more."
+            )
+
+    def on(self, pipe: Any, sites: Sites) -> "Ground":  # noqa: ANN401
+        """What is measured of one pipeline and selection of sites; the same object every time."""
+        key = (id(pipe), repr(sites))
+        if key not in self.grounds:
+            self.grounds[key] = Ground(pipe, sites, self)
+        return self.grounds[key]
+
+    @property
+    def digest(self) -> str:
+        return sha256("\n".join(self.prompts).encode()).hexdigest()
+
+
+class Ground:
+    """Raises ScheduleError for sites that no schedule can name, or a pipeline with several denoisers."""
+
+    def __init__(self, pipe: Any, sites: Sites, calibration: Calibration) -> None:  # noqa: ANN401
+        self.pipe, self.sites, self.calibration = pipe, sites, calibration
+        modules = denoisers(pipe)
+        if len(modules) != 1 or isinstance(pipe, nn.Module):
+            raise ScheduleError(f"a schedule needs a pipeline with one denoiser; this {type(pipe).__name__} is none.")
+        (self.denoiser,) = modules.values()
+        try:
+            self.selector = described(sites)
+        except FittedError as error:
+            raise ScheduleError(
+                f"{sites} cannot be scheduled. Use Evaluation(), Spans(), Tail() or Sublayers()."
+            ) from error
+        drawn = (pipe, list(calibration.prompts), calibration.steps, calibration.seed, calibration.call)
+        self.drawer = Drawer(*drawn, images=False)
+        self.known: dict[tuple[Fitted | None, bytes, int], float] = {}
+        """Errors by what corrects (held, so that nothing else takes its identity), table and prompt."""
+        self.prices: dict[Fitted, Basis] = {}
+
+    @property
+    def prompts(self) -> int:
+        return len(self.calibration.prompts)
+
+    @cached_property
+    def _recorded(self) -> tuple[Basis, Course, Curves, Tensor]:
+        return record(self.denoiser, self.drawer, self.sites, self.selector, self.calibration)
+
+    @property
+    def basis(self) -> Basis:
+        return self._recorded[0]
+
+    @property
+    def course(self) -> Course:
+        return self._recorded[1]
+
+    @property
+    def curves(self) -> Curves:
+        return self._recorded[2]
+
+    @property
+    def reference(self) -> Tensor:
+        """The uncached final latents, (P, ...)."""
+        return self._recorded[3]
+
+    @cached_property
+    def taken(self) -> list[Taken]:
+        """The steps of the uncached run of the prompts that are drawn at once."""
+        return uncached(self, range(min(self.prompts, self.calibration.batch)))
+
+    @property
+    def inner(self) -> bool:
+        return type(self.sites) is not Evaluation
+
+    def priced(self, fitted: Fitted | None) -> Basis:
+        """The basis with what these coefficients multiply, which counts as work too."""
+        if fitted is None or not fitted.approximator().multiplies:
+            return self.basis
+        if fitted not in self.prices:
+            self.prices[fitted] = self._priced(fitted)
+        return self.prices[fitted]
+
+    def _priced(self, fitted: Fitted) -> Basis:
+        form = fitted.approximator()
+        config = Config(Interval(1), approximators=(form,), probe=fitted.probe, sites=self.sites)
+        with enable(self.pipe, config=config) as cache:
+            self.drawer.draw([0])
+            booked = cache._session.meter.costs
+        cells = [cell._replace(guess=booked[guessing(form, cell.path)]) for cell in self.basis.cells]
+        return replace(self.basis, cells=tuple(cells))
+
+    def errors(
+        self, tables: Sequence[Table], fitted: Fitted | None = None, *, prompts: int | None = None
+    ) -> np.ndarray:
+        """||x - x_ref|| / ||x_ref|| of every table on every prompt (or the first so many), (N, P); inf where x is not
+        finite.
+        """
+        named = [(done.tobytes(), done) for done in map(repaired, tables)]
+        runs = {(fitted, name, p): done for name, done in named for p in range(prompts or self.prompts)}
+        missing, size = [key for key in runs if key not in self.known], self.calibration.batch
+        for start in range(0, len(missing), size):
+            some = missing[start : start + size]
+            played = self._played([runs[key] for key in some], [p for *_, p in some], fitted)
+            self.known |= dict(zip(some, played, strict=True))
+            self.calibration.tick("schedules", start + len(some), len(missing))
+        return np.array([[self.known[fitted, name, p] for p in range(prompts or self.prompts)] for name, _ in named])
+
+    def remember(self, tables: Sequence[Table], errors: np.ndarray) -> None:
+        """What tables lost when they were measured earlier, (N, P)."""
+        for table, row in zip(tables, errors, strict=True):
+            name = repaired(table).tobytes()
+            self.known |= {(None, name, p): float(error) for p, error in enumerate(row)}
+
+    def _played(self, tables: Sequence[Table], prompts: Sequence[int], fitted: Fitted | None) -> list[float]:
+        """One batch, a table per sample."""
+        with enable(self.pipe, config=config_of(self.basis, np.stack(tables), fitted=fitted)):
+            latents = self.drawer.draw(prompts).latents
+        found = relative_error(latents, self.reference[list(prompts)])
+        return torch.where(found.isfinite(), found, torch.inf).tolist()  # type: ignore[no-any-return]
+
+    @cached_property
+    def sensitivity(self) -> np.ndarray:
+        """(T, S): squared final relative error that one step's stale value leaves, over its own squared relative change
+        (`curves.l2`); 0 for the first step, which cannot be stale. The mean over at most 4 prompts.
+        """
+        steps, sites = self.basis.shape
+        tables = np.zeros((steps - 1, sites, steps, sites), dtype=np.uint8)
+        for t in range(1, steps):
+            tables[t - 1, np.arange(sites), t, np.arange(sites)] = Action.REUSE
+        left = self.errors(list(tables.reshape(-1, steps, sites)), prompts=min(4, self.prompts))
+        change = self.curves.l2[:-1, 0]
+        weight = (left**2).mean(1).reshape(steps - 1, sites) / np.maximum(change**2, 1e-24)
+        return np.concatenate([np.zeros((1, sites)), weight])
+
+    def filled(self, mask: np.ndarray, fill: Action = Action.REUSE) -> Table:
+        """A table from what computes, (T, S) bool: cells that skip get `fill`, or reuse where it needs more values.
+        Raises ScheduleError for a `fill` that puts nothing in the place of a value.
+        """
+        if fill not in FILLS:
+            raise ScheduleError(f"fill is {fill!r}. Expected one of {', '.join(f.name for f in FILLS)}.")
+        mask = mask.copy()
+        mask[0] = True
+        stored = mask.cumsum(0) - mask
+        skipped = np.where(stored >= NEEDS[fill], fill, Action.REUSE)
+        return np.where(mask, Action.COMPUTE, skipped).astype(np.uint8)

@@ -1,0 +1,206 @@
+"""Fitting what fills in along the run that it will be used in. Steps are seen where the scheduler takes them: the
+mixed output that it is given, the latent before and the latent after.
+
+Two runs of the same prompts in one batch:
+
+    uncached     keeps v*_t, x*_t, and the two numbers of x*_{t+1} ~ A_t x*_t + h_t v*_t
+    cached       computes what the table says. At a skipped step t its latent x_t is off by what was skipped before, and
+                 the slopes a, b of v = v_0 + a (v_0 - v_1) + b (e_0 - e_1) are those that bring the next latent nearest
+                 to the uncached one's,
+
+                     min over a, b of  sum over prompts  |A_t (x_t - x*_t) + h_t (v - v*_t)|^2 / |..|^2 at a = b = 0
+
+                 by least squares; v is what the scheduler is then given, and the run goes on.
+
+So every step is fitted on the errors of those before it, and pays back what they left. What the scheduler is given must
+be the denoiser's outputs, mixed and nothing else, once an evaluation: that is checked in the uncached run.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dicache.api import enable
+from dicache.approximators.noise import noise_of
+from dicache.errors import ScheduleError
+from dicache.runtime.run_state import Run
+from dicache.schedules.action_table import Table, computes
+from dicache.schedules.basis import config_of
+from dicache.tensors.norms import relative_change
+from dicache.types import Action
+
+if TYPE_CHECKING:
+    from dicache.measuring.schedule_measurements import Ground
+
+
+class Taken(NamedTuple):
+    """A step of the uncached run."""
+
+    output: Tensor
+    """v*, (P, ...)."""
+    before: Tensor
+    """x*, (P, ...)."""
+    carries: float
+    """A."""
+    adds: float
+    """h."""
+
+
+class Slopes(NamedTuple):
+    """Of every step, and the two computed steps that they were fitted with, -1 for none; (T,) float32 each."""
+
+    a: Tensor
+    b: Tensor
+    newest: Tensor
+    before: Tensor
+
+
+class Along(NamedTuple):
+    """What the cached run gave."""
+
+    slopes: Slopes
+    latents: Tensor
+    """The final ones, (P, ...)."""
+    guidance: float
+    """Weight of the strongest branch."""
+
+
+CLOSE = 0.05
+"""How far what the scheduler is given may be from the outputs mixed, relative: half precision rounds."""
+Step = Callable[[Run, Tensor, Tensor], Tensor]
+"""The run, the output that the scheduler is given and the latent; what it is given instead."""
+
+
+def uncached(ground: "Ground", prompts: range) -> list[Taken]:
+    """The steps of a run of these prompts that computes everything. Raises ScheduleError where a scheduler is given
+    anything but the denoiser's outputs, mixed.
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(run: Run, output: Tensor, latent: Tensor) -> Tensor:
+        truth = _own(run.guided.truth, output) if run.guided.complete and run.guided.truth is not None else None
+        if truth is not None and (truth.shape != output.shape or _far(output, truth)):
+            raise _changed(ground)
+        seen.append((output.clone(), latent.clone()))
+        return output
+
+    _, last = _drawn(ground, prompts, [True] * len(ground.basis.sigmas), keep)
+    after = [latent for _, latent in seen[1:]] + [last]
+    return [Taken(v, x, *_solved([x, v], y)) for (v, x), y in zip(seen, after, strict=True)]
+
+
+def _far(given: Tensor, made: Tensor) -> bool:
+    return bool((relative_change(made.float(), given.float()) > CLOSE).any())
+
+
+def _own(seen: Tensor, latent: Tensor) -> Tensor:
+    """What the denoiser saw or gave, without the tokens of pictures to go by, (P, N, C), that a pipeline appends to the
+    latent and takes off the output again.
+    """
+    appended = seen.ndim == 3 and seen.shape[::2] == latent.shape[::2] and seen.shape[1] > latent.shape[1]
+    return seen[:, : latent.shape[1]] if appended else seen
+
+
+def _changed(ground: "Ground") -> ScheduleError:
+    return ScheduleError(
+        f"{type(ground.pipe).__name__} changes outputs between its denoiser and its scheduler, or takes its steps "
+        "otherwise: slopes cannot be fitted along its runs. Use another finder, such as law."
+    )
+
+
+def along(ground: "Ground", prompts: range, taken: list[Taken], table: Table, ridge: float) -> Along:
+    """The slopes of a table of one site, (T, 1)."""
+    fitter = _Fitter(computes(table)[:, 0].tolist(), taken, ridge)
+    latents, _ = _drawn(ground, prompts, fitter.computed, fitter)
+    columns = (column.contiguous() for column in torch.tensor(fitter.found).T)
+    return Along(Slopes(*columns), latents, fitter.guidance)
+
+
+class _Fitter:
+    def __init__(self, computed: list[bool], taken: list[Taken], ridge: float) -> None:
+        self.computed, self.taken, self.ridge = computed, taken, ridge
+        self.past: list[tuple[int, Tensor, Tensor]] = []
+        """Step, output and noise of the computed steps, newest first."""
+        self.found: list[list[float]] = []
+        self.guidance = 1.0
+
+    def __call__(self, run: Run, output: Tensor, latent: Tensor) -> Tensor:
+        t, strength = run.step.index, run.guided.strength
+        self.guidance = self.guidance if strength is None else float(strength.mean())
+        if self.computed[t]:
+            seen = _own(run.latent[: len(latent)], latent)
+            self.past = [(t, output.clone(), noise_of(seen, output, run.step.noise)), *self.past[:1]]
+            self.found.append([0.0, 0.0, -1.0, -1.0])
+            return output
+        if len(self.past) < 2:
+            self.found.append([0.0, 0.0, -1.0, -1.0])
+            return self.past[0][1].clone()
+        (newest, held, noise), (before, other, older) = self.past
+        slopes, step = [held - other, noise - older], self.taken[t]
+        miss = step.carries * (step.before - latent) + step.adds * (step.output - held)
+        a, b = _solved([step.adds * slope for slope in slopes], miss, self.ridge, each=True)
+        self.found.append([a, b, newest, before])
+        return held + a * slopes[0] + b * slopes[1]
+
+
+def _solved(terms: list[Tensor], wanted: Tensor, ridge: float = 0.0, *, each: bool = False) -> tuple[float, float]:
+    """c of least |wanted - sum c_k terms_k|^2 over all samples, (P, ...), `each` weighted by 1 / |wanted|^2 of its own;
+    `ridge` in units of the terms' mean squares.
+    """
+    rows = [t.double().flatten(1) for t in (*terms, wanted)]
+    moments = torch.stack([torch.stack([(p * q).sum(1) for q in rows]) for p in rows])
+    own = moments[-1, -1]
+    mean = (moments / torch.where(own > 0, own, torch.inf) if each else moments).sum(-1).cpu()
+    square = mean[:-1, :-1] + ridge * mean[:-1, :-1].diagonal().diag()
+    found: list[float] = torch.linalg.pinv(square, hermitian=True).mv(mean[:-1, -1]).tolist()
+    return found[0], found[1]
+
+
+def _drawn(ground: "Ground", prompts: range, computed: list[bool], step: Step) -> tuple[Tensor, Tensor]:
+    """The final latents of a run in which the scheduler is given what `step` says, and as the scheduler left them."""
+    table = torch.where(torch.tensor(computed), int(Action.COMPUTE), int(Action.REUSE)).to(torch.uint8).numpy()
+    with enable(ground.pipe, config=config_of(ground.basis, table[None, :, None])) as cache:
+        left: list[Tensor] = []
+
+        def seen(output: Tensor, latent: Tensor) -> Tensor:
+            run = cache._session.run
+            if run is None or output.shape != latent.shape or run.step.index != len(left):
+                raise _changed(ground)
+            return step(run, output, latent)
+
+        with _stepping(ground.pipe.scheduler, seen, left.append):
+            latents = ground.drawer.draw(prompts).latents
+    if len(left) != len(computed):
+        raise _changed(ground)
+    return latents, left[-1]
+
+
+@contextmanager
+def _stepping(
+    scheduler: Any,  # noqa: ANN401
+    seen: Callable[[Tensor, Tensor], Tensor],
+    left: Callable[[Tensor], None],
+) -> Iterator[None]:
+    """While it lasts, the scheduler takes its steps with what `seen` makes of its output and latent, and `left` is told
+    the latent after each.
+    """
+    inner, own = scheduler.step, "step" in vars(scheduler)
+
+    @functools.wraps(inner)  # pipelines look at its signature
+    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        result = inner(seen(model_output, sample), timestep, sample, *args, **kwargs)
+        left(result[0] if isinstance(result, tuple) else result.prev_sample)
+        return result
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        if own:
+            scheduler.step = inner
+        else:
+            del scheduler.step

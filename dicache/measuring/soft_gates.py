@@ -1,0 +1,151 @@
+"""The differentiable stand-in for a schedule that Learning-to-Cache trains on: every site hands on a mixture of what it
+gives now and what it gave at the full step before,
+
+    o~ = beta f(h~) + (1 - beta) C
+
+where h~ is what reaches it through the sites before, mixed too, and C comes from a step that computed everything. For
+blocks it is what they add that is mixed.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dicache.errors import ScheduleError
+from dicache.tensors.block_output import Form, form_of
+from dicache.tensors.tree import Tree, map_tensors, tensors
+from dicache.types import Site
+
+
+class Call(NamedTuple):
+    """One call of a denoiser."""
+
+    args: tuple[Tree, ...]
+    kwargs: Mapping[str, Tree]
+
+    def run(self, denoiser: nn.Module) -> Tensor:
+        """The first tensor of what it returns, (R, ...)."""
+        return tensors(denoiser(*self.args, **self.kwargs))[0]
+
+
+class Recorded(NamedTuple):
+    """The denoiser's calls on a run of the calibration prompts."""
+
+    calls: list[list[Call]]
+    """By step, one per call of the step."""
+    mixture: list[list[float]]
+    """The weight of every branch in the guided output, by call and chunk; 1 where that is not known."""
+    coefficients: tuple[float, ...]
+    """How much of the output each step adds to the latent."""
+    sites: tuple[Site, ...]
+
+
+class Branch(NamedTuple):
+    """One call of a step that may reuse."""
+
+    call: Call
+    truth: Tensor
+    """What it gives with everything computed."""
+    held: Mapping[int, list[Tensor]]
+    """What every site gave at the step before, by its place."""
+    weights: list[float]
+    """Of its chunks in the guided output."""
+
+
+class Gates:
+    """Hooks on the modules of sites, while the context lasts; nothing else of the model is touched, and its parameters
+    take no gradients. Raises ScheduleError for sites of several modules.
+    """
+
+    def __init__(self, denoiser: nn.Module, sites: Sequence[Site]) -> None:
+        self.denoiser, self.sites = denoiser, sites
+        if any(len(site.parts) != 1 for site in sites if not site.whole):
+            raise ScheduleError(
+                "a router is trained for sites of one module each: Evaluation(), Spans(1), Sublayers()."
+            )
+        self.held: dict[int, list[Tensor]] = {}
+        self.forms: dict[int, Form] = {}
+        self.beta: Tensor | None = None
+        self.handles: list[Any] = []
+        self.learning: list[nn.Parameter] = []
+
+    def __enter__(self) -> "Gates":
+        self.learning = [p for p in self.denoiser.parameters() if p.requires_grad]
+        for parameter in self.learning:
+            parameter.requires_grad_(False)
+        for place, site in enumerate(self.sites):
+            module = self.denoiser if site.whole else self.denoiser.get_submodule(site.parts[0])
+            self.handles.append(module.register_forward_hook(self._hook(place, site), with_kwargs=True))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self.handles:
+            handle.remove()
+        for parameter in self.learning:
+            parameter.requires_grad_(True)
+        self.handles, self.held = [], {}
+
+    def pair(self, runs: Recorded, step: int) -> list[Branch]:
+        """All calls of a step, with what the step before left."""
+        found = []
+        for before, now, weights in zip(runs.calls[step - 1], runs.calls[step], runs.mixture, strict=True):
+            truth = self._full(now)
+            self._full(before)
+            found.append(Branch(now, truth, self.held, weights))
+        return found
+
+    def _full(self, call: Call) -> Tensor:
+        """Compute everything, and hold what every site gave."""
+        self.beta, self.held = None, {}
+        with torch.no_grad():
+            return call.run(self.denoiser)
+
+    def mixed(self, branch: Branch, beta: Tensor) -> Tensor:
+        """Compute with every site mixed, `beta`, (S,), with what is held."""
+        self.beta, self.held = beta, dict(branch.held)
+        return branch.call.run(self.denoiser)
+
+    def _hook(self, place: int, site: Site) -> Any:  # noqa: ANN401
+        def after(module: nn.Module, args: Tree, kwargs: Tree, output: Tree) -> Tree:
+            inputs = tensors((args, kwargs))
+            if self.beta is None:
+                self._hold(place, site, inputs, output)
+                return output
+            beta, held = self.beta[place], iter(self.held[place])
+            bases = iter(self.forms[place].bases)
+
+            def mix(now: Tensor) -> Tensor:
+                base, then = next(bases), next(held)
+                before = then if base is None or not self.forms[place].added else inputs[base] + then
+                return beta.to(now.dtype) * now + (1 - beta).to(now.dtype) * before
+
+            return _mapped(mix, output)
+
+        return after
+
+    def _hold(self, place: int, site: Site, inputs: list[Tensor], output: Tree) -> None:
+        found = tensors(output)
+        if place not in self.forms:
+            form = form_of(
+                inputs, [t._version for t in inputs], output, found[0].shape[0], site.added and not site.whole
+            )
+            if form is None:
+                raise ScheduleError(f"{site.path} cannot be mixed: what it gives has not the batch on its first axis.")
+            self.forms[place] = form
+        form = self.forms[place]
+        self.held[place] = [
+            t - inputs[base] if form.added and base is not None else t.clone()
+            for t, base in zip(found, form.bases, strict=True)
+        ]
+
+
+def _mapped(function: Any, output: Tree) -> Tree:  # noqa: ANN401
+    """The same kind of object with its tensors replaced."""
+    if hasattr(output, "to_tuple"):
+        return type(output)(**{key: map_tensors(function, value) for key, value in output.items()})
+    return map_tensors(function, output)

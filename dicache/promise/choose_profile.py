@@ -1,0 +1,126 @@
+"""The profiles a run may be calibrated by, and which of them fits it. Only the run itself shows its steps, its
+scheduler and its guidance, so the choice is made there.
+
+named      by the user: a run that it does not fit is an error that says in what
+found      shipped with the package or saved before, of this very model: taken where one fits, else there is none
+nearest    the one with the nearest course is taken for any run of this model, and nothing is promised any more
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from dicache.errors import ProfileError
+from dicache.models.conditioning import Prints
+from dicache.promise.profile import Profile, load_profile
+from dicache.promise.resample_profile import resampled
+from dicache.types import Course
+
+SHIPPED = Path(__file__).parents[1] / "profiles"
+HOW_TO = "Make one with dicache.calibrate(pipe, prompts, steps=...).save('mine.json') and pass profile='mine.json'"
+
+
+@dataclass(frozen=True, eq=False)
+class Shelf:
+    profiles: tuple[Profile, ...]
+    kind: Literal["named", "found", "nearest"] = "found"
+
+    def fitting(
+        self,
+        course: Course | None,
+        guidance: float | None,
+        weaker: Callable[[], Prints | None] = lambda: None,
+        *,
+        needed: bool,
+    ) -> Profile | None:
+        """The profile for this run; None if none fits or `guidance` is not known yet. `weaker` tells what the weaker
+        branches of guidance are conditioned by.
+
+        Raises ProfileError where none fits but was named or is `needed`. Other negative prompts are an error there too,
+        and so are those of several profiles in one batch: no sample is decided by its mates'.
+        """
+        if course is None or not course.balances:
+            self._refuse("the course of a hand-written loop or of an unknown scheduler is not known", needed)
+            return None
+        reasons = [profile.differs(course, guidance) for profile in self.profiles]
+        fits = [p for p, reason in zip(self.profiles, reasons, strict=True) if reason is None]
+        if fits:
+            strict = self.kind == "named" or needed
+            return None if guidance is None else self._conditioned(fits, weaker) if strict else fits[0]
+        if self.kind == "nearest" and self.profiles:
+            return None if guidance is None else _moved(self._nearest(course, guidance), course, guidance)
+        told = [f"{p.name!r} differs in {r}" for p, r in zip(self.profiles, reasons, strict=True)]
+        self._refuse("; ".join(told) or "there is none of this model", needed)
+        return None
+
+    def _conditioned(self, fits: Sequence[Profile], weaker: Callable[[], Prints | None]) -> Profile:
+        """The first that has every sample's negative prompt."""
+        prints = weaker() if any(profile.facts.weaker for profile in fits) else None
+        if prints is None:
+            return fits[0]
+        rows = torch.stack(torch.broadcast_tensors(*(profile.conditioned(prints) for profile in fits)))
+        if not rows.any(0).all():
+            others = (~rows.any(0)).nonzero().flatten().tolist()
+            which = "every sample" if len(others) == rows.shape[1] else f"samples {', '.join(map(str, others))}"
+            self._refuse(f"{fits[0].name!r} differs in negative prompt: that of {which} is another", True)
+        chosen = set(rows.int().argmax(0).tolist())
+        if len(chosen) > 1:
+            raise ProfileError("one batch has negative prompts of several profiles. Draw them apart.")
+        return fits[chosen.pop()]
+
+    def _refuse(self, why: str, needed: bool) -> None:
+        if self.kind == "named" or needed:
+            raise ProfileError(
+                f"no profile fits this run: {why}. {HOW_TO}, or drop the promise with profile='nearest'."
+            )
+
+    def _nearest(self, course: Course, guidance: float) -> Profile:
+        def apart(profile: Profile) -> float:
+            facts = profile.facts
+            steps, scale = len(course.sigmas) / facts.steps, guidance / facts.guidance
+            grids = np.interp(np.linspace(0, 1, 9), np.linspace(0, 1, facts.steps), facts.sigmas)
+            here = np.interp(np.linspace(0, 1, 9), np.linspace(0, 1, len(course.sigmas)), course.sigmas)
+            return abs(math.log(steps)) + abs(math.log(scale)) + float(np.abs(grids - here).max() / max(facts.sigmas))
+
+        return min(self.profiles, key=apart)
+
+
+@lru_cache(maxsize=16)
+def _moved(profile: Profile, course: Course, guidance: float) -> Profile:
+    return resampled(profile, course, round(guidance, 3))
+
+
+def shipped(model: str) -> tuple[Profile, ...]:
+    """The profiles of this model that come with the package."""
+    return tuple(profile for profile in _all_shipped() if profile.facts.model == model)
+
+
+def may_have_shipped(outline: str) -> bool:
+    """Whether a model of this outline (`dicache.models.identity`) may have one: no other needs its weights read."""
+    return any(profile.facts.model.startswith(outline) for profile in _all_shipped())
+
+
+@lru_cache(maxsize=1)
+def _all_shipped() -> tuple[Profile, ...]:
+    return tuple(load_profile(path) for path in sorted(SHIPPED.glob("*.json")))
+
+
+def shelf_for(model: str, profile: "str | Path | Profile | Sequence[str | Path | Profile] | None") -> Shelf:
+    """What `enable(profile=...)` means for a model. Raises ProfileError for one of another model, or a damaged one."""
+    if profile is None or profile == "nearest":
+        return Shelf(shipped(model), "found" if profile is None else "nearest")
+    given = [profile] if isinstance(profile, str | Path | Profile) else list(profile)
+    nearest = "nearest" in given
+    loaded = tuple(p if isinstance(p, Profile) else load_profile(p) for p in given if p != "nearest")
+    for one in loaded:
+        if one.facts.model != model:
+            raise ProfileError(
+                f"the profile {one.name!r} is of another model: {one.facts.model}, this is {model}. {HOW_TO}."
+            )
+    return Shelf(loaded, "nearest" if nearest else "named")

@@ -1,0 +1,142 @@
+"""Spend the internal budget that a profile's tests stand for (`dicache.promise.learn_then_test`), by the prices that
+they were planned with: `Planned` with its law, or with the profile's own prices (`dicache.promise.profile_plan`).
+
+Per sample and online: the amplitude that the estimator learned scales every price; at each computed step the sample
+takes the way with the fewest computed steps that what is left allows. So a unit of error goes where it saves most work
+(the way's value is the shadow price, at which all its gaps are equally worth their error), not to the first who asks.
+
+Where no profile fits, this is `Planned` with its law, on the budget as it was asked for; where one is needed, an error
+that says how to make one.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+from dicache.controllers.base import Controller
+from dicache.controllers.planned import Planned, Way, cautious
+from dicache.planning.budget import Budget, per_sample, validate
+from dicache.promise.choose_profile import Shelf
+from dicache.promise.profile import Profile
+from dicache.promise.profile_plan import MeasuredPlan
+from dicache.types import LATENT, Decision, Quote, Rows, Step, Wanted
+
+
+class Aim(Protocol):
+    """What the user asked for."""
+
+    needed: bool
+    """Whether a run without a fitting profile is an error."""
+
+    def fallback(self) -> Controller[Way]:
+        """What decides without a profile."""
+
+    def levels(self, profile: Profile, samples: int) -> Rows:
+        """The internal budgets, (B,) float64."""
+
+
+@dataclass(frozen=True)
+class Keep(Aim):
+    """A budget, one for all or one per sample; with a confidence it is a promise."""
+
+    wanted: tuple[Wanted, ...]
+    one: bool
+    """Whether it is one for all samples."""
+    confidence: float | None = None
+
+    @property
+    def needed(self) -> bool:  # type: ignore[override]
+        return self.confidence is not None or any(wanted.metric != LATENT for wanted in self.wanted)
+
+    @property
+    def budget(self) -> Budget | None:
+        """In units of the latent; None where another metric was asked for."""
+        if any(wanted.metric != LATENT for wanted in self.wanted):
+            return None
+        return self.wanted[0].bound if self.one else tuple(wanted.bound for wanted in self.wanted)
+
+    def fallback(self) -> Controller[Way]:
+        return cautious(0.0 if self.budget is None else self.budget)
+
+    def levels(self, profile: Profile, samples: int) -> Rows:
+        found = {wanted: profile.level(wanted, self.confidence) for wanted in self.wanted}
+        each = tuple(found[wanted] for wanted in self.wanted)
+        return per_sample(each[0] if self.one else each, samples)
+
+
+@dataclass(frozen=True)
+class Level(Aim):
+    """Internal budgets as they are: what calibration tests."""
+
+    level: float
+    needed: bool = True
+
+    def fallback(self) -> Controller[Way]:
+        return Planned(self.level)
+
+    def levels(self, profile: Profile, samples: int) -> Rows:
+        return per_sample(self.level, samples)
+
+
+class Chosen(NamedTuple):
+    profile: Profile | None
+    way: Way
+
+
+@dataclass(frozen=True)
+class Promised(Controller[Chosen]):
+    shelf: Shelf
+    aim: Aim
+    inner: Controller[Way] = field(init=False)
+    """What decides without a profile."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inner", self.aim.fallback())
+
+    def init(self, samples: int) -> Chosen:
+        return Chosen(None, self.inner.init(samples))
+
+    def decide(self, quote: Quote, step: Step, state: Chosen) -> tuple[Decision, Chosen]:
+        guidance = None if quote.guidance is None else float(quote.guidance.median())
+        profile = self.shelf.fitting(step.course, guidance, quote.weaker, needed=self.aim.needed)
+        way = state.way
+        if profile is None:
+            held = state.profile if guidance is None else None
+            if held is not state.profile:  # guidance changed half-way: the budget is again what was asked for
+                asked = self.inner.init(len(quote.cost)).account.budget
+                way = way._replace(account=way.account._replace(budget=asked))
+            decision, way = self.inner.decide(quote, step, way)
+            return decision, Chosen(held, way)
+        if profile is not state.profile:
+            way = way._replace(account=way.account._replace(budget=self.aim.levels(profile, len(quote.cost))))
+        if profile.facts.prices == "law":
+            decision, way = Planned(0.0).decide(quote, step, way)
+        else:
+            decision, way = Planned(0.0).follow(measured(profile), quote, step, way)
+        return decision, Chosen(profile, way)
+
+    def settle(self, ratio: Rows, computed: Rows, state: Chosen) -> Chosen:
+        if state.profile is None:
+            return state._replace(way=self.inner.settle(ratio, computed, state.way))
+        return state._replace(way=Planned(0.0).settle(ratio, computed, state.way))
+
+
+@lru_cache(maxsize=16)
+def measured(profile: Profile) -> MeasuredPlan:
+    return MeasuredPlan(profile)
+
+
+def keep(error_budget: Any, confidence: float | None = None) -> Keep:  # noqa: ANN401
+    """The aim of a budget: a number, a `Wanted` (such as `dicache.Psnr(30)`), or one of them per sample.
+
+    Raises BudgetError for anything else.
+    """
+    if isinstance(error_budget, Wanted):
+        return Keep((error_budget,), True, confidence)
+    if isinstance(error_budget, list | tuple) and any(isinstance(entry, Wanted) for entry in error_budget):
+        entries = (keep(entry).wanted[0] for entry in error_budget)
+        return Keep(tuple(entries), False, confidence)
+    budget = validate(error_budget)
+    one = isinstance(budget, float)
+    bounds = (budget,) if isinstance(budget, float) else budget
+    return Keep(tuple(Wanted(LATENT, bound) for bound in bounds), one, confidence)

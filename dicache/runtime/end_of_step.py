@@ -1,0 +1,110 @@
+"""A step is over: learn from what was computed, and note down what happened."""
+
+import torch
+from torch import Tensor
+
+from dicache.config import Config
+from dicache.errors import UnsupportedModelError
+from dicache.runtime.decide import judge, realised
+from dicache.runtime.evidence import nothing
+from dicache.runtime.guidance import samples_of
+from dicache.runtime.run_state import Place, Run
+from dicache.runtime.trace import Record
+from dicache.types import Grid, Rows
+
+
+def close(config: Config, run: Run, after: Tensor | None) -> None:
+    """`after` is the next step's latent, if there is one."""
+    if run.samples == 0:
+        samples = _samples(run, after)
+        controllers = [place.rule.init(samples) for place in run.places]
+        run.samples = samples
+        for place, controller in zip(run.places, controllers, strict=True):
+            place.controller = controller
+        _forget(config, run)
+    errors = _errors(config, run)
+    for place, error in zip(run.places, errors, strict=True):
+        _learn(config, run, place, error)
+    run.records.append(_record(run, errors))
+    if run.guided.changed:
+        _forget(config, run)
+    elif run.guided.mixture is None and after is not None:
+        run.guided = run.guided.fitted(run.latent[: run.samples], after[: run.samples])
+
+
+def _samples(run: Run, after: Tensor | None) -> int:
+    outputs = list(run.guided.outputs.values())
+    samples = samples_of([run.latent] if after is None else [run.latent, after], outputs)
+    if not samples:
+        counts = ", ".join(str(output.shape[0]) for output in outputs)
+        raise UnsupportedModelError(
+            f"one step called the denoiser with {counts} rows, which are not branches of the same samples. "
+            "Expected every call of a step to hold every sample once, or a whole number of times."
+        )
+    return samples
+
+
+def _errors(config: Config, run: Run) -> list[Grid]:
+    """What every approximator would have been wrong by at every site, (B, A) each; nan where that is not known. The
+    host waits for the device here.
+    """
+    forms = len(config.approximators)
+    for place in run.places:
+        if place.judgement is None:  # nobody had to decide
+            judge(config, run, place, nothing(config, run))
+    unknown = [torch.full((run.samples, forms), torch.nan, dtype=torch.float64) for _ in run.places]
+    computed = torch.stack([place.judgement.computed for place in run.places if place.judgement]).any(0)
+    if not run.guided.complete or not bool(computed.any()):
+        return unknown
+    measured, scale = run.guided.measure(run.latent[: run.samples], run.step.clean, forms)
+    run.scale = scale if run.scale is None else torch.where(computed, scale, run.scale)
+    if run.places[0].site.whole:
+        run.places[0].value = run.guided.truth
+        return [measured]
+    known = [place for place in run.places if place.sums is not None]
+    if not known:
+        return unknown
+    sums = torch.stack([place.sums for place in known if place.sums is not None]).double().cpu()
+    found = {id(place): realised(place, grid, forms) for place, grid in zip(known, sums, strict=True)}
+    return [found.get(id(place), none) for place, none in zip(run.places, unknown, strict=True)]
+
+
+def _learn(config: Config, run: Run, place: Place, errors: Grid) -> None:
+    judged = place.judgement
+    assert judged is not None
+    evidence = judged.evidence._replace(output=place.value)
+    ratio = (errors / judged.predicted).gather(1, judged.best[:, None])[:, 0]
+    place.controller = place.rule.settle(ratio, judged.computed, place.controller)
+    if place.depth != 0:
+        place.estimator = config.estimator.observe(errors, evidence, judged.computed, place.estimator)
+
+
+def _forget(config: Config, run: Run) -> None:
+    """The branches are not those that were learned about: nothing is known of the errors of their mixture."""
+    run.guided.mixture, run.scale = None, None
+    for place in run.places:
+        place.estimator, place.share = config.estimator.init(run.samples, len(config.approximators)), None
+
+
+def _record(run: Run, errors: list[Grid]) -> Record:
+    """Of several sites the worst prediction and error; what was spent adds up in squares."""
+    judged = [place.judgement for place in run.places if place.judgement is not None]
+    chosen = [error.gather(1, j.best[:, None])[:, 0] for error, j in zip(errors, judged, strict=True)]
+    real = torch.stack([torch.where(j.computed, e, torch.nan) for e, j in zip(chosen, judged, strict=True)], dim=1)
+    spent = torch.stack([j.decision.spent for j in judged], dim=1)
+    return Record(
+        index=run.step.index,
+        sigma=run.step.sigma,
+        branches=tuple(run.guided.outputs),
+        action=torch.cat([j.decision.action for j in judged], dim=1),
+        reason=torch.cat([j.decision.reason for j in judged], dim=1),
+        predicted=torch.stack([j.predicted.min(1).values for j in judged], dim=1).amax(1),
+        realised=_worst(real),
+        spent=spent[:, 0] if len(judged) == 1 else spent.square().sum(1).sqrt(),
+    )
+
+
+def _worst(errors: Grid) -> Rows:
+    """(B, S) to (B,): the largest that is known."""
+    worst = errors.nan_to_num(-torch.inf, torch.inf).amax(1)
+    return torch.where(worst == -torch.inf, torch.nan, worst)

@@ -1,0 +1,87 @@
+"""Running one hooked module of the denoiser: for all rows, for some, or for none. Every way is counted."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dicache.tensors.mac_meter import Meter
+from dicache.tensors.tree import Tree, scatter, stand_in, take, tensors
+from dicache.types import Rows
+
+
+class Which(NamedTuple):
+    """The rows of a call that compute."""
+
+    rows: int
+    computed: Rows | None = None
+    """(R,) bool on the host where some row skips, None while all rows compute."""
+    some: Tensor | None = None
+    """Their indices, on the device, where some compute and some do not."""
+    gathered: bool = True
+    """Whether parts may run for some rows; else they run for all where some compute."""
+
+    @property
+    def none(self) -> bool:
+        return self.computed is not None and self.some is None
+
+    def of(self, computed: Rows | None, device: torch.device) -> "Which":
+        """The same call with these rows, (R,) bool."""
+        if computed is None or bool(computed.all()):
+            return Which(self.rows, gathered=self.gathered)
+        some = computed.nonzero().flatten().to(device) if bool(computed.any()) else None
+        return Which(self.rows, computed, some, self.gathered)
+
+
+class Part(NamedTuple):
+    """One call of a hooked module."""
+
+    path: str
+    module: nn.Module
+    forward: Callable[..., Tree]
+    """The module's own, inside what others have put around it."""
+    args: tuple[Tree, ...]
+    kwargs: Mapping[str, Tree]
+
+    def run(self) -> Tree:
+        return self.forward(*self.args, **self.kwargs)
+
+    def run_for(self, chosen: Which, meter: Meter, shapes: Tree, *, inside: bool = False) -> Tree:
+        """Its output: zeros in rows that skip, something shaped like `shapes` where all do. `inside`: it belongs to
+        another part, whose cost holds its own.
+        """
+        known = self.path in meter.costs
+        if known and chosen.none:
+            meter.ran(self.path, False, inside=inside)
+            return stand_in(shapes, self.args, self.kwargs)
+        if not known or chosen.some is None or not chosen.gathered or not self.batched(chosen.rows):
+            output = meter.counted(self.path, self.run)
+            meter.ran(self.path, inside=inside)
+            return output
+        assert chosen.computed is not None
+        meter.ran(self.path, chosen.computed, inside=inside)
+        names = _names(type(self.module).forward)[: len(self.args)]
+        args, kwargs = take(self.args, self.kwargs, chosen.some, chosen.rows, names)
+        return scatter(self.forward(*args, **kwargs), chosen.some, chosen.rows)
+
+    def batched(self, rows: int) -> bool:
+        """Whether its main input has the rows on its first axis. Where a model folds frames into the batch, its blocks
+        run for all rows or none.
+        """
+        return stream((self.args, self.kwargs)).shape[0] == rows
+
+
+def stream(tree: Tree) -> Tensor:
+    """The picture's stream among a block's tensors: the largest."""
+    return max(tensors(tree), key=Tensor.numel)
+
+
+@cache
+def _names(forward: Callable[..., Tree]) -> tuple[str, ...]:
+    """Of the arguments that a class's forward takes by position."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    taken = inspect.signature(forward).parameters.values()
+    return tuple(parameter.name for parameter in taken if parameter.kind in kinds)[1:]

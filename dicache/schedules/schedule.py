@@ -1,0 +1,181 @@
+"""A schedule: a table of actions found before the run, with all that says where it holds and what it costs.
+
+    Schedule     one table, for one model, scheduler and step count
+    ParetoSet    several tables of one search, from expensive and exact to cheap and coarse
+
+A schedule runs through the same session, sites and approximators as online decisions do; only who decides is another
+(`dicache.schedules.follow`). What it executes is known before it runs, to the MAC (`dicache.schedules.action_table`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from dicache.approximators.fitted.coefficients import Fitted
+from dicache.config import Config
+from dicache.errors import ScheduleError
+from dicache.models.family import Family
+from dicache.models.find_blocks import family_of, find
+from dicache.models.identity import identity
+from dicache.schedules.action_table import LETTERS, Table, macs, repaired
+from dicache.schedules.basis import Basis, Dynamic, config_of
+from dicache.types import Action
+
+
+class Found(NamedTuple):
+    """Who made a schedule, and from what. For people: nothing depends on it."""
+
+    finder: str
+    arguments: Mapping[str, Any]
+    """Strings and numbers."""
+    seed: int
+    prompts: int
+    """How many calibration prompts."""
+    digest: str
+    """SHA-256 of them, hexadecimal."""
+    version: str
+    """Of dicache."""
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """`table`, (T, S) uint8 of `dicache.types.Action`. Raises ScheduleError for a table of another shape or of other
+    values, one whose first step does not compute, one that needs what is not given, or an error that is no number.
+    """
+
+    basis: Basis
+    table: Table
+    found: Found
+    error: float | None = None
+    """Relative L2 error of the final latent, the mean over the calibration prompts; None where it was not measured."""
+    dynamic: Dynamic | None = None
+    fitted: Fitted | None = None
+    """What cells marked `*` are corrected with."""
+    resample: bool = field(default=False)
+    """Whether runs with other steps are allowed; no part of the file."""
+
+    def __post_init__(self) -> None:
+        if self.table.shape != self.basis.shape or self.table.dtype != np.uint8:
+            raise ScheduleError(f"a table of {self.table.shape} was given. Expected {self.basis.shape}: steps, sites.")
+        if not np.isin(self.table, list(LETTERS.values())).all():
+            raise ScheduleError(f"a table holds what is no action of a schedule. Those are {' '.join(LETTERS)}.")
+        if self.error is not None and not 0 <= self.error < np.inf:
+            raise ScheduleError(f"the error is {self.error!r}. Expected a finite number from 0 on, or None.")
+        if (self.table[0] != Action.COMPUTE).any():
+            raise ScheduleError("the first step does not compute everywhere: nothing is stored before it.")
+        if (self.table == Action.DYNAMIC).any() != (self.dynamic is not None):
+            raise ScheduleError("cells that are decided in the run (?) need `dynamic`, and only they do.")
+        if (self.table == Action.CORRECT).any() and self.fitted is None:
+            raise ScheduleError("cells that are corrected (*) need fitted coefficients: dicache.fit.")
+
+    @property
+    def steps(self) -> int:
+        return len(self.table)
+
+    @property
+    def macs(self) -> float:
+        """What one sample executes; the most it can, where cells are open."""
+        return float(macs(self.table, self.basis.costs))
+
+    @property
+    def least_macs(self) -> float:
+        """The least it can."""
+        return float(macs(self.table, self.basis.costs, least=True))
+
+    @property
+    def work(self) -> float:
+        """Executed over uncached MACs."""
+        return self.macs / self.basis.uncached
+
+    @property
+    def done(self) -> Table:
+        """The table with what cannot be done computed instead (`dicache.schedules.action_table`)."""
+        return repaired(self.table)
+
+    def resampled(self) -> "Schedule":
+        """The same, allowed on runs with other steps: each takes the row whose time is nearest. Its cost and error were
+        not predicted for them.
+        """
+        return replace(self, resample=True)
+
+    def config(self, denoiser: nn.Module, family: Family | None = None) -> Config:
+        """To run it with; `family` as in `enable`. Raises ScheduleError for another model or other sites."""
+        here = identity(denoiser)
+        if here != self.basis.model:
+            raise ScheduleError(
+                f"the schedule is of another model: {self.basis.model}, this is {here}. Find one for this model."
+            )
+        blocks = find(denoiser, family_of(denoiser, family)).blocks
+        paths = [site.path for site in self.basis.sites.select(blocks, 0)]
+        if paths != [cell.path for cell in self.basis.cells]:
+            raise ScheduleError("the schedule's sites are not those that its selector finds in this model.")
+        return config_of(self.basis, self.table[None], self.dynamic, self.fitted, resample=self.resample)
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, and fitted coefficients beside it. Raises ScheduleError where that is impossible."""
+        from dicache.schedules.schedule_file import save
+
+        save([self], Path(path), several=False)
+
+    @staticmethod
+    def load(path: str | Path) -> "Schedule":
+        """Read what `save` wrote. Raises ScheduleError, whatever is wrong with the file."""
+        from dicache.schedules.schedule_file import load
+
+        return load(Path(path), several=False)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class ParetoSet:
+    """Schedules of one search, from much work to little. Raises ScheduleError if there are none."""
+
+    members: tuple[Schedule, ...]
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise ScheduleError("a set of schedules is empty. Expected one or more.")
+        object.__setattr__(self, "members", tuple(sorted(self.members, key=lambda s: -s.work)))
+
+    def at(self, cost: float) -> Schedule:
+        """The most exact one that executes at most this share of the uncached MACs. Raises ScheduleError if none
+        does.
+        """
+        fitting = [s for s in self.members if s.work <= cost + 1e-9]
+        if not fitting:
+            least = self.members[-1].work
+            raise ScheduleError(f"no schedule executes {cost:g} of the work or less. The least is {least:.3f}.")
+        return min(fitting, key=lambda s: (np.inf if s.error is None else s.error, -s.work))
+
+    def within(self, budget: float) -> Schedule:
+        """The cheapest one whose error on the calibration prompts was at most `budget`. Raises ScheduleError if none
+        is.
+        """
+        fitting = [s for s in self.members if s.error is not None and s.error <= budget]
+        if not fitting:
+            raise ScheduleError(f"no schedule kept to {budget:g} on the calibration prompts. Search at more work.")
+        return min(fitting, key=lambda s: s.work)
+
+    def front(self) -> "ParetoSet":
+        """Without those that another one beats in both work and error."""
+        known = [s for s in self.members if s.error is not None]
+        work, error = np.array([(s.work, s.error) for s in known], dtype=float).reshape(-1, 2).T
+        no_worse = (work[:, None] <= work) & (error[:, None] <= error)
+        beaten = np.asarray((no_worse & ~no_worse.T).any(0))
+        return ParetoSet(tuple(s for s, worse in zip(known, beaten, strict=True) if not worse))
+
+    def save(self, path: str | Path) -> None:
+        """Write one JSON file. Raises ScheduleError where that is impossible."""
+        from dicache.schedules.schedule_file import save
+
+        save(self.members, Path(path), several=True)
+
+    @staticmethod
+    def load(path: str | Path) -> "ParetoSet":
+        """Read what `save` wrote. Raises ScheduleError, whatever is wrong with the file."""
+        from dicache.schedules.schedule_file import load
+
+        return ParetoSet(tuple(load(Path(path), several=True)))

@@ -1,0 +1,1 @@
+"""What a scheduler, or a loop, does with the denoiser's outputs."""

@@ -1,0 +1,1 @@
+"""Operations on tensors that know nothing of diffusion: rows, trees, norms, histories, counted work."""

@@ -1,0 +1,168 @@
+"""The file of fitted coefficients: what was saved is loaded, and nothing else is."""
+
+import json
+import pickle
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+from presets.test_presets import FLUX
+from safetensors.torch import load_file, save_file
+
+import dicache
+from dicache import presets
+from dicache.approximators.fitted.coefficients import Fitted
+from dicache.errors import FittedError
+from dicache.reference.weights import MODEL
+from dicache.sites import Sublayers
+from pipelines.fits import PLACES, STEPS, fitted
+from pipelines.tiny import make_flux
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    fitted("low_rank", Sublayers()).save(tmp_path / "found.safetensors")
+    return tmp_path / "found.safetensors"
+
+
+@pytest.mark.parametrize(("kind", "sites"), PLACES)
+def test_what_was_saved_is_loaded(kind, sites, tmp_path):
+    found = fitted(kind, sites)
+    found.save(tmp_path / "found")
+    again = dicache.Fitted.load(tmp_path / "found")
+    assert same(found, again) and again.sites == found.sites and again.probe == found.probe
+    assert [p.name for p in tmp_path.iterdir()] == ["found"]
+
+
+def same(one: Fitted, two: Fitted) -> bool:
+    return (
+        one.about == two.about
+        and one.coefficients.keys() == two.coefficients.keys()
+        and all(
+            torch.equal(t, two.coefficients[site][n])
+            for site, named in one.coefficients.items()
+            for n, t in named.items()
+        )
+    )
+
+
+def refused(path: Path) -> None:
+    with pytest.raises(FittedError, match="no fitted coefficients"):
+        Fitted.load(path)
+
+
+@given(data=st.binary(max_size=300), headed=st.booleans())
+def test_bytes_of_anything_else_are_refused(data, headed, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bytes") / "any"
+    path.write_bytes(len(data).to_bytes(8, "little") + data if headed else data)
+    refused(path)
+
+
+@given(share=st.floats(0, 0.999))
+def test_a_truncated_file_is_refused(share, tmp_path_factory):
+    path = tmp_path_factory.mktemp("cut") / "found"
+    fitted("low_rank", Sublayers()).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    refused(path)
+
+
+@given(place=st.floats(0, 0.9999), value=st.integers(1, 255), header=st.booleans())
+def test_a_file_with_one_byte_changed_is_refused_or_the_same(place, value, header, tmp_path_factory):
+    path = tmp_path_factory.mktemp("flip") / "found"
+    found = fitted("low_rank", Sublayers())
+    found.save(path)
+    whole = bytearray(path.read_bytes())
+    end = 8 + int.from_bytes(whole[:8], "little") if header else len(whole)
+    whole[int(place * end)] ^= value
+    path.write_bytes(whole)
+    try:
+        assert same(Fitted.load(path), found)  # spaces after the header may be anything that JSON skips
+    except FittedError as error:
+        assert "no fitted coefficients" in str(error)
+
+
+def forged(path: Path, change) -> None:
+    """Rewrite a file with its header's fields and tensors changed, and a checksum that fits."""
+    from safetensors import safe_open
+
+    from dicache.approximators.fitted.coefficients import _digest
+
+    with safe_open(path, framework="pt") as f:
+        fields = json.loads(f.metadata()["dicache.fitted"])
+    tensors = load_file(path)
+    text = change(fields, tensors)
+    text = json.dumps(fields) if text is None else text
+    save_file(tensors, path, {"dicache.fitted": text, "sha256": _digest(text, tensors)})
+
+
+def setting(name, value):
+    def change(fields, tensors):
+        fields[name] = value
+
+    return change
+
+
+def tensor(change):
+    def changed(fields, tensors):
+        name = next(iter(tensors))
+        tensors[name] = change(tensors[name])
+
+    return changed
+
+
+HOSTILE = {
+    "kind": setting("kind", "__class__"),
+    "version": setting("format", 2),
+    "no steps": setting("sigmas", []),
+    "steps of text": setting("sigmas", "abc"),
+    "endless steps": setting("sigmas", [float("inf")]),
+    "huge steps": setting("sigmas", [10**400]),
+    "no model": setting("model", None),
+    "negative gap": setting("longest", -1),
+    "rank of text": setting("rank", "5"),
+    "rank too small": setting("rank", 2),
+    "sites": setting("sites", {"name": "Drafted"}),
+    "options of sites": setting("sites", {"name": "Spans", "size": 0}),
+    "sites that are a list": setting("sites", []),
+    "an unknown field": setting("run", "rm"),
+    "a list": lambda fields, tensors: "[]",
+    "deep": lambda fields, tensors: "[" * 100_000,
+    "no json": lambda fields, tensors: "{",
+    "not finite": tensor(lambda t: t * torch.nan),
+    "another type": tensor(lambda t: t.half()),
+    "another shape": tensor(lambda t: t[:, :-1].contiguous()),
+    "another rank": tensor(lambda t: t[None].contiguous()),
+    "no tensors": lambda fields, tensors: tensors.clear(),
+    "one less": lambda fields, tensors: (tensors.pop(next(iter(tensors))), None)[1],
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_a_forged_header_is_refused(change, file):
+    forged(file, change)
+    refused(file)
+
+
+def test_coefficients_for_other_channels_are_refused_where_they_are_used(file):
+    forged(file, tensor(lambda t: t[:-1].contiguous()))
+    with (
+        dicache.enable(pipe := make_flux(), config=presets.icc(Fitted.load(file))),
+        pytest.raises(FittedError, match="channels"),
+    ):
+        FLUX.draw(pipe, [1], STEPS)
+
+
+def test_an_honest_rewrite_is_not(file):
+    forged(file, lambda fields, tensors: None)
+    assert same(Fitted.load(file), fitted("low_rank", Sublayers()))
+
+
+def test_a_missing_file_a_folder_a_pickle_and_other_weights_are_refused_and_so_is_a_folder_that_is_not_there(tmp_path):
+    (tmp_path / "pickle").write_bytes(pickle.dumps({"ridge": 1}))
+    for path in (tmp_path / "none", tmp_path, tmp_path / "pickle", MODEL):
+        refused(path)
+    with pytest.raises(FittedError, match="cannot be written"):
+        fitted("low_rank", Sublayers()).save(tmp_path / "nowhere" / "found")

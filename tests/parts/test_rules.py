@@ -1,0 +1,311 @@
+"""Controllers around others: audits, windows of noise, rules per site; and the approximators of the methods that use
+them.
+"""
+
+import math
+import re
+from itertools import product
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from laws.test_laws import STEPS, decisions
+from numpy.polynomial import chebyshev
+
+import dicache
+from dicache.approximators.bands import Bands
+from dicache.approximators.base import Now, Past
+from dicache.approximators.chebyshev import Chebyshev
+from dicache.approximators.gained import Gained
+from dicache.approximators.hold import Reuse
+from dicache.approximators.linear import Extrapolate
+from dicache.approximators.noise import ExtrapolateNoise
+from dicache.approximators.shrunk import Shrunk
+from dicache.config import Config
+from dicache.controllers.audited import Audited
+from dicache.controllers.base import Controller
+from dicache.controllers.budgeted import Budgeted
+from dicache.controllers.by_kind import ByKind
+from dicache.controllers.clip import Clip
+from dicache.controllers.interval import Interval
+from dicache.controllers.planned import Planned
+from dicache.controllers.repaid import Repaid
+from dicache.controllers.staged import Staged
+from dicache.controllers.stretch import Stretch
+from dicache.controllers.threshold import Threshold
+from dicache.controllers.within import Within, level
+from dicache.errors import ModeError, UnsupportedModelError
+from dicache.estimators.closed_loop import ClosedLoop
+from dicache.estimators.disagreement import Disagreement
+from dicache.solvers.clock import TimestepClock
+from dicache.tensors import history
+from dicache.types import Action, Kind, Quote, Reason, Site
+from pipelines.tiny import PIPELINES, make_flux
+from pipelines.toy import COURSE, SIGMAS, UNEVEN, N, past_at, step
+
+RULES: dict[str, Controller[Any]] = {
+    "interval": Interval(4),
+    "threshold": Threshold(0.06),
+    "budgeted": Budgeted(0.4),
+    "clipped": Clip(Budgeted(0.6), first=0.1, longest=2),
+    "planned": Planned(0.4),
+    "stretch": Stretch(0.06, tail=0.0),
+    "repaid": Repaid(0.06, 3),
+    "within": Within(Interval(3), 0.2, 0.8),
+}
+FLUX = PIPELINES["two streams and one (flux)"]
+
+
+def driven(rule: Controller[Any], seeds: list[int]) -> tuple[list[str], list[str], list[float], Any]:
+    """Over a run, one sample for each seed: strips of actions, of reasons, what was spent, and the last state."""
+    drawn = [np.random.default_rng(seed).uniform(0, 0.1, (N, 2)) for seed in seeds]
+    state, strips, reasons, spent = rule.init(len(seeds)), [""] * len(seeds), [""] * len(seeds), []
+    for i in range(N):
+        cost = torch.tensor([d[i, 0] if i > 1 else math.inf for d in drawn], dtype=torch.float64)
+        decision, state = rule.decide(Quote(cost, cost, torch.full((len(seeds),), int(Action.REUSE))), step(i), state)
+        computed = decision.action[:, 0] == Action.COMPUTE
+        ratio = torch.tensor([10 * d[i, 1] for d in drawn], dtype=torch.float64)
+        state = rule.settle(ratio, computed, state)
+        strips = [s + "=#"[c] for s, c in zip(strips, computed.tolist(), strict=True)]
+        reasons = [s + "0123456789"[r] for s, r in zip(reasons, decision.reason[:, 0].tolist(), strict=True)]
+        spent = decision.spent.tolist()
+    return strips, reasons, spent, state
+
+
+SEEDS = st.lists(st.integers(0, 99), min_size=1, max_size=4)
+AUDIT = str(int(Reason.AUDIT))
+
+
+@settings(max_examples=12)
+@given(seeds=SEEDS, share=st.floats(0, 1), seed=st.integers(-(2**40), 2**40))
+@pytest.mark.parametrize("name", RULES)
+def test_audited_steps_compute_and_the_rule_goes_on_from_there(name, seeds, share, seed):
+    rule = Audited(RULES[name], share, seed)
+    strips, reasons, _, _ = driven(rule, seeds)
+    plain, _, _, _ = driven(RULES[name], seeds)
+    for strip, reason, usual in zip(strips, reasons, plain, strict=True):
+        audits = [i for i, r in enumerate(reason) if r == AUDIT]
+        assert all(strip[i] == "#" and rule.drawn(step(i)) for i in audits)
+        assert all(strip[i] == "#" for i in range(N) if rule.drawn(step(i)))
+        first = audits[0] if audits else N
+        assert strip[:first] == usual[:first]
+        if audits:
+            assert usual[first] == "="
+    if share == 1:
+        assert set("".join(strips)) == {"#"}
+
+
+@settings(max_examples=12)
+@given(seeds=SEEDS, seed=st.integers(0, 99))
+@pytest.mark.parametrize("name", RULES)
+def test_a_share_of_nothing_changes_nothing(name, seeds, seed):
+    found, usual = driven(Audited(RULES[name], 0.0, seed), seeds), driven(RULES[name], seeds)
+    assert found[:3] == usual[:3] and repr(found[3]) == repr(usual[3])
+
+
+@settings(max_examples=12)
+@given(seeds=SEEDS, share=st.floats(0, 1), seed=st.integers(0, 99))
+@pytest.mark.parametrize("name", RULES)
+def test_audits_do_not_depend_on_batch_mates(name, seeds, share, seed):
+    rule = Audited(RULES[name], share, seed)
+    together = driven(rule, seeds)
+    for b, one in enumerate(seeds):
+        alone = driven(rule, [one])
+        assert [part[b] for part in together[:3]] == [part[0] for part in alone[:3]]
+
+
+def test_the_rule_knows_that_an_audited_step_was_computed():
+    for seed in range(8):
+        (strip,), (reasons,), _, _ = driven(Audited(Interval(4), 0.3, seed), [1])
+        (clipped,), _, _, _ = driven(Audited(Clip(Threshold(9.0), first=0.0, longest=3), 0.3, seed), [1])
+        assert clipped == strip  # both: three skips after any computed step
+        for gap in re.finditer("=+#", strip):
+            assert len(gap[0]) == 4 or reasons[gap.end() - 1] == AUDIT
+        _, _, spent, state = driven(Audited(Budgeted(9.0), 1.0, seed), [1])
+        assert spent == [0.0] and not state.pending.any() and not state.settled.any()
+        _, _, _, way = driven(Audited(Planned(9.0), 1.0, seed), [1])
+        assert way.last.item() == N - 1 and way.before.item() == N - 2 and not way.account.spent.any()
+
+
+def test_audits_come_as_often_as_was_asked_for_and_the_same_in_every_run():
+    drawn = [Audited(Interval(2), 0.2, seed).drawn(step(i)) for seed, i in product(range(200), range(N))]
+    assert np.mean(drawn) == pytest.approx(0.2, abs=4 * math.sqrt(0.16 / len(drawn)))
+    assert drawn == [Audited(Interval(2), 0.2, seed).drawn(step(i)) for seed, i in product(range(200), range(N))]
+    assert drawn[:N] != drawn[N : 2 * N]
+
+
+def test_an_audit_shows_what_skipping_would_have_been_wrong_by():
+    pipe = make_flux()
+    with dicache.enable(pipe, config=Config(Audited(Interval(8), 0.4), ClosedLoop())) as cache:
+        alone, alone_decisions = FLUX.draw(pipe, [1], STEPS), decisions(cache)
+        together = FLUX.draw(pipe, [7, 1, 9], STEPS)
+        assert decisions(cache)[1] == alone_decisions[0]
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-3, atol=1e-4)
+    audits = [record for record in cache.trace.records if (record.reason == Reason.AUDIT).all()]
+    assert audits and all((record.action == Action.COMPUTE).all() for record in audits)
+    assert all(record.realised.isfinite().all() and (record.realised > 0).all() for record in audits)
+
+
+@given(seeds=SEEDS, threshold=st.floats(0.02, 0.1), interval=st.integers(2, 6))
+def test_what_is_computed_out_of_turn_is_paid_back_and_nothing_risky_is_skipped(seeds, threshold, interval):
+    strips, _, _, state = driven(Repaid(threshold, interval, first=2), seeds)
+    scheduled = 2 + sum((i - 1) % interval == 0 for i in range(2, N))
+    for seed, strip, owed in zip(seeds, strips, state.owed.tolist(), strict=True):
+        error = np.random.default_rng(seed).uniform(0, 0.1, (N, 2))[:, 0]
+        assert owed >= 0 and strip.count("#") == scheduled + owed
+        assert all(strip[i] == "#" for i in range(2, N) if error[i] >= threshold)
+
+
+# Windows and sites.
+
+
+@given(low=st.floats(0, 0.9), width=st.floats(0.05, 1))
+def test_outside_its_window_everything_computes_and_inside_the_rule_decides(low, width):
+    (strip,), _, _, _ = driven(Within(Threshold(9.0), low, low + width), [1])
+    assert strip == "".join("=#"[not low < sigma <= low + width or i < 2] for i, sigma in enumerate(SIGMAS))
+
+
+def test_the_level_of_noise_is_the_time_left_with_and_without_a_course():
+    assert [level(step(i)) for i in range(N)] == SIGMAS
+    clock = TimestepClock()
+    times = [1000.0, 900.0, 700.0, 400.0, 200.0]
+    levels = [level(clock.read(time).step) for time in times]
+    assert levels[1:] == pytest.approx([0.9, 0.7, 0.4, 0.2])
+
+
+def test_every_site_gets_the_rule_of_its_kind_and_its_share_of_a_budget():
+    rule = Within(ByKind({Kind.ATTENTION: Interval(2), Kind.SPAN: Budgeted(0.2)}, otherwise=Interval(5)), 0.1, 0.9)
+    assert rule.at(Site("a", Kind.ATTENTION), 4) == Within(Interval(2), 0.1, 0.9)
+    assert rule.at(Site("a", Kind.SPAN), 4) == Within(Budgeted(0.1), 0.1, 0.9)
+    assert rule.at(Site("a", Kind.FEED_FORWARD), 4) == Within(Interval(5), 0.1, 0.9)
+    assert driven(ByKind({}, Interval(5)), [1]) == driven(Interval(5), [1])
+
+
+@pytest.mark.parametrize(
+    ("share", "zones"), [(0.25, "ffnnnnrr"), (0.5, "ffffrrrr"), (0.75, "ffbbbbrr"), (1.0, "bbbbbbbb")]
+)
+def test_rear_blocks_are_for_the_outline_and_front_blocks_for_the_details(share, zones):
+    rule = Staged(Interval(2), share, 0.4)
+    expected = {
+        "f": Within(Interval(2), 0.0, 0.4),
+        "r": Within(Interval(2), 0.4, 1.0),
+        "b": Interval(2),
+        "n": Interval(1),
+    }
+    assert [rule.at(Site(str(i), Kind.SPAN, place=i), 8) for i in range(8)] == [expected[zone] for zone in zones]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Audited(Interval(2), 1.5),
+        lambda: Within(Interval(2), 0.5, 0.5),
+        lambda: Staged(Interval(2), share=0.0),
+        lambda: Stretch(0.1, share=0.0),
+        lambda: Repaid(0.1, 0),
+        lambda: Chebyshev(order=4, window=4),
+        lambda: Chebyshev(ridge=0.0),
+        lambda: Shrunk(Reuse(), 0.0),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused(make):
+    with pytest.raises(ModeError, match="expected"):
+        make()
+
+
+# Approximators.
+
+
+@given(times=UNEVEN, order=st.integers(1, 3), course=st.booleans())
+def test_a_chebyshev_fit_with_hardly_a_ridge_is_exact_on_polynomials_at_uneven_times(times, order, course):
+    coefficients = torch.randn(order + 1, 2, 3, dtype=torch.float64)
+
+    def value(sigma):
+        return sum(c * sigma**k for k, c in enumerate(coefficients))
+
+    now = Now(times[4], None, course=COURSE._replace(sigmas=(2.0, 1.0, 0.0)) if course else None)
+    for known in range(order + 1, 5):
+        guess = Chebyshev(order, 1e-18, window=5).guess(past_at(times[:known], value), now)
+        torch.testing.assert_close(guess, value(times[4]), rtol=1e-4, atol=1e-4)
+
+
+@given(seed=st.integers(0, 99), ridge=st.floats(1e-3, 10), order=st.integers(1, 4))
+def test_a_chebyshev_fit_is_the_ridge_regression_of_every_row_at_its_own_times(seed, ridge, order):
+    generator = np.random.default_rng(seed)
+    held, known = history.empty(8, 2), [[], []]
+    for i in range(12):
+        value = torch.tensor(generator.standard_normal((2, 3)))
+        computed = torch.tensor([True, i % 3 != 1])
+        held = history.push(held, value, SIGMAS[i], computed)
+        for row in computed.nonzero().flatten().tolist():
+            known[row] = [(SIGMAS[i], value[row].numpy()), *known[row]][:8]
+    guess = Chebyshev(order, ridge, 8).guess(Past(held, held, held), Now(SIGMAS[14], None, course=COURSE))
+    for row in range(2):
+        low, high = min(SIGMAS), max(SIGMAS)
+        times, values = np.array([t for t, _ in known[row]]), np.array([v for _, v in known[row]])
+        basis = chebyshev.chebvander(2 * (times - low) / (high - low) - 1, order)
+        fitted = np.linalg.solve(basis.T @ basis + ridge * np.eye(order + 1), basis.T @ values)
+        here = chebyshev.chebvander(np.array([2 * (SIGMAS[14] - low) / (high - low) - 1]), order)
+        np.testing.assert_allclose(guess[row], (here @ fitted)[0], rtol=1e-6, atol=1e-8)
+
+
+def test_racers_parts_compose_and_the_window_is_what_is_kept():
+    pipe = make_flux()
+    forms = (Shrunk(Chebyshev(order=2, window=5), 0.8), Extrapolate())
+    with dicache.enable(pipe, config=Config(Threshold(0.5), Disagreement(), forms)) as cache:
+        drawn = FLUX.draw(pipe, [1, 2], STEPS)
+    assert cache.trace.planned_bytes == 5 * drawn.nbytes
+    assert cache.report().compute_speedup > 1.0
+    used = torch.stack([record.action for record in cache.trace.records])
+    assert set(used.unique().tolist()) == {int(Action.COMPUTE), int(Action.EXTRAPOLATE)}
+
+
+@given(times=UNEVEN, kappa=st.floats(0.01, 1.0))
+def test_a_shrunk_guess_lies_between_the_newest_value_and_the_guess(times, kappa):
+    offset, slope = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    past, now = past_at(times[:2], lambda sigma: offset + sigma * slope), Now(times[2], None)
+    newest, base = past.outputs.values[0], Extrapolate().guess(past, now)
+    guess = Shrunk(Extrapolate(), kappa).guess(past, now)
+    torch.testing.assert_close(guess - newest, kappa * (base - newest))
+    growth = Shrunk(Extrapolate(), kappa).growth(past.outputs.sigmas, now.sigma)
+    like = Extrapolate() if kappa == 1 else Reuse()
+    assert torch.equal(growth, like.growth(past.outputs.sigmas, now.sigma))
+    assert Shrunk(ExtrapolateNoise(), kappa).reads_noise and Shrunk(Chebyshev(), kappa).keeps == 10
+
+
+def test_a_gain_holds_in_its_part_of_the_run_and_elsewhere_the_value_is_held():
+    past = past_at(SIGMAS[8:10], lambda sigma: torch.full((2, 3), sigma, dtype=torch.float64))
+    newest, before = past.outputs.values[:2]
+    for i, inside in ((11, False), (12, True), (17, True), (18, False)):
+        guess = Gained(1.2, 0.5, 0.75).guess(past, Now(SIGMAS[i], None, course=COURSE))
+        torch.testing.assert_close(guess, newest + 1.2 * (newest - before) if inside else newest)
+    torch.testing.assert_close(Gained(1.2, 0.5).guess(past, Now(SIGMAS[12], None)), newest)
+    torch.testing.assert_close(Gained(0.3).guess(past, Now(SIGMAS[12], None)), newest + 0.3 * (newest - before))
+
+
+@settings(max_examples=20)
+@given(height=st.integers(5, 12), width=st.integers(5, 12), seed=st.integers(0, 99))
+def test_bands_are_the_same_of_tokens_and_of_pictures_and_add_up(height, width, seed):
+    x = torch.randn(2, height * width, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    bands = Bands(size=(height, width))
+    coarse = bands.coarse(x)
+    picture = x.mT.unflatten(2, (height, width))
+    torch.testing.assert_close(bands.coarse(picture).flatten(2).mT, coarse)
+    torch.testing.assert_close(bands.coarse(coarse), coarse)  # a projection
+    torch.testing.assert_close(coarse.mean(1), x.mean(1))
+    row = torch.arange(height, dtype=torch.float64)[:, None].expand(height, width).flatten() / height
+    wave = torch.stack([(2 * math.pi * k * row).cos() for k in (1, height // 2)], dim=1)[None]
+    kept = bands.coarse(wave)
+    torch.testing.assert_close(kept[..., 0], wave[..., 0])
+    assert kept[..., 1].abs().max() < 1e-9
+
+
+def test_bands_hold_where_there_is_no_difference_or_no_course():
+    past = past_at((1.0,), lambda sigma: torch.randn(2, 25, 3))
+    for now in (Now(0.5, None, course=COURSE), Now(0.5, None, difference=True)):
+        assert torch.equal(Bands().guess(past, now), past.outputs.values[0])
+    with pytest.raises(UnsupportedModelError, match="size"):
+        Bands(size=(4, 4)).guess(past, Now(0.5, None, course=COURSE, difference=True))

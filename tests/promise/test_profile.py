@@ -1,0 +1,185 @@
+"""Profiles as files: what is written comes back, and whatever else a file holds is refused and not used."""
+
+import hashlib
+import json
+import math
+import string
+from dataclasses import replace
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from safetensors.numpy import save
+
+from dicache.errors import DicacheError, ProfileError
+from dicache.models.conditioning import SIZE
+from dicache.promise.choose_profile import shelf_for
+from dicache.promise.profile import Profile, load_profile
+from dicache.types import Course
+from pipelines.calibrating import made_up
+from pipelines.hostile import refuses_what_is_no_file_of_its_kind
+
+HOSTILE = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    made_up().save(tmp_path / "p.json")
+    return tmp_path / "p.json"
+
+
+def rebound(path, **changes):
+    """The same profile with some arrays changed, and the digest made to fit."""
+    arrays = {key: np.array(value) for key, value in made_up().arrays.items()}
+    for key, value in changes.items():
+        arrays[key.replace("loss_", "loss.")] = value
+    data = save({key: np.ascontiguousarray(value) for key, value in arrays.items() if value is not None})
+    path.with_suffix(".safetensors").write_bytes(data)
+    content = json.loads(path.read_text())
+    content["arrays"]["sha256"] = hashlib.sha256(data).hexdigest()
+    path.write_text(json.dumps(content))
+
+
+def test_what_is_saved_comes_back(saved):
+    before, after = made_up(), load_profile(saved)
+    assert after.facts == before.facts and after.metrics == ["latent"]
+    assert after.arrays.keys() == before.arrays.keys()
+    for key, value in before.arrays.items():
+        np.testing.assert_array_equal(after.arrays[key], value)
+
+
+@HOSTILE
+@given(data=st.data())
+def test_arrays_of_which_a_byte_changed_or_is_missing_are_refused(saved, data):
+    path = saved.with_suffix(".safetensors")
+    whole = path.read_bytes()
+    place = data.draw(st.integers(0, len(whole) - 1))
+    flip = data.draw(st.integers(1, 255))
+    broken = data.draw(
+        st.sampled_from(
+            [whole[:place], whole + b"\0", whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :]]
+        )
+    )
+    path.write_bytes(broken)
+    with pytest.raises(ProfileError, match=r"p\.json is no profile that can be used: .*Calibrate again"):
+        load_profile(saved)
+    path.write_bytes(whole)
+
+
+@HOSTILE
+@given(text=st.text() | st.binary().map(lambda b: b.decode("latin-1")), cut=st.integers(0, 2000))
+def test_a_json_file_that_is_cut_or_something_else_is_refused(saved, text, cut):
+    whole = saved.read_text()
+    for broken in (text, whole[: min(cut, len(whole) - 3)]):
+        saved.write_text(broken, encoding="utf-8", errors="replace")
+        with pytest.raises(ProfileError, match="Calibrate again"):
+            load_profile(saved)
+    saved.write_text(whole)
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=8)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+)
+
+
+@HOSTILE
+@given(
+    key=st.sampled_from(["format", "model", "sigmas", "guidance", "about", "arrays", "scheduler", "prices", "weaker"]),
+    value=VALUES,
+)
+def test_any_value_in_any_place_loads_or_is_one_clear_error(saved, key, value):
+    whole = saved.read_text()
+    saved.write_text(json.dumps(json.loads(whole) | {key: value}))
+    try:
+        found = load_profile(saved)
+    except ProfileError as error:
+        assert str(error).startswith(str(saved)) and "\n" not in str(error)
+    else:  # only what is free text, a number that may be anything, or what no decision depends on
+        assert key in ("model", "scheduler", "about", "guidance") or value in ("law", "measured", {})
+        assert found.facts.guidance >= 1
+    saved.write_text(whole)
+
+
+@pytest.mark.parametrize("name", ["../p.safetensors", "/etc/passwd", "p.pickle", "a/b.safetensors", "..\\x", ""])
+def test_nothing_outside_the_folder_and_no_other_kind_of_file_is_opened(saved, name):
+    content = json.loads(saved.read_text())
+    content["arrays"]["file"] = name
+    saved.write_text(json.dumps(content))
+    with pytest.raises(ProfileError, match="not the name of a safetensors file"):
+        load_profile(saved)
+
+
+def test_a_pickle_a_link_deep_nesting_and_nothing_at_all_are_refused(saved, tmp_path):
+    refuses_what_is_no_file_of_its_kind(load_profile, ProfileError, "no profile that can be used", saved, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cost": np.zeros((3, 9, 9), np.float32)}, "'cost' has the shape"),
+        ({"turning": np.zeros((10, 9, 9), np.float32)}, "shape"),
+        ({"levels": np.array([0.2, 0.1, 0.3], np.float32)}, "levels must rise"),
+        ({"levels": np.array([0.0, 0.1, 0.3], np.float32)}, "levels must rise"),
+        ({"work": np.full((60, 3), 1.5, np.float32)}, r"work must lie in \(0, 1\]"),
+        ({"weight": np.full((11, 9, 9), np.nan, np.float32)}, "not finite"),
+        ({"loss_latent": np.full((60, 3), -1.0, np.float32)}, "below 0"),
+        ({"loss_latent": np.full((60, 3), np.inf, np.float32)}, "not finite"),
+        ({"loss_latent": None}, "without loss.latent"),
+        ({"scale": np.zeros(10, np.int64)}, "floating-point"),
+    ],
+)
+def test_arrays_that_cannot_be_are_refused_though_their_digest_fits(saved, changes, message):
+    rebound(saved, **changes)
+    with pytest.raises(ProfileError, match=message):
+        load_profile(saved)
+
+
+def course(steps=10, solver="Solver()", begin=0, shift=0.0):
+    sigmas = tuple(1 - k / steps - shift * k * (steps - k) for k in range(steps))
+    return Course(sigmas, (1 / steps,) * steps, tuple(-s for s in sigmas), begin, solver=solver)
+
+
+@pytest.mark.parametrize(
+    ("run", "guidance", "word"),
+    [
+        (course(12), 1.0, "steps: it was calibrated at 10, this run has 12"),
+        (course(begin=3), 1.0, "steps: it was calibrated on whole runs"),
+        (course(solver="Other()"), 1.0, r"scheduler: it was calibrated with Solver\(\), this run has Other"),
+        (course(shift=0.002), 1.0, "scheduler: its time grid is another one"),
+        (course(), 3.5, "guidance: it was calibrated at 1, this run has 3.5"),
+    ],
+)
+def test_a_run_that_a_named_profile_does_not_fit_is_refused_by_name(run, guidance, word):
+    profile = made_up()
+    with pytest.raises(ProfileError, match=word):
+        shelf_for("Model-0", profile).fitting(run, guidance, needed=False)
+    assert shelf_for("Model-0", [profile, "nearest"]).fitting(run, guidance, needed=False) is not None
+
+
+def test_a_fitting_run_gets_its_profile_once_the_guidance_is_known():
+    shelf = shelf_for("Model-0", [made_up(steps=12), made_up()])
+    assert shelf.fitting(course(), None, needed=True) is None
+    assert shelf.fitting(course(), 1.0, needed=True).facts.steps == 10
+
+
+@pytest.mark.parametrize("told", [[0.1] * (SIZE - 1), [0.1] * SIZE + ["1"], [math.inf] * SIZE, [True] * SIZE, 0.1])
+def test_what_is_told_of_negative_prompts_comes_back_or_is_refused(saved, told):
+    whole = replace(made_up().facts, weaker={"0.text": tuple(range(SIZE))})
+    Profile(whole, made_up().arrays).save(saved)
+    assert load_profile(saved).facts == whole
+    saved.write_text(json.dumps(json.loads(saved.read_text()) | {"weaker": {"0.text": told}}))
+    with pytest.raises(ProfileError, match="weaker"):
+        load_profile(saved)
+
+
+def test_a_profile_of_another_model_is_refused():
+    with pytest.raises(ProfileError, match="is of another model: Model-0, this is Other-1"):
+        shelf_for("Other-1", made_up())
+
+
+def test_a_profile_is_not_written_where_it_cannot_be(tmp_path):
+    for path in (tmp_path / "nowhere" / "p.json", tmp_path / "p.txt"):
+        with pytest.raises(DicacheError, match=r"cannot be written|ends in \.json"):
+            made_up().save(path)

@@ -1,0 +1,95 @@
+"""A cost instead of a budget: `speedup` is so many computed steps, for every sample and in the mean."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dicache
+from dicache.controllers.counted import Counted, dealt
+from dicache.errors import BudgetError
+from dicache.planning.law_plan import Plan
+from dicache.types import Action, Course, Quote, Step
+from pipelines.calibrating import STEPS, Captioned
+
+LONG = 28
+BALANCES = tuple(math.log((i + 0.5) / (LONG - i)) for i in range(LONG))
+COURSE = Course(tuple(1 - i / LONG for i in range(LONG)), (1 / LONG,) * LONG, BALANCES, 0)
+
+
+def strip(speedup, steps=LONG, first=0, course=None):
+    """What one sample gets that is known from its third step on."""
+    rule, marks = Counted(float(speedup)), ""
+    state = rule.init(1)
+    for i in range(first, steps):
+        cost = torch.tensor([0.01 if marks.count("#") > 1 else math.inf], dtype=torch.float64)
+        quote = Quote(cost, cost, torch.tensor([int(Action.EXTRAPOLATE)]))
+        step = Step(i, steps, 1 - i / steps, 1 / steps, (i + 1) / steps, (1.0, 0.0), (0.0, 1.0), course)
+        decision, state = rule.decide(quote, step, state)
+        marks += "#" if decision.action.item() == Action.COMPUTE else "/"
+    return marks
+
+
+@settings(max_examples=8)
+@given(speedup=st.floats(1.0, 2.6))
+def test_a_speedup_is_so_many_computed_steps(speedup):
+    pipe = Captioned()
+    with dicache.enable(pipe, speedup=speedup) as cache:
+        pipe.draw([1, 2, 3])
+    for i in range(3):
+        assert abs(cache.report().strip(i).count("#") - STEPS / speedup) < 1
+
+
+@given(speedup=st.floats(1.0, 3.5), seed=st.integers(0, 99))
+def test_a_speedup_that_is_no_whole_number_of_steps_is_met_in_the_mean(speedup, seed):
+    """Over samples whose costs differ as little as those of one model do."""
+    plan = Plan(COURSE, longest=8, last=1)
+    lots = np.random.default_rng(seed).lognormal(-9, 0.3, 4000)
+    counts = [dealt(plan, speedup, float(lot)) for lot in lots]
+    assert max(counts) - min(counts) <= 1 and np.mean(counts) == pytest.approx(28 / speedup, rel=0.005)
+
+
+def test_samples_are_dealt_their_number_of_steps_by_themselves():
+    """Two thirds of them 7 of 10 steps, the others 6."""
+    pipe, samples = Captioned(), range(24)
+    with dicache.enable(pipe, speedup=1.5) as cache:
+        pipe.draw(samples)
+        together = [cache.report().strip(i) for i in samples]
+        for i in (0, 5, 11):
+            pipe.draw([i])
+            assert cache.report().strip(0) == together[i]
+    counts = [marks.count("#") for marks in together]
+    assert set(counts) == {6, 7} and np.mean(counts) == pytest.approx(STEPS / 1.5, abs=0.3)
+
+
+@given(speedup=st.floats(1.0, 5.0), first=st.integers(0, LONG // 2))
+def test_what_a_run_computes_at_its_beginning_is_paid_from_its_count_wherever_it_begins(speedup, first):
+    marks = strip(speedup, first=first, course=COURSE)
+    fewest = Plan(COURSE, longest=8, last=1).fewest(first)
+    assert abs(marks.count("#") - max(len(marks) / speedup, fewest)) < 1 and marks[-1] == "#"
+
+
+@given(speedup=st.one_of(st.integers(1, 12), st.floats(1.0, 12.0)), steps=st.integers(20, 80))
+def test_without_a_course_the_share_of_computed_steps_is_met(speedup, steps):
+    marks = strip(speedup, steps)
+    assert "/" * 9 not in marks
+    assert marks.count("#") == max(math.ceil(steps / speedup - 1e-9), 2) or speedup > 8
+
+
+def test_every_sample_may_have_its_own_speedup_and_hears_where_it_was_not_reached():
+    pipe = Captioned()
+    with dicache.enable(pipe, speedup=[1.0, 2.5]) as cache:
+        pipe.draw([1, 2])
+        assert [cache.report().strip(i).count("#") for i in range(2)] == [STEPS, STEPS / 2.5]
+        (uncalibrated,) = cache.report().warnings
+        assert "without calibration" in uncalibrated
+        with pytest.raises(BudgetError, match="speedup has 2 entries but this run has 3 samples"):
+            pipe.draw([1, 2, 3])
+    with dicache.enable(pipe, speedup=[1.0, 20.0]) as cache:
+        pipe.draw([1, 2])
+    missed, _ = cache.report().warnings
+    assert missed.startswith("samples [1] did not reach their speedup: 20 asked for, 3.")
+    assert cache.report().to_dict()["samples"][1]["budget"] is None
