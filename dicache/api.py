@@ -18,8 +18,8 @@ from dicache.models.family import Family
 from dicache.models.find_blocks import family_of
 from dicache.models.identity import identity, offloaded, outline
 from dicache.planning.budget import Budget, per_sample, validate
-from dicache.promise.choose_profile import HOW_TO, Shelf, may_have_shipped, shelf_for
-from dicache.promise.keep_budget import Chosen, Keep, Promised, keep
+from dicache.promise.choose_profile import HOW_TO, ProfileChoice, may_have_shipped, profiles_for
+from dicache.promise.keep_budget import BudgetAim, Chosen, Promised, keep
 from dicache.promise.profile import Profile
 from dicache.reporting.report import Promise, Report
 from dicache.runtime.session import Clock, Session
@@ -38,7 +38,7 @@ class Cache:
         self,
         attachments: dict[str, Attachment],
         budget: Budget | None,
-        asked: Keep | None = None,
+        asked: BudgetAim | None = None,
         auditors: Sequence[Auditor] = (),
     ) -> None:
         self._attachments, self._budget, self._asked, self._auditors = attachments, budget, asked, auditors
@@ -81,13 +81,13 @@ class Cache:
     def _promise(self) -> Promise | None:
         """By which profile the last run went, and what that is worth; None without a profile."""
         run, controller = self._session.run, self._session.config.controller
-        state = None if run is None else run.places[0].controller
+        state = None if run is None else run.states[0].controller
         if not isinstance(state, Chosen) or state.profile is None or not isinstance(controller, Promised):
             return None
-        confidence = None if self._asked is None or controller.shelf.kind == "nearest" else self._asked.confidence
-        weaker = None if run is None else run.weaker()
-        others = weaker is not None and not bool(state.profile.conditioned(weaker).all())
-        return Promise(state.profile, confidence, controller.shelf.kind, state.way.account.budget, others)
+        confidence = None if self._asked is None or controller.choice.kind == "nearest" else self._asked.confidence
+        negative_conditions = None if run is None else run.negative_conditions()
+        others = negative_conditions is not None and not bool(state.profile.same_conditions(negative_conditions).all())
+        return Promise(state.profile, confidence, controller.choice.kind, state.way.account.budget, others)
 
     def _budgets(self, samples: int) -> Rows | None:
         """(B,); None without a budget, or where the run broke off because its list has another length."""
@@ -172,7 +172,7 @@ def enable(
     if nothing in it can be skipped safely. The model is then as it was. A model that shows only when it runs that it
     cannot be cached raises UnsupportedModelError at its first call.
     """
-    keeping = _keeping(error_budget, speedup, confidence, profile, schedule, config)
+    aim = _aim(error_budget, speedup, confidence, profile, schedule, config)
     if speedup is not None:
         config = Config(Counted(_speedups(speedup)))
     if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
@@ -184,8 +184,8 @@ def enable(
     attachments: dict[str, Attachment] = {}
     try:
         for name, denoiser in denoisers(target).items():
-            if keeping is not None:
-                used = _configured(denoiser, keeping, profile)
+            if aim is not None:
+                used = _configured(denoiser, aim, profile)
             else:
                 used = _scheduled(denoiser, schedule, family) if config is None else config
             refuse_whole(denoiser)
@@ -195,10 +195,10 @@ def enable(
         for attachment in attachments.values():
             attachment.detach()
         raise
-    budget = _budget_of(config) if keeping is None else keeping.budget
+    budget = _budget_of(config) if aim is None else aim.budget
     auditing = attachments.values() if audit > 0 else ()
     auditors = [Auditor(attachment, Running(target, attachments), audit, budget) for attachment in auditing]
-    return Cache(attachments, budget, keeping, auditors)
+    return Cache(attachments, budget, aim, auditors)
 
 
 def _missed(config: Config, trace: Trace | None) -> list[str]:
@@ -214,14 +214,14 @@ def _budget_of(config: Config | None) -> Budget | None:
     return getattr(getattr(controller, "inner", controller), "budget", None)
 
 
-def _keeping(
+def _aim(
     error_budget: Any,  # noqa: ANN401
     speedup: Any,  # noqa: ANN401
     confidence: Any,  # noqa: ANN401
     profile: Any,  # noqa: ANN401
     schedule: Any,  # noqa: ANN401
     config: Any,  # noqa: ANN401
-) -> Keep | None:
+) -> BudgetAim | None:
     """The budget that was asked for; None for a speed-up, a schedule or a config."""
     if sum(asked is not None for asked in (error_budget, speedup, schedule, config)) != 1:
         raise ModeError(
@@ -266,17 +266,17 @@ def _speedups(speedup: Any) -> Budget:  # noqa: ANN401
     return found
 
 
-def _configured(denoiser: nn.Module, keeping: Keep, profile: Any) -> Config:  # noqa: ANN401
+def _configured(denoiser: nn.Module, aim: BudgetAim, profile: Any) -> Config:  # noqa: ANN401
     """The parts for one denoiser: with measured prices where a profile might fit, else those of the law."""
     if profile is not None or (may_have_shipped(outline(denoiser)) and not offloaded(denoiser)):
-        shelf = shelf_for(identity(denoiser), profile)
+        choice = profiles_for(identity(denoiser), profile)
     else:
-        shelf = Shelf(())
-    if shelf.profiles:
-        return calibrated(shelf, keeping)
-    if keeping.needed or profile is not None:
+        choice = ProfileChoice(())
+    if choice.profiles:
+        return calibrated(choice, aim)
+    if aim.needed or profile is not None:
         raise ProfileError(f"there is no profile of this {type(denoiser).__name__}. {HOW_TO}.")
-    return Config(keeping.fallback())
+    return Config(aim.fallback())
 
 
 def _scheduled(denoiser: nn.Module, schedule: Any, family: Family | None) -> Config:  # noqa: ANN401
@@ -306,4 +306,4 @@ def denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401
 def _clock(target: Any, config: Config, family: Family) -> Clock:  # noqa: ANN401
     if isinstance(target, nn.Module) or getattr(target, "scheduler", None) is None:
         return TimestepClock(family.ends)
-    return SchedulerClock(Running(target, denoisers(target)), effects=config.corrector is not None)
+    return SchedulerClock(Running(target, denoisers(target)), influence=config.corrector is not None)

@@ -18,7 +18,7 @@ from dicache.estimators.base import Estimator
 from dicache.planning.budget import validate
 from dicache.probes.base import Probe
 from dicache.probes.first_blocks import FirstBlocks
-from dicache.promise.choose_profile import Shelf
+from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.keep_budget import Aim, Promised
 from dicache.promise.sample_difficulty import Calibrated
 from dicache.sites import Evaluation, Sites
@@ -75,7 +75,7 @@ class Config:
     @property
     def depth(self) -> int:
         """How many exact values are remembered."""
-        return max(a.keeps for a in self.approximators)
+        return max(a.history_depth for a in self.approximators)
 
     @property
     def feature_depth(self) -> int:
@@ -88,19 +88,19 @@ def budgeted(error_budget: float | Sequence[float]) -> Config:
     return Config(cautious(validate(error_budget)))
 
 
-def calibrated(shelf: Shelf, aim: Aim) -> Config:
+def calibrated(choice: ProfileChoice, aim: Aim) -> Config:
     """The same parts, with measured prices in the place of the law where a profile of the shelf fits the run."""
-    return Config(Promised(shelf, aim), estimator=Calibrated(shelf))
+    return Config(Promised(choice, aim), estimator=Calibrated(choice))
 
 
-def measured_on_others(config: Config, note: Callable[[str], None]) -> None:
+def measured_with_other_adapters(config: Config, note: Callable[[str], None]) -> None:
     """LoRA was loaded, scaled or fused since `enable`: a profile or fitted coefficients are of the weights before.
 
     Raises ProfileError where a profile was named or promises something; otherwise the report says it.
     """
     rule = config.controller
-    if isinstance(rule, Promised) and rule.shelf.profiles:
-        if rule.aim.needed or rule.shelf.kind == "named":
+    if isinstance(rule, Promised) and rule.choice.profiles:
+        if rule.aim.needed or rule.choice.kind == "named":
             raise ProfileError(
                 "the LoRA was changed after dicache.enable, and the profile was measured without that change. Set the "
                 "LoRA, calibrate with it, and enable with that profile; or enable without profile and confidence."

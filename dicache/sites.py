@@ -131,9 +131,9 @@ class Sublayers(Sites):
         return _some([Site(path, kind, (path,), i, added=False) for i, (path, kind) in enumerate(found)], self)
 
 
-def _span(paths: tuple[str, ...], place: int, added: bool = True, kind: Kind = Kind.SPAN) -> Site:
+def _span(paths: tuple[str, ...], index: int, added: bool = True, kind: Kind = Kind.SPAN) -> Site:
     name = paths[0] if len(paths) == 1 else f"{paths[0]}..{paths[-1]}"
-    return Site(name, kind, paths, place, added)
+    return Site(name, kind, paths, index, added)
 
 
 def _some(sites: list[Site], selector: Sites) -> tuple[Site, ...]:

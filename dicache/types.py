@@ -38,7 +38,7 @@ class Site(NamedTuple):
     kind: Kind
     parts: tuple[str, ...] = ()
     """The hooked modules that it skips, in order of execution."""
-    place: int = 0
+    index: int = 0  # type: ignore[assignment]  # shadows tuple.index
     """Its own among the sites."""
     added: bool = True
     """Whether what the site adds to its inputs is remembered, or its outputs."""
@@ -117,16 +117,16 @@ class Wanted(NamedTuple):
     bound: float
 
 
-class Course(NamedTuple):
+class Timetable(NamedTuple):
     """What is known of a whole run before it begins; all per step."""
 
     sigmas: tuple[float, ...]
     coefficients: tuple[float, ...]
-    balances: tuple[float, ...]
+    half_log_snrs: tuple[float, ...]
     """Half the logarithm of signal over noise, the time in which models turn evenly. Empty where that is not known."""
     begin: int
     """The run's first step: image-to-image starts half-way."""
-    effects: tuple[float, ...] = ()
+    influence: tuple[float, ...] = ()
     """How far each output moves the latent, signed, through all steps that read it
     (`dicache.solvers.output_influence`); empty where that is not known.
     """
@@ -137,7 +137,7 @@ class Course(NamedTuple):
         """The balances at `sigmas`, any shape, which are those of this course or nan."""
         grid = torch.tensor(self.sigmas, dtype=torch.float64)
         nearest = (sigmas[..., None] - grid).abs().nan_to_num().argmin(-1)
-        found = torch.tensor(self.balances, dtype=torch.float64)[nearest]
+        found = torch.tensor(self.half_log_snrs, dtype=torch.float64)[nearest]
         return torch.where(sigmas.isnan(), torch.nan, found)
 
 
@@ -156,7 +156,7 @@ class Step(NamedTuple):
     """(a, b) such that a * latent + b * output estimates the final latent."""
     noise: tuple[float, float] = (0.0, 1.0)
     """(a, b) such that a * latent + b * output estimates the noise in the latent."""
-    course: Course | None = None
+    timetable: Timetable | None = None
     """None in a hand-written loop, where nobody knows what comes."""
 
 
@@ -175,7 +175,7 @@ class Quote(NamedTuple):
     """How it would be filled in."""
     guidance: Rows | None = None
     """Weight of the strongest branch, (B,); None until it was measured."""
-    weaker: Callable[[], Mapping[str, Tensor] | None] = untold
+    negative_conditions: Callable[[], Mapping[str, Tensor] | None] = untold
     """What the other branches are conditioned by (`dicache.models.conditioning`), (B, 32) each; None until then."""
 
 

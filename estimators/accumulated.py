@@ -30,8 +30,10 @@ class Accumulated(Estimator[Sum[Any]]):
     def held(self, feature: int, output: int, latent: int) -> int:
         return self.inner.held(feature, output, latent)
 
-    def init(self, samples: int, forms: int) -> Sum[Any]:
-        return Sum(self.inner.init(samples, forms), torch.zeros(samples, forms, dtype=torch.float64))
+    def init(self, samples: int, n_approximators: int) -> Sum[Any]:
+        return Sum(
+            self.inner.init(samples, n_approximators), torch.zeros(samples, n_approximators, dtype=torch.float64)
+        )
 
     def predict(self, evidence: Evidence, state: Sum[Any]) -> Grid:
         return state.total + self.inner.predict(evidence, state.inner)

@@ -52,8 +52,8 @@ class Amplitude(Estimator[Amplitudes]):
     fresh: float = 0.3
     """How much one more observation says that those before it did not."""
 
-    def init(self, samples: int, forms: int) -> Amplitudes:
-        zero = torch.zeros(samples, forms, dtype=torch.float64)
+    def init(self, samples: int, n_approximators: int) -> Amplitudes:
+        zero = torch.zeros(samples, n_approximators, dtype=torch.float64)
         return Amplitudes(zero, zero.clone())
 
     def predict(self, evidence: Evidence, state: Amplitudes) -> Grid:

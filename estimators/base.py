@@ -41,8 +41,8 @@ class Evidence(NamedTuple):
     """
     guidance: Rows | None = None
     """Weight of the strongest branch, (B,); None until it was measured."""
-    weaker: Callable[[], Mapping[str, Tensor] | None] = untold
-    """What the other branches are conditioned by, as `Quote.weaker`."""
+    negative_conditions: Callable[[], Mapping[str, Tensor] | None] = untold
+    """What the other branches are conditioned by, as `Quote.negative_conditions`."""
 
 
 class Estimator(ABC, Generic[S]):
@@ -56,7 +56,7 @@ class Estimator(ABC, Generic[S]):
         return 0
 
     @abstractmethod
-    def init(self, samples: int, forms: int) -> S:
+    def init(self, samples: int, n_approximators: int) -> S:
         """State that knows nothing about B samples and A approximators."""
 
     @abstractmethod

@@ -22,7 +22,7 @@ from dicache.types import Grid, Rows
 
 
 class Constants(NamedTuple):
-    forms: Grid
+    per_approximator: Grid
     """k, (B, A); inf before the first observation."""
     probe: Rows
     """The same for the probe's own extrapolation, (B,)."""
@@ -36,19 +36,21 @@ class ClosedLoop(Estimator[Constants]):
     def reads_innovation(self) -> bool:
         return self.trust != 0
 
-    def init(self, samples: int, forms: int) -> Constants:
-        unknown = torch.full((samples, forms), torch.inf, dtype=torch.float64)
+    def init(self, samples: int, n_approximators: int) -> Constants:
+        unknown = torch.full((samples, n_approximators), torch.inf, dtype=torch.float64)
         return Constants(unknown, unknown[:, 0].clone())
 
     def predict(self, evidence: Evidence, state: Constants) -> Grid:
         surprise = evidence.innovation / (state.probe * evidence.innovation_growth)
         surprise = torch.where(surprise.isfinite() & (surprise > 0), surprise, 1.0) ** self.trust
-        predicted = state.forms * evidence.growth * surprise[:, None]
+        predicted = state.per_approximator * evidence.growth * surprise[:, None]
         return torch.where(predicted.isfinite(), predicted, torch.inf)
 
     def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: Constants) -> Constants:
-        forms = _learn(state.forms, realised / evidence.growth, computed[:, None])
-        return Constants(forms, _learn(state.probe, evidence.innovation / evidence.innovation_growth, computed))
+        per_approximator = _learn(state.per_approximator, realised / evidence.growth, computed[:, None])
+        return Constants(
+            per_approximator, _learn(state.probe, evidence.innovation / evidence.innovation_growth, computed)
+        )
 
 
 def _learn(old: Grid, new: Grid, computed: Rows) -> Grid:

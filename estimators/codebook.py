@@ -23,7 +23,7 @@ SLOW = ((0.08, 3), (0.16, 2), (1.0, 1))
 
 
 class Gap(NamedTuple):
-    forms: int
+    n_approximators: int
     output: Tensor | None
     """v_a, (B, ...)."""
     since: Rows
@@ -39,12 +39,12 @@ class Codebook(Estimator[Gap]):
     def held(self, feature: int, output: int, latent: int) -> int:
         return output
 
-    def init(self, samples: int, forms: int) -> Gap:
+    def init(self, samples: int, n_approximators: int) -> Gap:
         one = torch.ones(samples, dtype=torch.float64)
-        return Gap(forms, None, one, one.clone())
+        return Gap(n_approximators, None, one, one.clone())
 
     def predict(self, evidence: Evidence, state: Gap) -> Grid:
-        return (state.since / state.gap)[:, None].repeat(1, state.forms)
+        return (state.since / state.gap)[:, None].repeat(1, state.n_approximators)
 
     def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: Gap) -> Gap:
         output, gap = state.output, state.gap
@@ -56,7 +56,7 @@ class Codebook(Estimator[Gap]):
             change = finite(relative_change_l1(evidence.output, output), 1)[:, 0] / state.since
             gap = torch.where(computed, self._looked_up(change), gap)
         output = updated(output, evidence.output, None if bool(computed.all()) else computed)
-        return Gap(state.forms, output, torch.where(computed, 1.0, state.since + 1), gap)
+        return Gap(state.n_approximators, output, torch.where(computed, 1.0, state.since + 1), gap)
 
     def _looked_up(self, change: Rows) -> Rows:
         gap = torch.ones_like(change)

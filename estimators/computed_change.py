@@ -30,8 +30,8 @@ class ComputedChange(Estimator[Change]):
     def held(self, feature: int, output: int, latent: int) -> int:
         return output
 
-    def init(self, samples: int, forms: int) -> Change:
-        return Change(None, torch.full((samples, forms), torch.inf, dtype=torch.float64))
+    def init(self, samples: int, n_approximators: int) -> Change:
+        return Change(None, torch.full((samples, n_approximators), torch.inf, dtype=torch.float64))
 
     def predict(self, evidence: Evidence, state: Change) -> Grid:
         return state.change.clone()

@@ -21,8 +21,8 @@ class Disagreement(Estimator[int]):
     """Place of approximator a in the configuration."""
     observer: int = 1
 
-    def init(self, samples: int, forms: int) -> int:
-        return forms
+    def init(self, samples: int, n_approximators: int) -> int:
+        return n_approximators
 
     def predict(self, evidence: Evidence, state: int) -> Grid:
         base, observer = evidence.guess(self.base), evidence.guess(self.observer)

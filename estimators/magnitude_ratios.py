@@ -22,7 +22,7 @@ from dicache.types import Grid, Rows
 
 
 class Drift(NamedTuple):
-    forms: int
+    n_approximators: int
     product: Rows
     """rho, (B,)."""
     error: Rows
@@ -38,23 +38,25 @@ class MagnitudeRatios(Estimator[Drift]):
         if not len(self.ratios):
             raise ModeError("MagnitudeRatios(ratios=()): expected one ratio per step, from measure_ratios().")
 
-    def init(self, samples: int, forms: int) -> Drift:
+    def init(self, samples: int, n_approximators: int) -> Drift:
         one = torch.ones(samples, dtype=torch.float64)
-        return Drift(forms, one, torch.zeros_like(one))
+        return Drift(n_approximators, one, torch.zeros_like(one))
 
     def predict(self, evidence: Evidence, state: Drift) -> Grid:
         error = self._ahead(evidence, state).error
-        return torch.where(error.isfinite(), error, torch.inf)[:, None].repeat(1, state.forms)
+        return torch.where(error.isfinite(), error, torch.inf)[:, None].repeat(1, state.n_approximators)
 
     def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: Drift) -> Drift:
         ahead = self._ahead(evidence, state)
-        return Drift(state.forms, torch.where(computed, 1.0, ahead.product), torch.where(computed, 0.0, ahead.error))
+        return Drift(
+            state.n_approximators, torch.where(computed, 1.0, ahead.product), torch.where(computed, 0.0, ahead.error)
+        )
 
     def _ahead(self, evidence: Evidence, state: Drift) -> Drift:
         if evidence.step is None:
             return state._replace(error=torch.full_like(state.error, torch.inf))
         product = state.product * nearest(self.ratios, evidence.step.index, evidence.step.total)
-        return Drift(state.forms, product, state.error + (1 - product).abs())
+        return Drift(state.n_approximators, product, state.error + (1 - product).abs())
 
 
 def nearest(table: Sequence[float], index: int, total: int) -> float:

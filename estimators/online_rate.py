@@ -20,7 +20,7 @@ from dicache.types import Grid, Rows
 
 
 class Rate(NamedTuple):
-    forms: int
+    n_approximators: int
     output: Tensor | None
     """v_a, (B, ...)."""
     latent: Tensor | None
@@ -36,14 +36,14 @@ class OnlineRate(Estimator[Rate]):
     def held(self, feature: int, output: int, latent: int) -> int:
         return output + 2 * latent
 
-    def init(self, samples: int, forms: int) -> Rate:
-        return Rate(forms, None, None, None, torch.full((samples,), torch.inf, dtype=torch.float64))
+    def init(self, samples: int, n_approximators: int) -> Rate:
+        return Rate(n_approximators, None, None, None, torch.full((samples,), torch.inf, dtype=torch.float64))
 
     def predict(self, evidence: Evidence, state: Rate) -> Grid:
         if evidence.latent is None or state.before is None:
-            return finite(state.rate * torch.inf, state.forms)
+            return finite(state.rate * torch.inf, state.n_approximators)
         moved = residual_sums(evidence.latent, state.before)[:, 0].double().cpu()
-        return finite(state.rate * moved, state.forms)
+        return finite(state.rate * moved, state.n_approximators)
 
     def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: Rate) -> Rate:
         now = evidence.latent

@@ -27,8 +27,8 @@ class Polynomial(Estimator[Any]):
     def held(self, feature: int, output: int, latent: int) -> int:
         return self.inner.held(feature, output, latent)
 
-    def init(self, samples: int, forms: int) -> Any:  # noqa: ANN401
-        return self.inner.init(samples, forms)
+    def init(self, samples: int, n_approximators: int) -> Any:  # noqa: ANN401
+        return self.inner.init(samples, n_approximators)
 
     def predict(self, evidence: Evidence, state: Any) -> Grid:  # noqa: ANN401
         x = self.inner.predict(evidence, state)

@@ -14,8 +14,8 @@ class Recorder(Estimator[tuple[int, int]]):
     listen: Callable[[Evidence], None]
     """Called with every step once it is over."""
 
-    def init(self, samples: int, forms: int) -> tuple[int, int]:
-        return samples, forms
+    def init(self, samples: int, n_approximators: int) -> tuple[int, int]:
+        return samples, n_approximators
 
     def predict(self, evidence: Evidence, state: tuple[int, int]) -> Grid:
         return torch.full(state, torch.inf, dtype=torch.float64)

@@ -17,7 +17,7 @@ from dicache.types import Grid, Rows
 
 
 class Reference(NamedTuple):
-    forms: int
+    n_approximators: int
     feature: Tensor | None
     """(B, ...), None before the first."""
 
@@ -30,14 +30,14 @@ class RelativeChange(Estimator[Reference]):
     def held(self, feature: int, output: int, latent: int) -> int:
         return feature
 
-    def init(self, samples: int, forms: int) -> Reference:
-        return Reference(forms, None)
+    def init(self, samples: int, n_approximators: int) -> Reference:
+        return Reference(n_approximators, None)
 
     def predict(self, evidence: Evidence, state: Reference) -> Grid:
         if evidence.feature is None or state.feature is None:
-            return torch.full((len(evidence.growth), state.forms), torch.inf, dtype=torch.float64)
+            return torch.full((len(evidence.growth), state.n_approximators), torch.inf, dtype=torch.float64)
         measure = relative_change_l1 if self.norm == "l1" else relative_change
-        return finite(measure(evidence.feature, state.feature), state.forms)
+        return finite(measure(evidence.feature, state.feature), state.n_approximators)
 
     def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: Reference) -> Reference:
         if evidence.feature is None:
@@ -46,10 +46,10 @@ class RelativeChange(Estimator[Reference]):
         return state._replace(feature=updated(state.feature, evidence.feature, None if everywhere else computed))
 
 
-def finite(error: Rows, forms: int) -> Grid:
+def finite(error: Rows, n_approximators: int) -> Grid:
     """One estimate for all approximators: (B,) anywhere to (B, A) float64 on the host, inf where not finite."""
     error = error.double().cpu()
-    return torch.where(error.isfinite(), error, torch.inf)[:, None].repeat(1, forms)
+    return torch.where(error.isfinite(), error, torch.inf)[:, None].repeat(1, n_approximators)
 
 
 def updated(old: Tensor | None, new: Tensor, rows: Rows | None) -> Tensor:

@@ -31,7 +31,7 @@ class Table(NamedTuple):
 
 
 class Anchor(NamedTuple):
-    forms: int
+    n_approximators: int
     latent: Tensor | None
     """x_a, (B, ...)."""
     sigma: Rows
@@ -47,16 +47,18 @@ class Sensitivities(Estimator[Anchor]):
     def held(self, feature: int, output: int, latent: int) -> int:
         return latent
 
-    def init(self, samples: int, forms: int) -> Anchor:
+    def init(self, samples: int, n_approximators: int) -> Anchor:
         unknown = torch.full((samples,), torch.nan, dtype=torch.float64)
-        return Anchor(forms, None, unknown, unknown.clone(), unknown.clone())
+        return Anchor(n_approximators, None, unknown, unknown.clone(), unknown.clone())
 
     def predict(self, evidence: Evidence, state: Anchor) -> Grid:
         if evidence.latent is None or evidence.step is None or state.latent is None:
-            return torch.full((len(state.sigma), state.forms), torch.inf, dtype=torch.float64)
+            return torch.full((len(state.sigma), state.n_approximators), torch.inf, dtype=torch.float64)
         squares = residual_sums(evidence.latent, state.latent)[:, 2].double().cpu()
         moved = (squares / evidence.latent[0].numel()).sqrt()
-        return finite(state.by_latent * moved + state.by_time * (evidence.step.sigma - state.sigma).abs(), state.forms)
+        return finite(
+            state.by_latent * moved + state.by_time * (evidence.step.sigma - state.sigma).abs(), state.n_approximators
+        )
 
     def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: Anchor) -> Anchor:
         latent, step = evidence.latent, evidence.step
@@ -66,7 +68,7 @@ class Sensitivities(Estimator[Anchor]):
         numbers = zip((step.sigma, *here), state[2:], strict=True)
         sigma, by_latent, by_time = (torch.where(computed, new, old) for new, old in numbers)
         return Anchor(
-            state.forms,
+            state.n_approximators,
             updated(state.latent, latent, None if bool(computed.all()) else computed),
             sigma,
             by_latent,

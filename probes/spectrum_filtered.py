@@ -32,21 +32,23 @@ class SpectrumFiltered(Probe):
 
     def __call__(self, view: View) -> Tensor | None:
         """(R, N, C) to the same. Raises UnsupportedModelError where the tokens do not fill the size."""
-        feature, course = self.inner(view), view.step.course
-        if feature is None or course is None:
+        feature, timetable = self.inner(view), view.step.timetable
+        if feature is None or timetable is None:
             return feature
         height, width = sides(feature.shape[1], self.size)
         image = feature.float().unflatten(1, (height, width))
         spectrum = torch.fft.rfft2(image, dim=(1, 2))
-        gain = gains(height, width, self.power, course.balances[view.step.index]).to(spectrum.device, torch.float32)
+        gain = gains(height, width, self.power, timetable.half_log_snrs[view.step.index]).to(
+            spectrum.device, torch.float32
+        )
         filtered = torch.fft.irfft2(spectrum * gain[:, :, None], s=(height, width), dim=(1, 2))
         return filtered.flatten(1, 2).to(feature.dtype)
 
 
-def gains(height: int, width: int, power: float, balance: float) -> Tensor:
+def gains(height: int, width: int, power: float, half_log_snr: float) -> Tensor:
     """G at the frequencies of a real FFT, (height, width // 2 + 1); the mean is over all height x width."""
     rows, columns = torch.fft.fftfreq(height).double()[:, None], torch.fft.fftfreq(width).double()[None, :]
     spectrum = (rows**2 + columns**2).sqrt() ** -power
     spectrum = spectrum / spectrum[spectrum.isfinite()].mean() if height * width > 1 else spectrum
-    gain = 1 / (1 + math.exp(-2 * balance) / spectrum)
+    gain = 1 / (1 + math.exp(-2 * half_log_snr) / spectrum)
     return (gain / gain.mean())[:, : width // 2 + 1]

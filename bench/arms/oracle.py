@@ -36,7 +36,7 @@ from dicache.solvers.clock import timeline
 def planned(computed: int, pipe: FluxPipeline, steps: int) -> list[bool]:
     """A start: the way that dicache plans for a sample of which it knows nothing."""
     pipe.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=0.0)
-    way = plan_of(timeline(pipe.scheduler).course, longest=6, last=1).way(computed)
+    way = plan_of(timeline(pipe.scheduler).timetable, longest=6, last=1).way(computed)
     return [i in way for i in range(steps)]
 
 

@@ -20,8 +20,8 @@ from dicache.controllers.fixed import every
 from dicache.finders.multistep import Multistep
 from dicache.measuring.schedule_measurements import Calibration
 from dicache.models.identity import identity
-from dicache.promise.choose_profile import Shelf, shipped
-from dicache.promise.keep_budget import Level
+from dicache.promise.choose_profile import ProfileChoice, shipped
+from dicache.promise.keep_budget import FixedLevel
 from dicache.reference.scenes import prompts
 from dicache.schedules.schedule import Schedule
 from dicache.sites import Evaluation
@@ -76,7 +76,7 @@ def _paced(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
 
 
 @lru_cache(maxsize=2)
-def _ground(setting: Setting) -> tuple[FluxPipeline, Calibration]:
+def _measurements(setting: Setting) -> tuple[FluxPipeline, Calibration]:
     """Where the slopes of schedules are fitted."""
     call = {"negative_prompt": "", "true_cfg_scale": setting.guidance} if setting.guidance > 1 else {}
     captions = prompts("calibration", FITTED_ON, seed=12)
@@ -86,7 +86,7 @@ def _ground(setting: Setting) -> tuple[FluxPipeline, Calibration]:
 @lru_cache(maxsize=32)
 def multistep(setting: Setting, cost: float) -> Schedule:
     """Found on FITTED_ON calibration captions."""
-    pipe, calibration = _ground(setting)
+    pipe, calibration = _measurements(setting)
     found = Multistep().find(pipe, Evaluation(), calibration, cost=cost)
     assert isinstance(found, Schedule)
     return found
@@ -98,8 +98,8 @@ def _multistep(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
 
 def _calibrated(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
     """By the shipped profile that fits the setting, at internal budgets as they are; fails where none does."""
-    shelf = Shelf(shipped(identity(pipe.transformer)), "named")
-    return enable(pipe, config=calibrated(shelf, Level(value)))
+    choice = ProfileChoice(shipped(identity(pipe.transformer)), "named")
+    return enable(pipe, config=calibrated(choice, FixedLevel(value)))
 
 
 BASELINES = (

@@ -66,7 +66,7 @@ def _sensitivities(setting: Setting) -> Table:
     calibrate()  # the pipeline sets its scheduler's times
     clock = SchedulerClock(lambda: pipe.scheduler)
     clock.read(pipe.scheduler.timesteps[0])
-    return measure_sensitivities(pipe.transformer, calibrate, clock.timeline.course.sigmas)
+    return measure_sensitivities(pipe.transformer, calibrate, clock.timeline.timetable.sigmas)
 
 
 def _arm(

@@ -74,12 +74,12 @@ class Unweighted(Controller[Any]):
         return self.inner.init(samples)
 
     def decide(self, quote: Quote, step: Step, state: Any) -> tuple[Decision, Any]:  # noqa: ANN401
-        if step.course is None:
+        if step.timetable is None:
             return self.inner.decide(quote, step, state)
-        flat = sum(step.course.coefficients) / len(step.course.coefficients)
-        course = step.course._replace(coefficients=(flat,) * len(step.course.coefficients))
+        flat = sum(step.timetable.coefficients) / len(step.timetable.coefficients)
+        timetable = step.timetable._replace(coefficients=(flat,) * len(step.timetable.coefficients))
         cost = quote.cost * flat / step.coefficient
-        return self.inner.decide(quote._replace(cost=cost), step._replace(coefficient=flat, course=course), state)
+        return self.inner.decide(quote._replace(cost=cost), step._replace(coefficient=flat, timetable=timetable), state)
 
     def settle(self, ratio: Rows, computed: Rows, state: Any) -> Any:  # noqa: ANN401
         return self.inner.settle(ratio, computed, state)
@@ -97,7 +97,7 @@ VARIANTS: dict[str, Callable[[float], Config]] = {
     "only a memory that does not": lambda b: Config(Planned(b), approximators=(ExtrapolateNoise(math.inf),)),
     "only plain reuse": lambda b: Config(Planned(b), approximators=(Reuse(),)),
     "the last step not forced": lambda b: Config(Planned(b, last=0)),
-    "errors made in noise are not forgotten": lambda b: Config(Planned(b, forgotten=0.0)),
+    "errors made in noise are not forgotten": lambda b: Config(Planned(b, decay=0.0)),
     "every sample near the law": lambda b: Config(Planned(b), estimator=Amplitude(chance=0.999)),
     "a first-block probe corrects the estimate": lambda b: Config(
         Planned(b), estimator=ClosedLoop(trust=0.5), probe=FirstBlocks()

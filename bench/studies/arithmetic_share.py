@@ -26,7 +26,7 @@ from dicache import extension
 from dicache.bench.studies.hook_cost import BATCH, TOKENS, WARM_UP, FirstRows, Stack, cached
 from dicache.config import Config
 from dicache.runtime import evaluation_site
-from dicache.runtime.evaluation_site import Whole
+from dicache.runtime.evaluation_site import EvaluationSite
 from dicache.runtime.guidance import Guided
 
 GRID = ((1024, TOKENS), (3072, TOKENS), (256, 1024))
@@ -64,7 +64,7 @@ def stopwatch() -> Iterator[list[float]]:
 
     places: list[tuple[Any, str]] = [
         (evaluation_site, "noise_of"),
-        (Whole, "_filled"),
+        (EvaluationSite, "_filled"),
         (Guided, "add"),
         (Guided, "measure"),
     ]

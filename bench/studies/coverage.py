@@ -202,7 +202,11 @@ def _asked(draws: Draws, line: Line) -> dict[str, Any]:
     """Of `enable`."""
     if draws.case.nearest:
         return {"error_budget": line.budget, "profile": "nearest"}
-    blind = replace(draws.profile, facts=replace(draws.profile.facts, weaker={})) if draws.case.negative else None
+    blind = (
+        replace(draws.profile, facts=replace(draws.profile.facts, negative_conditions={}))
+        if draws.case.negative
+        else None
+    )
     return {"error_budget": line.budget, "confidence": line.confidence, "speedup": line.speedup, "profile": blind}
 
 

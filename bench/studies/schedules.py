@@ -40,7 +40,7 @@ from dicache.finders.multistep import Multistep
 from dicache.finders.nested import Nested
 from dicache.finders.smoothcache import SmoothCache
 from dicache.measuring.fit_coefficients import fit
-from dicache.measuring.schedule_measurements import Calibration, Ground
+from dicache.measuring.schedule_measurements import Calibration, ScheduleMeasurements
 from dicache.promise.metrics import relative_error
 from dicache.reference.scenes import prompts
 from dicache.schedules.action_table import Table, computes
@@ -126,7 +126,7 @@ class Bench:
         errors = relative_error(drawn.latents, self.reference.latents).tolist()
         return {"work": drawn.macs / self.reference.macs, "calibration": found.error, "errors": errors}
 
-    def ground(self, sites: Sites) -> Ground:
+    def measurements(self, sites: Sites) -> ScheduleMeasurements:
         return self.calibration.on(self.pipe, sites)
 
 
@@ -190,8 +190,8 @@ def _evolved(bench: Bench, seed: int, sites: Sites = WHOLE, finder: Ecad = ECAD)
     def volume(schedules: tuple[Schedule, ...]) -> float:
         return float(HV(ref_point=[1.0, 1.0])(np.array([[s.error, s.work] for s in schedules])))
 
-    ground = bench.ground(sites)
-    seeds = tuple(finder.schedules(ground, finder.first(ground, seed), seed))
+    measurements = bench.measurements(sites)
+    seeds = tuple(finder.schedules(measurements, finder.first(measurements, seed), seed))
     made = [{"name": "the seeds of ECAD", "hypervolume": volume(seeds)}]
     for name, evolved in (("seeded ECAD", finder), ("ECAD from chance", replace(finder, seeded=False))):
         front = evolved.find(bench.pipe, sites, bench.calibration, seed=seed)
@@ -215,29 +215,31 @@ def _nested(bench: Bench, seed: int) -> list[dict[str, Any]]:
 
 def _routers(bench: Bench, seed: int) -> list[dict[str, Any]]:
     """Learned scores on blocks against those of chance, of time alone and of the paper's loss, at equal work."""
-    ground, made = bench.ground(Spans()), []
-    steps, sites = ground.basis.shape
+    measurements, made = bench.measurements(Spans()), []
+    steps, sites = measurements.basis.shape
     rng, late = np.random.default_rng(seed), np.linspace(1, 0, steps)[:, None] * np.ones(sites)
-    scores = {f"router, {space}": replace(ROUTER, space=space).scores(ground, None, seed) for space in ("x", "eps")}  # type: ignore[arg-type]
+    scores = {
+        f"router, {space}": replace(ROUTER, space=space).scores(measurements, None, seed) for space in ("x", "eps")
+    }  # type: ignore[arg-type]
     scores |= {"late steps first": late, "early steps first": 1 - late}
     scores |= {f"chance {k}": rng.uniform(size=(steps, sites)) for k in range(CHANCE)}
     for cost in ROUTED:
         for name, score in scores.items():
-            table = _at(ground, score, cost)
-            found = ROUTER.schedules(ground, [table], 0)[0]
+            table = _at(measurements, score, cost)
+            found = ROUTER.schedules(measurements, [table], 0)[0]
             made.append({"name": name, "cost": cost, **bench.judged(found)})
     return made
 
 
-def _at(ground: Ground, scores: np.ndarray, cost: float) -> Table:
-    family = [ground.filled(mask) for mask in ranked(scores)]
-    work = ground.basis.work(np.stack(family))
+def _at(measurements: ScheduleMeasurements, scores: np.ndarray, cost: float) -> Table:
+    family = [measurements.filled(mask) for mask in ranked(scores)]
+    work = measurements.basis.work(np.stack(family))
     return family[int(np.flatnonzero(work <= cost + 1e-9)[0])]
 
 
 def _dynamic(bench: Bench) -> list[dict[str, Any]]:
     """The best static schedule, and the same with the edges of its gaps decided per sample, at equal mean work."""
-    ground, made = bench.ground(Evaluation()), []
+    measurements, made = bench.measurements(Evaluation()), []
     for cost in COSTS:
         static = ANNEALING.find(bench.pipe, Evaluation(), bench.calibration, cost=cost)
         assert isinstance(static, Schedule)
@@ -247,7 +249,7 @@ def _dynamic(bench: Bench) -> list[dict[str, Any]]:
         for _ in range(9):
             limit = float(np.sqrt(low * high))
             found = replace(static, table=table, dynamic=Dynamic(limit, 8), error=None)
-            low, high = (low, limit) if _mean_work(ground, found) < static.work else (limit, high)
+            low, high = (low, limit) if _mean_work(measurements, found) < static.work else (limit, high)
         made.append({"name": "its edges per sample", "cost": cost, "limit": limit, **bench.judged(found)})
     return made
 
@@ -261,15 +263,15 @@ def edges(table: Table) -> Table:
     return opened
 
 
-def _mean_work(ground: Ground, found: Schedule) -> float:
+def _mean_work(measurements: ScheduleMeasurements, found: Schedule) -> float:
     """On the calibration captions."""
     executed = 0.0
-    for start in range(0, ground.prompts, ground.calibration.batch):
-        with enable(ground.pipe, schedule=found) as cache:
-            ground.drawer.draw(range(ground.prompts)[start : start + ground.calibration.batch])
+    for start in range(0, measurements.prompts, measurements.calibration.batch):
+        with enable(measurements.pipe, schedule=found) as cache:
+            measurements.drawer.draw(range(measurements.prompts)[start : start + measurements.calibration.batch])
         assert cache.trace is not None
         executed += float(cache.trace.executed.sum())
-    return executed / ground.prompts / ground.basis.uncached
+    return executed / measurements.prompts / measurements.basis.uncached
 
 
 def show(measured: dict[str, list[dict[str, Any]]]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past, per_row
+from dicache.approximators.base import Approximator, Histories, Target, per_row
 from dicache.approximators.linear import Extrapolate
 from dicache.extension import residual_sums
 from dicache.types import Action, Rows
@@ -25,11 +25,11 @@ class Align(Approximator):
     needs = 2
     reads_feature = True
 
-    def guess(self, past: Past, now: Now) -> Tensor:
-        newest, before = past.outputs.values[:2]
-        assert now.feature is not None, "alignment needs a probe; Config checks this"
-        travelled = residual_sums(now.feature, past.features.values[1])[:, 0]
-        spacing = residual_sums(past.features.values[0], past.features.values[1])[:, 0]
+    def guess(self, histories: Histories, target: Target) -> Tensor:
+        newest, before = histories.outputs.values[:2]
+        assert target.feature is not None, "alignment needs a probe; Config checks this"
+        travelled = residual_sums(target.feature, histories.features.values[1])[:, 0]
+        spacing = residual_sums(histories.features.values[0], histories.features.values[1])[:, 0]
         gamma = (travelled / spacing).nan_to_num(1.0, self.limit, 1.0).clamp(1.0, self.limit)
         return before + (newest - before) * per_row(gamma, newest)
 

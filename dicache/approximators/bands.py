@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past
+from dicache.approximators.base import Approximator, Histories, Target
 from dicache.approximators.hold import Reuse
 from dicache.tensors.token_grid import sides
 from dicache.types import Action, Rows
@@ -35,12 +35,12 @@ class Bands(Approximator):
     action = Action.REUSE
     needs = 1
 
-    def guess(self, past: Past, now: Now) -> Tensor:
-        held = past.outputs.values[0]
-        if not now.difference or math.isnan(now.passed):
+    def guess(self, histories: Histories, target: Target) -> Tensor:
+        held = histories.outputs.values[0]
+        if not target.difference or math.isnan(target.passed):
             return held.clone()
-        low = self.low if now.passed <= self.until else 1.0
-        high = self.high if now.passed >= self.since else 1.0
+        low = self.low if target.passed <= self.until else 1.0
+        high = self.high if target.passed >= self.since else 1.0
         return high * held + (low - high) * self.coarse(held)
 
     def coarse(self, x: Tensor) -> Tensor:

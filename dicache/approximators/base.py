@@ -14,10 +14,10 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from dicache.tensors.history import History
-from dicache.types import Action, Course, Rows, Site
+from dicache.types import Action, Rows, Site, Timetable
 
 
-class Past(NamedTuple):
+class Histories(NamedTuple):
     """All that one branch remembers."""
 
     outputs: History
@@ -31,7 +31,7 @@ class Past(NamedTuple):
         return self.outputs.sigmas.shape[1]
 
 
-class Now(NamedTuple):
+class Target(NamedTuple):
     """The step to guess."""
 
     sigma: float
@@ -41,7 +41,7 @@ class Now(NamedTuple):
     """(R, ...), the denoiser's input."""
     noise: tuple[float, float] = (0.0, 1.0)
     """(a, b) such that a * latent + b * output is the noise."""
-    course: Course | None = None
+    timetable: Timetable | None = None
     site: str = ""
     """Path of the site whose value is guessed; empty for the whole evaluation."""
     difference: bool = False
@@ -50,9 +50,9 @@ class Now(NamedTuple):
     @property
     def passed(self) -> float:
         """Share of the run's steps that lie behind; nan where no course is known."""
-        if self.course is None:
+        if self.timetable is None:
             return math.nan
-        sigmas = self.course.sigmas
+        sigmas = self.timetable.sigmas
         return min(range(len(sigmas)), key=lambda i: abs(sigmas[i] - self.sigma)) / len(sigmas)
 
 
@@ -61,19 +61,19 @@ class Approximator(ABC):
     needs: ClassVar[int]
     """How many exact values it needs."""
     reads_noise: ClassVar[bool] = False
-    """Whether `Past.noises` must be kept."""
+    """Whether `Histories.noises` must be kept."""
     reads_feature: ClassVar[bool] = False
     """Whether it reads what the probe measured."""
     multiplies: ClassVar[bool] = False
     """Whether a guess takes matrix products, which count as work."""
 
     @property
-    def keeps(self) -> int:
+    def history_depth(self) -> int:
         """How many it makes use of where there are more."""
         return self.needs
 
     @abstractmethod
-    def guess(self, past: Past, now: Now) -> Tensor:
+    def guess(self, histories: Histories, target: Target) -> Tensor:
         """(R, ...), a new tensor. Undefined for rows with fewer than `needs` values."""
 
     @abstractmethod

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past, per_row
+from dicache.approximators.base import Approximator, Histories, Target, per_row
 from dicache.approximators.linear import Extrapolate
 from dicache.approximators.taylor import until
 from dicache.errors import ModeError
@@ -38,21 +38,21 @@ class Chebyshev(Approximator):
         return self.order + 1
 
     @property
-    def keeps(self) -> int:
+    def history_depth(self) -> int:
         return self.window
 
-    def guess(self, past: Past, now: Now) -> Tensor:
-        values = past.outputs.values[: self.window]
-        weights = self._weights(past.outputs.sigmas[: len(values)], now)
+    def guess(self, histories: Histories, target: Target) -> Tensor:
+        values = histories.outputs.values[: self.window]
+        weights = self._weights(histories.outputs.sigmas[: len(values)], target)
         result = values[0] * per_row(weights[0], values[0])
         for weight, value in zip(weights[1:], values[1:], strict=True):
             result += value * per_row(weight, value)
         return result
 
-    def _weights(self, sigmas: Tensor, now: Now) -> Tensor:
+    def _weights(self, sigmas: Tensor, target: Target) -> Tensor:
         """How much each known value counts, (K, R) -> (K, R)."""
-        times = torch.cat([torch.full_like(sigmas[:1], now.sigma), sigmas])
-        mapped = _mapped(times, now)
+        times = torch.cat([torch.full_like(sigmas[:1], target.sigma), sigmas])
+        mapped = _mapped(times, target)
         basis = (_polynomials(mapped.nan_to_num(), self.order) * mapped.isfinite()[..., None]).transpose(0, 1)
         here, there = basis[:, 0], basis[:, 1:]
         ridge = self.ridge**0.5 * torch.eye(self.order + 1, dtype=basis.dtype).expand(len(here), -1, -1)
@@ -64,13 +64,13 @@ class Chebyshev(Approximator):
         return until(sigmas, self.needs, Extrapolate().growth(sigmas, sigma))
 
 
-def _mapped(times: Tensor, now: Now) -> Tensor:
+def _mapped(times: Tensor, target: Target) -> Tensor:
     """(K, R) to [-1, 1], the run's end at -1; unknown times stay nan."""
-    if now.course is None:
+    if target.timetable is None:
         low = times.nan_to_num(torch.inf).amin(0)
         high = times.nan_to_num(-torch.inf).amax(0)
     else:
-        low, high = (torch.tensor(f(now.course.sigmas), dtype=times.dtype) for f in (min, max))
+        low, high = (torch.tensor(f(target.timetable.sigmas), dtype=times.dtype) for f in (min, max))
     return 2 * (times - low) / (high - low).clamp(min=torch.finfo(times.dtype).tiny) - 1
 
 

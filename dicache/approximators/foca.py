@@ -12,7 +12,7 @@ released; how it damps horizons beyond three steps is not known here and left ou
 
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past, per_row
+from dicache.approximators.base import Approximator, Histories, Target, per_row
 from dicache.approximators.linear import Extrapolate
 from dicache.approximators.taylor import until
 from dicache.types import Action, Rows
@@ -22,9 +22,9 @@ class FoCa(Approximator):
     action = Action.EXTRAPOLATE
     needs = 3
 
-    def guess(self, past: Past, now: Now) -> Tensor:
-        (v0, v1, v2), sigmas = past.outputs.values[:3], past.outputs.sigmas
-        ahead, near, far = now.sigma - sigmas[0], sigmas[0] - sigmas[1], sigmas[1] - sigmas[2]
+    def guess(self, histories: Histories, target: Target) -> Tensor:
+        (v0, v1, v2), sigmas = histories.outputs.values[:3], histories.outputs.sigmas
+        ahead, near, far = target.sigma - sigmas[0], sigmas[0] - sigmas[1], sigmas[1] - sigmas[2]
         bend = ahead / 2 * near / (near + far)
         first, second = (weight.nan_to_num(0.0, 0.0, 0.0) for weight in ((ahead + bend) / near, bend / far))
         return v0 + (v0 - v1) * per_row(first, v0) - (v1 - v2) * per_row(second, v0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past
+from dicache.approximators.base import Approximator, Histories, Target
 from dicache.approximators.hold import Reuse
 from dicache.approximators.taylor import until
 from dicache.types import Action, Rows
@@ -27,9 +27,9 @@ class Gained(Approximator):
     action = Action.EXTRAPOLATE
     needs = 2
 
-    def guess(self, past: Past, now: Now) -> Tensor:
-        newest, before = past.outputs.values[:2]
-        inside = (self.begin <= 0 and self.end >= 1) or self.begin <= now.passed < self.end
+    def guess(self, histories: Histories, target: Target) -> Tensor:
+        newest, before = histories.outputs.values[:2]
+        inside = (self.begin <= 0 and self.end >= 1) or self.begin <= target.passed < self.end
         return newest + self.weight * (newest - before) if inside else newest.clone()
 
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past
+from dicache.approximators.base import Approximator, Histories, Target
 from dicache.approximators.hold import Reuse
 from dicache.approximators.taylor import expand, until
 from dicache.errors import ModeError
@@ -36,22 +36,24 @@ class Hermite(Approximator):
     def needs(self) -> int:  # type: ignore[override]
         return self.order + 1
 
-    def guess(self, past: Past, now: Now) -> Tensor:
-        unit = self._unit(past.outputs.sigmas, now)
-        x = self.contraction * (now.sigma - past.outputs.sigmas[0]) / unit
+    def guess(self, histories: Histories, target: Target) -> Tensor:
+        unit = self._unit(histories.outputs.sigmas, target)
+        x = self.contraction * (target.sigma - histories.outputs.sigmas[0]) / unit
         polynomials = [torch.ones_like(x), 2 * x]
         for j in range(1, self.order):
             polynomials.append(2 * x * polynomials[j] - 2 * j * polynomials[j - 1])
-        return expand(past, [(self.contraction * unit) ** j * p / math.factorial(j) for j, p in enumerate(polynomials)])
+        return expand(
+            histories, [(self.contraction * unit) ** j * p / math.factorial(j) for j, p in enumerate(polynomials)]
+        )
 
-    def _unit(self, sigmas: Tensor, now: Now) -> Rows:
+    def _unit(self, sigmas: Tensor, target: Target) -> Rows:
         """One step's way in sigma, with its sign, (R,)."""
-        if now.course is None:
+        if target.timetable is None:
             return sigmas[0] - sigmas[1]
-        grid = torch.tensor(now.course.sigmas, dtype=torch.float64)
-        places = torch.stack([sigmas[0], torch.full_like(sigmas[0], now.sigma)])
+        grid = torch.tensor(target.timetable.sigmas, dtype=torch.float64)
+        places = torch.stack([sigmas[0], torch.full_like(sigmas[0], target.sigma)])
         newest, here = (places[..., None] - grid).abs().nan_to_num().argmin(-1)
-        return (now.sigma - sigmas[0]) / (here - newest).clamp(min=1)
+        return (target.sigma - sigmas[0]) / (here - newest).clamp(min=1)
 
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:
         return until(sigmas, self.needs, Reuse().growth(sigmas, sigma))

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past
+from dicache.approximators.base import Approximator, Histories, Target
 from dicache.types import Action, Rows
 
 
@@ -12,8 +12,8 @@ class Reuse(Approximator):
     action = Action.REUSE
     needs = 1
 
-    def guess(self, past: Past, now: Now) -> Tensor:
-        return past.outputs.values[0].clone()
+    def guess(self, histories: Histories, target: Target) -> Tensor:
+        return histories.outputs.values[0].clone()
 
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:
         return (sigma - sigmas[0]).abs()

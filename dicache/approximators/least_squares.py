@@ -10,7 +10,7 @@ limit) both are the same. Where the probe stood still c is 0.
 
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past, per_row
+from dicache.approximators.base import Approximator, Histories, Target, per_row
 from dicache.approximators.linear import Extrapolate
 from dicache.tensors.norms import alignment
 from dicache.types import Action, Rows
@@ -21,11 +21,11 @@ class LeastSquaresAlign(Approximator):
     needs = 2
     reads_feature = True
 
-    def guess(self, past: Past, now: Now) -> Tensor:
-        assert now.feature is not None, "alignment needs a probe"
-        newest, before = past.outputs.values[:2]
-        latest, earlier = past.features.values[:2]
-        way = alignment(now.feature - latest, latest - earlier)
+    def guess(self, histories: Histories, target: Target) -> Tensor:
+        assert target.feature is not None, "alignment needs a probe"
+        newest, before = histories.outputs.values[:2]
+        latest, earlier = histories.features.values[:2]
+        way = alignment(target.feature - latest, latest - earlier)
         factor = way.coefficient * way.trust
         return newest + (newest - before) * per_row(factor.nan_to_num(0.0, 0.0, 0.0), newest)
 

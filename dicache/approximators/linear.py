@@ -7,7 +7,7 @@ times.
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past
+from dicache.approximators.base import Approximator, Histories, Target
 from dicache.extension import combine
 from dicache.tensors.history import History
 from dicache.types import Action, Rows
@@ -26,8 +26,8 @@ class Extrapolate(Approximator):
     action = Action.EXTRAPOLATE
     needs = 2
 
-    def guess(self, past: Past, now: Now) -> Tensor:
-        return extrapolate(past.outputs, now.sigma)
+    def guess(self, histories: Histories, target: Target) -> Tensor:
+        return extrapolate(histories.outputs, target.sigma)
 
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:
         return ((sigma - sigmas[0]) * (sigma - sigmas[1])).abs()

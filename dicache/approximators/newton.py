@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past, per_row
+from dicache.approximators.base import Approximator, Histories, Target, per_row
 from dicache.errors import ModeError
 from dicache.types import Action, Rows
 
@@ -30,13 +30,13 @@ class Newton(Approximator):
     def needs(self) -> int:  # type: ignore[override]
         return self.order + 1
 
-    def guess(self, past: Past, now: Now) -> Tensor:
-        sigmas, level = past.outputs.sigmas, list(past.outputs.values[: self.needs])
+    def guess(self, histories: Histories, target: Target) -> Tensor:
+        sigmas, level = histories.outputs.sigmas, list(histories.outputs.values[: self.needs])
         result, weight = level[0].clone(), torch.ones_like(sigmas[0])
         for k in range(1, self.needs):
             gaps = [sigmas[i] - sigmas[i + k] for i in range(len(level) - 1)]
             level = [(level[i] - level[i + 1]) * per_row(_inverse(gap), result) for i, gap in enumerate(gaps)]
-            weight = weight * (now.sigma - sigmas[k - 1])
+            weight = weight * (target.sigma - sigmas[k - 1])
             result += level[0] * per_row(weight.nan_to_num(0.0), result)
         return result
 

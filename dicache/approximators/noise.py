@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past
+from dicache.approximators.base import Approximator, Histories, Target
 from dicache.approximators.linear import Extrapolate
 from dicache.extension import combine
 from dicache.types import Action, Rows
@@ -43,20 +43,20 @@ class ExtrapolateNoise(Approximator):
     needs = 2
     reads_noise = True
 
-    def guess(self, past: Past, now: Now) -> Tensor:
-        (newest, before), sigmas = past.noises.values[:2], past.noises.sigmas
-        ratio = (now.sigma - sigmas[0]) / (sigmas[0] - sigmas[1]) * self._fading(sigmas[1], now)
+    def guess(self, histories: Histories, target: Target) -> Tensor:
+        (newest, before), sigmas = histories.noises.values[:2], histories.noises.sigmas
+        ratio = (target.sigma - sigmas[0]) / (sigmas[0] - sigmas[1]) * self._fading(sigmas[1], target)
         ratio = ratio.nan_to_num(0.0, 0.0, 0.0)
-        if now.latent is None or now.latent.shape != newest.shape:
+        if target.latent is None or target.latent.shape != newest.shape:
             return combine((newest, before), torch.stack([1 + ratio, -ratio], dim=1))
-        a, b = now.noise
+        a, b = target.noise
         coefficients = torch.stack([1 + ratio, -ratio, torch.full_like(ratio, -a)], dim=1) / b
-        return combine((newest, before, now.latent.to(newest.dtype)), coefficients)
+        return combine((newest, before, target.latent.to(newest.dtype)), coefficients)
 
-    def _fading(self, oldest: Rows, now: Now) -> Rows:
-        if now.course is None or math.isinf(self.memory):
+    def _fading(self, oldest: Rows, target: Target) -> Rows:
+        if target.timetable is None or math.isinf(self.memory):
             return torch.ones_like(oldest)
-        times = now.course.along(torch.stack([oldest, torch.full_like(oldest, now.sigma)]))
+        times = target.timetable.along(torch.stack([oldest, torch.full_like(oldest, target.sigma)]))
         return (-(times[1] - times[0]).abs() / self.memory).exp()
 
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:

@@ -24,7 +24,7 @@ from torch import Tensor
 from dicache.approximators.base import Approximator, per_row
 from dicache.errors import ModeError
 from dicache.tensors.history import History
-from dicache.types import Course, Rows
+from dicache.types import Rows, Timetable
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,18 @@ class PayBack:
         if not 0 < self.trust <= 1 or self.longest < 1:
             raise ModeError(f"{self}: expected a trust above 0 and up to 1, and longest of 1 or more.")
 
-    def weight(self, known: History, form: Approximator, course: Course, index: int) -> Rows:
+    def weight(self, known: History, form: Approximator, timetable: Timetable, index: int) -> Rows:
         """c of v + c (v - v^) at the computed step `index`, (R,) float64; 0 where no gap ended, or none is known."""
         anchors = known.sigmas[0]
         total = torch.zeros_like(anchors)
-        end = form.growth(known.sigmas, course.sigmas[index])
+        end = form.growth(known.sigmas, timetable.sigmas[index])
         length = torch.zeros_like(anchors)
         for q in range(max(0, index - self.longest), index):
-            inside = _between(course.sigmas[q], anchors, course.sigmas[index])
+            inside = _between(timetable.sigmas[q], anchors, timetable.sigmas[index])
             length += inside
-            total += torch.where(inside, course.effects[q] * form.growth(known.sigmas, course.sigmas[q]), 0.0)
-        weight = self.trust * total / (end * course.effects[index])
-        open_gap = _between(course.sigmas[max(0, index - self.longest - 1)], anchors, course.sigmas[index])
+            total += torch.where(inside, timetable.influence[q] * form.growth(known.sigmas, timetable.sigmas[q]), 0.0)
+        weight = self.trust * total / (end * timetable.influence[index])
+        open_gap = _between(timetable.sigmas[max(0, index - self.longest - 1)], anchors, timetable.sigmas[index])
         return torch.where(weight.isfinite() & (length > 0) & ~open_gap, weight, 0.0)
 
     def corrected(self, output: Tensor, guess: Tensor, weight: Rows, computed: Rows) -> Tensor:

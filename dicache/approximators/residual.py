@@ -8,7 +8,7 @@ p is the probe's feature, which must have the output's shape: `RawLatent()` give
 
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past
+from dicache.approximators.base import Approximator, Histories, Target
 from dicache.approximators.hold import Reuse
 from dicache.errors import UnsupportedModelError
 from dicache.types import Action, Rows
@@ -21,15 +21,15 @@ class ReuseResidual(Approximator):
     needs = 1
     reads_feature = True
 
-    def guess(self, past: Past, now: Now) -> Tensor:
-        output = past.outputs.values[0]
-        if now.feature is None or now.feature.shape != output.shape:
-            shape = None if now.feature is None else tuple(now.feature.shape)
+    def guess(self, histories: Histories, target: Target) -> Tensor:
+        output = histories.outputs.values[0]
+        if target.feature is None or target.feature.shape != output.shape:
+            shape = None if target.feature is None else tuple(target.feature.shape)
             raise UnsupportedModelError(
                 f"ReuseResidual needs a feature shaped like the output, {tuple(output.shape)}, and got {shape}. "
                 "Use probe=RawLatent() with a denoiser whose output has its input's shape, or Reuse()."
             )
-        return output + (now.feature - past.features.values[0])
+        return output + (target.feature - histories.features.values[0])
 
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:
         return Reuse().growth(sigmas, sigma)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dicache.approximators.base import Approximator, Now, Past
+from dicache.approximators.base import Approximator, Histories, Target
 from dicache.approximators.hold import Reuse
 from dicache.errors import ModeError
 from dicache.types import Action, Rows, Site
@@ -35,8 +35,8 @@ class Shrunk(Approximator):
         return self.base.needs
 
     @property
-    def keeps(self) -> int:
-        return self.base.keeps
+    def history_depth(self) -> int:
+        return self.base.history_depth
 
     @property
     def reads_noise(self) -> bool:  # type: ignore[override]
@@ -50,8 +50,8 @@ class Shrunk(Approximator):
     def multiplies(self) -> bool:  # type: ignore[override]
         return self.base.multiplies
 
-    def guess(self, past: Past, now: Now) -> Tensor:
-        return torch.lerp(past.outputs.values[0], self.base.guess(past, now), self.kappa)
+    def guess(self, histories: Histories, target: Target) -> Tensor:
+        return torch.lerp(histories.outputs.values[0], self.base.guess(histories, target), self.kappa)
 
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:
         growth = self.base.growth(sigmas, sigma)

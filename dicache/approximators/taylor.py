@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past, per_row
+from dicache.approximators.base import Approximator, Histories, Target, per_row
 from dicache.approximators.linear import Extrapolate
 from dicache.errors import ModeError
 from dicache.types import Action, Rows
@@ -33,17 +33,17 @@ class Taylor(Approximator):
     def needs(self) -> int:  # type: ignore[override]
         return self.order + 1
 
-    def guess(self, past: Past, now: Now) -> Tensor:
-        ahead = now.sigma - past.outputs.sigmas[0]
-        return expand(past, [ahead**j / math.factorial(j) for j in range(self.needs)])
+    def guess(self, histories: Histories, target: Target) -> Tensor:
+        ahead = target.sigma - histories.outputs.sigmas[0]
+        return expand(histories, [ahead**j / math.factorial(j) for j in range(self.needs)])
 
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:
         return until(sigmas, self.needs, Extrapolate().growth(sigmas, sigma))
 
 
-def expand(past: Past, basis: list[Rows]) -> Tensor:
+def expand(histories: Histories, basis: list[Rows]) -> Tensor:
     """sum_j D_j basis_j, with basis_j of the unit of sigma^j, (R,) each; undefined for rows with a shorter history."""
-    sigmas, level = past.outputs.sigmas, list(past.outputs.values[: len(basis)])
+    sigmas, level = histories.outputs.sigmas, list(histories.outputs.values[: len(basis)])
     result = level[0].clone()
     for weight in basis[1:]:
         gaps = [sigmas[i] - sigmas[i + 1] for i in range(len(level) - 1)]

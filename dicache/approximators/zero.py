@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past
+from dicache.approximators.base import Approximator, Histories, Target
 from dicache.types import Action, Rows
 
 
@@ -13,8 +13,8 @@ class Zero(Approximator):
     action = Action.ZERO
     needs = 1
 
-    def guess(self, past: Past, now: Now) -> Tensor:
-        return torch.zeros_like(past.outputs.values[0])
+    def guess(self, histories: Histories, target: Target) -> Tensor:
+        return torch.zeros_like(histories.outputs.values[0])
 
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:
         return torch.where(sigmas[0].isnan(), torch.nan, torch.ones_like(sigmas[0]))

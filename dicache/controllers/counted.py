@@ -79,12 +79,12 @@ class Counted(Controller[Counts]):
     def _due(self, step: Step, state: Counts, b: int) -> int:
         """The step that sample b computes next."""
         i, first, speedup = step.index, int(state.first[b]), float(state.account.budget[b])
-        if step.course is None:
+        if step.timetable is None:
             long = i - int(state.last[b]) > self.bounds.longest
             return i if long or int(state.computed[b]) * speedup < i + 1 - first - 1e-9 else i + 1
         if state.due[b] >= i:
             return int(state.due[b])
-        plan = plan_of(step.course, self.bounds.longest, self.bounds.last)
+        plan = plan_of(step.timetable, self.bounds.longest, self.bounds.last)
         way = plan.way(dealt(plan, speedup, float(state.lot[b]), first), first)
         return min(due for due in [*way, len(plan.time)] if due >= i)
 

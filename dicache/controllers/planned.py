@@ -30,7 +30,7 @@ import torch
 from dicache.controllers.base import Controller
 from dicache.controllers.budgeted import Account, Budgeted
 from dicache.planning.budget import Budget, per_sample, scaled, shared
-from dicache.planning.error_law import KEPT, MARGIN
+from dicache.planning.error_law import DECAY, MARGIN
 from dicache.planning.law_plan import Plan, plan_of
 from dicache.promise.profile_plan import MeasuredPlan
 from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
@@ -56,7 +56,7 @@ class Planned(Controller[Way]):
     """Steps that compute at the end: the output turns fastest there."""
     longest: int = 8
     """Most steps skipped in a row."""
-    forgotten: float = KEPT
+    decay: float = DECAY
     """Power of the signal's share with which errors count where ways are compared; 0: all alike."""
 
     def at(self, site: Site, sites: int) -> "Planned":
@@ -68,10 +68,10 @@ class Planned(Controller[Way]):
         return Way(account, none, none.clone(), none.clone(), zero.clone())
 
     def decide(self, quote: Quote, step: Step, state: Way) -> tuple[Decision, Way]:
-        if step.course is None:
+        if step.timetable is None:
             decision, account = Budgeted(self.budget).decide(quote, step, state.account)
             return decision, state._replace(account=account)
-        return self.follow(plan_of(step.course, self.longest, self.last, self.forgotten), quote, step, state)
+        return self.follow(plan_of(step.timetable, self.longest, self.last, self.decay), quote, step, state)
 
     def follow(self, plan: Plan | MeasuredPlan, quote: Quote, step: Step, state: Way) -> tuple[Decision, Way]:
         """`decide` with the prices of this plan."""

@@ -32,7 +32,7 @@ class Staged(Controller[Any]):
 
     def at(self, site: Site, sites: int) -> Controller[Any]:
         rule, blocks = self.inner.at(site, sites), round(self.share * sites)
-        front, rear = site.place < blocks, site.place >= sites - blocks
+        front, rear = site.index < blocks, site.index >= sites - blocks
         if front and rear:
             return rule
         if not front and not rear:

@@ -49,6 +49,6 @@ class Within(Controller[S], Generic[S]):
 
 def level(step: Step) -> float:
     """How much noise there is before the step, from 1 down to 0."""
-    if step.course is None:
+    if step.timetable is None:
         return 1 - step.progress + step.coefficient
-    return step.sigma / max(step.course.sigmas)
+    return step.sigma / max(step.timetable.sigmas)

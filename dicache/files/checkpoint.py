@@ -17,7 +17,7 @@ from dicache.errors import ProfileError
 Entry = dict[str, np.ndarray]
 
 
-class Ledger:
+class Checkpoint:
     """Of one call, known by its arguments; in memory where no folder is given.
 
     Raises ProfileError for a folder that holds another call's entries, or that cannot be written.

@@ -17,7 +17,7 @@ import numpy as np
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
 from dicache.finders.dynamic_programming import Optimal
-from dicache.measuring.schedule_measurements import Ground
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.action_table import Table, computes
 from dicache.types import Action
 
@@ -41,9 +41,9 @@ class Annealing(Finder):
         if self.trials < 1 or self.rounds < 0 or not 0 < self.cold <= self.hot:
             raise ScheduleError(f"{self}: expected trials of 1 or more, rounds of 0 or more, and 0 < cold <= hot.")
 
-    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
-        family = Optimal(fill=self.fill).tables(ground, cost, seed)
-        work = ground.basis.work(np.stack(family))
+    def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
+        family = Optimal(fill=self.fill).tables(measurements, cost, seed)
+        work = measurements.basis.work(np.stack(family))
         starts = {}
         shares = WORKS if cost is None else (cost,)
         for share in shares:
@@ -54,12 +54,12 @@ class Annealing(Finder):
         if not starts:
             least = f"{self.name} has nothing to begin from at {max(shares):g} of the work: {work.min():.3f} is least."
             raise ScheduleError(f"{least} Ask for a larger cost.")
-        return [self._searched(ground, computes(start), seed) for start in starts.values()]
+        return [self._searched(measurements, computes(start), seed) for start in starts.values()]
 
-    def _searched(self, ground: Ground, start: np.ndarray, seed: int) -> Table:
+    def _searched(self, measurements: ScheduleMeasurements, start: np.ndarray, seed: int) -> Table:
         def loss(masks: Masks) -> np.ndarray:
-            tables = [ground.filled(mask, self.fill) for mask in masks]
-            return np.asarray(ground.errors(tables).mean(1))
+            tables = [measurements.filled(mask, self.fill) for mask in masks]
+            return np.asarray(measurements.errors(tables).mean(1))
 
         heats = np.geomspace(self.hot, self.cold, self.trials)
         mask = anneal(start[None], loss, heats=heats, seed=seed, shared=True, first=1)[0]
@@ -69,7 +69,7 @@ class Annealing(Finder):
             if found.argmin() == 0:
                 break
             mask = moved[int(found.argmin()) - 1]
-        return ground.filled(mask, self.fill)
+        return measurements.filled(mask, self.fill)
 
 
 def anneal(

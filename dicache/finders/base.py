@@ -13,7 +13,7 @@ import numpy as np
 import dicache
 from dicache.approximators.fitted.coefficients import Fitted
 from dicache.errors import ScheduleError
-from dicache.measuring.schedule_measurements import Calibration, Ground
+from dicache.measuring.schedule_measurements import Calibration, ScheduleMeasurements
 from dicache.schedules.action_table import Table, repaired
 from dicache.schedules.basis import Basis
 from dicache.schedules.schedule import Found, ParetoSet, Schedule
@@ -30,7 +30,7 @@ class Finder(ABC):
     """Whether the tables it proposes were measured on the way, so that all of them are chosen from."""
 
     @abstractmethod
-    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
+    def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
         """Candidates, (T, S) each. `cost` is the share of the work that is wanted; None for the whole range."""
 
     @property
@@ -64,16 +64,16 @@ class Finder(ABC):
         Raises ScheduleError where both are given or none can be had.
         """
         self.check(sites, budget, cost)
-        ground = calibration.on(pipe, sites)
-        tables = _different(self.tables(ground, cost, seed))
+        measurements = calibration.on(pipe, sites)
+        tables = _different(self.tables(measurements, cost, seed))
         if cost is not None:
-            return self._at(ground, tables, cost, seed)
-        tables = tables if self.measures else _thinned(ground.priced(self.coefficients), tables)
-        found = ParetoSet(tuple(self.schedules(ground, tables, seed))).front()
+            return self._at(measurements, tables, cost, seed)
+        tables = tables if self.measures else _thinned(measurements.priced(self.coefficients), tables)
+        found = ParetoSet(tuple(self.schedules(measurements, tables, seed))).front()
         return found if budget is None else found.within(budget)
 
-    def _at(self, ground: Ground, tables: Sequence[Table], cost: float, seed: int) -> Schedule:
-        work = ground.priced(self.coefficients).work(np.stack(tables))
+    def _at(self, measurements: ScheduleMeasurements, tables: Sequence[Table], cost: float, seed: int) -> Schedule:
+        work = measurements.priced(self.coefficients).work(np.stack(tables))
         fitting = work <= cost + 1e-9
         if not fitting.any():
             raise ScheduleError(
@@ -81,16 +81,16 @@ class Finder(ABC):
             )
         best = work[fitting].max()
         dearest = [table for table, w in zip(tables, work, strict=True) if math.isclose(w, best, rel_tol=1e-12)]
-        return min(self.schedules(ground, dearest, seed), key=lambda s: s.error or 0.0)
+        return min(self.schedules(measurements, dearest, seed), key=lambda s: s.error or 0.0)
 
-    def schedules(self, ground: Ground, tables: Sequence[Table], seed: int) -> list[Schedule]:
+    def schedules(self, measurements: ScheduleMeasurements, tables: Sequence[Table], seed: int) -> list[Schedule]:
         """Tables with all that a file needs, and what they lose; without those that lose everything. Raises
         ScheduleError where that is all of them.
         """
-        errors = ground.errors(tables, self.coefficients).mean(1)
+        errors = measurements.errors(tables, self.coefficients).mean(1)
         if not np.isfinite(errors).any():
             raise ScheduleError(f"no schedule of {self.name} leaves the latent finite. Ask for more work.")
-        found, basis = self.found(ground.calibration, seed), ground.priced(self.coefficients)
+        found, basis = self.found(measurements.calibration, seed), measurements.priced(self.coefficients)
         return [
             Schedule(basis, table, found, float(error), fitted=self.coefficients)
             for table, error in zip(tables, errors, strict=True)

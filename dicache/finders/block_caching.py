@@ -16,7 +16,7 @@ import numpy as np
 from dicache.approximators.fitted.coefficients import Fitted
 from dicache.controllers.fixed import accumulated
 from dicache.finders.base import Finder
-from dicache.measuring.schedule_measurements import Ground
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.action_table import Table
 from dicache.types import Action
 
@@ -33,12 +33,12 @@ class BlockCaching(Finder):
     def coefficients(self) -> Fitted | None:
         return self.fitted
 
-    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
-        change = ground.curves.l1[:-1, 0]
+    def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
+        change = measurements.curves.l1[:-1, 0]
         fill = Action.REUSE if self.fitted is None else Action.CORRECT
         lowest, highest = max(float(change.min()), 1e-9), float(change.sum(0).max())
         deltas = [0.0, *np.geomspace(lowest, max(highest, lowest) * 1.01, THRESHOLDS)]
-        return [ground.filled(self.mask(change, delta), fill) for delta in deltas]
+        return [measurements.filled(self.mask(change, delta), fill) for delta in deltas]
 
     @staticmethod
     def mask(change: np.ndarray, delta: float) -> np.ndarray:

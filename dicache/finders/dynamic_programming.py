@@ -4,9 +4,9 @@ steps the best places for them (CacheQuant, arXiv 2503.01323, with weights).
     cost(i, j) = sum over t = i + 1 .. j - 1 of  w[t] E(i, t - i)^2          computed at i and next at j
     V(j, n)    = min over i of  V(i, n - 1) + cost(i, j)
 
-w[t] is what is left at the end of a stale value at step t (`Ground.sensitivity`), E the relative L2 change of the value
-(`Curves.l2`). Sites are taken to be independent, so that what each gets at a price of lambda per MAC is an exact
-optimum of the whole: sweeping lambda gives the front.
+w[t] is what is left at the end of a stale value at step t (`ScheduleMeasurements.sensitivity`), E the relative L2
+change of the value (`Curves.l2`). Sites are taken to be independent, so that what each gets at a price of lambda per
+MAC is an exact optimum of the whole: sweeping lambda gives the front.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from dicache.finders.base import Finder
-from dicache.measuring.schedule_measurements import Ground
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.action_table import Table
 from dicache.types import Action
 
@@ -31,13 +31,13 @@ class Optimal(Finder):
     """By sensitivity; without, every stale value counts the same and nothing but the uncached run is needed."""
     fill: Action = Action.REUSE
 
-    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
-        steps, sites = ground.basis.shape
-        weight = ground.sensitivity if self.weighted else np.ones((steps, sites))
-        costs = [gap_costs(ground.curves.l2[:, :, s], weight[:, s]) for s in range(sites)]
+    def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
+        steps, sites = measurements.basis.shape
+        weight = measurements.sensitivity if self.weighted else np.ones((steps, sites))
+        costs = [gap_costs(measurements.curves.l2[:, :, s], weight[:, s]) for s in range(sites)]
         ways = [segmentations(cost) for cost in costs]
-        price = np.array([cell.macs for cell in ground.basis.cells])
-        return [ground.filled(mask, self.fill) for mask in _front(ways, price, steps)]
+        price = np.array([cell.macs for cell in measurements.basis.cells])
+        return [measurements.filled(mask, self.fill) for mask in _front(ways, price, steps)]
 
 
 def gap_costs(curve: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
-from dicache.measuring.schedule_measurements import Ground
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.action_table import Table
 from dicache.types import Kind
 
@@ -34,12 +34,12 @@ class EBCache(Finder):
         if not 0 < self.window <= 1 or self.between not in (0, 1):
             raise ScheduleError(f"{self}: expected a window above 0 and at most 1, and between of 0 or 1.")
 
-    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
-        kinds, steps = [cell.kind for cell in ground.basis.cells], ground.basis.shape[0]
+    def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
+        kinds, steps = [cell.kind for cell in measurements.basis.cells], measurements.basis.shape[0]
         if not set(kinds) & set(ATTENTIONS) or Kind.FEED_FORWARD not in kinds:
             raise ScheduleError("EB-Cache tells attention from feed-forward. Use sites=Sublayers().")
         inside = range(1, max(2, round(self.window * steps)))
-        return [ground.filled(mask_of(self.levels(n, inside, steps), kinds)) for n in range(len(inside) + 1)]
+        return [measurements.filled(mask_of(self.levels(n, inside, steps), kinds)) for n in range(len(inside) + 1)]
 
     def levels(self, count: int, inside: range, steps: int) -> np.ndarray:
         """(T,): `count` steps of level 2, evenly inside."""

@@ -17,13 +17,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dicache.errors import ProfileError, ScheduleError
-from dicache.files.checkpoint import Entry, Ledger
+from dicache.files.checkpoint import Checkpoint, Entry
 from dicache.finders.base import Finder
 from dicache.finders.block_caching import BlockCaching
 from dicache.finders.dynamic_programming import Optimal
 from dicache.finders.fixed import FixedInterval
 from dicache.finders.smoothcache import SmoothCache
-from dicache.measuring.schedule_measurements import Ground
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.action_table import Table, computes
 from dicache.schedules.schedule import ParetoSet
 from dicache.types import Action
@@ -54,44 +54,44 @@ class Ecad(Finder):
         if self.checkpoint is not None:
             object.__setattr__(self, "checkpoint", Path(self.checkpoint))
 
-    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
+    def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
         """All that were measured."""
-        seeds = self.first(ground, seed) if self.seeded else None
-        algorithm = self._algorithm(ground, seeds, seed)
-        ledger = self._ledger(ground, seed)
+        seeds = self.first(measurements, seed) if self.seeded else None
+        algorithm = self._algorithm(measurements, seeds, seed)
+        checkpoint = self._checkpoint(measurements, seed)
         seen: dict[bytes, Table] = {}
         for generation in range(self.generations):
             infills = algorithm.ask()
             if infills is None:  # mating gives nothing new: a small table was tried in all its forms
                 break
             genomes = infills.get("X").astype(bool)
-            tables = [self._table(ground, genome) for genome in genomes]
-            held = _kept(ledger, f"generation-{generation}", partial(_measured, ground, genomes, tables))
+            tables = [self._table(measurements, genome) for genome in genomes]
+            held = _kept(checkpoint, f"generation-{generation}", partial(_measured, measurements, genomes, tables))
             if not {"genomes", "errors"} <= set(held) or not np.array_equal(held["genomes"], genomes):
                 raise ScheduleError(f"{self.checkpoint} holds another search. Delete it, or give another checkpoint.")
-            ground.remember(tables, held["errors"])
+            measurements.remember(tables, held["errors"])
             lost = np.minimum(held["errors"].mean(1), WORST)
-            infills.set("F", np.stack([lost, ground.basis.work(np.stack(tables))], axis=1))
+            infills.set("F", np.stack([lost, measurements.basis.work(np.stack(tables))], axis=1))
             algorithm.tell(infills=infills)
             seen |= {table.tobytes(): table for table in tables}
-            self._show(ground, list(seen.values()), seed)
-            ground.calibration.tick("generations", generation + 1, self.generations)
+            self._show(measurements, list(seen.values()), seed)
+            measurements.calibration.tick("generations", generation + 1, self.generations)
         return list(seen.values())
 
-    def first(self, ground: Ground, seed: int) -> list[Table]:
+    def first(self, measurements: ScheduleMeasurements, seed: int) -> list[Table]:
         """The first generation, as many as the population; what they skip is filled in as all of this search."""
-        proposed = [table for finder in self.seeds for table in finder.tables(ground, None, seed)]
-        tables = [ground.filled(computes(table), self.fill) for table in proposed]
+        proposed = [table for finder in self.seeds for table in finder.tables(measurements, None, seed)]
+        tables = [measurements.filled(computes(table), self.fill) for table in proposed]
         distinct = list({table.tobytes(): table for table in tables}.values())
-        work = ground.basis.work(np.stack(distinct))
+        work = measurements.basis.work(np.stack(distinct))
         spread = [int(np.abs(work - w).argmin()) for w in np.linspace(work.min(), work.max(), 2 * self.population)]
         tried = [distinct[i] for i in dict.fromkeys(spread)]
-        schedules = self.schedules(ground, tried, seed)
+        schedules = self.schedules(measurements, tried, seed)
         front = [s.table for s in ParetoSet(tuple(schedules)).front().members]
         others = [table for table in tried if not any(table is kept for kept in front)]
         return [*front, *others][: self.population]
 
-    def _algorithm(self, ground: Ground, seeds: Sequence[Table] | None, seed: int) -> Any:  # noqa: ANN401
+    def _algorithm(self, measurements: ScheduleMeasurements, seeds: Sequence[Table] | None, seed: int) -> Any:  # noqa: ANN401
         try:
             from pymoo.algorithms.moo.nsga2 import NSGA2
             from pymoo.core.problem import Problem
@@ -101,7 +101,7 @@ class Ecad(Finder):
             from pymoo.operators.sampling.rnd import BinaryRandomSampling
         except ImportError as error:
             raise ScheduleError("this search needs pymoo: pip install 'dicache[search]'.") from error
-        genes = (ground.basis.shape[0] - 1) * ground.basis.shape[1]
+        genes = (measurements.basis.shape[0] - 1) * measurements.basis.shape[1]
         given = None if seeds is None else np.stack([~computes(table[1:]).ravel() for table in seeds])
         algorithm = NSGA2(
             pop_size=self.population,
@@ -113,33 +113,38 @@ class Ecad(Finder):
         problem = Problem(n_var=genes, n_obj=2, xl=0, xu=1, vtype=bool)
         return algorithm.setup(problem, termination=NoTermination(), seed=seed, verbose=False)
 
-    def _table(self, ground: Ground, genome: np.ndarray) -> Table:
-        steps, sites = ground.basis.shape
+    def _table(self, measurements: ScheduleMeasurements, genome: np.ndarray) -> Table:
+        steps, sites = measurements.basis.shape
         first = np.ones((1, sites), dtype=bool)
-        return ground.filled(np.concatenate([first, ~genome.reshape(steps - 1, sites)]), self.fill)
+        return measurements.filled(np.concatenate([first, ~genome.reshape(steps - 1, sites)]), self.fill)
 
-    def _ledger(self, ground: Ground, seed: int) -> Ledger:
+    def _checkpoint(self, measurements: ScheduleMeasurements, seed: int) -> Checkpoint:
         told = [self.name, seed, self.population, self.flips, int(self.fill), self.seeded, repr(self.seeds)]
-        drawn = ground.calibration
-        told += [ground.basis.model, ground.basis.scheduler, list(ground.basis.sigmas), repr(ground.sites)]
+        drawn = measurements.calibration
+        told += [
+            measurements.basis.model,
+            measurements.basis.scheduler,
+            list(measurements.basis.sigmas),
+            repr(measurements.sites),
+        ]
         told += [drawn.digest, drawn.seed]
         try:
-            return Ledger(self.checkpoint, [*told, repr(sorted(drawn.call.items()))])
+            return Checkpoint(self.checkpoint, [*told, repr(sorted(drawn.call.items()))])
         except ProfileError as error:
             raise ScheduleError(str(error)) from error
 
-    def _show(self, ground: Ground, tables: Sequence[Table], seed: int) -> None:
+    def _show(self, measurements: ScheduleMeasurements, tables: Sequence[Table], seed: int) -> None:
         """The front so far, on disk."""
         if self.checkpoint is not None:
-            ParetoSet(tuple(self.schedules(ground, tables, seed))).front().save(self.checkpoint / "front.json")
+            ParetoSet(tuple(self.schedules(measurements, tables, seed))).front().save(self.checkpoint / "front.json")
 
 
-def _measured(ground: Ground, genomes: np.ndarray, tables: Sequence[Table]) -> Entry:
-    return {"genomes": genomes, "errors": ground.errors(tables)}
+def _measured(measurements: ScheduleMeasurements, genomes: np.ndarray, tables: Sequence[Table]) -> Entry:
+    return {"genomes": genomes, "errors": measurements.errors(tables)}
 
 
-def _kept(ledger: Ledger, name: str, make: Any) -> Entry:  # noqa: ANN401
+def _kept(checkpoint: Checkpoint, name: str, make: Any) -> Entry:  # noqa: ANN401
     try:
-        return ledger.entry(name, make)
+        return checkpoint.entry(name, make)
     except ProfileError as error:
         raise ScheduleError(str(error)) from error

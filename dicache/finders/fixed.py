@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from dicache.finders.base import Finder
-from dicache.measuring.schedule_measurements import Ground
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.action_table import Table
 from dicache.types import Action
 
@@ -22,8 +22,11 @@ class FixedInterval(Finder):
     fill: Action = Action.REUSE
     """With what: reuse, or a line through the last two computed steps."""
 
-    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
-        return [ground.filled(every(n, *ground.basis.shape), self.fill) for n in range(1, ground.basis.shape[0] + 1)]
+    def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
+        return [
+            measurements.filled(every(n, *measurements.basis.shape), self.fill)
+            for n in range(1, measurements.basis.shape[0] + 1)
+        ]
 
 
 def every(interval: int, steps: int, sites: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from dicache.errors import ScheduleError
 from dicache.extension import residual_sums
 from dicache.finders.base import Finder
 from dicache.measuring.error_curves import Remembered
-from dicache.measuring.schedule_measurements import Ground
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.action_table import Table
 from dicache.schedules.basis import config_of
 from dicache.sites import Evaluation
@@ -37,20 +37,20 @@ class InvarDiff(Finder):
         if not 0 <= self.modules <= 1 or self.plans < 1:
             raise ScheduleError(f"{self}: expected modules from 0 to 1 and plans of 1 or more.")
 
-    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
-        whole = ground.calibration.on(ground.pipe, Evaluation())
+    def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
+        whole = measurements.calibration.on(measurements.pipe, Evaluation())
         change = whole.curves.l1[:-1, 0, 0] * whole.curves.size[1:, 0]
         found = []
         for q in np.linspace(0.0, 0.95, self.plans):
             due = ~low(rates(change), q)
-            mask = np.repeat(due[:, None], ground.basis.shape[1], axis=1)
-            found.append(ground.filled(self._within(ground, mask, q) if ground.inner and q else mask))
+            mask = np.repeat(due[:, None], measurements.basis.shape[1], axis=1)
+            found.append(measurements.filled(self._within(measurements, mask, q) if measurements.inner and q else mask))
         return found
 
-    def _within(self, ground: Ground, mask: np.ndarray, q: float) -> np.ndarray:
+    def _within(self, measurements: ScheduleMeasurements, mask: np.ndarray, q: float) -> np.ndarray:
         """The same with modules reused too at the steps that compute."""
-        due, kinds = np.flatnonzero(mask[:, 0]), np.array([str(cell.kind) for cell in ground.basis.cells])
-        change = changes(ground, ground.filled(mask))[due]
+        due, kinds = np.flatnonzero(mask[:, 0]), np.array([str(cell.kind) for cell in measurements.basis.cells])
+        change = changes(measurements, measurements.filled(mask))[due]
         rate = np.full(change.shape, np.inf)
         rate[2:] = change[2:] / np.maximum(change[1:-1], np.finfo(float).tiny)
         chosen = mask.copy()
@@ -75,29 +75,29 @@ def low(rate: np.ndarray, quantile: float) -> np.ndarray:
     return np.asarray(rate < np.quantile(known, quantile)) if len(known) else np.zeros(len(rate), dtype=bool)
 
 
-def changes(ground: Ground, table: Table) -> np.ndarray:
+def changes(measurements: ScheduleMeasurements, table: Table) -> np.ndarray:
     """|F - F'|_1 of every site between a computed step and the computed one before, on runs that follow the table,
     (T, S); the mean over rows, branches and prompts, 0 where there is none.
     """
-    total, count = np.zeros(ground.basis.shape), np.zeros(ground.basis.shape)
-    config = replace(config_of(ground.basis, table[None]), approximators=(Remembered(2),))
-    with enable(ground.pipe, config=config) as cache, torch.no_grad():
+    total, count = np.zeros(measurements.basis.shape), np.zeros(measurements.basis.shape)
+    config = replace(config_of(measurements.basis, table[None]), approximators=(Remembered(2),))
+    with enable(measurements.pipe, config=config) as cache, torch.no_grad():
 
         def read(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
             run = cache._session.run
             assert run is not None
             *_, branch = run.guided.outputs
-            for place in run.places:
-                past = place.past[branch].outputs
-                if len(past.values) > 1 and past.sigmas[0, 0] == run.step.sigma:
-                    sums = residual_sums(past.values[0], past.values[1])[:, 0].double().cpu().numpy()
-                    total[run.step.index, place.site.place] += sums.sum()
-                    count[run.step.index, place.site.place] += len(sums)
+            for state in run.states:
+                histories = state.histories[branch].outputs
+                if len(histories.values) > 1 and histories.sigmas[0, 0] == run.step.sigma:
+                    sums = residual_sums(histories.values[0], histories.values[1])[:, 0].double().cpu().numpy()
+                    total[run.step.index, state.site.index] += sums.sum()
+                    count[run.step.index, state.site.index] += len(sums)
 
-        handle = ground.denoiser.register_forward_hook(read)
+        handle = measurements.denoiser.register_forward_hook(read)
         try:
-            for start in range(0, ground.prompts, ground.calibration.batch):
-                ground.drawer.draw(range(ground.prompts)[start : start + ground.calibration.batch])
+            for start in range(0, measurements.prompts, measurements.calibration.batch):
+                measurements.drawer.draw(range(measurements.prompts)[start : start + measurements.calibration.batch])
         finally:
             handle.remove()
     return total / np.maximum(count, 1)

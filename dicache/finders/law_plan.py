@@ -15,8 +15,8 @@ import numpy as np
 
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
-from dicache.measuring.schedule_measurements import Ground
-from dicache.planning.error_law import KEPT
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
+from dicache.planning.error_law import DECAY
 from dicache.planning.law_plan import plan_of
 from dicache.schedules.action_table import Table
 from dicache.types import Action
@@ -30,18 +30,18 @@ class Law(Finder):
     """Most steps skipped in a row."""
     last: int = 1
     """Steps that compute at the end."""
-    forgotten: float = KEPT
+    decay: float = DECAY
     """Power of the signal's share with which errors count where ways are compared."""
 
     def __post_init__(self) -> None:
-        if self.longest < 1 or self.last < 0 or not self.forgotten >= 0:
+        if self.longest < 1 or self.last < 0 or not self.decay >= 0:
             raise ScheduleError(f"{self}: expected longest from 1, last and forgotten from 0 on.")
 
-    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
+    def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
         """From all computed to the fewest."""
-        steps, sites = ground.basis.shape
-        plan = plan_of(ground.course, self.longest, self.last, self.forgotten)
+        steps, sites = measurements.basis.shape
+        plan = plan_of(measurements.timetable, self.longest, self.last, self.decay)
         masks = np.zeros((steps - plan.fewest() + 1, steps, sites), dtype=bool)
         for mask, computed in zip(masks, range(steps, plan.fewest() - 1, -1), strict=True):
             mask[plan.way(computed)] = True
-        return [ground.filled(mask, self.fill) for mask in masks]
+        return [measurements.filled(mask, self.fill) for mask in masks]

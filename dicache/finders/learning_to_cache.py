@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from dicache.api import enable
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
-from dicache.measuring.schedule_measurements import Ground
-from dicache.measuring.soft_gates import Branch, Call, Gates, Recorded
-from dicache.planning.error_law import kept
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
+from dicache.measuring.soft_gates import Branch, Call, Recorded, SoftGates
+from dicache.planning.error_law import surviving_share
 from dicache.schedules.action_table import Table
 from dicache.schedules.basis import config_of
 from dicache.tensors.tree import map_tensors
@@ -60,35 +60,37 @@ class LearningToCache(Finder):
         if self.iterations < 1 or self.rounds < 1 or not self.rate > 0 or not self.weight >= 0:
             raise ScheduleError(f"{self}: expected iterations, rounds from 1 on, a rate above 0, a weight from 0 on.")
 
-    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
-        scores = self.scores(ground, cost, seed)
-        return [ground.filled(mask) for mask in ranked(scores)]
+    def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
+        scores = self.scores(measurements, cost, seed)
+        return [measurements.filled(mask) for mask in ranked(scores)]
 
-    def scores(self, ground: Ground, cost: float | None, seed: int) -> np.ndarray:
+    def scores(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> np.ndarray:
         """(T, S) in [0, 1]; 1 at full steps."""
-        steps, sites = ground.basis.shape
+        steps, sites = measurements.basis.shape
         begin = torch.randn(steps, sites, generator=torch.Generator().manual_seed(seed))
         begin = begin if self.space == "eps" else torch.zeros(steps, sites)
         scores, table = np.ones((steps, sites)), np.zeros((steps, sites), dtype=np.uint8)
         for turn in range(self.rounds):
             if turn:
-                family = [ground.filled(mask) for mask in ranked(scores)]
-                work = ground.basis.work(np.stack(family))
+                family = [measurements.filled(mask) for mask in ranked(scores)]
+                work = measurements.basis.work(np.stack(family))
                 table = family[int(np.abs(work - (cost or STRAY)).argmin())]
-            runs = recorded(ground, table)
-            left = [kept(balance) for balance in ground.course.balances]
+            runs = recorded(measurements, table)
+            left = [surviving_share(half_log_snr) for half_log_snr in measurements.timetable.half_log_snrs]
             squared = (np.array(runs.coefficients) * left) ** 2
             k = np.ones(steps) if self.space == "eps" else squared / squared.mean()
-            with Gates(ground.denoiser, runs.sites) as gates:
+            with SoftGates(measurements.denoiser, runs.sites) as gates:
                 for pair, step in enumerate(range(1, steps, 2)):
-                    scores[step] = self._trained(ground, gates, runs, step, float(k[step]), begin[step])
-                    ground.calibration.tick(f"routers, round {turn + 1}", pair + 1, steps // 2)
+                    scores[step] = self._trained(measurements, gates, runs, step, float(k[step]), begin[step])
+                    measurements.calibration.tick(f"routers, round {turn + 1}", pair + 1, steps // 2)
         return scores
 
-    def _trained(self, ground: Ground, gates: Gates, runs: Recorded, step: int, k: float, begin: Tensor) -> np.ndarray:
+    def _trained(
+        self, measurements: ScheduleMeasurements, gates: SoftGates, runs: Recorded, step: int, k: float, begin: Tensor
+    ) -> np.ndarray:
         """The scores of one pair, (S,)."""
         w = begin.clone().requires_grad_(True)
-        price = torch.tensor([cell.macs for cell in ground.basis.cells], dtype=torch.float32)
+        price = torch.tensor([cell.macs for cell in measurements.basis.cells], dtype=torch.float32)
         path = PATH if self.space != "eps" else (self.weight,) * len(PATH)
         price = torch.ones_like(price) if self.space == "eps" else price / price.mean()
         optimizer, seen, pair = torch.optim.AdamW([w], lr=self.rate, weight_decay=0.0), [], gates.pair(runs, step)
@@ -105,7 +107,7 @@ class LearningToCache(Finder):
             seen.append(torch.sigmoid(w.detach()).double().numpy())
         return np.asarray(seen[-1] if self.space == "eps" else np.mean(seen, axis=0))
 
-    def wrong(self, gates: Gates, pair: Sequence[Branch], beta: Tensor) -> Tensor:
+    def wrong(self, gates: SoftGates, pair: Sequence[Branch], beta: Tensor) -> Tensor:
         """The squared error of a pair's output with its sites mixed, relative to its mean square. Squared in float32:
         in half precision small errors have none.
         """
@@ -130,10 +132,10 @@ def ranked(scores: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def recorded(ground: Ground, table: Table) -> Recorded:
+def recorded(measurements: ScheduleMeasurements, table: Table) -> Recorded:
     """All prompts in one batch, on runs that follow the table."""
     calls: list[list[Call]] = [[] for _ in table]
-    with enable(ground.pipe, config=config_of(ground.basis, table[None])) as cache, torch.no_grad():
+    with enable(measurements.pipe, config=config_of(measurements.basis, table[None])) as cache, torch.no_grad():
         session = cache._session
 
         def read(module: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
@@ -141,16 +143,16 @@ def recorded(ground: Ground, table: Table) -> Recorded:
             copied = map_tensors(Tensor.clone, (args, dict(kwargs)))
             calls[session.run.step.index].append(Call(*copied))
 
-        handle = ground.denoiser.register_forward_pre_hook(read, with_kwargs=True)
+        handle = measurements.denoiser.register_forward_pre_hook(read, with_kwargs=True)
         try:
-            ground.drawer.draw(range(ground.prompts))
+            measurements.drawer.draw(range(measurements.prompts))
         finally:
             handle.remove()
         run = session.run
-        assert run is not None and run.step.course is not None
+        assert run is not None and run.step.timetable is not None
         mixture = [[1.0]] * len(calls[0])
         if run.guided.mixture is not None:
             mixture = [m.tolist() for m in run.guided.mixture.mean(1).split(run.guided.widths)]
     if len({len(step) for step in calls}) != 1 or len(mixture) != len(calls[0]):
         raise ScheduleError("a router needs as many denoiser calls at every step; here guidance is switched on or off.")
-    return Recorded(calls, mixture, run.step.course.coefficients, session.sites)
+    return Recorded(calls, mixture, run.step.timetable.coefficients, session.sites)

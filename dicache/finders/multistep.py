@@ -21,16 +21,16 @@ from dicache.approximators.fitted.coefficients import About, Fitted
 from dicache.errors import ScheduleError
 from dicache.finders.base import MOST, Finder
 from dicache.finders.law_plan import Law
-from dicache.measuring.schedule_measurements import Ground
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.measuring.slopes_along_run import along
-from dicache.planning.error_law import KEPT
+from dicache.planning.error_law import DECAY
 from dicache.promise.metrics import relative_error
 from dicache.schedules.action_table import Table
 from dicache.schedules.schedule import Schedule
 from dicache.sites import Evaluation, Sites
 from dicache.types import Action
 
-FORGOTTEN = (KEPT, 1.5 * KEPT)
+DECAYS = (DECAY, 1.5 * DECAY)
 """Two ways for every number of steps: what pays errors back can leave more of them to later steps."""
 WORSE = 1.5
 """How many times its error in the run that its slopes were fitted in a schedule may have."""
@@ -60,48 +60,48 @@ class Multistep(Finder):
         if budget is None and cost is None:
             raise ScheduleError("multistep fits one schedule, not a front. Give a cost or a budget.")
 
-    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
-        laws = [Law(Action.CORRECT, self.longest, self.last, power) for power in FORGOTTEN]
-        families = [law.tables(ground, cost, seed) for law in laws]
+    def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
+        laws = [Law(Action.CORRECT, self.longest, self.last, power) for power in DECAYS]
+        families = [law.tables(measurements, cost, seed) for law in laws]
         counts = list(range(len(families[0])))
         if cost is None:
             counts = sorted({round(i) for i in np.linspace(0, len(counts) - 1, MOST // len(laws))})
         return [family[i] for family in families for i in counts]
 
-    def schedules(self, ground: Ground, tables: Sequence[Table], seed: int) -> list[Schedule]:
-        found, made = self.found(ground.calibration, seed), []
+    def schedules(self, measurements: ScheduleMeasurements, tables: Sequence[Table], seed: int) -> list[Schedule]:
+        found, made = self.found(measurements.calibration, seed), []
         for table in tables:
-            fitted, seen = self._fitted(ground, table)
-            errors = ground.errors([table], fitted)[0]
+            fitted, seen = self._fitted(measurements, table)
+            errors = measurements.errors([table], fitted)[0]
             if not np.isfinite(errors).all():
                 continue
             if errors[: len(seen)].mean() > WORSE * seen.mean() + ROUNDING:
                 raise ScheduleError(
-                    f"{type(ground.pipe).__name__} does not draw what was fitted: {errors.mean():.3g} for "
+                    f"{type(measurements.pipe).__name__} does not draw what was fitted: {errors.mean():.3g} for "
                     f"{seen.mean():.3g}. Use another finder, such as law."
                 )
-            made.append(Schedule(ground.basis, table, found, float(errors.mean()), fitted=fitted))
+            made.append(Schedule(measurements.basis, table, found, float(errors.mean()), fitted=fitted))
         if not made:
             raise ScheduleError("no schedule of multistep leaves the latent finite. Ask for more work.")
         return made
 
-    def _fitted(self, ground: Ground, table: Table) -> tuple[Fitted, np.ndarray]:
+    def _fitted(self, measurements: ScheduleMeasurements, table: Table) -> tuple[Fitted, np.ndarray]:
         """And the errors of the run that it was fitted in, (P,)."""
-        prompts = range(min(ground.prompts, ground.calibration.batch))
-        run = along(ground, prompts, ground.taken, table, self.ridge)
+        prompts = range(min(measurements.prompts, measurements.calibration.batch))
+        run = along(measurements, prompts, measurements.taken, table, self.ridge)
         about = About(
             kind=self.name,
-            model=ground.basis.model,
-            scheduler=ground.basis.scheduler,
-            sigmas=ground.basis.sigmas,
+            model=measurements.basis.model,
+            scheduler=measurements.basis.scheduler,
+            sigmas=measurements.basis.sigmas,
             guidance=run.guidance,
-            sites=dict(ground.basis.selector),
+            sites=dict(measurements.basis.selector),
             prompts=len(prompts),
             longest=self.longest,
             rank=1,
             ridge=float(self.ridge),
             version=dicache.__version__,
         )
-        coefficients = {cell.path: run.slopes._asdict() for cell in ground.basis.cells}
-        errors = relative_error(run.latents, ground.reference[: len(prompts)])
+        coefficients = {cell.path: run.slopes._asdict() for cell in measurements.basis.cells}
+        errors = relative_error(run.latents, measurements.reference[: len(prompts)])
         return Fitted(about, coefficients), errors.double().numpy()

@@ -18,7 +18,7 @@ import numpy as np
 
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
-from dicache.measuring.schedule_measurements import Ground
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.planning.law_plan import plan_of
 from dicache.schedules.action_table import Table
 from dicache.types import Action
@@ -43,28 +43,28 @@ class Nested(Finder):
         if not 1 <= self.at_once <= self.width or not 0 < self.least < 1:
             raise ScheduleError(f"{self}: expected 1 <= at_once <= width, and least above 0 and below 1.")
 
-    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
+    def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
         """From all computed to least: of every two the later computes where the earlier does, or less."""
         if self.prices == "law":
-            return self._by_law(ground)
-        masks = [np.ones(ground.basis.shape, dtype=bool)]
-        saved = np.array(ground.basis.rows)[:, None] * np.array([c.macs for c in ground.basis.cells])
+            return self._by_law(measurements)
+        masks = [np.ones(measurements.basis.shape, dtype=bool)]
+        saved = np.array(measurements.basis.rows)[:, None] * np.array([c.macs for c in measurements.basis.cells])
         price = np.maximum(saved, 1.0)
-        added = self._added(ground, masks[0], list(product(range(1, len(saved)), range(saved.shape[1]))))
+        added = self._added(measurements, masks[0], list(product(range(1, len(saved)), range(saved.shape[1]))))
         least = self.least if cost is None else cost
-        while added and ground.basis.work(ground.filled(masks[-1], self.fill)) > least:
+        while added and measurements.basis.work(measurements.filled(masks[-1], self.fill)) > least:
             chosen = sorted(added, key=lambda cell: added[cell] / price[cell])[: self.width]
-            added |= self._added(ground, masks[-1], chosen)
+            added |= self._added(measurements, masks[-1], chosen)
             mask = masks[-1].copy()
             for cell in sorted(chosen, key=lambda cell: added[cell] / price[cell])[: self.at_once]:
                 mask[cell] = False
                 del added[cell]
             masks.append(mask)
-        return [ground.filled(mask, self.fill) for mask in masks]
+        return [measurements.filled(mask, self.fill) for mask in masks]
 
-    def _by_law(self, ground: Ground) -> Sequence[Table]:
+    def _by_law(self, measurements: ScheduleMeasurements) -> Sequence[Table]:
         """The first two steps and the last stay: a line needs two, and the output turns fastest at the end."""
-        plan, (steps, sites) = plan_of(ground.course, longest=8, last=1), ground.basis.shape
+        plan, (steps, sites) = plan_of(measurements.timetable, longest=8, last=1), measurements.basis.shape
         ways = [list(range(steps))]
         while len(ways[-1]) > max(3, self.least * steps):
             without = ([i for i in ways[-1] if i != out] for out in ways[-1][2:-1])
@@ -72,10 +72,10 @@ class Nested(Finder):
         masks = np.zeros((len(ways), steps, sites), dtype=bool)
         for mask, way in zip(masks, ways, strict=True):
             mask[way] = True
-        return [ground.filled(mask, self.fill) for mask in masks]
+        return [measurements.filled(mask, self.fill) for mask in masks]
 
     def _added(
-        self, ground: Ground, mask: np.ndarray, cells: Sequence[tuple[int, int]]
+        self, measurements: ScheduleMeasurements, mask: np.ndarray, cells: Sequence[tuple[int, int]]
     ) -> dict[tuple[int, int], float]:
         """To the error, the mean over the prompts, by taking out each of the cells."""
         tried = [mask]
@@ -83,5 +83,5 @@ class Nested(Finder):
             without = mask.copy()
             without[cell] = False
             tried.append(without)
-        losses = ground.errors([ground.filled(m, self.fill) for m in tried]).mean(1)
+        losses = measurements.errors([measurements.filled(m, self.fill) for m in tried]).mean(1)
         return {cell: float(loss - losses[0]) for cell, loss in zip(cells, losses[1:], strict=True)}

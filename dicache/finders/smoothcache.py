@@ -14,7 +14,7 @@ import numpy as np
 
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
-from dicache.measuring.schedule_measurements import Ground
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.action_table import Table
 from dicache.types import Action
 
@@ -33,20 +33,20 @@ class SmoothCache(Finder):
         if self.longest < 1:
             raise ScheduleError(f"longest is {self.longest}. Expected 1 step or more.")
 
-    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
-        known = ground.curves.l1.shape[1]
-        if self.longest > known and known < ground.basis.shape[0] - 1:
+    def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
+        known = measurements.curves.l1.shape[1]
+        if self.longest > known and known < measurements.basis.shape[0] - 1:
             raise ScheduleError(f"longest is {self.longest}, curves reach {known} steps. Use Calibration(longest=..).")
-        curves = ground.curves.l1[:, : self.longest]
-        kinds = np.array([str(cell.kind) for cell in ground.basis.cells])
+        curves = measurements.curves.l1[:, : self.longest]
+        kinds = np.array([str(cell.kind) for cell in measurements.basis.cells])
         grouped = {kind: curves[:, :, kinds == kind].mean(2) for kind in np.unique(kinds)}
         masks = []
         for alpha in thresholds(np.stack(list(grouped.values()))):
-            mask = np.ones(ground.basis.shape, dtype=bool)
+            mask = np.ones(measurements.basis.shape, dtype=bool)
             for kind, curve in grouped.items():
                 mask[:, kinds == kind] = scan(curve, alpha)[:, None]
             masks.append(mask)
-        return [ground.filled(mask, self.fill) for mask in masks]
+        return [measurements.filled(mask, self.fill) for mask in masks]
 
 
 def thresholds(values: np.ndarray) -> np.ndarray:

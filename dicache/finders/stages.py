@@ -12,7 +12,7 @@ import numpy as np
 
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
-from dicache.measuring.schedule_measurements import Ground
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.action_table import Table
 
 
@@ -28,9 +28,9 @@ class Stages(Finder):
         if not 0 < self.share <= 1 or not 0 <= self.gate <= 1:
             raise ScheduleError(f"{self}: expected a share above 0 and at most 1, and a gate from 0 to 1.")
 
-    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
-        steps, sites = ground.basis.shape
-        return [ground.filled(self.mask(n, steps, sites)) for n in range(1, steps + 1)]
+    def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
+        steps, sites = measurements.basis.shape
+        return [measurements.filled(self.mask(n, steps, sites)) for n in range(1, steps + 1)]
 
     def mask(self, interval: int, steps: int, sites: int) -> np.ndarray:
         """(T, S) bool: what computes. Sites are in the order of execution."""

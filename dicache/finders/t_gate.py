@@ -15,7 +15,7 @@ import numpy as np
 
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
-from dicache.measuring.schedule_measurements import Ground
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.action_table import Table
 from dicache.types import Kind
 
@@ -34,11 +34,11 @@ class Gate(Finder):
         if self.warm < 0 or self.before < 1 or self.after < 1:
             raise ScheduleError(f"{self}: expected warm of 0 or more, before and after of 1 or more.")
 
-    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
-        kinds, steps = [cell.kind for cell in ground.basis.cells], ground.basis.shape[0]
+    def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
+        kinds, steps = [cell.kind for cell in measurements.basis.cells], measurements.basis.shape[0]
         if Kind.CROSS_ATTENTION not in kinds:
             raise ScheduleError("no site is a cross-attention. Use Sublayers(), on a model that has some.")
-        return [ground.filled(self.mask(gate, steps, kinds)) for gate in range(1, steps + 1)]
+        return [measurements.filled(self.mask(gate, steps, kinds)) for gate in range(1, steps + 1)]
 
     def mask(self, gate: int, steps: int, kinds: Sequence[Kind]) -> np.ndarray:
         """(T, S) bool: what computes, with cross-attention computed at steps before `gate` only."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
-from dicache.measuring.schedule_measurements import Ground
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.action_table import Table
 from dicache.types import Kind
 
@@ -31,9 +31,12 @@ class Windows(Finder):
         if not 0 <= self.begin < self.end <= 1 or self.cross < 1:
             raise ScheduleError(f"{self}: expected 0 <= begin < end <= 1 and cross of 1 or more.")
 
-    def tables(self, ground: Ground, cost: float | None, seed: int) -> Sequence[Table]:
-        steps, _ = ground.basis.shape
-        return [ground.filled(self.mask(n, steps, [c.kind for c in ground.basis.cells])) for n in range(1, steps + 1)]
+    def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
+        steps, _ = measurements.basis.shape
+        return [
+            measurements.filled(self.mask(n, steps, [c.kind for c in measurements.basis.cells]))
+            for n in range(1, steps + 1)
+        ]
 
     def mask(self, interval: int, steps: int, kinds: Sequence[Kind]) -> np.ndarray:
         """(T, S) bool: what computes."""

@@ -18,12 +18,12 @@ from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
-from dicache.config import Config, measured_on_others
+from dicache.config import Config, measured_with_other_adapters
 from dicache.errors import AlreadyEnabledError, ModeError, UnsupportedModelError
 from dicache.hosts.compiled_blocks import Compilation, refuse_wrapped
 from dicache.hosts.latents import latent_of, prediction_of, returned
 from dicache.hosts.lora import Adapters
-from dicache.hosts.module_hook import NAME, Hooked, Uncopied, registry_of
+from dicache.hosts.module_hook import NAME, ModuleHook, Uncopied, registry_of
 from dicache.models.conditioning import fingerprint
 from dicache.models.family import Batch, Family
 from dicache.models.find_blocks import family_of, find
@@ -101,8 +101,8 @@ class Attachment(Uncopied):
         self.signature = inspect.signature(type(denoiser).forward)
         self.given: dict[str, Tree] = {}
         self.root_had_registry = registry_of(denoiser) is not None
-        self.hooked: list[Hooked] = []
-        self.around: dict[str, Hooked] = {}
+        self.hooked: list[ModuleHook] = []
+        self.around: dict[str, ModuleHook] = {}
         self.adapters = Adapters(denoiser)
         self.handles: list[Any] = []
         first = next(iter(parts.blocks))
@@ -114,7 +114,7 @@ class Attachment(Uncopied):
         try:
             for part, module in deciding.items():
                 hook = self.first if part == first else _PartHook(session.block, part)
-                self.hooked.append(Hooked(module, hook))
+                self.hooked.append(ModuleHook(module, hook))
             self._surround(parts.around)
             self.compilation.begin()
             self.handles.append(denoiser.register_forward_pre_hook(self._before, with_kwargs=True))
@@ -132,7 +132,7 @@ class Attachment(Uncopied):
                 continue
             if before is not None:
                 before.remove()
-            self.around[part] = Hooked(module, _PartHook(self.session.around, part))
+            self.around[part] = ModuleHook(module, _PartHook(self.session.around, part))
 
     def detach(self) -> None:
         for handle in self.handles:
@@ -200,7 +200,7 @@ class Attachment(Uncopied):
             self._surround(find(self.denoiser, self.family).around)
             self._forget_registries()
         if not self.adapters.as_at_first:
-            measured_on_others(self.session.config, self.session.note)
+            measured_with_other_adapters(self.session.config, self.session.note)
         return changed
 
     @_eager

@@ -27,7 +27,7 @@ class Uncopied:
         )
 
 
-class Hooked:
+class ModuleHook:
     """A hook of the registry, put on when this is made."""
 
     def __init__(self, module: nn.Module, hook: ModelHook) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import dicache
 from dicache.errors import ScheduleError
 from dicache.files.checked import Wrong, plain_bytes
-from dicache.measuring.schedule_measurements import Ground
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.basis import Cell
 from dicache.schedules.schedule import Found, Schedule
 from dicache.types import Action, Kind
@@ -46,8 +46,8 @@ def blocks_of(cells: Sequence[Cell]) -> list[int]:
     return [order[path] for path in paths]
 
 
-def schedule(ground: Ground, mask: np.ndarray, source: str) -> Schedule:
+def schedule(measurements: ScheduleMeasurements, mask: np.ndarray, source: str) -> Schedule:
     """From what computes, (T, S) bool, with what it loses on the calibration prompts. The first step computes."""
-    table, drawn = ground.filled(mask, Action.REUSE), ground.calibration
-    found = Found(f"imported from {source}", {}, drawn.seed, ground.prompts, drawn.digest, dicache.__version__)
-    return Schedule(ground.basis, table, found, float(ground.errors([table]).mean()))
+    table, drawn = measurements.filled(mask, Action.REUSE), measurements.calibration
+    found = Found(f"imported from {source}", {}, drawn.seed, measurements.prompts, drawn.digest, dicache.__version__)
+    return Schedule(measurements.basis, table, found, float(measurements.errors([table]).mean()))

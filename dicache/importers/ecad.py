@@ -28,28 +28,28 @@ def read(
     """Raises ScheduleError for a file of another form, with other numbers of steps or blocks, or that reuses a
     component which is no site here.
     """
-    content, ground = json_of(Path(path)), calibration.on(pipe, sites)
-    cells, (steps, _) = ground.basis.cells, ground.basis.shape
+    content, measurements = json_of(Path(path)), calibration.on(pipe, sites)
+    cells, (steps, _) = measurements.basis.cells, measurements.basis.shape
     numbers = blocks_of(cells)
-    places = {
+    positions = {
         (block, cell.path.rpartition(".")[2]): site
         for site, (cell, block) in enumerate(zip(cells, numbers, strict=True))
     }
     if len(content) != steps:
         raise ScheduleError(f"{path} is for {len(content)} steps. Expected {steps}: search or import at its own.")
-    mask = np.ones(ground.basis.shape, dtype=bool)
+    mask = np.ones(measurements.basis.shape, dtype=bool)
     for t, step in enumerate(_ordered(content, path)):
         blocks = _ordered(step, path)
         if len(blocks) != max(numbers) + 1:
             raise ScheduleError(f"{path} has {len(blocks)} blocks at step {t}. This model has {max(numbers) + 1}.")
         for block, components in enumerate(blocks):
             for name, value in _components(components, path).items():
-                place = places.get((block, _plain(name)))
-                if place is None and value != true_computes:
+                position = positions.get((block, _plain(name)))
+                if position is None and value != true_computes:
                     raise ScheduleError(f"{path} reuses {name!r} of block {block}, which is no site of {sites}.")
-                if place is not None:
-                    mask[t, place] = value == true_computes
-    return schedule(ground, mask, "ECAD")
+                if position is not None:
+                    mask[t, position] = value == true_computes
+    return schedule(measurements, mask, "ECAD")
 
 
 def _ordered(content: Any, path: str | Path) -> list[Any]:  # noqa: ANN401

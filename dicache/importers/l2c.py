@@ -46,15 +46,15 @@ def read(
     """`theta` was 0.1 at 256 pixels, 0.9 at 512. Raises ScheduleError for a file of another form, or with other numbers
     of steps or blocks.
     """
-    ground, rows = calibration.on(pipe, sites), scores(Path(path))
-    cells, steps = ground.basis.cells, calibration.steps
+    measurements, rows = calibration.on(pipe, sites), scores(Path(path))
+    cells, steps = measurements.basis.cells, calibration.steps
     blocks, computed = blocks_of(cells), decoded(rows, theta)
     if len(computed) != steps:
         raise ScheduleError(f"{path} is for {len(computed)} steps. Expected {steps}: import at its own.")
     if computed.shape[1] != 2 * (max(blocks) + 1):
         raise ScheduleError(f"{path} is for {computed.shape[1] // 2} blocks. This model has {max(blocks) + 1}.")
     index = [2 * b + (cell.kind is Kind.FEED_FORWARD) for b, cell in zip(blocks, cells, strict=True)]
-    return schedule(ground, computed[:, index], "L2C")
+    return schedule(measurements, computed[:, index], "L2C")
 
 
 def decoded(rows: np.ndarray, theta: float) -> np.ndarray:

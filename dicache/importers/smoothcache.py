@@ -19,8 +19,8 @@ def read(path: str | Path, pipe: Any, sites: Sites, calibration: Calibration) ->
     """Sites that the file does not name compute. Raises ScheduleError for a file of another form, another number of
     steps, blocks that are not there, or one that names none of the sites.
     """
-    content, ground = json_of(Path(path)), calibration.on(pipe, sites)
-    cells, steps = ground.basis.cells, calibration.steps
+    content, measurements = json_of(Path(path)), calibration.on(pipe, sites)
+    cells, steps = measurements.basis.cells, calibration.steps
     for key, row in content.items():
         if not isinstance(row, list) or any(v not in (0, 1) for v in row):
             raise ScheduleError(f"{path}: {key!r} is no list of 0 and 1.")
@@ -29,14 +29,14 @@ def read(path: str | Path, pipe: Any, sites: Sites, calibration: Calibration) ->
     blocks = blocks_of(cells)
     if beyond := sorted(key for key in content if _block(key) > max(blocks)):
         raise ScheduleError(f"{path} is for more blocks: it has {beyond[0]!r}. This model has {max(blocks) + 1}.")
-    mask, named = np.ones(ground.basis.shape, dtype=bool), False
+    mask, named = np.ones(measurements.basis.shape, dtype=bool), False
     for site, (cell, block) in enumerate(zip(cells, blocks, strict=True)):
         row = _row(content, cell.kind, block)
         if row is not None:
             mask[:, site], named = np.array(row, dtype=bool), True
     if not named:
         raise ScheduleError(f"{path} names none of this model's modules: it has {', '.join(sorted(content)[:5])}.")
-    return schedule(ground, mask, "SmoothCache")
+    return schedule(measurements, mask, "SmoothCache")
 
 
 def _block(key: str) -> int:

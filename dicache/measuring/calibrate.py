@@ -35,15 +35,15 @@ from dicache.controllers.planned import Planned
 from dicache.errors import ProfileError
 from dicache.estimators.base import Evidence
 from dicache.estimators.recorder import Recorder
-from dicache.files.checkpoint import Entry, Ledger
+from dicache.files.checkpoint import Checkpoint, Entry
 from dicache.measuring.gap_weights import Played, schedules, weights
-from dicache.measuring.guess_errors import cost_of, local_of, median, trajectory, turning_of
+from dicache.measuring.guess_errors import cost_of, guess_errors, local_of, median, trajectory
 from dicache.measuring.prompt_runs import Drawer, Drawn
 from dicache.models.conditioning import alike
 from dicache.models.identity import identity
 from dicache.planning.error_law import RULE
-from dicache.promise.choose_profile import Shelf
-from dicache.promise.keep_budget import Level
+from dicache.promise.choose_profile import ProfileChoice
+from dicache.promise.keep_budget import FixedLevel
 from dicache.promise.metrics import Metric, Metrics, loss, relative_error, resolved
 from dicache.promise.profile import Facts, Prices, Profile
 from dicache.tensors.norms import length
@@ -54,7 +54,7 @@ LEVELS = (0.002, 0.0035, 0.006, 0.01, *(0.014 * 1.25**k for k in range(11)), 0.1
 two of them: twice as many (`finer`) take nearly twice the time of the tests, and used up to a fifth more of the budget.
 """
 FEWEST = 8
-WEAKER = "weaker."
+NEGATIVE_CONDITIONS = "weaker."
 
 
 def calibrate(
@@ -111,8 +111,8 @@ def calibrate(
         RULE,
     ]
     told += [] if prices == "law" else [prices]
-    ledger = Ledger(None if checkpoint is None else Path(checkpoint), told)
-    work = _Work(pipe, drawer, ledger, batch)
+    entries = Checkpoint(None if checkpoint is None else Path(checkpoint), told)
+    work = _Work(pipe, drawer, entries, batch)
     runs = len(batches(measured_on, batch)) + 2 * count + len(batches(tested_on, batch)) * len(levels)
     with _bar(progress) as bar:
         task = bar.add_task("calibrating", total=runs)
@@ -120,48 +120,52 @@ def calibrate(
         profile = work.test(work.measure(measured_on, model, prices), tested_on, sorted(levels), functions)
     about = {
         "prompts": {"measuring": count, "testing": len(tested_on)},
-        "negative prompt": "the same for all, checked" if profile.facts.weaker else "not checked",
+        "negative prompt": "the same for all, checked" if profile.facts.negative_conditions else "not checked",
         "seed": seed,
         "call": {key: value for key, value in (call or {}).items() if isinstance(value, str | int | float | bool)},
-        "cost": {"seconds": round(time.perf_counter() - started, 1), "samples": work.drawn, "resumed": ledger.found},
+        "cost": {
+            "seconds": round(time.perf_counter() - started, 1),
+            "samples": work.drawn,
+            "resumed": entries.found,
+        },
         "versions": {name: version(name) for name in ("torch", "diffusers")},
     }
     return Profile(profile.facts, profile.arrays, about)
 
 
 class _Work:
-    """The three stages. Draws what the ledger does not hold yet."""
+    """The three stages. Draws what the entries does not hold yet."""
 
-    def __init__(self, pipe: Any, drawer: Drawer, ledger: Ledger, batch: int) -> None:  # noqa: ANN401
-        self.pipe, self.drawer, self.ledger, self.batch, self.drawn = pipe, drawer, ledger, batch, 0
+    def __init__(self, pipe: Any, drawer: Drawer, checkpoint: Checkpoint, batch: int) -> None:  # noqa: ANN401
+        self.pipe, self.drawer, self.checkpoint, self.batch, self.drawn = pipe, drawer, checkpoint, batch, 0
         self.tick: Callable[[str], None] = lambda what: None
 
     def measure(self, indices: Sequence[int], model: str, prices: Prices) -> Profile:
         """Stages 1 and 2: a profile that nothing was tested on yet."""
         known: list[Entry] = []
         for k, chosen in enumerate(batches(indices, self.batch)):
-            known.append(self.ledger.entry(f"trajectory-{k}", partial(self._trajectory, chosen)))
+            known.append(self.checkpoint.entry(f"trajectory-{k}", partial(self._trajectory, chosen)))
             self.tick("trajectories")
-        turning, scale, quoted, final = (
+        error_rate, scale, price_of, final = (
             np.concatenate([entry[key] for entry in known]) for key in ("turning", "scale", "quoted", "final")
         )
         played: list[Played] = []
-        for place, index in enumerate(indices):
-            rows = schedules(place, self.batch, scale.shape[1], self.drawer.seed)
+        for position, index in enumerate(indices):
+            rows = schedules(position, self.batch, scale.shape[1], self.drawer.seed)
             halves = []
             for k, some in enumerate((rows[: self.batch], rows[self.batch :])):
-                make = partial(self._played, index, some, final[place])
-                halves.append(self.ledger.entry(f"schedules-{place}-{k}", make))
+                make = partial(self._played, index, some, final[position])
+                halves.append(self.checkpoint.entry(f"schedules-{position}-{k}", make))
                 self.tick("sensitivity")
             done, change = (np.concatenate([half[key] for half in halves]) for key in ("masks", "change"))
             played.append(Played(done.astype(bool), change, halves[0]["cosine"]))
-        local = local_of(turning, scale)
+        local = local_of(error_rate, scale)
         weight, correlation = weights(played, local)
         nothing = np.zeros((0, 1))
         arrays = {
-            "turning": median(turning),
+            "turning": median(error_rate),
             "scale": np.median(scale, axis=0),
-            "quoted": np.median(quoted, axis=0),
+            "quoted": np.median(price_of, axis=0),
             "weight": weight,
             "cost": cost_of(local, weight),
             "correlation": correlation,
@@ -172,7 +176,7 @@ class _Work:
         }
         *sigmas, guidance = known[0]["course"].tolist()
         solver = known[0]["solver"].tobytes().decode()
-        facts = Facts(model, solver, tuple(sigmas), guidance, prices, weaker=_shared(known))
+        facts = Facts(model, solver, tuple(sigmas), guidance, prices, negative_conditions=_shared(known))
         return Profile(facts, {key: value.astype(np.float32) for key, value in arrays.items()})
 
     def _trajectory(self, indices: Sequence[int]) -> Entry:
@@ -181,16 +185,16 @@ class _Work:
         with enable(self.pipe, config=config) as cache:
             drawn = self._draw(indices)
             assert cache.trace is not None and cache._session.run is not None  # the run is closed
-            weaker = cache._session.run.weaker() or {}
+            negative_conditions = cache._session.run.negative_conditions() or {}
         run = trajectory(seen, drawn.latents)
         return {
-            "turning": turning_of(run, config.approximators),
+            "turning": guess_errors(run, config.approximators),
             "scale": run.scale(),
-            "quoted": run.quoted(),
+            "quoted": run.price_of(),
             "final": drawn.latents.float().cpu().numpy(),
-            "course": np.array([*run.course.sigmas, run.guidance]),
-            "solver": np.frombuffer(run.course.solver.encode(), np.uint8),
-            **{WEAKER + name: each.numpy() for name, each in weaker.items()},
+            "course": np.array([*run.timetable.sigmas, run.guidance]),
+            "solver": np.frombuffer(run.timetable.solver.encode(), np.uint8),
+            **{NEGATIVE_CONDITIONS + name: each.numpy() for name, each in negative_conditions.items()},
         }
 
     def _played(self, index: int, rows: np.ndarray, final: np.ndarray) -> Entry:
@@ -216,7 +220,7 @@ class _Work:
             cells = []
             for level in levels:
                 make = partial(self._tested, chosen, reference, measured, level, metrics)
-                cells.append(self.ledger.entry(f"test-{k}-{self._digest(chosen)}-{float(level)!r}", make))
+                cells.append(self.checkpoint.entry(f"test-{k}-{self._digest(chosen)}-{float(level)!r}", make))
                 self.tick("tests")
             rows.append({key: np.stack([cell[key] for cell in cells], axis=1) for key in cells[0]})
         tested = {key: np.concatenate([row[key] for row in rows]).astype(np.float32) for key in rows[0]}
@@ -234,7 +238,7 @@ class _Work:
         if not reference:
             reference.append(self._draw(indices))
         exact = reference[0]
-        with enable(self.pipe, config=calibrated(Shelf((measured,), "named"), Level(level))) as cache:
+        with enable(self.pipe, config=calibrated(ProfileChoice((measured,), "named"), FixedLevel(level))) as cache:
             drawn = self._draw(indices)
         samples = cache.report().to_dict()["samples"]
         found = {
@@ -266,10 +270,10 @@ def _shared(known: Sequence[Entry]) -> dict[str, tuple[float, ...]]:
     """What the weaker branches of all trajectories were conditioned by, where it was the same for two prompts and
     more.
     """
-    names = [key for key in known[0] if key.startswith(WEAKER) and all(key in entry for entry in known)]
+    names = [key for key in known[0] if key.startswith(NEGATIVE_CONDITIONS) and all(key in entry for entry in known)]
     rows = {key: torch.from_numpy(np.concatenate([entry[key] for entry in known])) for key in names}
     same = {key: each[0] for key, each in rows.items() if len(each) > 1 and bool(alike(each, each[0]).all())}
-    return {key.removeprefix(WEAKER): tuple(row.tolist()) for key, row in same.items()}
+    return {key.removeprefix(NEGATIVE_CONDITIONS): tuple(row.tolist()) for key, row in same.items()}
 
 
 def batches(indices: Sequence[int], size: int) -> list[list[int]]:

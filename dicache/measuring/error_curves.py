@@ -22,11 +22,11 @@ from dicache.errors import ScheduleError
 from dicache.extension import residual_sums
 from dicache.measuring.prompt_runs import Drawer
 from dicache.models.identity import identity
-from dicache.runtime.run_state import Place, Run
+from dicache.runtime.run_state import Run, SiteState
 from dicache.runtime.session import Session
 from dicache.schedules.basis import Basis, Cell
 from dicache.sites import Sites
-from dicache.types import Course
+from dicache.types import Timetable
 
 if TYPE_CHECKING:
     from dicache.measuring.schedule_measurements import Calibration
@@ -48,13 +48,13 @@ class Remembered(Reuse):
     depth: int
 
     @property
-    def keeps(self) -> int:
+    def history_depth(self) -> int:
         return self.depth
 
 
 def record(
     denoiser: nn.Module, drawer: Drawer, sites: Sites, selector: dict[str, Any], calibration: "Calibration"
-) -> tuple[Basis, Course, Curves, Tensor]:
+) -> tuple[Basis, Timetable, Curves, Tensor]:
     """One uncached run of every prompt: the basis, the course, the curves, and the final latents, (P, ...). Raises
     ScheduleError where the run does not tell its steps, or is not as many as asked for.
     """
@@ -75,7 +75,7 @@ def record(
         trace = cache.trace
     assert trace is not None
     uncached = float(trace.uncached.sum()) / recorder.samples
-    return recorder.basis(model, selector, uncached), recorder.course, recorder.curves(), torch.cat(latents)
+    return recorder.basis(model, selector, uncached), recorder.timetable, recorder.curves(), torch.cat(latents)
 
 
 class _Recorder:
@@ -97,23 +97,23 @@ class _Recorder:
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
         run = self.session.run
         assert run is not None, "gradients are off"
-        course, step = run.step.course, run.step
-        if course is None or step.total != self.steps:
+        timetable, step = run.step.timetable, run.step
+        if timetable is None or step.total != self.steps:
             raise ScheduleError(f"the scheduler makes {step.total} steps of the {self.steps}, or does not tell them.")
-        self.course, self.sigmas[step.index] = course, step.sigma
+        self.timetable, self.sigmas[step.index] = timetable, step.sigma
         *_, branch = run.guided.outputs
         rows = run.latent.shape[0]
         self.rows[step.index] += rows / self.samples
         self.macs[step.index] += rows / self.samples * np.array(self.session._site_macs())
-        for place in run.places:
-            for gap, then, now in self._pairs(run, place, branch):
-                self._add(step.index, place.site.place, gap, residual_sums(then, now).double().cpu().numpy())
+        for state in run.states:
+            for gap, then, target in self._pairs(run, state, branch):
+                self._add(step.index, state.site.index, gap, residual_sums(then, target).double().cpu().numpy())
 
-    def _pairs(self, run: Run, place: Place, branch: str) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def _pairs(self, run: Run, state: SiteState, branch: str) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Now with every step before that is remembered, while all are steps of this run; first with itself."""
-        if branch not in place.past:
+        if branch not in state.histories:
             return
-        outputs, index = place.past[branch].outputs, run.step.index
+        outputs, index = state.histories[branch].outputs, run.step.index
         times = outputs.sigmas[:, 0].tolist()
         for gap, value in enumerate(outputs.values[: self.longest + 1]):
             if times[gap] != self.sigmas.get(index - gap):
@@ -145,4 +145,4 @@ class _Recorder:
         cells = tuple(Cell(s.path, s.kind, float(c)) for s, c in zip(self.session.sites, costs, strict=True))
         sigmas = tuple(self.sigmas[i] for i in range(self.steps))
         rows = tuple(round(n) for n in self.rows)
-        return Basis(model, self.course.solver, sigmas, selector, cells, rows, uncached)
+        return Basis(model, self.timetable.solver, sigmas, selector, cells, rows, uncached)

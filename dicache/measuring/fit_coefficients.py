@@ -30,7 +30,7 @@ from dicache.models.identity import identity
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.raw_latent import RawLatent
 from dicache.probes.site_input import SiteInput
-from dicache.runtime.run_state import Place, Run
+from dicache.runtime.run_state import Run, SiteState
 from dicache.runtime.session import Session
 from dicache.sites import Sites, Spans
 
@@ -88,7 +88,7 @@ def fit(
         kind=kind,
         model=model,
         scheduler=type(pipe.scheduler).__name__,
-        sigmas=recorder.course(),
+        sigmas=recorder.timetable(),
         guidance=recorder.guidance,
         sites=description,
         prompts=len(prompts),
@@ -126,8 +126,8 @@ def _recording(kind: str, sites: Sites, longest: int) -> Config:
     """Computes everything."""
     probe = SiteInput() if sites.inner else RawLatent()
     reads = KINDS[kind].reads_feature
-    keeping = (_Remembered(longest + 1),)
-    return Config(Interval(1), ClosedLoop(), keeping, probe if reads else FirstBlocks(depth=0), sites)
+    aim = (_Remembered(longest + 1),)
+    return Config(Interval(1), ClosedLoop(), aim, probe if reads else FirstBlocks(depth=0), sites)
 
 
 def _sums(kind: str, steps: int, longest: int, rank: int, ridge: float) -> Callable[[], Sums]:
@@ -177,15 +177,15 @@ class _Recorder:
         self.sigmas[run.step.index] = run.step.sigma
         if run.guided.strength is not None:
             self.guidance = float(run.guided.strength.mean())
-        for place in run.places:
-            for pair in self._pairs(run, place, branch):
-                self.sums.setdefault(place.site.path, self.new()).add(pair)
+        for state in run.states:
+            for pair in self._pairs(run, state, branch):
+                self.sums.setdefault(state.site.path, self.new()).add(pair)
 
-    def _pairs(self, run: Run, place: Place, branch: str) -> Iterator[Pair]:
+    def _pairs(self, run: Run, state: SiteState, branch: str) -> Iterator[Pair]:
         """Now with every step before that is remembered, while all are steps of this run."""
-        if branch not in place.past:
+        if branch not in state.histories:
             return
-        outputs, features = place.past[branch].outputs, place.past[branch].features
+        outputs, features = state.histories[branch].outputs, state.histories[branch].features
         times, step = outputs.sigmas[:, 0].tolist(), run.step.index
         for gap in range(1, min(self.longest + 1, len(outputs.values))):
             if times[0] != run.step.sigma or times[gap] != self.sigmas.get(step - gap):
@@ -193,9 +193,9 @@ class _Recorder:
             pair = Pair(step, gap, outputs.values[0], outputs.values[gap])
             if features.values:
                 pair = pair._replace(input_now=features.values[0], input_then=features.values[gap])
-            yield _checked(pair, place)
+            yield _checked(pair, state)
 
-    def course(self) -> tuple[float, ...]:
+    def timetable(self) -> tuple[float, ...]:
         """Sigmas of all steps. Raises FittedError where the runs began half-way."""
         if set(self.sigmas) != set(range(self.steps)):
             raise FittedError(f"only {len(self.sigmas)} of {self.steps} steps ran. Fit on whole runs.")
@@ -210,11 +210,11 @@ class _Recorder:
         return found
 
 
-def _checked(pair: Pair, place: Place) -> Pair:
+def _checked(pair: Pair, state: SiteState) -> Pair:
     shapes = [tuple(t.shape) for t in (pair.now, pair.input_now) if t is not None]
     if any(len(shape) != 3 or shape[:2] != shapes[0][:2] for shape in shapes):
         raise UnsupportedModelError(
-            f"fit needs values (and inputs) of shape (rows, tokens, channels), but {place.site.path or 'the denoiser'} "
+            f"fit needs values (and inputs) of shape (rows, tokens, channels), but {state.site.path or 'the denoiser'} "
             f"has {' and '.join(map(str, shapes))}. Use other sites."
         )
     return pair

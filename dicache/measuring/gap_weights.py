@@ -55,17 +55,17 @@ class Played(NamedTuple):
     """Between the final changes of the first of them, the single gaps."""
 
 
-def schedules(place: int, count: int, steps: int, seed: int) -> np.ndarray:
+def schedules(position: int, count: int, steps: int, seed: int) -> np.ndarray:
     """(2 * count, T) masks for the prompt at this place: single gaps, spread so that prompts in turn reach all steps,
     then whole ways.
     """
-    rng, places = np.random.default_rng([seed, place]), steps - FIRST - 1
+    rng, positions = np.random.default_rng([seed, position]), steps - FIRST - 1
     masks = np.ones((2 * count, steps), dtype=bool)
     for j in range(count):
-        after = FIRST + (place + j * places // count) % places
-        masks[j, after + 1 : after + 1 + LENGTHS[(place + j) % len(LENGTHS)]] = False
+        after = FIRST + (position + j * positions // count) % positions
+        masks[j, after + 1 : after + 1 + LENGTHS[(position + j) % len(LENGTHS)]] = False
         masks[j, -1] |= after + 1 != steps - 1
-        masks[count + j] = _way(rng, MEANS[(place + j) % len(MEANS)], steps)
+        masks[count + j] = _way(rng, MEANS[(position + j) % len(MEANS)], steps)
     return masks
 
 

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past
+from dicache.approximators.base import Approximator, Histories, Target
 from dicache.approximators.noise import noise_of
 from dicache.errors import ProfileError
 from dicache.estimators.base import Evidence
 from dicache.tensors.history import History
 from dicache.tensors.norms import length
-from dicache.types import Course, Step
+from dicache.types import Step, Timetable
 
 TINY = 1e-12
 
@@ -42,10 +42,10 @@ class Trajectory:
     guidance: float
 
     @property
-    def course(self) -> Course:
-        course = self.steps[0].course
-        assert course is not None
-        return course
+    def timetable(self) -> Timetable:
+        timetable = self.steps[0].timetable
+        assert timetable is not None
+        return timetable
 
     def scale(self) -> np.ndarray:
         """What a unit of relative error of each step's output adds to the final latent, relative to it, (B, T)."""
@@ -56,11 +56,11 @@ class Trajectory:
         ]
         return np.stack([rows[1], *rows[1:]], axis=1)
 
-    def quoted(self) -> np.ndarray:
+    def price_of(self) -> np.ndarray:
         """The same as a session knows it one step ahead, before the final latent is there, (B, T)."""
         rows = []
-        for now, ahead, x, v in zip(self.steps, self.steps[1:], self.latents, self.outputs, strict=False):
-            clean = x if v is None or v.shape != x.shape else now.clean[0] * x + now.clean[1] * v
+        for target, ahead, x, v in zip(self.steps, self.steps[1:], self.latents, self.outputs, strict=False):
+            clean = x if v is None or v.shape != x.shape else target.clean[0] * x + target.clean[1] * v
             rows.append(np.full(len(x), np.nan) if v is None else ahead.coefficient * _norm(v) / _norm(clean))
         return np.stack([rows[1], rows[1], *rows[1:]], axis=1)
 
@@ -68,7 +68,7 @@ class Trajectory:
 def trajectory(seen: Sequence[Evidence], final: Tensor) -> Trajectory:
     """Of what a `Recorder` heard. Raises ProfileError where the run's course or guidance cannot be known."""
     steps = tuple(evidence.step for evidence in seen if evidence.step is not None)
-    if not steps or steps[0].course is None or len(steps) != len(steps[0].course.sigmas) or len(steps) < 6:
+    if not steps or steps[0].timetable is None or len(steps) != len(steps[0].timetable.sigmas) or len(steps) < 6:
         raise ProfileError(
             "only whole runs of 6 steps or more, with a scheduler whose course is known, can be calibrated."
         )
@@ -85,7 +85,7 @@ def reach_of(steps: int) -> int:
     return max(8, round(0.3 * steps)) + 1
 
 
-def turning_of(run: Trajectory, approximators: Sequence[Approximator]) -> np.ndarray:
+def guess_errors(run: Trajectory, approximators: Sequence[Approximator]) -> np.ndarray:
     """(B, A, T, D, G); nan where there is no such step."""
     steps, reach = len(run.steps), reach_of(len(run.steps))
     found = np.full((len(run.final), len(approximators), steps, reach, reach), np.nan, dtype=np.float32)
@@ -97,13 +97,13 @@ def turning_of(run: Trajectory, approximators: Sequence[Approximator]) -> np.nda
     for t, back in product(range(2, steps - 1), range(1, reach + 1)):
         if t - back < 1:
             continue
-        past = _past(run, noises, t, t - back)
+        histories = _past(run, noises, t, t - back)
         for ahead in range(1, min(reach, steps - 1 - t) + 1):
             step, truth = run.steps[t + ahead], run.outputs[t + ahead]
             assert truth is not None
-            now = Now(step.sigma, None, run.latents[t + ahead], step.noise, run.course)
+            target = Target(step.sigma, None, run.latents[t + ahead], step.noise, run.timetable)
             for a, approximator in enumerate(approximators):
-                miss = _norm(approximator.guess(past, now) - truth)
+                miss = _norm(approximator.guess(histories, target) - truth)
                 found[:, a, t, back - 1, ahead - 1] = np.maximum(miss / norms[t + ahead], TINY)
     return found
 
@@ -134,11 +134,11 @@ def median(values: np.ndarray) -> np.ndarray:
     return np.where(known, np.median(np.nan_to_num(values), axis=0), np.nan)
 
 
-def _past(run: Trajectory, noises: Sequence[Tensor | None], newest: int, before: int) -> Past:
+def _past(run: Trajectory, noises: Sequence[Tensor | None], newest: int, before: int) -> Histories:
     pair = (newest, before)
     sigmas = torch.tensor([[run.steps[i].sigma] * len(run.final) for i in pair], dtype=torch.float64)
     values, held = ([list_[i] for i in pair] for list_ in (run.outputs, noises))
-    return Past(History(sigmas, tuple(values)), History(sigmas, ()), History(sigmas, tuple(held)))  # type: ignore[arg-type]
+    return Histories(History(sigmas, tuple(values)), History(sigmas, ()), History(sigmas, tuple(held)))  # type: ignore[arg-type]
 
 
 def _norm(x: Tensor) -> np.ndarray:

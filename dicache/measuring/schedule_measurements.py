@@ -30,7 +30,7 @@ from dicache.runtime.evidence import guessing
 from dicache.schedules.action_table import FILLS, NEEDS, Table, repaired
 from dicache.schedules.basis import Basis, config_of
 from dicache.sites import Evaluation, Sites
-from dicache.types import Action, Course
+from dicache.types import Action, Timetable
 
 
 def _silent(what: str, done: int, total: int) -> None: ...
@@ -52,7 +52,7 @@ class Calibration:
     """Longest gap, in steps, of the error curves."""
     tick: Callable[[str, int, int], None] = _silent
     """Called with what is being measured, how much of it is done, and how much there is."""
-    grounds: dict[tuple[int, str], "Ground"] = field(default_factory=dict, init=False, repr=False)
+    grounds: dict[tuple[int, str], "ScheduleMeasurements"] = field(default_factory=dict, init=False, repr=False)
     """Never handed on to a copy by `dataclasses.replace`, which may have other prompts or steps."""
 
     def __post_init__(self) -> None:
@@ -63,11 +63,11 @@ class Calibration:
                 f"steps={self.steps}, batch={self.batch}, longest={self.longest}: expected 2, 1 and 1 or more."
             )
 
-    def on(self, pipe: Any, sites: Sites) -> "Ground":  # noqa: ANN401
+    def on(self, pipe: Any, sites: Sites) -> "ScheduleMeasurements":  # noqa: ANN401
         """What is measured of one pipeline and selection of sites; the same object every time."""
         key = (id(pipe), repr(sites))
         if key not in self.grounds:
-            self.grounds[key] = Ground(pipe, sites, self)
+            self.grounds[key] = ScheduleMeasurements(pipe, sites, self)
         return self.grounds[key]
 
     @property
@@ -75,7 +75,7 @@ class Calibration:
         return sha256("\n".join(self.prompts).encode()).hexdigest()
 
 
-class Ground:
+class ScheduleMeasurements:
     """Raises ScheduleError for sites that no schedule can name, or a pipeline with several denoisers."""
 
     def __init__(self, pipe: Any, sites: Sites, calibration: Calibration) -> None:  # noqa: ANN401
@@ -101,7 +101,7 @@ class Ground:
         return len(self.calibration.prompts)
 
     @cached_property
-    def _recorded(self) -> tuple[Basis, Course, Curves, Tensor]:
+    def _recorded(self) -> tuple[Basis, Timetable, Curves, Tensor]:
         return record(self.denoiser, self.drawer, self.sites, self.selector, self.calibration)
 
     @property
@@ -109,7 +109,7 @@ class Ground:
         return self._recorded[0]
 
     @property
-    def course(self) -> Course:
+    def timetable(self) -> Timetable:
         return self._recorded[1]
 
     @property

@@ -34,7 +34,7 @@ from dicache.tensors.norms import relative_change
 from dicache.types import Action
 
 if TYPE_CHECKING:
-    from dicache.measuring.schedule_measurements import Ground
+    from dicache.measuring.schedule_measurements import ScheduleMeasurements
 
 
 class Taken(NamedTuple):
@@ -59,7 +59,7 @@ class Slopes(NamedTuple):
     before: Tensor
 
 
-class Along(NamedTuple):
+class SlopesAlongRun(NamedTuple):
     """What the cached run gave."""
 
     slopes: Slopes
@@ -75,7 +75,7 @@ Step = Callable[[Run, Tensor, Tensor], Tensor]
 """The run, the output that the scheduler is given and the latent; what it is given instead."""
 
 
-def uncached(ground: "Ground", prompts: range) -> list[Taken]:
+def uncached(measurements: "ScheduleMeasurements", prompts: range) -> list[Taken]:
     """The steps of a run of these prompts that computes everything. Raises ScheduleError where a scheduler is given
     anything but the denoiser's outputs, mixed.
     """
@@ -84,11 +84,11 @@ def uncached(ground: "Ground", prompts: range) -> list[Taken]:
     def keep(run: Run, output: Tensor, latent: Tensor) -> Tensor:
         truth = _own(run.guided.truth, output) if run.guided.complete and run.guided.truth is not None else None
         if truth is not None and (truth.shape != output.shape or _far(output, truth)):
-            raise _changed(ground)
+            raise _changed(measurements)
         seen.append((output.clone(), latent.clone()))
         return output
 
-    _, last = _drawn(ground, prompts, [True] * len(ground.basis.sigmas), keep)
+    _, last = _drawn(measurements, prompts, [True] * len(measurements.basis.sigmas), keep)
     after = [latent for _, latent in seen[1:]] + [last]
     return [Taken(v, x, *_solved([x, v], y)) for (v, x), y in zip(seen, after, strict=True)]
 
@@ -105,25 +105,27 @@ def _own(seen: Tensor, latent: Tensor) -> Tensor:
     return seen[:, : latent.shape[1]] if appended else seen
 
 
-def _changed(ground: "Ground") -> ScheduleError:
+def _changed(measurements: "ScheduleMeasurements") -> ScheduleError:
     return ScheduleError(
-        f"{type(ground.pipe).__name__} changes outputs between its denoiser and its scheduler, or takes its steps "
+        f"{type(measurements.pipe).__name__} changes outputs between its denoiser and its scheduler, or steps "
         "otherwise: slopes cannot be fitted along its runs. Use another finder, such as law."
     )
 
 
-def along(ground: "Ground", prompts: range, taken: list[Taken], table: Table, ridge: float) -> Along:
+def along(
+    measurements: "ScheduleMeasurements", prompts: range, taken: list[Taken], table: Table, ridge: float
+) -> SlopesAlongRun:
     """The slopes of a table of one site, (T, 1)."""
     fitter = _Fitter(computes(table)[:, 0].tolist(), taken, ridge)
-    latents, _ = _drawn(ground, prompts, fitter.computed, fitter)
+    latents, _ = _drawn(measurements, prompts, fitter.computed, fitter)
     columns = (column.contiguous() for column in torch.tensor(fitter.found).T)
-    return Along(Slopes(*columns), latents, fitter.guidance)
+    return SlopesAlongRun(Slopes(*columns), latents, fitter.guidance)
 
 
 class _Fitter:
     def __init__(self, computed: list[bool], taken: list[Taken], ridge: float) -> None:
         self.computed, self.taken, self.ridge = computed, taken, ridge
-        self.past: list[tuple[int, Tensor, Tensor]] = []
+        self.histories: list[tuple[int, Tensor, Tensor]] = []
         """Step, output and noise of the computed steps, newest first."""
         self.found: list[list[float]] = []
         self.guidance = 1.0
@@ -133,13 +135,13 @@ class _Fitter:
         self.guidance = self.guidance if strength is None else float(strength.mean())
         if self.computed[t]:
             seen = _own(run.latent[: len(latent)], latent)
-            self.past = [(t, output.clone(), noise_of(seen, output, run.step.noise)), *self.past[:1]]
+            self.histories = [(t, output.clone(), noise_of(seen, output, run.step.noise)), *self.histories[:1]]
             self.found.append([0.0, 0.0, -1.0, -1.0])
             return output
-        if len(self.past) < 2:
+        if len(self.histories) < 2:
             self.found.append([0.0, 0.0, -1.0, -1.0])
-            return self.past[0][1].clone()
-        (newest, held, noise), (before, other, older) = self.past
+            return self.histories[0][1].clone()
+        (newest, held, noise), (before, other, older) = self.histories
         slopes, step = [held - other, noise - older], self.taken[t]
         miss = step.carries * (step.before - latent) + step.adds * (step.output - held)
         a, b = _solved([step.adds * slope for slope in slopes], miss, self.ridge, each=True)
@@ -160,22 +162,24 @@ def _solved(terms: list[Tensor], wanted: Tensor, ridge: float = 0.0, *, each: bo
     return found[0], found[1]
 
 
-def _drawn(ground: "Ground", prompts: range, computed: list[bool], step: Step) -> tuple[Tensor, Tensor]:
+def _drawn(
+    measurements: "ScheduleMeasurements", prompts: range, computed: list[bool], step: Step
+) -> tuple[Tensor, Tensor]:
     """The final latents of a run in which the scheduler is given what `step` says, and as the scheduler left them."""
     table = torch.where(torch.tensor(computed), int(Action.COMPUTE), int(Action.REUSE)).to(torch.uint8).numpy()
-    with enable(ground.pipe, config=config_of(ground.basis, table[None, :, None])) as cache:
+    with enable(measurements.pipe, config=config_of(measurements.basis, table[None, :, None])) as cache:
         left: list[Tensor] = []
 
         def seen(output: Tensor, latent: Tensor) -> Tensor:
             run = cache._session.run
             if run is None or output.shape != latent.shape or run.step.index != len(left):
-                raise _changed(ground)
+                raise _changed(measurements)
             return step(run, output, latent)
 
-        with _stepping(ground.pipe.scheduler, seen, left.append):
-            latents = ground.drawer.draw(prompts).latents
+        with _stepping(measurements.pipe.scheduler, seen, left.append):
+            latents = measurements.drawer.draw(prompts).latents
     if len(left) != len(computed):
-        raise _changed(ground)
+        raise _changed(measurements)
     return latents, left[-1]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dicache.errors import ScheduleError
-from dicache.tensors.block_output import Form, form_of
+from dicache.tensors.block_output import OutputLayout, layout_of
 from dicache.tensors.tree import Tree, map_tensors, tensors
 from dicache.types import Site
 
@@ -55,7 +55,7 @@ class Branch(NamedTuple):
     """Of its chunks in the guided output."""
 
 
-class Gates:
+class SoftGates:
     """Hooks on the modules of sites, while the context lasts; nothing else of the model is touched, and its parameters
     take no gradients. Raises ScheduleError for sites of several modules.
     """
@@ -67,18 +67,18 @@ class Gates:
                 "a router is trained for sites of one module each: Evaluation(), Spans(1), Sublayers()."
             )
         self.held: dict[int, list[Tensor]] = {}
-        self.forms: dict[int, Form] = {}
+        self.forms: dict[int, OutputLayout] = {}
         self.beta: Tensor | None = None
         self.handles: list[Any] = []
         self.learning: list[nn.Parameter] = []
 
-    def __enter__(self) -> "Gates":
+    def __enter__(self) -> "SoftGates":
         self.learning = [p for p in self.denoiser.parameters() if p.requires_grad]
         for parameter in self.learning:
             parameter.requires_grad_(False)
-        for place, site in enumerate(self.sites):
+        for index, site in enumerate(self.sites):
             module = self.denoiser if site.whole else self.denoiser.get_submodule(site.parts[0])
-            self.handles.append(module.register_forward_hook(self._hook(place, site), with_kwargs=True))
+            self.handles.append(module.register_forward_hook(self._hook(index, site), with_kwargs=True))
         return self
 
     def __exit__(
@@ -110,35 +110,35 @@ class Gates:
         self.beta, self.held = beta, dict(branch.held)
         return branch.call.run(self.denoiser)
 
-    def _hook(self, place: int, site: Site) -> Any:  # noqa: ANN401
+    def _hook(self, index: int, site: Site) -> Any:  # noqa: ANN401
         def after(module: nn.Module, args: Tree, kwargs: Tree, output: Tree) -> Tree:
             inputs = tensors((args, kwargs))
             if self.beta is None:
-                self._hold(place, site, inputs, output)
+                self._hold(index, site, inputs, output)
                 return output
-            beta, held = self.beta[place], iter(self.held[place])
-            bases = iter(self.forms[place].bases)
+            beta, held = self.beta[index], iter(self.held[index])
+            bases = iter(self.forms[index].bases)
 
             def mix(now: Tensor) -> Tensor:
                 base, then = next(bases), next(held)
-                before = then if base is None or not self.forms[place].added else inputs[base] + then
+                before = then if base is None or not self.forms[index].added else inputs[base] + then
                 return beta.to(now.dtype) * now + (1 - beta).to(now.dtype) * before
 
             return _mapped(mix, output)
 
         return after
 
-    def _hold(self, place: int, site: Site, inputs: list[Tensor], output: Tree) -> None:
+    def _hold(self, index: int, site: Site, inputs: list[Tensor], output: Tree) -> None:
         found = tensors(output)
-        if place not in self.forms:
-            form = form_of(
+        if index not in self.forms:
+            form = layout_of(
                 inputs, [t._version for t in inputs], output, found[0].shape[0], site.added and not site.whole
             )
             if form is None:
                 raise ScheduleError(f"{site.path} cannot be mixed: what it gives has not the batch on its first axis.")
-            self.forms[place] = form
-        form = self.forms[place]
-        self.held[place] = [
+            self.forms[index] = form
+        form = self.forms[index]
+        self.held[index] = [
             t - inputs[base] if form.added and base is not None else t.clone()
             for t, base in zip(found, form.bases, strict=True)
         ]

@@ -47,13 +47,13 @@ MARGIN = 1.75
 """Where nothing was calibrated, a budget over this is what is planned with: final errors are 0.5 to 1.05 times
 that in the middle, and spread around it by half.
 """
-KEPT = 0.8
+DECAY = 0.8
 """Power of the signal's share with which errors count in a schedule."""
 
 
-def turning(balance: float) -> float:
-    """k at lambda = `balance`."""
-    return math.exp(-0.95 - 0.52 * math.tanh(1.2 * (balance + 0.2)))
+def error_rate(half_log_snr: float) -> float:
+    """k at lambda = `half_log_snr`."""
+    return math.exp(-0.95 - 0.52 * math.tanh(1.2 * (half_log_snr + 0.2)))
 
 
 def remaining(guidance: Rows) -> Rows:
@@ -61,6 +61,6 @@ def remaining(guidance: Rows) -> Rows:
     return REMAINS / guidance.clamp(min=1.0, max=GUIDED)
 
 
-def kept(balance: float, power: float = KEPT) -> float:
-    """How much an error made at lambda = `balance` counts in a schedule, of one made at the end."""
-    return (1 + math.exp(-balance)) ** -power
+def surviving_share(half_log_snr: float, power: float = DECAY) -> float:
+    """How much an error made at lambda = `half_log_snr` counts in a schedule, of one made at the end."""
+    return (1 + math.exp(-half_log_snr)) ** -power

@@ -7,19 +7,23 @@ from functools import lru_cache
 
 import numpy as np
 
-from dicache.planning.error_law import KEPT, kept, turning
-from dicache.types import Course
+from dicache.planning.error_law import DECAY, error_rate, surviving_share
+from dicache.types import Timetable
 
 
 class Plan:
-    """Of one course, with at most `longest` steps skipped in a row and the `last` ones computed. `forgotten` is the
+    """Of one course, with at most `longest` steps skipped in a row and the `last` ones computed. `decay` is the
     power of the signal's share with which errors count where ways are compared.
     """
 
-    def __init__(self, course: Course, longest: int, last: int, forgotten: float = KEPT) -> None:
-        self.time, self.longest, self.last = np.array(course.balances), longest, last
-        self.unit = np.array(course.coefficients) * [turning(balance) for balance in course.balances]
-        self.kept = np.array([kept(balance, forgotten) for balance in course.balances])
+    def __init__(self, timetable: Timetable, longest: int, last: int, decay: float = DECAY) -> None:
+        self.time, self.longest, self.last = np.array(timetable.half_log_snrs), longest, last
+        self.unit = np.array(timetable.coefficients) * [
+            error_rate(half_log_snr) for half_log_snr in timetable.half_log_snrs
+        ]
+        self.surviving_share = np.array(
+            [surviving_share(half_log_snr, decay) for half_log_snr in timetable.half_log_snrs]
+        )
         self._weigh()
 
     def prices(self, anchor: int, before: int, steps: int) -> np.ndarray:
@@ -64,7 +68,9 @@ class Plan:
         """What is left at the end of the errors of these computed steps' gaps, squared, at amplitude 1."""
         befores, afters = (way[0] - 1, *way), (*way[1:], len(self.time))
         gaps = [(i, before, after) for i, before, after in zip(way, befores, afters, strict=False) if after > i + 1]
-        return sum(float((self.prices(i, b, a - i - 1) * self.kept[i + 1 : a]).sum() ** 2) for i, b, a in gaps)
+        return sum(
+            float((self.prices(i, b, a - i - 1) * self.surviving_share[i + 1 : a]).sum() ** 2) for i, b, a in gaps
+        )
 
     def _weigh(self) -> None:
         """V, E and g of every way, (steps + 1, steps + 1) each, by its first computed step and how many it computes;
@@ -77,12 +83,12 @@ class Plan:
         for i in range(steps - 1, 0, -1):
             for g in range(self.most(i + 1) + 1):
                 prices, after = self.prices(i, max(i - g - 1, 0), g), i + 1 + g
-                lost = (prices * self.kept[i + 1 : after]).sum() ** 2 + self.lost[after, :-1]
+                lost = (prices * self.surviving_share[i + 1 : after]).sum() ** 2 + self.lost[after, :-1]
                 better = np.flatnonzero(lost < self.lost[i, 1:])
                 self.lost[i, better + 1], self.first[i, better + 1] = lost[better], g
                 self.cost[i, better + 1] = prices.sum() ** 2 + self.cost[after, better]
 
 
 @lru_cache(maxsize=16)
-def plan_of(course: Course, longest: int, last: int, forgotten: float = KEPT) -> Plan:
-    return Plan(course, longest, last, forgotten)
+def plan_of(timetable: Timetable, longest: int, last: int, decay: float = DECAY) -> Plan:
+    return Plan(timetable, longest, last, decay)

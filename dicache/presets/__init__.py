@@ -176,8 +176,10 @@ def racer(threshold: float, kappa: float, interval: int = 5) -> Config:
     be had: pass your own. Here both are the same for all steps, and five steps compute before the first forecast.
     """
     base = Chebyshev()
-    forms = (Shrunk(base, kappa), base, Taylor())
-    return Config(Repaid(threshold, interval, first=base.needs), Disagreement(base=1, observer=2), forms, NO_PROBE)
+    approximators = (Shrunk(base, kappa), base, Taylor())
+    return Config(
+        Repaid(threshold, interval, first=base.needs), Disagreement(base=1, observer=2), approximators, NO_PROBE
+    )
 
 
 # Below the whole evaluation.

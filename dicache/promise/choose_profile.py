@@ -20,51 +20,59 @@ from dicache.errors import ProfileError
 from dicache.models.conditioning import Prints
 from dicache.promise.profile import Profile, load_profile
 from dicache.promise.resample_profile import resampled
-from dicache.types import Course
+from dicache.types import Timetable
 
 SHIPPED = Path(__file__).parents[1] / "profiles"
 HOW_TO = "Make one with dicache.calibrate(pipe, prompts, steps=...).save('mine.json') and pass profile='mine.json'"
 
 
 @dataclass(frozen=True, eq=False)
-class Shelf:
+class ProfileChoice:
     profiles: tuple[Profile, ...]
     kind: Literal["named", "found", "nearest"] = "found"
 
     def fitting(
         self,
-        course: Course | None,
+        timetable: Timetable | None,
         guidance: float | None,
-        weaker: Callable[[], Prints | None] = lambda: None,
+        negative_conditions: Callable[[], Prints | None] = lambda: None,
         *,
         needed: bool,
     ) -> Profile | None:
-        """The profile for this run; None if none fits or `guidance` is not known yet. `weaker` tells what the weaker
-        branches of guidance are conditioned by.
+        """The profile for this run; None if none fits or `guidance` is not known yet. `negative_conditions` tells what
+        the weaker branches of guidance are conditioned by.
 
         Raises ProfileError where none fits but was named or is `needed`. Other negative prompts are an error there too,
         and so are those of several profiles in one batch: no sample is decided by its mates'.
         """
-        if course is None or not course.balances:
+        if timetable is None or not timetable.half_log_snrs:
             self._refuse("the course of a hand-written loop or of an unknown scheduler is not known", needed)
             return None
-        reasons = [profile.differs(course, guidance) for profile in self.profiles]
+        reasons = [profile.differs(timetable, guidance) for profile in self.profiles]
         fits = [p for p, reason in zip(self.profiles, reasons, strict=True) if reason is None]
         if fits:
             strict = self.kind == "named" or needed
-            return None if guidance is None else self._conditioned(fits, weaker) if strict else fits[0]
+            return (
+                None
+                if guidance is None
+                else self._with_same_conditions(fits, negative_conditions)
+                if strict
+                else fits[0]
+            )
         if self.kind == "nearest" and self.profiles:
-            return None if guidance is None else _moved(self._nearest(course, guidance), course, guidance)
+            return None if guidance is None else _moved(self._nearest(timetable, guidance), timetable, guidance)
         told = [f"{p.name!r} differs in {r}" for p, r in zip(self.profiles, reasons, strict=True)]
         self._refuse("; ".join(told) or "there is none of this model", needed)
         return None
 
-    def _conditioned(self, fits: Sequence[Profile], weaker: Callable[[], Prints | None]) -> Profile:
+    def _with_same_conditions(
+        self, fits: Sequence[Profile], negative_conditions: Callable[[], Prints | None]
+    ) -> Profile:
         """The first that has every sample's negative prompt."""
-        prints = weaker() if any(profile.facts.weaker for profile in fits) else None
+        prints = negative_conditions() if any(profile.facts.negative_conditions for profile in fits) else None
         if prints is None:
             return fits[0]
-        rows = torch.stack(torch.broadcast_tensors(*(profile.conditioned(prints) for profile in fits)))
+        rows = torch.stack(torch.broadcast_tensors(*(profile.same_conditions(prints) for profile in fits)))
         if not rows.any(0).all():
             others = (~rows.any(0)).nonzero().flatten().tolist()
             which = "every sample" if len(others) == rows.shape[1] else f"samples {', '.join(map(str, others))}"
@@ -80,20 +88,20 @@ class Shelf:
                 f"no profile fits this run: {why}. {HOW_TO}, or drop the promise with profile='nearest'."
             )
 
-    def _nearest(self, course: Course, guidance: float) -> Profile:
+    def _nearest(self, timetable: Timetable, guidance: float) -> Profile:
         def apart(profile: Profile) -> float:
             facts = profile.facts
-            steps, scale = len(course.sigmas) / facts.steps, guidance / facts.guidance
+            steps, scale = len(timetable.sigmas) / facts.steps, guidance / facts.guidance
             grids = np.interp(np.linspace(0, 1, 9), np.linspace(0, 1, facts.steps), facts.sigmas)
-            here = np.interp(np.linspace(0, 1, 9), np.linspace(0, 1, len(course.sigmas)), course.sigmas)
+            here = np.interp(np.linspace(0, 1, 9), np.linspace(0, 1, len(timetable.sigmas)), timetable.sigmas)
             return abs(math.log(steps)) + abs(math.log(scale)) + float(np.abs(grids - here).max() / max(facts.sigmas))
 
         return min(self.profiles, key=apart)
 
 
 @lru_cache(maxsize=16)
-def _moved(profile: Profile, course: Course, guidance: float) -> Profile:
-    return resampled(profile, course, round(guidance, 3))
+def _moved(profile: Profile, timetable: Timetable, guidance: float) -> Profile:
+    return resampled(profile, timetable, round(guidance, 3))
 
 
 def shipped(model: str) -> tuple[Profile, ...]:
@@ -111,10 +119,10 @@ def _all_shipped() -> tuple[Profile, ...]:
     return tuple(load_profile(path) for path in sorted(SHIPPED.glob("*.json")))
 
 
-def shelf_for(model: str, profile: "str | Path | Profile | Sequence[str | Path | Profile] | None") -> Shelf:
+def profiles_for(model: str, profile: "str | Path | Profile | Sequence[str | Path | Profile] | None") -> ProfileChoice:
     """What `enable(profile=...)` means for a model. Raises ProfileError for one of another model, or a damaged one."""
     if profile is None or profile == "nearest":
-        return Shelf(shipped(model), "found" if profile is None else "nearest")
+        return ProfileChoice(shipped(model), "found" if profile is None else "nearest")
     given = [profile] if isinstance(profile, str | Path | Profile) else list(profile)
     nearest = "nearest" in given
     loaded = tuple(p if isinstance(p, Profile) else load_profile(p) for p in given if p != "nearest")
@@ -123,4 +131,4 @@ def shelf_for(model: str, profile: "str | Path | Profile | Sequence[str | Path |
             raise ProfileError(
                 f"the profile {one.name!r} is of another model: {one.facts.model}, this is {model}. {HOW_TO}."
             )
-    return Shelf(loaded, "nearest" if nearest else "named")
+    return ProfileChoice(loaded, "nearest" if nearest else "named")

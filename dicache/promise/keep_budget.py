@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from dicache.controllers.base import Controller
 from dicache.controllers.planned import Planned, Way, cautious
 from dicache.planning.budget import Budget, per_sample, validate
-from dicache.promise.choose_profile import Shelf
+from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.profile import Profile
 from dicache.promise.profile_plan import MeasuredPlan
 from dicache.types import LATENT, Decision, Quote, Rows, Step, Wanted
@@ -36,7 +36,7 @@ class Aim(Protocol):
 
 
 @dataclass(frozen=True)
-class Keep(Aim):
+class BudgetAim(Aim):
     """A budget, one for all or one per sample; with a confidence it is a promise."""
 
     wanted: tuple[Wanted, ...]
@@ -65,7 +65,7 @@ class Keep(Aim):
 
 
 @dataclass(frozen=True)
-class Level(Aim):
+class FixedLevel(Aim):
     """Internal budgets as they are: what calibration tests."""
 
     level: float
@@ -85,7 +85,7 @@ class Chosen(NamedTuple):
 
 @dataclass(frozen=True)
 class Promised(Controller[Chosen]):
-    shelf: Shelf
+    choice: ProfileChoice
     aim: Aim
     inner: Controller[Way] = field(init=False)
     """What decides without a profile."""
@@ -98,7 +98,7 @@ class Promised(Controller[Chosen]):
 
     def decide(self, quote: Quote, step: Step, state: Chosen) -> tuple[Decision, Chosen]:
         guidance = None if quote.guidance is None else float(quote.guidance.median())
-        profile = self.shelf.fitting(step.course, guidance, quote.weaker, needed=self.aim.needed)
+        profile = self.choice.fitting(step.timetable, guidance, quote.negative_conditions, needed=self.aim.needed)
         way = state.way
         if profile is None:
             held = state.profile if guidance is None else None
@@ -126,17 +126,17 @@ def measured(profile: Profile) -> MeasuredPlan:
     return MeasuredPlan(profile)
 
 
-def keep(error_budget: Any, confidence: float | None = None) -> Keep:  # noqa: ANN401
+def keep(error_budget: Any, confidence: float | None = None) -> BudgetAim:  # noqa: ANN401
     """The aim of a budget: a number, a `Wanted` (such as `dicache.Psnr(30)`), or one of them per sample.
 
     Raises BudgetError for anything else.
     """
     if isinstance(error_budget, Wanted):
-        return Keep((error_budget,), True, confidence)
+        return BudgetAim((error_budget,), True, confidence)
     if isinstance(error_budget, list | tuple) and any(isinstance(entry, Wanted) for entry in error_budget):
         entries = (keep(entry).wanted[0] for entry in error_budget)
-        return Keep(tuple(entries), False, confidence)
+        return BudgetAim(tuple(entries), False, confidence)
     budget = validate(error_budget)
     one = isinstance(budget, float)
     bounds = (budget,) if isinstance(budget, float) else budget
-    return Keep(tuple(Wanted(LATENT, bound) for bound in bounds), one, confidence)
+    return BudgetAim(tuple(Wanted(LATENT, bound) for bound in bounds), one, confidence)

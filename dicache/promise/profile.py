@@ -36,7 +36,7 @@ from dicache.models.conditioning import SIZE, Prints, alike
 from dicache.planning.error_law import RULE
 from dicache.promise.learn_then_test import accepted, failures_allowed, prompts_needed, rising
 from dicache.solvers.same_steps import differs
-from dicache.types import LATENT, Course, Rows, Wanted
+from dicache.types import LATENT, Rows, Timetable, Wanted
 
 Prices = Literal["law", "measured"]
 FORMAT = "dicache.profile/1"
@@ -64,7 +64,7 @@ class Facts:
     """By which prices the tested runs were planned: those of `dicache.planning.error_law`, or those measured here."""
     rule: int = RULE
     """By which rule they were decided (`dicache.planning.error_law`)."""
-    weaker: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    negative_conditions: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """What the weaker branches of guidance were conditioned by (`dicache.models.conditioning`), such as an empty
     negative prompt, where it was the same for all prompts.
     """
@@ -99,27 +99,31 @@ class Profile:
         """How many the promise was tested on."""
         return len(self.arrays["work"])
 
-    def differs(self, course: Course, guidance: float | None) -> str | None:
+    def differs(self, timetable: Timetable, guidance: float | None) -> str | None:
         """In what this profile does not fit a run, by name; None if it fits. `guidance` None is not known yet. Negative
-        prompts are the samples' own: `conditioned`.
+        prompts are the samples' own: `same_conditions`.
         """
         facts = self.facts
         if facts.rule != RULE:
             return f"decisions: it was calibrated by rule {facts.rule}, this version of dicache decides by rule {RULE}"
-        steps = differs(course, facts.sigmas, facts.scheduler, "calibrated")
+        steps = differs(timetable, facts.sigmas, facts.scheduler, "calibrated")
         if steps is not None:
             return steps
         if guidance is not None and not math.isclose(guidance, facts.guidance, abs_tol=CLOSE):
             return f"guidance: it was calibrated at {facts.guidance:g}, this run has {guidance:.4g}"
         return None
 
-    def conditioned(self, weaker: Prints) -> Rows:
+    def same_conditions(self, negative_conditions: Prints) -> Rows:
         """Whose weaker branches are conditioned as they were when this was calibrated, (B,) bool; all where that
         differed between prompts, (1,).
         """
         found = torch.ones(1, dtype=torch.bool)
-        for key, known in self.facts.weaker.items():
-            found = found & (alike(weaker[key], torch.tensor(known)) if key in weaker else torch.zeros_like(found))
+        for key, known in self.facts.negative_conditions.items():
+            found = found & (
+                alike(negative_conditions[key], torch.tensor(known))
+                if key in negative_conditions
+                else torch.zeros_like(found)
+            )
         return found
 
     def level(self, wanted: Wanted, confidence: float | None) -> float:
@@ -179,7 +183,7 @@ class Profile:
             "guidance": self.facts.guidance,
             "prices": self.facts.prices,
             "rule": self.facts.rule,
-            "weaker": {key: list(numbers) for key, numbers in self.facts.weaker.items()},
+            "weaker": {key: list(numbers) for key, numbers in self.facts.negative_conditions.items()},
             "about": dict(self.about),
             "arrays": {"file": beside.name, "sha256": hashlib.sha256(data).hexdigest()},
         }
@@ -232,10 +236,10 @@ def _facts(content: Any) -> tuple[Facts, dict[str, str]]:  # noqa: ANN401
     if content.get("prices") not in ("law", "measured"):
         raise Wrong("'prices' is neither law nor measured")
     about = content["model"], content["scheduler"], sigmas, float(content["guidance"])
-    return Facts(*about, content["prices"], content["rule"], _weaker(content.get("weaker", {}))), bound
+    return Facts(*about, content["prices"], content["rule"], _negative_conditions(content.get("weaker", {}))), bound
 
 
-def _weaker(content: Any) -> dict[str, tuple[float, ...]]:  # noqa: ANN401
+def _negative_conditions(content: Any) -> dict[str, tuple[float, ...]]:  # noqa: ANN401
     if not isinstance(content, dict) or not all(isinstance(numbers, list) for numbers in content.values()):
         raise Wrong("'weaker' is no list of numbers by name")
     found = {key: tuple(n for n in numbers if type(n) in (int, float)) for key, numbers in content.items()}
@@ -249,7 +253,7 @@ def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:
     steps = facts.steps
     if not 2 <= steps <= 10_000 or not np.isfinite(facts.sigmas).all() or not 1 <= facts.guidance < math.inf:
         raise ProfileError("a profile needs 2 or more finite sigmas and a finite guidance from 1 on.")
-    if not all(np.isfinite(numbers).all() for numbers in facts.weaker.values()):
+    if not all(np.isfinite(numbers).all() for numbers in facts.negative_conditions.values()):
         raise ProfileError("what a profile tells of the weaker branches must be finite.")
     names = {
         "turning",
@@ -267,10 +271,10 @@ def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:
         raise ProfileError(f"a profile without {', '.join(sorted(missing))}")
     if any(value.dtype.kind != "f" for value in arrays.values()):
         raise ProfileError("a profile's arrays must hold floating-point numbers.")
-    forms, _, reach, longest = arrays["turning"].shape if arrays["turning"].ndim == 4 else (0, 0, 0, 0)
+    n_approximators, _, reach, longest = arrays["turning"].shape if arrays["turning"].ndim == 4 else (0, 0, 0, 0)
     prompts, levels = arrays["work"].shape if arrays["work"].ndim == 2 else (0, 0)
     shapes = {
-        "turning": (forms, steps, reach, longest),
+        "turning": (n_approximators, steps, reach, longest),
         "cost": (steps, reach, longest),
         "scale": (steps,),
         "quoted": (steps,),

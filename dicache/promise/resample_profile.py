@@ -14,45 +14,45 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 
 from dicache.promise.profile import Profile
-from dicache.types import Course
+from dicache.types import Timetable
 
 Array = np.ndarray
 
 
-def resampled(profile: Profile, course: Course, guidance: float) -> Profile:
-    """The same arrays at the steps of `course`, (A, T, D, G) and so on; the tested levels stay as they are."""
+def resampled(profile: Profile, timetable: Timetable, guidance: float) -> Profile:
+    """The same arrays at the steps of `timetable`, (A, T, D, G) and so on; the tested levels stay as they are."""
     old, arrays = profile.facts, dict(profile.arrays)
-    place = _places(course.sigmas, old.sigmas)
+    position = _positions(timetable.sigmas, old.sigmas)
     _, _, reach, longest = arrays["turning"].shape
-    arrays["turning"] = np.stack([_table(form, place, reach, longest) for form in arrays["turning"]])
-    arrays["cost"] = _table(arrays["cost"], place, *arrays["cost"].shape[1:])
-    stretch = np.diff(place)
+    arrays["turning"] = np.stack([_table(form, position, reach, longest) for form in arrays["turning"]])
+    arrays["cost"] = _table(arrays["cost"], position, *arrays["cost"].shape[1:])
+    stretch = np.diff(position)
     for key in ("scale", "quoted"):
-        arrays[key] = np.interp(place[:-1], np.arange(old.steps), arrays[key]) * stretch
-    nearest = np.clip(place.round().astype(int), 0, old.steps)
+        arrays[key] = np.interp(position[:-1], np.arange(old.steps), arrays[key]) * stretch
+    nearest = np.clip(position.round().astype(int), 0, old.steps)
     arrays["weight"] = arrays["weight"][nearest]
-    facts = replace(old, scheduler=course.solver, sigmas=course.sigmas, guidance=max(1.0, guidance))
+    facts = replace(old, scheduler=timetable.solver, sigmas=timetable.sigmas, guidance=max(1.0, guidance))
     return replace(profile, facts=facts, arrays=arrays)
 
 
-def _places(sigmas: Sequence[float], old: Sequence[float]) -> Array:
+def _positions(sigmas: Sequence[float], old: Sequence[float]) -> Array:
     """(T' + 1,), the end of the run included. Clamped to the old steps, gaps beyond them would have no length and
     cost nothing.
     """
     end = 0.0 if old[-1] > 0 else 2 * old[-1] - old[-2]
     here, there = np.array([*sigmas, end]), np.array([*old, end])
-    place = np.interp(-here, -there, np.arange(len(there)))
-    return np.where(here > old[0], (old[0] - here) / (old[0] - old[1]), place)
+    position = np.interp(-here, -there, np.arange(len(there)))
+    return np.where(here > old[0], (old[0] - here) / (old[0] - old[1]), position)
 
 
-def _table(table: Array, place: Array, reach: int, longest: int) -> Array:
+def _table(table: Array, position: Array, reach: int, longest: int) -> Array:
     """(T, D, G) -> (T', D, G)."""
-    steps = len(place) - 1
+    steps = len(position) - 1
     i, d, g = np.meshgrid(np.arange(steps), np.arange(1, reach + 1), np.arange(1, longest + 1), indexing="ij")
-    back = place[i] - place[np.maximum(i - d, 0)]
-    ahead = place[np.minimum(i + g, steps)] - place[i]
+    back = position[i] - position[np.maximum(i - d, 0)]
+    ahead = position[np.minimum(i + g, steps)] - position[i]
     logs = np.log(np.maximum(_filled(table), 1e-12))
-    where = np.stack([place[i], np.clip(back, 1, None) - 1, np.clip(ahead, 1, None) - 1])
+    where = np.stack([position[i], np.clip(back, 1, None) - 1, np.clip(ahead, 1, None) - 1])
     found = np.exp(map_coordinates(logs, where, order=1, mode="nearest")) * np.clip(ahead, None, 1) ** 2
     return np.where((i - d < 1) | (i + g >= steps), np.nan, found)
 

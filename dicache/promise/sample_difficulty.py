@@ -17,7 +17,7 @@ import torch
 
 from dicache.estimators.amplitude import Amplitude, Amplitudes
 from dicache.estimators.base import Estimator, Evidence
-from dicache.promise.choose_profile import Shelf
+from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.profile import Profile
 from dicache.types import Grid, Rows
 
@@ -36,27 +36,27 @@ class Learned(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibrated(Estimator[Learned]):
-    shelf: Shelf
+    choice: ProfileChoice
     gain: float = 0.1
     weight: float = 6.0
     """How many observations the median prompt is worth."""
     law: Amplitude = field(default_factory=Amplitude)
 
-    def init(self, samples: int, forms: int) -> Learned:
-        zero, none = torch.zeros(samples, forms, dtype=torch.float64), torch.full((samples,), -1)
-        return Learned(self.law.init(samples, forms), zero, zero.clone(), none, none.clone())
+    def init(self, samples: int, n_approximators: int) -> Learned:
+        zero, none = torch.zeros(samples, n_approximators, dtype=torch.float64), torch.full((samples,), -1)
+        return Learned(self.law.init(samples, n_approximators), zero, zero.clone(), none, none.clone())
 
     def predict(self, evidence: Evidence, state: Learned) -> Grid:
         profile = self._profile(evidence)
         if profile is None:
             return self.law.predict(evidence, state.law)
-        predicted = state.log.exp() * _turning(profile, evidence, state)
+        predicted = state.log.exp() * _error_rates(profile, evidence, state)
         return torch.where(predicted.isfinite() & (state.seen > 0), predicted, torch.inf)
 
     def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: Learned) -> Learned:
         log, seen, profile = state.log, state.seen, self._profile(evidence)
         if profile is not None:
-            ratio = (realised / _turning(profile, evidence, state)).log()
+            ratio = (realised / _error_rates(profile, evidence, state)).log()
             new = computed[:, None] & ratio.isfinite()
             gain = (1 / (seen + self.weight)).clamp(min=self.gain)
             log, seen = torch.where(new, log + gain * (ratio - log), log), seen + new
@@ -70,11 +70,13 @@ class Calibrated(Estimator[Learned]):
         step, guidance = evidence.step, evidence.guidance
         if step is None or guidance is None:
             return None
-        profile = self.shelf.fitting(step.course, float(guidance.median()), evidence.weaker, needed=False)
+        profile = self.choice.fitting(
+            step.timetable, float(guidance.median()), evidence.negative_conditions, needed=False
+        )
         return None if profile is None or profile.facts.prices == "law" else profile
 
 
-def _turning(profile: Profile, evidence: Evidence, state: Learned) -> Grid:
+def _error_rates(profile: Profile, evidence: Evidence, state: Learned) -> Grid:
     """What the median prompt's error is at this step after these samples' computed steps, (B, A); nan where unknown."""
     assert evidence.step is not None
     table = profile.arrays["turning"]

@@ -5,26 +5,26 @@ from torch import Tensor
 
 from dicache.config import Config
 from dicache.errors import UnsupportedModelError
-from dicache.runtime.decide import judge, realised
+from dicache.runtime.decide import decide_site, realised
 from dicache.runtime.evidence import nothing
 from dicache.runtime.guidance import samples_of
-from dicache.runtime.run_state import Place, Run
+from dicache.runtime.run_state import Run, SiteState
 from dicache.runtime.trace import Record
 from dicache.types import Grid, Rows
 
 
-def close(config: Config, run: Run, after: Tensor | None) -> None:
+def end_step(config: Config, run: Run, after: Tensor | None) -> None:
     """`after` is the next step's latent, if there is one."""
     if run.samples == 0:
         samples = _samples(run, after)
-        controllers = [place.rule.init(samples) for place in run.places]
+        controllers = [state.rule.init(samples) for state in run.states]
         run.samples = samples
-        for place, controller in zip(run.places, controllers, strict=True):
-            place.controller = controller
+        for state, controller in zip(run.states, controllers, strict=True):
+            state.controller = controller
         _forget(config, run)
     errors = _errors(config, run)
-    for place, error in zip(run.places, errors, strict=True):
-        _learn(config, run, place, error)
+    for state, error in zip(run.states, errors, strict=True):
+        _learn(config, run, state, error)
     run.records.append(_record(run, errors))
     if run.guided.changed:
         _forget(config, run)
@@ -48,47 +48,47 @@ def _errors(config: Config, run: Run) -> list[Grid]:
     """What every approximator would have been wrong by at every site, (B, A) each; nan where that is not known. The
     host waits for the device here.
     """
-    forms = len(config.approximators)
-    for place in run.places:
-        if place.judgement is None:  # nobody had to decide
-            judge(config, run, place, nothing(config, run))
-    unknown = [torch.full((run.samples, forms), torch.nan, dtype=torch.float64) for _ in run.places]
-    computed = torch.stack([place.judgement.computed for place in run.places if place.judgement]).any(0)
+    n_approximators = len(config.approximators)
+    for state in run.states:
+        if state.judgement is None:  # nobody had to decide
+            decide_site(config, run, state, nothing(config, run))
+    unknown = [torch.full((run.samples, n_approximators), torch.nan, dtype=torch.float64) for _ in run.states]
+    computed = torch.stack([state.judgement.computed for state in run.states if state.judgement]).any(0)
     if not run.guided.complete or not bool(computed.any()):
         return unknown
-    measured, scale = run.guided.measure(run.latent[: run.samples], run.step.clean, forms)
+    measured, scale = run.guided.measure(run.latent[: run.samples], run.step.clean, n_approximators)
     run.scale = scale if run.scale is None else torch.where(computed, scale, run.scale)
-    if run.places[0].site.whole:
-        run.places[0].value = run.guided.truth
+    if run.states[0].site.whole:
+        run.states[0].value = run.guided.truth
         return [measured]
-    known = [place for place in run.places if place.sums is not None]
+    known = [state for state in run.states if state.sums is not None]
     if not known:
         return unknown
-    sums = torch.stack([place.sums for place in known if place.sums is not None]).double().cpu()
-    found = {id(place): realised(place, grid, forms) for place, grid in zip(known, sums, strict=True)}
-    return [found.get(id(place), none) for place, none in zip(run.places, unknown, strict=True)]
+    sums = torch.stack([state.sums for state in known if state.sums is not None]).double().cpu()
+    found = {id(state): realised(state, grid, n_approximators) for state, grid in zip(known, sums, strict=True)}
+    return [found.get(id(state), none) for state, none in zip(run.states, unknown, strict=True)]
 
 
-def _learn(config: Config, run: Run, place: Place, errors: Grid) -> None:
-    judged = place.judgement
+def _learn(config: Config, run: Run, state: SiteState, errors: Grid) -> None:
+    judged = state.judgement
     assert judged is not None
-    evidence = judged.evidence._replace(output=place.value)
+    evidence = judged.evidence._replace(output=state.value)
     ratio = (errors / judged.predicted).gather(1, judged.best[:, None])[:, 0]
-    place.controller = place.rule.settle(ratio, judged.computed, place.controller)
-    if place.depth != 0:
-        place.estimator = config.estimator.observe(errors, evidence, judged.computed, place.estimator)
+    state.controller = state.rule.settle(ratio, judged.computed, state.controller)
+    if state.depth != 0:
+        state.estimator = config.estimator.observe(errors, evidence, judged.computed, state.estimator)
 
 
 def _forget(config: Config, run: Run) -> None:
     """The branches are not those that were learned about: nothing is known of the errors of their mixture."""
     run.guided.mixture, run.scale = None, None
-    for place in run.places:
-        place.estimator, place.share = config.estimator.init(run.samples, len(config.approximators)), None
+    for state in run.states:
+        state.estimator, state.share = config.estimator.init(run.samples, len(config.approximators)), None
 
 
 def _record(run: Run, errors: list[Grid]) -> Record:
     """Of several sites the worst prediction and error; what was spent adds up in squares."""
-    judged = [place.judgement for place in run.places if place.judgement is not None]
+    judged = [state.judgement for state in run.states if state.judgement is not None]
     chosen = [error.gather(1, j.best[:, None])[:, 0] for error, j in zip(errors, judged, strict=True)]
     real = torch.stack([torch.where(j.computed, e, torch.nan) for e, j in zip(chosen, judged, strict=True)], dim=1)
     spent = torch.stack([j.decision.spent for j in judged], dim=1)

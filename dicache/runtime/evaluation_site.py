@@ -11,34 +11,39 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Histories, Target
 from dicache.approximators.noise import noise_of
 from dicache.config import Config
 from dicache.extension import combine
-from dicache.runtime.decide import computing, judge
+from dicache.runtime.decide import decide_site, rows_to_compute
 from dicache.runtime.evidence import gather, guesses
 from dicache.runtime.memory_plan import Memory
-from dicache.runtime.run_state import Call, Place, Run
+from dicache.runtime.run_state import Call, Run, SiteState
 from dicache.tensors import history
 from dicache.tensors.mac_meter import Meter
 from dicache.types import Kind, Rows
 
 
-class Whole:
+class EvaluationSite:
     def __init__(self, config: Config, meter: Meter, memory: Memory, note: Callable[[str], None]) -> None:
         self.config, self.meter, self.memory, self.note = config, meter, memory, note
         self.noisy = any(a.reads_noise for a in config.approximators)
 
     def decide(self, run: Run, call: Call) -> Rows | None:
         """Which rows compute, (R,) bool; None for all."""
-        place, always = run.places[0], _strongest(run, call)
+        state, always = run.states[0], _strongest(run, call)
         if run.samples == 0 or bool(always.all()):
             return None
-        if place.judgement is None:
+        if state.judgement is None:
             rows = slice(run.samples * _weaker(run, always), None)
-            past, now = place.past.get(call.branch), _now(run, call, always, rows)
-            judge(self.config, run, place, gather(self.config, run, self.meter, past and _from(past, rows), now))
-        computed = computing(self.config, run, place, call.branch)
+            histories, target = state.histories.get(call.branch), _now(run, call, always, rows)
+            decide_site(
+                self.config,
+                run,
+                state,
+                gather(self.config, run, self.meter, histories and _from(histories, rows), target),
+            )
+        computed = rows_to_compute(self.config, run, state, call.branch)
         return None if computed is None else computed | always
 
     def passed(self, run: Run, call: Call, output: Tensor) -> Tensor:
@@ -49,80 +54,80 @@ class Whole:
 
     def end(self, run: Run, call: Call, output: Tensor) -> Tensor:
         """The denoiser's output, (R, ...), with guesses in the rows that skipped."""
-        place, always = run.places[0], _strongest(run, call)
-        if place.site.kind is Kind.BRANCH and (run.guided.mixture is None or bool(always.all())):
+        state, always = run.states[0], _strongest(run, call)
+        if state.site.kind is Kind.BRANCH and (run.guided.mixture is None or bool(always.all())):
             run.strongest = output.detach().clone() if run.guided.mixture is not None else None
             return self.passed(run, call, output)
-        which = call.which
-        exact = torch.ones(call.rows, dtype=torch.bool) if which.computed is None else which.computed
-        past = place.past.get(call.branch) or self.memory.nothing(place, call.rows)
-        wanted = place.used if which.none else range(len(self.config.approximators))
-        now, base = _now(run, call, always), _base(run, always, output)
-        found = guesses(self.config, self.meter, past, now, wanted)
+        rows_to_run = call.rows_to_run
+        exact = torch.ones(call.rows, dtype=torch.bool) if rows_to_run.computed is None else rows_to_run.computed
+        histories = state.histories.get(call.branch) or self.memory.nothing(state, call.rows)
+        wanted = state.used if rows_to_run.none else range(len(self.config.approximators))
+        target, base = _now(run, call, always), _base(run, always, output)
+        found = guesses(self.config, self.meter, histories, target, wanted)
         if base is not None:
             found = {i: base + guess for i, guess in found.items()}
-        result = output if which.computed is None else self._filled(run, place, found, output, exact)
-        result = self._corrected(run, place, past, found, result, exact)
-        if not which.none:
+        result = output if rows_to_run.computed is None else self._filled(run, state, found, output, exact)
+        result = self._corrected(run, state, histories, found, result, exact)
+        if not rows_to_run.none:
             run.guided.add(call.branch, output, found)
-            self._remember(run, call, past, output if base is None else output - base, exact & ~always)
+            self._remember(run, call, histories, output if base is None else output - base, exact & ~always)
         run.guided.handed(call.branch, result)
         return result
 
     def _corrected(
-        self, run: Run, place: Place, past: Past, guesses: dict[int, Tensor], output: Tensor, exact: Rows
+        self, run: Run, state: SiteState, histories: Histories, guesses: dict[int, Tensor], output: Tensor, exact: Rows
     ) -> Tensor:
         """With the drift of the gaps that end here paid back, where that is asked for."""
-        rule, course = self.config.corrector, run.step.course
-        if rule is None or place.judgement is None or not bool(exact.any()):
+        rule, timetable = self.config.corrector, run.step.timetable
+        if rule is None or state.judgement is None or not bool(exact.any()):
             return output
-        if course is None or not course.effects:
+        if timetable is None or not timetable.influence:
             self.note("no drift was paid back: how far an output reaches is not known of this scheduler.")
             return output
-        best = place.judgement.best.repeat(run.chunks(len(output)))
+        best = state.judgement.best.repeat(run.chunks(len(output)))
         for i, guess in guesses.items():
-            weight = rule.weight(past.outputs, self.config.approximators[i], course, run.step.index)
+            weight = rule.weight(histories.outputs, self.config.approximators[i], timetable, run.step.index)
             output = rule.corrected(output, guess, weight, exact & (best == i))
         return output
 
-    def _filled(self, run: Run, place: Place, guesses: dict[int, Tensor], output: Tensor, exact: Rows) -> Tensor:
+    def _filled(self, run: Run, state: SiteState, guesses: dict[int, Tensor], output: Tensor, exact: Rows) -> Tensor:
         """`output` where computed, else the guess that was decided on."""
-        assert place.judgement is not None
+        assert state.judgement is not None
         if len(guesses) == 1 and not bool(exact.any()):
             return next(iter(guesses.values()))
-        best = place.judgement.best.repeat(run.chunks(len(output)))
+        best = state.judgement.best.repeat(run.chunks(len(output)))
         chosen = torch.stack([exact, *(~exact & (best == i) for i in guesses)], dim=1)
         return combine((output, *guesses.values()), chosen.float())
 
-    def _remember(self, run: Run, call: Call, past: Past, value: Tensor, exact: Rows) -> None:
-        sigma, features, noises = run.step.sigma, past.features, past.noises
-        exact = run.places[0].remembered(exact)
+    def _remember(self, run: Run, call: Call, histories: Histories, value: Tensor, exact: Rows) -> None:
+        sigma, features, noises = run.step.sigma, histories.features, histories.noises
+        exact = run.states[0].remembered(exact)
         noise = noise_of(call.latent, value, run.step.noise) if self.noisy else None
-        self.memory.saw(run.places[0], call.branch, value, call.feature, noise)
-        outputs = history.push(past.outputs, value, sigma, exact)
+        self.memory.saw(run.states[0], call.branch, value, call.feature, noise)
+        outputs = history.push(histories.outputs, value, sigma, exact)
         if call.feature is not None:
             features = history.push(features, call.feature, sigma, exact)
         if noise is not None:
             noises = history.push(noises, noise, sigma, exact)
-        run.places[0].past[call.branch] = Past(outputs, features, noises)
+        run.states[0].histories[call.branch] = Histories(outputs, features, noises)
 
 
-def _now(run: Run, call: Call, always: Rows, rows: slice = slice(None)) -> Now:
+def _now(run: Run, call: Call, always: Rows, rows: slice = slice(None)) -> Target:
     feature = None if call.feature is None else call.feature[rows]
     difference = run.strongest is not None or bool(always.any())
-    return Now(run.step.sigma, feature, call.latent[rows], run.step.noise, run.step.course, difference=difference)
+    return Target(run.step.sigma, feature, call.latent[rows], run.step.noise, run.step.timetable, difference=difference)
 
 
-def _from(past: Past, rows: slice) -> Past:
+def _from(histories: Histories, rows: slice) -> Histories:
     if rows.start == 0:
-        return past
-    return Past(*(history.History(h.sigmas[:, rows], tuple(value[rows] for value in h.values)) for h in past))
+        return histories
+    return Histories(*(history.History(h.sigmas[:, rows], tuple(value[rows] for value in h.values)) for h in histories))
 
 
 def _strongest(run: Run, call: Call) -> Rows:
     """Rows of the strongest branch, (R,) bool; none unless branches are sites."""
     rows = torch.zeros(call.rows, dtype=torch.bool)
-    if run.places[0].site.kind is not Kind.BRANCH or run.guided.strongest is None:
+    if run.states[0].site.kind is not Kind.BRANCH or run.guided.strongest is None:
         return rows
     branch, chunk = run.guided.strongest
     if call.branch == branch:

@@ -7,11 +7,11 @@ from collections.abc import Hashable, Iterable
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Now, Past
+from dicache.approximators.base import Approximator, Histories, Target
 from dicache.approximators.linear import Extrapolate, extrapolate
 from dicache.config import Config
 from dicache.estimators.base import Evidence
-from dicache.planning.error_law import turning
+from dicache.planning.error_law import error_rate
 from dicache.runtime.run_state import Run
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.norms import relative_change
@@ -27,32 +27,32 @@ def nothing(config: Config, run: Run, feature: Tensor | None = None) -> Evidence
         innovation_growth=unknown,
         step=run.step,
         guidance=run.guided.strength,
-        weaker=run.weaker,
+        negative_conditions=run.negative_conditions,
         latent=run.latent[: run.samples],
         feature=None if feature is None else feature[: run.samples],
     )
 
 
-def gather(config: Config, run: Run, meter: Meter, past: Past | None, now: Now) -> Evidence:
-    """Of one site, before it is computed in the step's first call; `past` is that of the branch that is called, None
-    where it was never computed.
+def gather(config: Config, run: Run, meter: Meter, histories: Histories | None, target: Target) -> Evidence:
+    """Of one site, before it is computed in the step's first call; `histories` is that of the branch that is called,
+    None where it was never computed.
     """
-    course, step, bare = run.step.course, run.step, nothing(config, run, now.feature)
-    if past is None:
+    timetable, step, bare = run.step.timetable, run.step, nothing(config, run, target.feature)
+    if histories is None:
         return bare
-    times, time = past.outputs.sigmas[:, : run.samples], step.sigma
-    if course is not None:
-        times, time = course.along(times), course.balances[step.index]
+    times, time = histories.outputs.sigmas[:, : run.samples], step.sigma
+    if timetable is not None:
+        times, time = timetable.along(times), timetable.half_log_snrs[step.index]
     known = bare._replace(
         growth=torch.stack([_growth(a, times, time) for a in config.approximators], dim=1),
-        typical=None if course is None else turning(time),
-        guess=lambda form: _guess(config, run, meter, past, now, form),
+        typical=None if timetable is None else error_rate(time),
+        guess=lambda form: _guess(config, run, meter, histories, target, form),
     )
-    if not config.estimator.reads_innovation or now.feature is None or len(past.features.values) < 2:
+    if not config.estimator.reads_innovation or target.feature is None or len(histories.features.values) < 2:
         return known
-    moved = relative_change(extrapolate(past.features, step.sigma), now.feature)[: run.samples].double().cpu()
-    features = past.features.sigmas[:, : run.samples]
-    features = features if course is None else course.along(features)
+    moved = relative_change(extrapolate(histories.features, step.sigma), target.feature)[: run.samples].double().cpu()
+    features = histories.features.sigmas[:, : run.samples]
+    features = features if timetable is None else timetable.along(features)
     return known._replace(innovation=moved, innovation_growth=Extrapolate().growth(features, time))
 
 
@@ -63,24 +63,26 @@ def _growth(approximator: Approximator, times: Tensor, time: float) -> Rows:
     return approximator.growth(times, time)
 
 
-def _guess(config: Config, run: Run, meter: Meter, past: Past, now: Now, form: int) -> Tensor | None:
-    guess = guesses(config, meter, past, now, [form]).get(form)
+def _guess(config: Config, run: Run, meter: Meter, histories: Histories, target: Target, form: int) -> Tensor | None:
+    guess = guesses(config, meter, histories, target, [form]).get(form)
     return None if guess is None else guess[: run.samples]
 
 
-def guesses(config: Config, meter: Meter, past: Past, now: Now, forms: Iterable[int]) -> dict[int, Tensor]:
+def guesses(
+    config: Config, meter: Meter, histories: Histories, target: Target, wanted: Iterable[int]
+) -> dict[int, Tensor]:
     """What these approximators guess, (R, ...) each, where the history is long enough; their matrix products booked."""
     return {
-        i: _counted(config.approximators[i], meter, past, now)
-        for i in forms
-        if len(past.outputs.values) >= config.approximators[i].needs
+        i: _counted(config.approximators[i], meter, histories, target)
+        for i in wanted
+        if len(histories.outputs.values) >= config.approximators[i].needs
     }
 
 
-def _counted(form: Approximator, meter: Meter, past: Past, now: Now) -> Tensor:
+def _counted(form: Approximator, meter: Meter, histories: Histories, target: Target) -> Tensor:
     if not form.multiplies:
-        return form.guess(past, now)
-    return meter.added(guessing(form, now.site), lambda: form.guess(past, now))
+        return form.guess(histories, target)
+    return meter.added(guessing(form, target.site), lambda: form.guess(histories, target))
 
 
 def guessing(form: Approximator, site: str) -> Hashable:
@@ -88,6 +90,6 @@ def guessing(form: Approximator, site: str) -> Hashable:
     return type(form).__name__, id(form), site
 
 
-def known(past: Past, needs: Rows) -> Rows:
+def known(histories: Histories, needs: Rows) -> Rows:
     """Which rows have the `needs` values, (R,) each, that their approximator reads."""
-    return past.outputs.sigmas.isfinite().sum(0) >= needs
+    return histories.outputs.sigmas.isfinite().sum(0) >= needs

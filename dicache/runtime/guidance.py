@@ -130,7 +130,7 @@ class Guided:
         truth = _plus(self.truth, weights, output)
         self.truth = truth.clone() if truth is output else truth  # the pipeline may change its output in place
 
-    def measure(self, latent: Tensor, clean: tuple[float, float], forms: int) -> tuple[Grid, Rows]:
+    def measure(self, latent: Tensor, clean: tuple[float, float], n_approximators: int) -> tuple[Grid, Rows]:
         """Relative error of every approximator, (B, A), nan where it had no guess, and ||v|| / ||x_N||, (B,). This is
         where the host waits for the device.
         """
@@ -139,7 +139,7 @@ class Guided:
         own = [residual_sums(x, x)[:, 5] for x in (final, self.truth)]
         missed = [residual_sums(guess, self.truth)[:, 2] for guess in self.guesses.values()]
         scale, length, *missed = torch.stack([*own, *missed]).double().cpu().sqrt()
-        errors = torch.full((len(length), forms), torch.nan, dtype=torch.float64)
+        errors = torch.full((len(length), n_approximators), torch.nan, dtype=torch.float64)
         for i, miss in zip(self.guesses, missed, strict=True):
             errors[:, i] = miss / length
         return errors, length / scale
@@ -149,7 +149,7 @@ class Guided:
         """Branch and chunk with the largest weight, in most samples."""
         if self.mixture is None:
             return None
-        return self.places[int(self.mixture.abs().median(1).values.argmax())]
+        return self.streams[int(self.mixture.abs().median(1).values.argmax())]
 
     @property
     def told_apart(self) -> bool:
@@ -157,7 +157,7 @@ class Guided:
         return self.mixture is not None and not bool((self.mixture == 1).all())
 
     @property
-    def places(self) -> list[tuple[str, int]]:
+    def streams(self) -> list[tuple[str, int]]:
         """Branch and chunk of every row of the mixture."""
         return [
             (branch, chunk) for branch, width in zip(self.order, self.widths, strict=True) for chunk in range(width)

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from dicache.approximators.base import Past
+from dicache.approximators.base import Histories
 from dicache.config import Config
-from dicache.runtime.run_state import Place, Run
+from dicache.runtime.run_state import Run, SiteState
 from dicache.tensors import history
 
 
@@ -40,28 +40,28 @@ class Memory:
         self.planned: int | None = None
         self.latent = 0
 
-    def depth(self, place: Place) -> int:
+    def depth(self, state: SiteState) -> int:
         """How many exact values are kept of a site: none before the plan where there is a limit."""
         if self.depths is None:
             return 0
-        return self.depths.get(place.site.place, self.config.depth)
+        return self.depths.get(state.site.index, self.config.depth)
 
-    def nothing(self, place: Place, rows: int) -> Past:
-        depth = self.depth(place)
-        return Past(*(history.empty(n, rows) for n in (depth, self._features(depth), depth)))
+    def nothing(self, state: SiteState, rows: int) -> Histories:
+        depth = self.depth(state)
+        return Histories(*(history.empty(n, rows) for n in (depth, self._features(depth), depth)))
 
     def _features(self, depth: int) -> int:
         """How many of the probe's features are kept beside `depth` values."""
         return self.config.feature_depth if depth == self.config.depth else min(self.config.feature_depth, depth)
 
-    def saw(self, place: Place, branch: str, value: Tensor, feature: Tensor | None, noise: Tensor | None) -> None:
+    def saw(self, state: SiteState, branch: str, value: Tensor, feature: Tensor | None, noise: Tensor | None) -> None:
         """A site gave a value in the run's first step."""
-        if self.planned is not None or (place.site.place, branch) in self.seen:
+        if self.planned is not None or (state.site.index, branch) in self.seen:
             return
-        self.seen.add((place.site.place, branch))
-        old = self.sizes.get(place.site.place, Size(0, 0, 0.0))
+        self.seen.add((state.site.index, branch))
+        old = self.sizes.get(state.site.index, Size(0, 0, 0.0))
         held = value.nbytes + (0 if noise is None else noise.nbytes)
-        self.sizes[place.site.place] = old._replace(
+        self.sizes[state.site.index] = old._replace(
             value=old.value + held, feature=old.feature + (0 if feature is None else feature.nbytes)
         )
 
@@ -69,42 +69,42 @@ class Memory:
         """After the first step, which is the first to show every branch."""
         if self.planned is not None or not self.sizes:
             return
-        self.sizes = {place: size._replace(macs=macs[place]) for place, size in self.sizes.items()}
+        self.sizes = {state: size._replace(macs=macs[state]) for state, size in self.sizes.items()}
         self.latent = run.latent[: run.samples].nbytes
         limit = self.config.memory_limit
         depths = dict.fromkeys(self.sizes, self.config.depth)
         if limit is not None and self._total(depths) > limit:
             depths = self._lowered(limit)
         self.depths, self.planned = depths, self._total(depths)
-        for place in run.places:
-            place.depth = depths.get(place.site.place, self.config.depth)
-            place.past = {} if limit is not None else place.past
-            if not place.depth:
-                place.estimator = self.config.estimator.init(run.samples, len(self.config.approximators))
+        for state in run.states:
+            state.depth = depths.get(state.site.index, self.config.depth)
+            state.histories = {} if limit is not None else state.histories
+            if not state.depth:
+                state.estimator = self.config.estimator.init(run.samples, len(self.config.approximators))
 
     def _total(self, depths: dict[int, int]) -> int:
         """Bytes; a site of which nothing is kept has no estimator either."""
         total = self.fixed if any(depths.values()) else 0
-        for place, depth in depths.items():
+        for state, depth in depths.items():
             if depth:
-                size, branches = self.sizes[place], max(1, len({b for p, b in self.seen if p == place}))
+                size, branches = self.sizes[state], max(1, len({b for p, b in self.seen if p == state}))
                 total += depth * size.value + self._features(depth) * size.feature
                 total += self.config.estimator.held(size.feature // branches, size.value // branches, self.latent)
         return total
 
     def _lowered(self, limit: int) -> dict[int, int]:
-        orders = sorted({n for a in self.config.approximators for n in (a.needs, a.keeps)})
+        orders = sorted({n for a in self.config.approximators for n in (a.needs, a.history_depth)})
         for depth in reversed(orders):
             depths = dict.fromkeys(self.sizes, depth)
             if self._total(depths) <= limit:
                 self.note(f"memory_limit: {depth} of {self.config.depth} exact values are kept of every site.")
                 return depths
         depths = dict.fromkeys(self.sizes, orders[0])
-        worth = sorted(self.sizes, key=lambda place: self.sizes[place].macs / max(1, self.sizes[place].value))
-        for place in worth:
+        worth = sorted(self.sizes, key=lambda state: self.sizes[state].macs / max(1, self.sizes[state].value))
+        for state in worth:
             if self._total(depths) <= limit:
                 break
-            depths[place] = 0
+            depths[state] = 0
         kept = sum(depth > 0 for depth in depths.values())
         self.note(f"memory_limit: {kept} of {len(depths)} sites are cached, with {orders[0]} exact value each.")
         return depths

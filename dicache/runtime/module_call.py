@@ -13,7 +13,7 @@ from dicache.tensors.tree import Tree, scatter, stand_in, take, tensors
 from dicache.types import Rows
 
 
-class Which(NamedTuple):
+class RowsToRun(NamedTuple):
     """The rows of a call that compute."""
 
     rows: int
@@ -28,15 +28,15 @@ class Which(NamedTuple):
     def none(self) -> bool:
         return self.computed is not None and self.some is None
 
-    def of(self, computed: Rows | None, device: torch.device) -> "Which":
+    def of(self, computed: Rows | None, device: torch.device) -> "RowsToRun":
         """The same call with these rows, (R,) bool."""
         if computed is None or bool(computed.all()):
-            return Which(self.rows, gathered=self.gathered)
+            return RowsToRun(self.rows, gathered=self.gathered)
         some = computed.nonzero().flatten().to(device) if bool(computed.any()) else None
-        return Which(self.rows, computed, some, self.gathered)
+        return RowsToRun(self.rows, computed, some, self.gathered)
 
 
-class Part(NamedTuple):
+class ModuleCall(NamedTuple):
     """One call of a hooked module."""
 
     path: str
@@ -49,7 +49,7 @@ class Part(NamedTuple):
     def run(self) -> Tree:
         return self.forward(*self.args, **self.kwargs)
 
-    def run_for(self, chosen: Which, meter: Meter, shapes: Tree, *, inside: bool = False) -> Tree:
+    def run_for(self, chosen: RowsToRun, meter: Meter, shapes: Tree, *, inside: bool = False) -> Tree:
         """Its output: zeros in rows that skip, something shaped like `shapes` where all do. `inside`: it belongs to
         another part, whose cost holds its own.
         """

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Past
+from dicache.approximators.base import Histories
 from dicache.controllers.base import Controller
 from dicache.estimators.base import Evidence
 from dicache.models.conditioning import Prints
 from dicache.probes.base import View
 from dicache.runtime.guidance import Guided
-from dicache.runtime.module_call import Part, Which
+from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.trace import Record
 from dicache.tensors.tree import tensors
 from dicache.types import Action, Decision, Grid, Quote, Rows, Site, Step
@@ -52,7 +52,7 @@ class Judgement:
 
 
 @dataclass
-class Place:
+class SiteState:
     """What a run remembers of one site."""
 
     site: Site
@@ -61,7 +61,7 @@ class Place:
     """The estimator's state."""
     controller: Any = None
     """That of the rule."""
-    past: dict[str, Past] = field(default_factory=dict)
+    histories: dict[str, Histories] = field(default_factory=dict)
     """By branch."""
     judgement: Judgement | None = None
     """This step's."""
@@ -100,7 +100,7 @@ class Run:
     """The denoiser's input in the first call of the step that is going on, (R, ...)."""
     before: float
     """Progress before the run's first step: a second expert begins half-way."""
-    places: list[Place]
+    states: list[SiteState]
     guided: Guided = field(default_factory=Guided)
     samples: int = 0
     """0 during the first step."""
@@ -124,7 +124,7 @@ class Run:
         """How many guidance branches a call of that many rows holds."""
         return rows // self.samples
 
-    def weaker(self) -> Prints | None:
+    def negative_conditions(self) -> Prints | None:
         """What the branches but the strongest are conditioned by and it is not, (B, 32) on the host, as "0.name",
         "1.name", ..; nothing where none is known to be the strongest, None until the mixture was measured. The host
         waits for the device when this is first asked for.
@@ -132,11 +132,12 @@ class Run:
         strongest = self.guided.strongest
         if self.beside is None and strongest is not None:
             own = self._conditions(*strongest)
-            places = [place for place in self.guided.places if place != strongest] if self.guided.told_apart else []
+            told_apart = self.guided.streams if self.guided.told_apart else []
+            streams = [stream for stream in told_apart if stream != strongest]
             self.beside = {
                 f"{i}.{name}": each
-                for i, place in enumerate(places)
-                for name, each in self._conditions(*place).items()
+                for i, stream in enumerate(streams)
+                for name, each in self._conditions(*stream).items()
                 if name not in own or not torch.equal(each, own[name])
             }
         return self.beside
@@ -155,8 +156,8 @@ class Run:
         """Bytes that are kept at this moment: histories, and what estimators hold of the model (numbers per sample
         aside).
         """
-        kept = [held.nbytes for place in self.places for past in place.past.values() for held in past]
-        states = [t for place in self.places for t in tensors(place.estimator) if t.ndim > 2]
+        kept = [held.nbytes for state in self.states for histories in state.histories.values() for held in histories]
+        states = [t for state in self.states for t in tensors(state.estimator) if t.ndim > 2]
         return sum(kept) + sum(t.nbytes for t in states)
 
     @contextmanager
@@ -170,33 +171,33 @@ class Run:
 
     def let_go(self) -> None:
         """Of the model's tensors."""
-        self.weaker()
+        self.negative_conditions()
         self.guided, self.strongest, self.prints, self.gone = Guided(), None, {}, True
         self.forget()
 
     def forget(self) -> None:
         """What sites have remembered, once nothing reads it any more; what rules know and the mixture stay."""
-        for place in self.places:
-            place.past, place.sums, place.value, place.judgement, place.estimator = {}, None, None, None, None
+        for state in self.states:
+            state.histories, state.sums, state.value, state.judgement, state.estimator = {}, None, None, None, None
 
     def go_on(self, step: Step, latent: Tensor) -> None:
         """The next step begins."""
         self.step, self.latent, self.guided, self.strongest = step, latent, self.guided.next_step(), None
-        for place in self.places:
-            place.next_step()
+        for state in self.states:
+            state.next_step()
 
 
 @dataclass
-class Opening:
+class OpenSite:
     """The site that is being run."""
 
     site: Site
     inputs: list[Tensor]
     versions: list[int]
     """Of the inputs: where they change, the site works in place."""
-    part: Part
+    module_call: ModuleCall
     """The call of its first module."""
-    which: Which
+    rows_to_run: RowsToRun
     feature: Tensor | None = None
 
     @property
@@ -214,14 +215,14 @@ class Call:
     """What it is called with, (r, ...); calls of one step may differ in their rows."""
     key: tuple[Hashable, ...]
     """The shapes of all inputs, and what says which parts run."""
-    which: Which
+    rows_to_run: RowsToRun
     first: bool
     """Whether no other branch was called before in this step."""
     position: int = 0
     view: View | None = None
     """What the first block was called with, until the probe has looked."""
     feature: Tensor | None = None
-    opening: Opening | None = None
+    open_site: OpenSite | None = None
     drafted: Rows | None = None
     """Rows, (R,) bool, in which a site below the evaluation was skipped."""
     rejected: Rows | None = None
@@ -238,5 +239,5 @@ class Call:
 
     def repeat(self) -> None:
         """The call begins again; what was rejected stays so."""
-        self.again, self.position, self.drafted, self.opening = True, 0, None, None
-        self.which, self.feature = Which(self.rows, gathered=self.which.gathered), None
+        self.again, self.position, self.drafted, self.open_site = True, 0, None, None
+        self.rows_to_run, self.feature = RowsToRun(self.rows, gathered=self.rows_to_run.gathered), None

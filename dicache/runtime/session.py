@@ -28,12 +28,12 @@ from dicache.controllers.interval import Interval
 from dicache.errors import DicacheError
 from dicache.models.conditioning import Prints
 from dicache.probes.base import View
-from dicache.runtime.end_of_step import close
-from dicache.runtime.evaluation_site import Whole
-from dicache.runtime.inner_sites import Inner
+from dicache.runtime.end_of_step import end_step
+from dicache.runtime.evaluation_site import EvaluationSite
+from dicache.runtime.inner_sites import InnerSites
 from dicache.runtime.memory_plan import Memory
-from dicache.runtime.module_call import Part, Which, stream
-from dicache.runtime.run_state import Call, Place, Run
+from dicache.runtime.module_call import ModuleCall, RowsToRun, stream
+from dicache.runtime.run_state import Call, Run, SiteState
 from dicache.runtime.trace import Trace
 from dicache.solvers.clock import Reading, TimestepClock
 from dicache.tensors.mac_meter import Meter
@@ -53,8 +53,8 @@ class Session:
         self.shapes: dict[tuple[tuple[Hashable, ...], str], Tree] = {}
         self.notes: list[str] = []
         self.memory = Memory(config, self.note)
-        self.inner = Inner(config, sites, self.meter, self.memory, self.note) if config.sites.inner else None
-        self.whole = Whole(config, self.meter, self.memory, self.note)
+        self.inner = InnerSites(config, sites, self.meter, self.memory, self.note) if config.sites.inner else None
+        self.whole = EvaluationSite(config, self.meter, self.memory, self.note)
 
     # The life of a run.
 
@@ -123,7 +123,7 @@ class Session:
         branch = name or f"call {len(run.guided.outputs)}"
         if run.samples == 0:
             run.prints[branch] = conditions()
-        whole = Which(latent.shape[0], gathered=gathered)
+        whole = RowsToRun(latent.shape[0], gathered=gathered)
         self.call = Call(branch, latent, key, whole, first=not run.guided.outputs)
         run.overhead += time.perf_counter() - started
 
@@ -157,8 +157,8 @@ class Session:
         if self.run:
             self.run.forget()
         before = reading.step.progress - reading.share
-        places = [Place(site, self._rule(site)) for site in self.sites]
-        self.run = Run(reading.run, self._released(reading.step, before), latent, before, places)
+        states = [SiteState(site, self._rule(site)) for site in self.sites]
+        self.run = Run(reading.run, self._released(reading.step, before), latent, before, states)
         return self.run
 
     def _rule(self, site: Site) -> Controller[Any]:
@@ -180,23 +180,23 @@ class Session:
         kwargs: Mapping[str, Tree],
     ) -> Tree:
         """One block, or one sublayer that is a site; the order is that of execution."""
-        call, run, part = self.call, self.run, Part(path, module, forward, args, kwargs)
+        call, run, module_call = self.call, self.run, ModuleCall(path, module, forward, args, kwargs)
         if call is None or run is None:
-            return part.run()
+            return module_call.run()
         started, depth = call.position == 0, self.config.probe.depth
         if started:
-            call.view = _view(run, call, part)
+            call.view = _view(run, call, module_call)
             if depth == 0:
                 self._look(run, call, None)
         if self.inner is not None and path in self.inner.of:
             call.position += self.inner.of[path].kind in (Kind.SPAN, Kind.CHECK)
-            return self.inner.run(run, call, part)
+            return self.inner.run(run, call, module_call)
         if self.inner is None and call.position == depth:
             known = (call.key, path) in self.shapes
             with run.timed():
-                call.which = call.which.of(self.whole.decide(run, call) if known else None, call.device)
+                call.rows_to_run = call.rows_to_run.of(self.whole.decide(run, call) if known else None, call.device)
         call.position += 1
-        output = part.run_for(call.which, self.meter, self.shapes.get((call.key, path)))
+        output = module_call.run_for(call.rows_to_run, self.meter, self.shapes.get((call.key, path)))
         if self.inner is None and (call.key, path) not in self.shapes:
             self.shapes[call.key, path] = shapes_of(output)
         if call.position == depth:
@@ -222,11 +222,11 @@ class Session:
         kwargs: Mapping[str, Tree],
     ) -> Tree:
         """A module around the blocks: always runs, and is counted."""
-        part = Part(path, module, forward, args, kwargs)
+        module_call = ModuleCall(path, module, forward, args, kwargs)
         if self.call is None:
-            return part.run()
+            return module_call.run()
         sized = (path, *(t.shape for t in tensors((args, kwargs))))  # one module may serve streams of several sizes
-        output = self.meter.counted(sized, part.run)
+        output = self.meter.counted(sized, module_call.run)
         self.meter.ran(sized)
         return output
 
@@ -257,7 +257,7 @@ class Session:
 
     def _close(self, run: Run, after: Tensor | None) -> None:
         try:
-            close(self.config, run, after)
+            end_step(self.config, run, after)
         except DicacheError:  # nothing more is learned of this run, also when the model is let go
             run.let_go()
             raise
@@ -265,7 +265,7 @@ class Session:
             self.memory.plan(run, self._site_macs())
 
     def _site_macs(self) -> list[float]:
-        return [sum(self.meter.costs.get(part, 0.0) for part in site.parts) for site in self.sites]
+        return [sum(self.meter.costs.get(module_call, 0.0) for module_call in site.parts) for site in self.sites]
 
     def shares_its_run_with(self, other: "Session") -> bool:
         """Whether both took part in one run of the scheduler: two experts of a model do."""
@@ -290,7 +290,7 @@ class Session:
         return Trace(*told, self.sites, tuple(self._site_macs()), self.memory.planned)
 
 
-def _view(run: Run, call: Call, part: Part) -> View:
+def _view(run: Run, call: Call, module_call: ModuleCall) -> View:
     """What the first block is called with."""
-    before = stream((part.args, part.kwargs))
-    return View(call.latent, before, before, part.module, part.args, part.kwargs, run.step)
+    before = stream((module_call.args, module_call.kwargs))
+    return View(call.latent, before, before, module_call.module, module_call.args, module_call.kwargs, run.step)

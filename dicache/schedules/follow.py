@@ -19,7 +19,7 @@ from dicache.controllers.base import Controller, refused
 from dicache.errors import ScheduleError
 from dicache.schedules.action_table import Table, repaired
 from dicache.solvers.same_steps import differs
-from dicache.types import Action, Course, Decision, Grid, Quote, Reason, Rows, Site, Step
+from dicache.types import Action, Decision, Grid, Quote, Reason, Rows, Site, Step, Timetable
 
 
 class Followed(NamedTuple):
@@ -53,9 +53,9 @@ class Scheduled(Controller[Followed]):
     def at(self, site: Site, sites: int) -> "Scheduled":
         if site.path not in self.paths:
             raise ScheduleError(f"the schedule has no site {site.path!r}. Use it with the sites it was found for.")
-        place = self.paths.index(site.path)
+        position = self.paths.index(site.path)
         online = None if self.online is None else self.online.at(site, sites)
-        return replace(self, tables=self.tables[:, :, place : place + 1], paths=(site.path,), online=online)
+        return replace(self, tables=self.tables[:, :, position : position + 1], paths=(site.path,), online=online)
 
     def init(self, samples: int) -> Followed:
         if len(self.tables) not in (1, samples):
@@ -87,13 +87,13 @@ class Scheduled(Controller[Followed]):
 
     def check(self, step: Step) -> None:
         """Raises ScheduleError where the run is not the schedule's."""
-        course = step.course
-        if course is None:
+        timetable = step.timetable
+        if timetable is None:
             raise ScheduleError(
                 "the steps of this run are not known, so no schedule can be followed. Enable it on the "
                 "pipeline, not on its denoiser, and with a scheduler that tells its sigmas."
             )
-        reason = differs(course, self.sigmas, self.solver)
+        reason = differs(timetable, self.sigmas, self.solver)
         if reason is not None and not self.resample:
             raise ScheduleError(
                 f"the schedule does not fit this run: {reason}. Find one for it, or ask for resampling: "
@@ -102,15 +102,15 @@ class Scheduled(Controller[Followed]):
 
     def _plan(self, step: Step, samples: int) -> Grid:
         """The run's own table, (B, T)."""
-        course = step.course
-        assert course is not None, "checked when the run began"
-        same = differs(course, self.sigmas, self.solver) is None
-        table = self.tables[:, list(range(len(self.sigmas)) if same else nearest(course, self.sigmas))]
-        table[:, course.begin :] = repaired(table[:, course.begin :])
+        timetable = step.timetable
+        assert timetable is not None, "checked when the run began"
+        same = differs(timetable, self.sigmas, self.solver) is None
+        table = self.tables[:, list(range(len(self.sigmas)) if same else nearest(timetable, self.sigmas))]
+        table[:, timetable.begin :] = repaired(table[:, timetable.begin :])
         return torch.from_numpy(table[:, :, 0].astype(np.int64)).expand(samples, -1)
 
 
-def nearest(course: Course, sigmas: Sequence[float]) -> list[int]:
+def nearest(timetable: Timetable, sigmas: Sequence[float]) -> list[int]:
     """For every step of a run the step of these whose time is nearest; of two the earlier."""
     there = np.array(sigmas)
-    return [int(np.abs(there - sigma).argmin()) for sigma in course.sigmas]
+    return [int(np.abs(there - sigma).argmin()) for sigma in timetable.sigmas]

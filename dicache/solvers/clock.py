@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dicache.solvers.output_influence import effects
-from dicache.types import Course, Step
+from dicache.solvers.output_influence import influence
+from dicache.types import Step, Timetable
 
 _SOLVING = (
     "algorithm_type",
@@ -41,17 +41,19 @@ _SOLVING = (
 class Timeline(NamedTuple):
     """A run's course and, per step, the estimates of the final latent and of the noise."""
 
-    course: Course
+    timetable: Timetable
     clean: tuple[tuple[float, float], ...]
     noise: tuple[tuple[float, float], ...]
 
     def reading(self, run: object, index: int) -> "Reading":
-        sigmas, coefficients, _, begin = self.course[:4]
+        sigmas, coefficients, _, begin = self.timetable[:4]
         index = min(index, len(sigmas) - 1)
         whole = sum(coefficients[begin:]) or 1.0
         progress, share = sum(coefficients[begin : index + 1]) / whole, coefficients[index] / whole
         here = (sigmas[index], coefficients[index], progress, self.clean[index], self.noise[index])
-        return Reading(run, Step(index, len(sigmas), *here, self.course if self.course.balances else None), share)
+        return Reading(
+            run, Step(index, len(sigmas), *here, self.timetable if self.timetable.half_log_snrs else None), share
+        )
 
 
 class Reading(NamedTuple):
@@ -63,21 +65,21 @@ class Reading(NamedTuple):
 
 
 class SchedulerClock:
-    """Reads the scheduler a pipeline has at this moment; its `effects` too, if asked for."""
+    """Reads the scheduler a pipeline has at this moment; its `influence` too, if asked for."""
 
-    def __init__(self, scheduler: Callable[[], Any], *, effects: bool = False) -> None:
-        self.scheduler, self.effects = scheduler, effects
+    def __init__(self, scheduler: Callable[[], Any], *, influence: bool = False) -> None:
+        self.scheduler, self.influence = scheduler, influence
         self.run: object = None
-        self.timeline = Timeline(Course((), (), (), 0), (), ())
+        self.timeline = Timeline(Timetable((), (), (), 0), (), ())
 
     def read(self, timestep: torch.Tensor | float | None) -> Reading:
         scheduler = self.scheduler()
         if self.run is not scheduler.timesteps:
             self.run, found = scheduler.timesteps, timeline(scheduler)
-            course = found.course._replace(solver=solver(scheduler))
-            if self.effects:
-                course = course._replace(effects=effects(scheduler))
-            self.timeline = found._replace(course=course)
+            timetable = found.timetable._replace(solver=solver(scheduler))
+            if self.influence:
+                timetable = timetable._replace(influence=influence(scheduler))
+            self.timeline = found._replace(timetable=timetable)
         return self.timeline.reading(self.run, self._index(scheduler, timestep))
 
     def _index(self, scheduler: Any, timestep: torch.Tensor | float | None) -> int:  # noqa: ANN401
@@ -158,20 +160,20 @@ def timeline(scheduler: Any) -> Timeline:  # noqa: ANN401
         if sigmas[0] > 1.0:
             gaps = tuple(gap / (1 + s) for gap, s in zip(gaps, sigmas, strict=False))
             sigmas = [s / (1 + s) for s in sigmas]
-        course = Course(tuple(sigmas[:-1]), gaps, tuple(_balance(1 - s, s) for s in sigmas[:-1]), begin)
-        return Timeline(course, tuple((1.0, -s) for s in sigmas[:-1]), tuple((1.0, 1.0 - s) for s in sigmas[:-1]))
+        timetable = Timetable(tuple(sigmas[:-1]), gaps, tuple(_half_log_snr(1 - s, s) for s in sigmas[:-1]), begin)
+        return Timeline(timetable, tuple((1.0, -s) for s in sigmas[:-1]), tuple((1.0, 1.0 - s) for s in sigmas[:-1]))
     if hasattr(scheduler, "is_scale_input_called"):
         sigmas = [*torch.as_tensor(scheduler.sigmas).tolist(), 0.0][: len(times) + 1]
-        course = Course(tuple(times), _gaps(sigmas), tuple(_balance(1, s) for s in sigmas[:-1]), begin)
-        return Timeline(course, tuple((math.sqrt(1 + s * s), -s) for s in sigmas[:-1]), ((0.0, 1.0),) * len(times))
+        timetable = Timetable(tuple(times), _gaps(sigmas), tuple(_half_log_snr(1, s) for s in sigmas[:-1]), begin)
+        return Timeline(timetable, tuple((math.sqrt(1 + s * s), -s) for s in sigmas[:-1]), ((0.0, 1.0),) * len(times))
     alphas = _alphas(scheduler, times)
     if alphas is None:
-        course = Course(tuple(times), (1 / len(times),) * len(times), (), begin)
-        return Timeline(course, ((1.0, 0.0),) * len(times), ((0.0, 1.0),) * len(times))
+        timetable = Timetable(tuple(times), (1 / len(times),) * len(times), (), begin)
+        return Timeline(timetable, ((1.0, 0.0),) * len(times), ((0.0, 1.0),) * len(times))
     return _variance_preserving(times, alphas, prediction, begin)
 
 
-def _balance(signal: float, noise: float) -> float:
+def _half_log_snr(signal: float, noise: float) -> float:
     """log(signal / noise), both softened by 0.02 of their sum: pure noise has a finite place."""
     soft = 0.02 * (signal + noise)
     return math.log((signal + soft) / (noise + soft))
@@ -192,7 +194,7 @@ def _alphas(scheduler: Any, times: list[float]) -> list[float] | None:  # noqa: 
 
 
 def _variance_preserving(times: list[float], alphas: list[float], prediction: str, begin: int) -> Timeline:
-    coefficients, clean, noise, balances = [], [], [], []
+    coefficients, clean, noise, half_log_snrs = [], [], [], []
     for alpha, after in pairwise(alphas):
         sigma, sigma_after = math.sqrt(1 - alpha * alpha), math.sqrt(max(0.0, 1 - after * after))
         per_eps = abs(sigma_after - after * sigma / alpha) / after
@@ -206,5 +208,7 @@ def _variance_preserving(times: list[float], alphas: list[float], prediction: st
                 prediction, (0.0, 1.0)
             )
         )
-        balances.append(_balance(alpha, sigma))
-    return Timeline(Course(tuple(times), tuple(coefficients), tuple(balances), begin), tuple(clean), tuple(noise))
+        half_log_snrs.append(_half_log_snr(alpha, sigma))
+    return Timeline(
+        Timetable(tuple(times), tuple(coefficients), tuple(half_log_snrs), begin), tuple(clean), tuple(noise)
+    )

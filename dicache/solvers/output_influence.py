@@ -14,7 +14,7 @@ IMPULSE = 1e-3
 """Small, for schedulers that clip."""
 
 
-def effects(scheduler: Any) -> tuple[float, ...]:  # noqa: ANN401
+def influence(scheduler: Any) -> tuple[float, ...]:  # noqa: ANN401
     """Per step, signed; 0 before the run's first. Empty for schedulers that add noise or take several outputs a step.
     The scheduler must be fresh: `set_timesteps` was called, and no step taken.
     """

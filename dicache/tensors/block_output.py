@@ -19,7 +19,7 @@ from dicache.tensors.tree import Tree, map_tensors, shapes_of, tensors
 from dicache.types import Rows
 
 
-class Form(NamedTuple):
+class OutputLayout(NamedTuple):
     """How a site's outputs are made of its inputs."""
 
     outputs: Tree
@@ -30,13 +30,15 @@ class Form(NamedTuple):
     """Whether what was added is remembered, or the outputs themselves."""
 
 
-def form_of(inputs: Sequence[Tensor], versions: Sequence[int], output: Tree, rows: int, added: bool) -> Form | None:
+def layout_of(
+    inputs: Sequence[Tensor], versions: Sequence[int], output: Tree, rows: int, added: bool
+) -> OutputLayout | None:
     """None where an output has not the rows on its first axis. `versions` are the inputs' before the site ran."""
     outputs = tensors(output)
     if not outputs or any(not t.ndim or t.shape[0] != rows or not t.is_floating_point() for t in outputs):
         return None
     in_place = any(t._version != version for t, version in zip(inputs, versions, strict=True))
-    return Form(shapes_of(output), tuple(_base(t, inputs) for t in outputs), added and not in_place)
+    return OutputLayout(shapes_of(output), tuple(_base(t, inputs) for t in outputs), added and not in_place)
 
 
 def _base(output: Tensor, inputs: Sequence[Tensor]) -> int | None:
@@ -46,7 +48,7 @@ def _base(output: Tensor, inputs: Sequence[Tensor]) -> int | None:
     return min(fitting, key=lambda i: float(residual_sums(output[None], inputs[i][None])[0, 2]))
 
 
-def value_of(form: Form, inputs: Sequence[Tensor], output: Tree) -> Tensor:
+def value_of(form: OutputLayout, inputs: Sequence[Tensor], output: Tree) -> Tensor:
     """(R, N, C) or (R, D): what is remembered. A tensor of its own."""
     parts = [
         t - inputs[base] if form.added and base is not None else t
@@ -55,7 +57,7 @@ def value_of(form: Form, inputs: Sequence[Tensor], output: Tree) -> Tensor:
     return parts[0].detach().clone() if len(parts) == 1 and not form.added else join(parts)
 
 
-def entering(form: Form, inputs: Sequence[Tensor]) -> Tensor:
+def entering(form: OutputLayout, inputs: Sequence[Tensor]) -> Tensor:
     """The streams that the site continues, joined: what a probe that looks at a site sees. All inputs of the rows'
     where it continues none.
     """
@@ -64,7 +66,7 @@ def entering(form: Form, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def output_of(
-    form: Form, inputs: Sequence[Tensor], value: Tensor, output: Tree = (), computed: Rows | None = None
+    form: OutputLayout, inputs: Sequence[Tensor], value: Tensor, output: Tree = (), computed: Rows | None = None
 ) -> Tree:
     """The site's output where `value`, (R, ...), was added to (or stands for) what it continues; where rows were
     `computed`, (R,) bool, that of `output`. One pass over memory, and a tensor of its own.

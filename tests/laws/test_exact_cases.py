@@ -13,7 +13,7 @@ from laws.test_laws import STEPS
 import dicache
 from dicache import presets
 from dicache.approximators.alignment import Align
-from dicache.approximators.base import Now
+from dicache.approximators.base import Target
 from dicache.approximators.foca import FoCa
 from dicache.approximators.least_squares import LeastSquaresAlign
 from dicache.approximators.newton import Newton
@@ -48,11 +48,11 @@ def test_polynomials_of_their_order_are_exact_at_uneven_times(times, order):
     def value(sigma, degree=order):
         return sum(c * sigma**k for k, c in enumerate(coefficients[: degree + 1]))
 
-    guess = Newton(order).guess(past_at(times[: order + 1], value), Now(times[order + 1], None))
+    guess = Newton(order).guess(past_at(times[: order + 1], value), Target(times[order + 1], None))
     torch.testing.assert_close(guess, value(times[order + 1]), rtol=1e-6, atol=1e-6)
     for linear in (Taylor(order), FoCa()):
-        past = past_at(times[: linear.needs], lambda sigma: value(sigma, 1))
-        guess = linear.guess(past, Now(times[linear.needs], None))
+        histories = past_at(times[: linear.needs], lambda sigma: value(sigma, 1))
+        guess = linear.guess(histories, Target(times[linear.needs], None))
         torch.testing.assert_close(guess, value(times[linear.needs], 1), rtol=1e-6, atol=1e-6)
 
 
@@ -60,19 +60,19 @@ def test_polynomials_of_their_order_are_exact_at_uneven_times(times, order):
 def test_alignment_is_exact_on_collinear_features_forward_and_back(places):
     offset, slope, feature, way = (torch.randn(2, 3, dtype=torch.float64) for _ in range(4))
     where = dict(zip((1.0, 0.8, 0.5), (p / 4 for p in places), strict=True))
-    past = past_at((1.0, 0.8), lambda s: offset + where[s] * slope, lambda s: feature + where[s] * way)
-    guess = LeastSquaresAlign().guess(past, Now(0.5, feature + where[0.5] * way))
+    histories = past_at((1.0, 0.8), lambda s: offset + where[s] * slope, lambda s: feature + where[s] * way)
+    guess = LeastSquaresAlign().guess(histories, Target(0.5, feature + where[0.5] * way))
     torch.testing.assert_close(guess, offset + where[0.5] * slope, rtol=1e-4, atol=1e-4)
 
 
 def test_alignment_agrees_with_dicaches_on_a_line_and_holds_where_the_probe_left_it():
     value = feature = lambda sigma: torch.full((2, 3), 3 - 2 * sigma)
-    past, ahead = past_at((1.0, 0.8), value, feature), Now(0.7, value(0.7))
-    torch.testing.assert_close(LeastSquaresAlign().guess(past, ahead), Align().guess(past, ahead))
+    histories, ahead = past_at((1.0, 0.8), value, feature), Target(0.7, value(0.7))
+    torch.testing.assert_close(LeastSquaresAlign().guess(histories, ahead), Align().guess(histories, ahead))
     aside = torch.tensor([[1.0, -1.0, 0.0]]).repeat(2, 1)
     for moved in (aside, torch.zeros(2, 3)):
-        guess = LeastSquaresAlign().guess(past, Now(0.7, past.features.values[0] + moved))
-        torch.testing.assert_close(guess, past.outputs.values[0], rtol=1e-6, atol=1e-6)
+        guess = LeastSquaresAlign().guess(histories, Target(0.7, histories.features.values[0] + moved))
+        torch.testing.assert_close(guess, histories.outputs.values[0], rtol=1e-6, atol=1e-6)
 
 
 def test_disagreement_is_the_relative_difference_of_two_guesses_where_both_are_known():
@@ -179,8 +179,8 @@ def test_the_residual_of_two_blocks_is_that_of_both():
 
 
 def test_the_filter_passes_coarse_patterns_has_a_mean_gain_of_one_and_fades_with_the_noise():
-    for balance in (-3.0, 0.0, 3.0):
-        gain = gains(8, 8, 2.0, balance)
+    for half_log_snr in (-3.0, 0.0, 3.0):
+        gain = gains(8, 8, 2.0, half_log_snr)
         whole = torch.cat([gain, gain[:, 1:-1]], dim=1)
         assert whole.mean().item() == pytest.approx(1.0, rel=1e-6)
         assert gain[0, 0] == gain.max()
@@ -205,7 +205,7 @@ def test_the_filtered_feature_is_wieners_by_the_whole_transform(size):
     for index in (2, N - 3):
         view = View(nothing, nothing, nothing, torch.nn.Identity(), (), {}, step(index))
         found = SpectrumFiltered(Given(feature), 2.0, size)(view)
-        a = math.exp(COURSE.balances[index])  # b = 1
+        a = math.exp(COURSE.half_log_snrs[index])  # b = 1
         frequency = np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.fftfreq(size[1])[None, :])
         power = np.where(frequency == 0, 1.0, frequency) ** -2
         power = power / power[frequency > 0].mean()
@@ -214,7 +214,7 @@ def test_the_filtered_feature_is_wieners_by_the_whole_transform(size):
         image = feature.numpy().reshape(2, *size, 3)
         expected = np.fft.ifft2(np.fft.fft2(image, axes=(1, 2)) * gain[None, :, :, None], axes=(1, 2)).real
         np.testing.assert_allclose(found.numpy(), expected.reshape(2, tokens, 3), rtol=1e-4, atol=1e-5)
-    adrift = view._replace(step=view.step._replace(course=None))
+    adrift = view._replace(step=view.step._replace(timetable=None))
     assert torch.equal(SpectrumFiltered(Given(feature), 2.0, size)(adrift), feature)
 
 

@@ -76,7 +76,7 @@ class Scripted(Controller[None]):
         return None
 
     def decide(self, quote, step, state):
-        wanted = step.index - step.course.begin in self.skips
+        wanted = step.index - step.timetable.begin in self.skips
         action = torch.where(quote.cost.isfinite() & wanted, quote.action, 0)
         return Decision(action[:, None], torch.zeros_like(action)[:, None], torch.zeros_like(quote.cost)), None
 

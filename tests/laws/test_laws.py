@@ -133,8 +133,8 @@ class Poisoned(Estimator[Any]):
 
     row: int
 
-    def init(self, samples, forms):
-        return ClosedLoop().init(samples, forms)
+    def init(self, samples, n_approximators):
+        return ClosedLoop().init(samples, n_approximators)
 
     def predict(self, evidence, state):
         predicted = ClosedLoop().predict(evidence, state)

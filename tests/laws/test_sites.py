@@ -23,7 +23,7 @@ from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.raw_latent import RawLatent
 from dicache.probes.site_input import SiteInput
 from dicache.sites import Branches, Drafted, Sites, Spans, Sublayers, Tail
-from dicache.tensors.block_output import form_of, output_of, value_of
+from dicache.tensors.block_output import layout_of, output_of, value_of
 from dicache.types import Action, Kind, Reason
 from pipelines.tiny import PIPELINES, Tiny, count_macs, make_flux
 
@@ -72,18 +72,18 @@ def test_budget_zero_is_bitwise_equal_and_disabling_restores(tiny, sites):
 
 
 @settings(max_examples=2)
-@given(mates=st.lists(st.integers(10, 30), min_size=1, max_size=3, unique=True), place=st.integers(0, 3))
+@given(mates=st.lists(st.integers(10, 30), min_size=1, max_size=3, unique=True), state=st.integers(0, 3))
 @pytest.mark.parametrize("inner", SITES)
 @pytest.mark.parametrize("name", PIPELINES)
-def test_decisions_do_not_depend_on_batch_mates(name, inner, mates, place):
+def test_decisions_do_not_depend_on_batch_mates(name, inner, mates, state):
     tiny, sites = PIPELINES[name], SITES[inner]
-    pipe, place = tiny.make(), min(place, len(mates))
+    pipe, state = tiny.make(), min(state, len(mates))
     with dicache.enable(pipe, config=config(sites)) as cache:
         alone, decided_alone = tiny.draw(pipe, [1], STEPS), actions(cache)
-        together = tiny.draw(pipe, [*mates[:place], 1, *mates[place:]], STEPS)
+        together = tiny.draw(pipe, [*mates[:state], 1, *mates[state:]], STEPS)
         decided_together = actions(cache)
-    assert torch.equal(decided_together[:, place], decided_alone[:, 0])
-    torch.testing.assert_close(together[place], alone[0], rtol=1e-3, atol=1e-3)
+    assert torch.equal(decided_together[:, state], decided_alone[:, 0])
+    torch.testing.assert_close(together[state], alone[0], rtol=1e-3, atol=1e-3)
 
 
 def test_work_is_what_ran_and_memory_is_what_was_planned(tiny, sites):
@@ -137,7 +137,7 @@ def test_a_skipped_site_gives_its_input_and_what_it_last_added(inner, skips):
 def test_streams_are_taken_apart_and_put_together(added):
     text, picture, time = torch.randn(2, 3, 8), torch.randn(2, 5, 8), torch.randn(2, 8)
     inputs, output = [picture, text, time], (text + 1, picture + 2, None)
-    form = form_of(inputs, [t._version for t in inputs], output, 2, added)
+    form = layout_of(inputs, [t._version for t in inputs], output, 2, added)
     assert form.bases == (1, 0)
     value = value_of(form, inputs, output)
     assert value.shape == (2, 8, 8)
@@ -145,13 +145,13 @@ def test_streams_are_taken_apart_and_put_together(added):
     assert rebuilt[2] is None
     for a, b in zip(rebuilt[:2], output[:2], strict=True):
         torch.testing.assert_close(a, b)
-    assert form_of(inputs, [t._version for t in inputs], torch.randn(7, 8), 2, added) is None
+    assert layout_of(inputs, [t._version for t in inputs], torch.randn(7, 8), 2, added) is None
 
 
 def test_equal_shapes_are_told_apart_by_what_changed_least():
     text, picture = torch.randn(2, 4, 8), torch.randn(2, 4, 8)
     inputs = [picture, text]
-    form = form_of(inputs, [0, 0], (text + 0.1, picture + 0.1), 2, True)
+    form = layout_of(inputs, [0, 0], (text + 0.1, picture + 0.1), 2, True)
     assert form.bases == (1, 0)
 
 
@@ -159,7 +159,7 @@ def test_a_block_that_works_in_place_holds_its_output():
     x = torch.randn(2, 4, 8)
     version = x._version
     x += 1
-    form = form_of([x], [version], x, 2, True)
+    form = layout_of([x], [version], x, 2, True)
     assert not form.added
 
 
@@ -248,7 +248,7 @@ def test_a_budget_is_shared_out_among_sites():
     pipe = make_flux()
     with dicache.enable(pipe, config=dicache.Config(Planned(0.2), sites=Spans())) as cache:
         FLUX.draw(pipe, [1], STEPS)
-        budgets = [place.rule.budget for place in cache._session.run.places]
+        budgets = [state.rule.budget for state in cache._session.run.states]
     assert budgets == pytest.approx([0.2 / 5**0.5] * 5)
 
 

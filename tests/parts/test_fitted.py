@@ -17,7 +17,7 @@ from presets.test_presets import FLUX
 import dicache
 from dicache import presets
 from dicache.approximators.alignment import Align
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Histories, Target
 from dicache.approximators.fitted.coefficients import KINDS
 from dicache.approximators.residual import ReuseResidual
 from dicache.config import Config
@@ -34,15 +34,15 @@ from pipelines.toy import SIGMAS, B, N
 # Where a site is what the map is, the guess is exact.
 
 
-def pairs(now, then, x_now=None, x_then=None, gap=1):
-    return Pair(5, gap, now, then, x_now, x_then)
+def pairs(target, then, x_now=None, x_then=None, gap=1):
+    return Pair(5, gap, target, then, x_now, x_then)
 
 
 def past_of(value, x=None, index=4):
     def held(v):
         return history.push(history.empty(1, B), v, SIGMAS[index], EVERY)
 
-    return Past(held(value), held(x if x is not None else value), history.empty(1, B))
+    return Histories(held(value), held(x if x is not None else value), history.empty(1, B))
 
 
 @given(seed=st.integers(0, 9), rank=st.integers(1, 6))
@@ -59,11 +59,11 @@ def test_maps_of_increments_are_exact_on_linear_sites_and_hold_where_the_input_s
             sums.add(pairs(v[0], v[1], x[0], x[1]))
     x = torch.randn(2, B, 7, 5)
     v = x @ truth.float() + offset
-    past = past_of(v[0], x[0])
+    histories = past_of(v[0], x[0])
     for kind, sums in (("ridge", ridge), ("low_rank", low_rank)):
         guess = made(kind, sums.solved()).approximator().guess
-        torch.testing.assert_close(guess(past, Now(SIGMAS[5], x[1])), v[1], rtol=1e-4, atol=1e-4)
-        assert torch.equal(guess(past, Now(SIGMAS[5], x[0])), v[0])
+        torch.testing.assert_close(guess(histories, Target(SIGMAS[5], x[1])), v[1], rtol=1e-4, atol=1e-4)
+        assert torch.equal(guess(histories, Target(SIGMAS[5], x[0])), v[0])
 
 
 @given(seed=st.integers(0, 9), gap=st.integers(1, 3))
@@ -76,9 +76,9 @@ def test_lines_are_exact_on_values_that_change_by_a_line_per_channel(seed, gap):
         for sums in (lines, by_step):
             sums.add(pairs(a * then + b, then, gap=gap))
     then = torch.randn(B, 6, C)
-    past = past_of(then, index=5 - gap)
+    histories = past_of(then, index=5 - gap)
     for kind, sums in (("affine", lines), ("scale_shift", by_step)):
-        guess = made(kind, sums.solved()).approximator().guess(past, Now(SIGMAS[5], None))
+        guess = made(kind, sums.solved()).approximator().guess(histories, Target(SIGMAS[5], None))
         torch.testing.assert_close(guess, a * then + b, rtol=1e-4, atol=1e-4)
 
 
@@ -92,12 +92,12 @@ def test_a_line_belongs_to_its_gap_and_a_scale_and_shift_to_its_step():
     affine = made("affine", lines.solved(), 2).approximator()
     scale = made("scale_shift", by_step.solved(), 2).approximator()
     mixed = torch.tensor([SIGMAS[4], SIGMAS[3], SIGMAS[2]])  # a row of each gap, and one of a gap that was not fitted
-    past = past_of(then)
-    past = past._replace(outputs=past.outputs._replace(sigmas=mixed[None].double()))
-    guess = affine.guess(past, Now(SIGMAS[5], None))
+    histories = past_of(then)
+    histories = histories._replace(outputs=histories.outputs._replace(sigmas=mixed[None].double()))
+    guess = affine.guess(histories, Target(SIGMAS[5], None))
     torch.testing.assert_close(guess, torch.tensor([2.0, 4.0, 1.0])[:, None, None] * then, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(scale.guess(past, Now(SIGMAS[5], None)), 3 * then, rtol=1e-5, atol=1e-5)
-    assert torch.equal(affine.guess(past, Now(SIGMAS[9], None)), then)  # a step of which nothing was seen
+    torch.testing.assert_close(scale.guess(histories, Target(SIGMAS[5], None)), 3 * then, rtol=1e-5, atol=1e-5)
+    assert torch.equal(affine.guess(histories, Target(SIGMAS[9], None)), then)  # a step of which nothing was seen
 
 
 def test_weighted_channels_are_kept_better_at_low_rank():
@@ -257,10 +257,10 @@ def test_values_that_are_no_tokens_are_refused_by_the_fit_and_by_the_guess():
     for kind, found in ((k, fitted(k).approximator()) for k in KINDS):
         flat = past_of(torch.randn(B, C))
         with pytest.raises(UnsupportedModelError, match="rows, tokens, channels"):
-            found.guess(flat, Now(found.sigmas[3], None, site="transformer_blocks.0"))
+            found.guess(flat, Target(found.sigmas[3], None, site="transformer_blocks.0"))
         if KINDS[kind].reads_feature:
             with pytest.raises(UnsupportedModelError, match="SiteInput"):
-                found.guess(past_of(torch.randn(B, 3, 32)), Now(0.5, None, site="transformer_blocks.0"))
+                found.guess(past_of(torch.randn(B, 3, 32)), Target(0.5, None, site="transformer_blocks.0"))
 
 
 def test_coefficients_of_another_model_other_sites_or_other_steps_are_refused():

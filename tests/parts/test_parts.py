@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 
 from dicache.approximators.alignment import Align
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Histories, Target
 from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
 from dicache.approximators.newton import Newton
@@ -40,7 +40,7 @@ def quote(cost):
 
 def past_of(outputs, features=None):
     nothing = history.empty(*outputs.sigmas.shape)
-    return Past(outputs, features or nothing, nothing)
+    return Histories(outputs, features or nothing, nothing)
 
 
 @given(pattern=ROWS)
@@ -66,9 +66,11 @@ def test_extrapolation_is_exact_on_lines_at_uneven_times_and_reuse_on_constants(
     held = history.empty(2, 2)
     for sigma in newest_last[:2]:
         held = history.push(held, offset + sigma * slope, sigma, torch.ones(2, dtype=torch.bool))
-    past, now = past_of(held), Now(newest_last[2], None)
-    torch.testing.assert_close(Extrapolate().guess(past, now), offset + newest_last[2] * slope, rtol=1e-3, atol=1e-3)
-    guess = Reuse().guess(past, now)
+    histories, target = past_of(held), Target(newest_last[2], None)
+    torch.testing.assert_close(
+        Extrapolate().guess(histories, target), offset + newest_last[2] * slope, rtol=1e-3, atol=1e-3
+    )
+    guess = Reuse().guess(histories, target)
     guess.zero_()
     assert not torch.equal(held.values[0], guess), "the history itself must never be handed out"
 
@@ -84,7 +86,7 @@ def test_newton_is_exact_on_polynomials_of_its_order(order, sigmas):
     held = history.empty(order + 1, 2)
     for sigma in times[: order + 1]:
         held = history.push(held, value(sigma), sigma, torch.ones(2, dtype=torch.bool))
-    guess = Newton(order).guess(past_of(held), Now(times[order + 1], None))
+    guess = Newton(order).guess(past_of(held), Target(times[order + 1], None))
     torch.testing.assert_close(guess, value(times[order + 1]), rtol=1e-6, atol=1e-6)
 
 
@@ -106,7 +108,7 @@ def test_alignment_is_the_published_formula():
         outputs = history.push(outputs, torch.full((1, 4), scale), sigma, everything)
         features = history.push(features, torch.full((1, 4), scale), sigma, everything)
     for feature, gamma in ((2.25, 1.25), (9.0, 1.5), (1.5, 1.0)):
-        guess = Align().guess(past_of(outputs, features), Now(0.8, torch.full((1, 4), feature)))
+        guess = Align().guess(past_of(outputs, features), Target(0.8, torch.full((1, 4), feature)))
         assert guess[0, 0] == pytest.approx(1.0 + gamma)
 
 

@@ -151,4 +151,4 @@ def test_the_profiles_that_ship_are_of_this_model_as_this_version_decides():
         (steps, guidance, RULE) for steps in (20, 28, 50) for guidance in (1.0, 3.5)
     }
     assert all(profile.prompts >= 100 for profile in found)
-    assert all(bool(profile.facts.weaker) == (profile.facts.guidance > 1) for profile in found)
+    assert all(bool(profile.facts.negative_conditions) == (profile.facts.guidance > 1) for profile in found)

@@ -17,7 +17,7 @@ from numpy.polynomial import chebyshev
 
 import dicache
 from dicache.approximators.bands import Bands
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Histories, Target
 from dicache.approximators.chebyshev import Chebyshev
 from dicache.approximators.gained import Gained
 from dicache.approximators.hold import Reuse
@@ -219,16 +219,16 @@ def test_a_number_that_makes_no_sense_is_refused(make):
 # Approximators.
 
 
-@given(times=UNEVEN, order=st.integers(1, 3), course=st.booleans())
-def test_a_chebyshev_fit_with_hardly_a_ridge_is_exact_on_polynomials_at_uneven_times(times, order, course):
+@given(times=UNEVEN, order=st.integers(1, 3), timetable=st.booleans())
+def test_a_chebyshev_fit_with_hardly_a_ridge_is_exact_on_polynomials_at_uneven_times(times, order, timetable):
     coefficients = torch.randn(order + 1, 2, 3, dtype=torch.float64)
 
     def value(sigma):
         return sum(c * sigma**k for k, c in enumerate(coefficients))
 
-    now = Now(times[4], None, course=COURSE._replace(sigmas=(2.0, 1.0, 0.0)) if course else None)
+    target = Target(times[4], None, timetable=COURSE._replace(sigmas=(2.0, 1.0, 0.0)) if timetable else None)
     for known in range(order + 1, 5):
-        guess = Chebyshev(order, 1e-18, window=5).guess(past_at(times[:known], value), now)
+        guess = Chebyshev(order, 1e-18, window=5).guess(past_at(times[:known], value), target)
         torch.testing.assert_close(guess, value(times[4]), rtol=1e-4, atol=1e-4)
 
 
@@ -242,7 +242,7 @@ def test_a_chebyshev_fit_is_the_ridge_regression_of_every_row_at_its_own_times(s
         held = history.push(held, value, SIGMAS[i], computed)
         for row in computed.nonzero().flatten().tolist():
             known[row] = [(SIGMAS[i], value[row].numpy()), *known[row]][:8]
-    guess = Chebyshev(order, ridge, 8).guess(Past(held, held, held), Now(SIGMAS[14], None, course=COURSE))
+    guess = Chebyshev(order, ridge, 8).guess(Histories(held, held, held), Target(SIGMAS[14], None, timetable=COURSE))
     for row in range(2):
         low, high = min(SIGMAS), max(SIGMAS)
         times, values = np.array([t for t, _ in known[row]]), np.array([v for _, v in known[row]])
@@ -254,8 +254,8 @@ def test_a_chebyshev_fit_is_the_ridge_regression_of_every_row_at_its_own_times(s
 
 def test_racers_parts_compose_and_the_window_is_what_is_kept():
     pipe = make_flux()
-    forms = (Shrunk(Chebyshev(order=2, window=5), 0.8), Extrapolate())
-    with dicache.enable(pipe, config=Config(Threshold(0.5), Disagreement(), forms)) as cache:
+    n_approximators = (Shrunk(Chebyshev(order=2, window=5), 0.8), Extrapolate())
+    with dicache.enable(pipe, config=Config(Threshold(0.5), Disagreement(), n_approximators)) as cache:
         drawn = FLUX.draw(pipe, [1, 2], STEPS)
     assert cache.trace.planned_bytes == 5 * drawn.nbytes
     assert cache.report().compute_speedup > 1.0
@@ -266,24 +266,24 @@ def test_racers_parts_compose_and_the_window_is_what_is_kept():
 @given(times=UNEVEN, kappa=st.floats(0.01, 1.0))
 def test_a_shrunk_guess_lies_between_the_newest_value_and_the_guess(times, kappa):
     offset, slope = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
-    past, now = past_at(times[:2], lambda sigma: offset + sigma * slope), Now(times[2], None)
-    newest, base = past.outputs.values[0], Extrapolate().guess(past, now)
-    guess = Shrunk(Extrapolate(), kappa).guess(past, now)
+    histories, target = past_at(times[:2], lambda sigma: offset + sigma * slope), Target(times[2], None)
+    newest, base = histories.outputs.values[0], Extrapolate().guess(histories, target)
+    guess = Shrunk(Extrapolate(), kappa).guess(histories, target)
     torch.testing.assert_close(guess - newest, kappa * (base - newest))
-    growth = Shrunk(Extrapolate(), kappa).growth(past.outputs.sigmas, now.sigma)
+    growth = Shrunk(Extrapolate(), kappa).growth(histories.outputs.sigmas, target.sigma)
     like = Extrapolate() if kappa == 1 else Reuse()
-    assert torch.equal(growth, like.growth(past.outputs.sigmas, now.sigma))
-    assert Shrunk(ExtrapolateNoise(), kappa).reads_noise and Shrunk(Chebyshev(), kappa).keeps == 10
+    assert torch.equal(growth, like.growth(histories.outputs.sigmas, target.sigma))
+    assert Shrunk(ExtrapolateNoise(), kappa).reads_noise and Shrunk(Chebyshev(), kappa).history_depth == 10
 
 
 def test_a_gain_holds_in_its_part_of_the_run_and_elsewhere_the_value_is_held():
-    past = past_at(SIGMAS[8:10], lambda sigma: torch.full((2, 3), sigma, dtype=torch.float64))
-    newest, before = past.outputs.values[:2]
+    histories = past_at(SIGMAS[8:10], lambda sigma: torch.full((2, 3), sigma, dtype=torch.float64))
+    newest, before = histories.outputs.values[:2]
     for i, inside in ((11, False), (12, True), (17, True), (18, False)):
-        guess = Gained(1.2, 0.5, 0.75).guess(past, Now(SIGMAS[i], None, course=COURSE))
+        guess = Gained(1.2, 0.5, 0.75).guess(histories, Target(SIGMAS[i], None, timetable=COURSE))
         torch.testing.assert_close(guess, newest + 1.2 * (newest - before) if inside else newest)
-    torch.testing.assert_close(Gained(1.2, 0.5).guess(past, Now(SIGMAS[12], None)), newest)
-    torch.testing.assert_close(Gained(0.3).guess(past, Now(SIGMAS[12], None)), newest + 0.3 * (newest - before))
+    torch.testing.assert_close(Gained(1.2, 0.5).guess(histories, Target(SIGMAS[12], None)), newest)
+    torch.testing.assert_close(Gained(0.3).guess(histories, Target(SIGMAS[12], None)), newest + 0.3 * (newest - before))
 
 
 @settings(max_examples=20)
@@ -304,8 +304,8 @@ def test_bands_are_the_same_of_tokens_and_of_pictures_and_add_up(height, width, 
 
 
 def test_bands_hold_where_there_is_no_difference_or_no_course():
-    past = past_at((1.0,), lambda sigma: torch.randn(2, 25, 3))
-    for now in (Now(0.5, None, course=COURSE), Now(0.5, None, difference=True)):
-        assert torch.equal(Bands().guess(past, now), past.outputs.values[0])
+    histories = past_at((1.0,), lambda sigma: torch.randn(2, 25, 3))
+    for target in (Target(0.5, None, timetable=COURSE), Target(0.5, None, difference=True)):
+        assert torch.equal(Bands().guess(histories, target), histories.outputs.values[0])
     with pytest.raises(UnsupportedModelError, match="size"):
-        Bands(size=(4, 4)).guess(past, Now(0.5, None, course=COURSE, difference=True))
+        Bands(size=(4, 4)).guess(histories, Target(0.5, None, timetable=COURSE, difference=True))

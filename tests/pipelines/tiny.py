@@ -84,7 +84,7 @@ def watch_pasts(transformer: torch.nn.Module, session: Any) -> list[dict[str, An
     held: list[dict[str, Any]] = []
 
     def after(*_: Any) -> None:
-        held[:] = [dict(place.past) for place in session.run.places]
+        held[:] = [dict(state.histories) for state in session.run.states]
 
     transformer.register_forward_hook(after)
     return held

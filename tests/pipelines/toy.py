@@ -7,16 +7,16 @@ import hypothesis.strategies as st
 import numpy as np
 import torch
 
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Histories, Target
 from dicache.config import Config
 from dicache.estimators.base import Estimator, Evidence
 from dicache.tensors import history
 from dicache.tensors.norms import relative_change
-from dicache.types import Action, Course, Quote, Step
+from dicache.types import Action, Quote, Step, Timetable
 
 N, B = 24, 3
 SIGMAS = [1 - i / N for i in range(N)]
-COURSE = Course(tuple(SIGMAS), (1 / N,) * N, tuple(-s for s in SIGMAS), 0)
+COURSE = Timetable(tuple(SIGMAS), (1 / N,) * N, tuple(-s for s in SIGMAS), 0)
 
 
 @dataclass
@@ -39,33 +39,35 @@ class Toy:
 
 
 def step(i: int) -> Step:
-    return Step(i, N, SIGMAS[i], 1 / N, (i + 1) / N, (1.0, 0.0), course=COURSE)
+    return Step(i, N, SIGMAS[i], 1 / N, (i + 1) / N, (1.0, 0.0), timetable=COURSE)
 
 
 def played(config: Config, toy: Toy) -> tuple[list[str], np.ndarray]:
     """Estimator, controller and approximator of a preset over the toy: strips (# computed), and what is handed out."""
     (approximator,), estimator, controller = config.approximators, config.estimator, config.controller
     learned, account = estimator.init(B, 1), controller.init(B)
-    past, strips, handed = Past(*(history.empty(config.depth, B) for _ in range(3))), [""] * B, []
+    histories, strips, handed = Histories(*(history.empty(config.depth, B) for _ in range(3))), [""] * B, []
     unknown = torch.full((B,), torch.nan, dtype=torch.float64)
     for i in range(N):
         latent, feature, output = (torch.tensor(x[i]) for x in (toy.latent, toy.feature, toy.output))
-        growth = approximator.growth(past.outputs.sigmas, SIGMAS[i])
+        growth = approximator.growth(histories.outputs.sigmas, SIGMAS[i])
         evidence = Evidence(growth[:, None], unknown, unknown, 1.0, step(i), latent, feature)
-        known = past.outputs.sigmas[approximator.needs - 1].isfinite()
+        known = histories.outputs.sigmas[approximator.needs - 1].isfinite()
         error = torch.where(known, estimator.predict(evidence, learned).min(1).values, torch.inf)
         decision, account = controller.decide(Quote(error, error, torch.ones(B)), step(i), account)
         computed = decision.action[:, 0] == Action.COMPUTE
-        enough = len(past.outputs.values) >= approximator.needs
-        guess = approximator.guess(past, Now(SIGMAS[i], feature, latent, course=COURSE)) if enough else output
+        enough = len(histories.outputs.values) >= approximator.needs
+        guess = (
+            approximator.guess(histories, Target(SIGMAS[i], feature, latent, timetable=COURSE)) if enough else output
+        )
         handed.append(torch.where(computed.view(B, *[1] * (output.ndim - 1)), output, guess).numpy())
         realised = torch.where(known, relative_change(guess, output), torch.nan)
         truth = output if bool(computed.any()) else None
         learned = estimator.observe(realised[:, None], evidence._replace(output=truth), computed, learned)
-        past = Past(
-            history.push(past.outputs, output, SIGMAS[i], computed),
-            history.push(past.features, feature, SIGMAS[i], computed),
-            past.noises,
+        histories = Histories(
+            history.push(histories.outputs, output, SIGMAS[i], computed),
+            history.push(histories.features, feature, SIGMAS[i], computed),
+            histories.noises,
         )
         strips = [s + "=#"[c] for s, c in zip(strips, computed.tolist(), strict=True)]
     return strips, np.array(handed)
@@ -78,8 +80,8 @@ class Poisoned(Estimator[Any]):
     inner: Estimator[Any]
     row: int
 
-    def init(self, samples, forms):
-        return self.inner.init(samples, forms)
+    def init(self, samples, n_approximators):
+        return self.inner.init(samples, n_approximators)
 
     def predict(self, evidence, state):
         predicted = self.inner.predict(evidence, state)
@@ -90,12 +92,12 @@ class Poisoned(Estimator[Any]):
         return self.inner.observe(realised, evidence, computed, state)
 
 
-def past_at(times, value, feature=lambda sigma: torch.ones(2, 3)) -> Past:
+def past_at(times, value, feature=lambda sigma: torch.ones(2, 3)) -> Histories:
     outputs, features = history.empty(len(times), 2), history.empty(len(times), 2)
     for sigma in times:
         outputs = history.push(outputs, value(sigma), sigma, torch.ones(2, dtype=torch.bool))
         features = history.push(features, feature(sigma), sigma, torch.ones(2, dtype=torch.bool))
-    return Past(outputs, features, history.empty(len(times), 2))
+    return Histories(outputs, features, history.empty(len(times), 2))
 
 
 UNEVEN = st.lists(st.integers(1, 40), min_size=5, max_size=5, unique=True).map(

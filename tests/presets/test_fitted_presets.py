@@ -10,7 +10,7 @@ from presets.test_presets import FLUX, counted
 
 import dicache
 from dicache import presets
-from dicache.approximators.base import Now
+from dicache.approximators.base import Target
 from dicache.approximators.fitted.coefficients import Fitted
 from dicache.bench.arms.presets import FITTED
 from dicache.config import Config
@@ -154,17 +154,18 @@ def test_the_laws_hold_for_every_preset(name):
             torch.testing.assert_close(together[row], image[0], rtol=1e-3, atol=1e-3)
         assert 0 < (decided == 0).double().mean() < 1
         # 3. Histories hold what sites gave where they computed, and are never handed out.
-        for place, pasts in zip(run.places, held, strict=True):
-            (past,) = pasts.values()
+        for state, pasts in zip(run.states, held, strict=True):
+            (histories,) = pasts.values()
             for row in range(3):
-                value = exact[place.site.path, past.outputs.sigmas[0, row].item()][row]
-                torch.testing.assert_close(past.outputs.values[0][row], value, rtol=1e-5, atol=1e-5)
-            kept = [value.clone() for value in (*past.outputs.values, *past.features.values)]
-            feature = past.features.values[0].clone() if past.features.values else None
-            now = Now(run.step.sigma, feature, course=run.step.course, site=place.site.path)
-            config.approximators[0].guess(past, now).fill_(7.0)
+                value = exact[state.site.path, histories.outputs.sigmas[0, row].item()][row]
+                torch.testing.assert_close(histories.outputs.values[0][row], value, rtol=1e-5, atol=1e-5)
+            kept = [value.clone() for value in (*histories.outputs.values, *histories.features.values)]
+            feature = histories.features.values[0].clone() if histories.features.values else None
+            target = Target(run.step.sigma, feature, timetable=run.step.timetable, site=state.site.path)
+            config.approximators[0].guess(histories, target).fill_(7.0)
             assert all(
-                torch.equal(a, b) for a, b in zip(kept, (*past.outputs.values, *past.features.values), strict=True)
+                torch.equal(a, b)
+                for a, b in zip(kept, (*histories.outputs.values, *histories.features.values), strict=True)
             )
         # 7. What is reported as saved was not executed, and what the maps multiply is.
         assert trace.executed.sum().item() == pytest.approx(sum(macs), rel=1e-6)
@@ -212,10 +213,10 @@ def test_the_probe_shows_every_site_its_own_input():
         block.register_forward_pre_hook(lambda m, a, kw: inputs.update(kw), with_kwargs=True)
         held = watch_pasts(pipe.transformer, cache._session)
         FLUX.draw(pipe, [1, 2], 4)
-        (past,) = held[1].values()
+        (histories,) = held[1].values()
         joined = torch.cat([inputs["encoder_hidden_states"], inputs["hidden_states"]], dim=1)
-        assert torch.equal(past.features.values[0], joined)
-        assert torch.equal(past.features.sigmas[0], past.outputs.sigmas[0])
+        assert torch.equal(histories.features.values[0], joined)
+        assert torch.equal(histories.features.sigmas[0], histories.outputs.sigmas[0])
 
 
 def test_the_bench_sweeps_every_fitted_preset():

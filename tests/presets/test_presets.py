@@ -15,7 +15,7 @@ from numpy.polynomial import hermite
 
 import dicache
 from dicache import presets
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Histories, Target
 from dicache.bench.arms.arm import coarse
 from dicache.bench.arms.presets import FITTED, PRESETS
 from dicache.bench.showing import show, tables
@@ -34,8 +34,8 @@ TABLE = Table(tuple(0.5 + 0.1 * math.cos(i) for i in range(N)), tuple(0.3 + 0.01
 # is told nothing else, and keeps the computed steps in `done`, newest first.
 
 
-def rel(now, then):
-    return np.abs(now - then).sum() / np.abs(then).sum()
+def rel(target, then):
+    return np.abs(target - then).sum() / np.abs(then).sum()
 
 
 def summed(signal, threshold, forced) -> Callable[..., bool]:
@@ -254,24 +254,24 @@ def test_the_laws_hold_for_every_preset(name):
         assert strips == [strip for _, strip in alone]
         torch.testing.assert_close(together, torch.cat([image for image, _ in alone]), rtol=1e-3, atol=1e-3)
         # 3. The history holds what the denoiser gave at steps that computed, and is never handed out.
-        (past,) = held[0].values()
-        for k, value in enumerate(past.outputs.values):
+        (histories,) = held[0].values()
+        for k, value in enumerate(histories.outputs.values):
             for row in range(3):
-                sigma = past.outputs.sigmas[k, row].item()
+                sigma = histories.outputs.sigmas[k, row].item()
                 assert torch.equal(value[row], exact[sigma][row])
         for approximator in config.approximators:
-            guess = approximator.guess(past, Now(run.step.sigma, last_feature(past), run.latent))
-            kept = [value.clone() for value in past.outputs.values]
+            guess = approximator.guess(histories, Target(run.step.sigma, last_feature(histories), run.latent))
+            kept = [value.clone() for value in histories.outputs.values]
             guess.fill_(7.0)
-            assert all(torch.equal(a, b) for a, b in zip(kept, past.outputs.values, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(kept, histories.outputs.values, strict=True))
         # 7. What is reported as saved was not executed.
         assert trace.executed.sum().item() == pytest.approx(sum(macs), rel=1e-6)
         assert cache.report().compute_speedup > 1.0
         # 10. Memory is what the configuration says: its depth times one output, and one feature where it looks; the
         # estimator keeps at most a feature, or three latents, beside small numbers on the host.
-        feature = past.features.values[0].nbytes if past.features.values else 0
+        feature = histories.features.values[0].nbytes if histories.features.values else 0
         held = config.depth * (plain.nbytes + feature)
-        assert len(past.outputs.values) * (plain.nbytes + feature) <= trace.cache_bytes
+        assert len(histories.outputs.values) * (plain.nbytes + feature) <= trace.cache_bytes
         assert trace.cache_bytes <= held + max(feature, 3 * plain.nbytes) + 1000
     # 4. An unknown prediction computes its row and no other.
     with dicache.enable(pipe, config=replace(config, estimator=Poisoned(config.estimator, 1))) as cache:
@@ -280,8 +280,8 @@ def test_the_laws_hold_for_every_preset(name):
     assert set(poisoned) == {"#"} and [first, third] == [strips[0], strips[2]]
 
 
-def last_feature(past: Past) -> torch.Tensor | None:
-    return past.features.values[0] + 0.1 if past.features.values else None
+def last_feature(histories: Histories) -> torch.Tensor | None:
+    return histories.features.values[0] + 0.1 if histories.features.values else None
 
 
 # The bench shows presets, and counts them as nobody's peers.

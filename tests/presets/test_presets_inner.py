@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import dicache
 from dicache import presets
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Histories, Target
 from dicache.bench.arms.presets import PRESETS
 from dicache.config import Config
 from dicache.controllers.budgeted import Budgeted
@@ -109,12 +109,12 @@ class Reference:
         self.values: list[dict[int, Tensor]] = []
         self.strips: list[list[bool]] = []
 
-    def site(self, i: int, place: int, compute: Callable[[], Tensor]) -> Tensor:
-        while len(self.values) <= place:
+    def site(self, i: int, state: int, compute: Callable[[], Tensor]) -> Tensor:
+        while len(self.values) <= state:
             self.values.append({})
-        held = self.values[place]
+        held = self.values[state]
         done = sorted(held, reverse=True)
-        computed = self.rule(i, place, self.sites, done)
+        computed = self.rule(i, state, self.sites, done)
         self.strips[i].append(computed)
         if computed:
             held[i] = compute()
@@ -134,12 +134,12 @@ class OfSublayers(Reference):
         return [name for _ in range(DEPTH) for name in self.kinds]
 
     def run(self, i, x, time):
-        places = iter(range(99))
+        states = iter(range(99))
         for block in self.toy.blocks:
             for name in PARTS:
                 part, given = getattr(block, name), x
                 if name in self.kinds:
-                    x = x + self.site(i, next(places), lambda part=part, given=given: part(given, time))
+                    x = x + self.site(i, next(states), lambda part=part, given=given: part(given, time))
                 else:
                     x = x + part(x, time)
         return x
@@ -159,8 +159,8 @@ class OfBlocks(Reference):
     sites = range(DEPTH)
 
     def run(self, i, x, time):
-        for place, block in enumerate(self.toy.blocks):
-            x = x + self.site(i, place, lambda block=block, x=x: block(x, time) - x)
+        for state, block in enumerate(self.toy.blocks):
+            x = x + self.site(i, state, lambda block=block, x=x: block(x, time) - x)
         return x
 
 
@@ -175,17 +175,17 @@ class OfOutputs(Reference):
         computed = self.computes(i)
         self.strips[i] = [computed] * DEPTH
         self.values.append({})
-        for place, block in enumerate(self.toy.blocks):
-            x = block(x, time) if computed else self.values[max(self.done)][place]
-            self.values[i][place] = x
+        for state, block in enumerate(self.toy.blocks):
+            x = block(x, time) if computed else self.values[max(self.done)][state]
+            self.values[i][state] = x
         self.done = (i, *self.done) if computed else self.done
         return x
 
     def computes(self, i):
         if len(self.done) < 3:
             return True
-        now, then = (self.values[a] for a in self.done[:2])
-        change = np.mean([float((now[k] - then[k]).abs().sum() / then[k].abs().sum()) for k in range(DEPTH)])
+        target, then = (self.values[a] for a in self.done[:2])
+        change = np.mean([float((target[k] - then[k]).abs().sum() / then[k].abs().sum()) for k in range(DEPTH)])
         if change < 0.15:
             self.trigger = min(self.trigger, i)
         stop = self.trigger + 0.5 * (N - self.trigger)
@@ -292,21 +292,21 @@ def bands(i, values, done):
 
 
 def counted(interval, first):
-    return lambda i, place, sites, done: i < first or i - done[0] >= interval
+    return lambda i, state, sites, done: i < first or i - done[0] >= interval
 
 
-def pyramid(i, place, sites, done):
-    longest = {"attn1": 2, "attn2": 6}[sites[place]]
+def pyramid(i, state, sites, done):
+    longest = {"attn1": 2, "attn2": 6}[sites[state]]
     return not 0.1 < SIGMAS[i] <= 0.85 or i - done[0] >= longest
 
 
-def staged(i, place, sites, done):
-    rear, front = place >= DEPTH - 3, place < 3
+def staged(i, state, sites, done):
+    rear, front = state >= DEPTH - 3, state < 3
     allowed = rear if SIGMAS[i] > 0.5 else front
     return i < 2 or not allowed or i - done[0] >= 2
 
 
-def windowed(i, place, sites, done):
+def windowed(i, state, sites, done):
     return i < 3 or SIGMAS[i] > 0.781 or i - done[0] >= 5
 
 
@@ -416,7 +416,7 @@ class Watched:
         if self.session.inner is None:
             strongest, *others = self.outputs[sigma]
             return others[0] - strongest if others else strongest
-        (form,) = {f for (_, path), f in self.session.inner.forms.items() if path == site.path}
+        (form,) = {f for (_, path), f in self.session.inner.n_approximators.items() if path == site.path}
         return value_of(form, self.given[sigma, site.path], self.gave[sigma, site.path])
 
 
@@ -441,17 +441,17 @@ def test_the_laws_hold_for_every_preset(name):
         torch.testing.assert_close(together[1:2], alone, rtol=1e-3, atol=1e-3)
         # 3. The histories hold what every site gave at steps that computed, and are never handed out.
         run, seen = watched.session.run, 0
-        for place, pasts in zip(run.places, held, strict=True):
-            for past in pasts.values():
-                for (k, value), row in product(enumerate(past.outputs.values), range(3)):
-                    sigma = past.outputs.sigmas[k, row].item()
+        for state, pasts in zip(run.states, held, strict=True):
+            for histories in pasts.values():
+                for (k, value), row in product(enumerate(histories.outputs.values), range(3)):
+                    sigma = histories.outputs.sigmas[k, row].item()
                     if not math.isnan(sigma):
-                        assert torch.equal(value[row], watched.value(sigma, place.site)[row])
+                        assert torch.equal(value[row], watched.value(sigma, state.site)[row])
                         seen += 1
                 assert_never_handed_out(
-                    config, past, Now(run.step.sigma, None, course=run.step.course, difference=True)
+                    config, histories, Target(run.step.sigma, None, timetable=run.step.timetable, difference=True)
                 )
-        assert seen >= 3 * len(run.places)
+        assert seen >= 3 * len(run.states)
         # 7. What is reported as saved was not executed.
         assert trace.executed.sum().item() == pytest.approx(sum(macs), rel=1e-6)
         assert cache.report().compute_speedup > 1.0
@@ -464,11 +464,11 @@ def test_the_laws_hold_for_every_preset(name):
     assert (poisoned[1] == Action.COMPUTE).all() and torch.equal(poisoned[[0, 2]], decided[[0, 2]])
 
 
-def assert_never_handed_out(config: Config, past: Past, now: Now) -> None:
-    kept = [value.clone() for value in past.outputs.values]
+def assert_never_handed_out(config: Config, histories: Histories, target: Target) -> None:
+    kept = [value.clone() for value in histories.outputs.values]
     for approximator in config.approximators:
-        approximator.guess(past, now).fill_(7.0)
-    assert all(torch.equal(a, b) for a, b in zip(kept, past.outputs.values, strict=True))
+        approximator.guess(histories, target).fill_(7.0)
+    assert all(torch.equal(a, b) for a, b in zip(kept, histories.outputs.values, strict=True))
 
 
 def test_a_draft_that_was_rejected_is_not_charged():

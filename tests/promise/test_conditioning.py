@@ -44,32 +44,38 @@ def test_weaker_branches_are_told_in_one_call_or_in_several(name):
     make = PIPELINES[name]
     with dicache.enable(pipe := make.make(), error_budget=0.1) as cache:
         make.draw(pipe, [1, 2], 4)
-        together = cache._session.run.weaker()
+        together = cache._session.run.negative_conditions()
         make.draw(pipe, [2], 4)
-        alone = cache._session.run.weaker()
+        alone = cache._session.run.negative_conditions()
     assert together and alone.keys() == together.keys()
     for name, each in together.items():
         assert each.shape == (2, SIZE) and alike(each[1], alone[name][0]) and not alike(each[0], alone[name][0])
 
 
 def test_another_negative_prompt_is_refused_where_a_promise_was_tested_with_one():
-    assert not calibrated(Captioned(), levels=LEVELS[:1]).facts.weaker, "every prompt had its own"
+    assert not calibrated(Captioned(), levels=LEVELS[:1]).facts.negative_conditions, "every prompt had its own"
     pipe = Captioned(lambda sample: 99)
     facts = calibrated(pipe, levels=LEVELS[:1]).facts
-    assert set(facts.weaker) == {"0.encoder_hidden_states", "0.pooled_projections"}
-    one = made_up(facts.model, scheduler=facts.scheduler, sigmas=facts.sigmas, guidance=4.0, weaker=facts.weaker)
+    assert set(facts.negative_conditions) == {"0.encoder_hidden_states", "0.pooled_projections"}
+    one = made_up(
+        facts.model,
+        scheduler=facts.scheduler,
+        sigmas=facts.sigmas,
+        guidance=4.0,
+        negative_conditions=facts.negative_conditions,
+    )
     with dicache.enable(pipe, error_budget=0.5, confidence=0.9, profile=one) as cache:
         pipe.draw([1, 2])
         assert cache.report().to_dict()["profile_fits"]
         pipe.negative = {1: 99, 2: 98}.get
         with pytest.raises(ProfileError, match=r"differs in negative prompt: .*another"):
             pipe.draw([1, 2])
-    free = replace(one, facts=replace(one.facts, weaker={}))
+    free = replace(one, facts=replace(one.facts, negative_conditions={}))
     with dicache.enable(pipe, error_budget=0.5, confidence=0.9, profile=[one, free]) as cache:
         with pytest.raises(ProfileError, match="of several profiles"):
             pipe.draw([1, 2])
         pipe.draw([2])
-    assert cache._session.run.places[0].controller.profile is free
+    assert cache._session.run.states[0].controller.profile is free
     for profiles, fits in (([one, "nearest"], False), (free, True)):
         with dicache.enable(pipe, error_budget=0.5, profile=profiles) as cache:
             pipe.draw([1, 2])

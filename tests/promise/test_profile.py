@@ -14,9 +14,9 @@ from safetensors.numpy import save
 
 from dicache.errors import DicacheError, ProfileError
 from dicache.models.conditioning import SIZE
-from dicache.promise.choose_profile import shelf_for
+from dicache.promise.choose_profile import profiles_for
 from dicache.promise.profile import Profile, load_profile
-from dicache.types import Course
+from dicache.types import Timetable
 from pipelines.calibrating import made_up
 from pipelines.hostile import refuses_what_is_no_file_of_its_kind
 
@@ -136,37 +136,37 @@ def test_arrays_that_cannot_be_are_refused_though_their_digest_fits(saved, chang
         load_profile(saved)
 
 
-def course(steps=10, solver="Solver()", begin=0, shift=0.0):
+def timetable(steps=10, solver="Solver()", begin=0, shift=0.0):
     sigmas = tuple(1 - k / steps - shift * k * (steps - k) for k in range(steps))
-    return Course(sigmas, (1 / steps,) * steps, tuple(-s for s in sigmas), begin, solver=solver)
+    return Timetable(sigmas, (1 / steps,) * steps, tuple(-s for s in sigmas), begin, solver=solver)
 
 
 @pytest.mark.parametrize(
     ("run", "guidance", "word"),
     [
-        (course(12), 1.0, "steps: it was calibrated at 10, this run has 12"),
-        (course(begin=3), 1.0, "steps: it was calibrated on whole runs"),
-        (course(solver="Other()"), 1.0, r"scheduler: it was calibrated with Solver\(\), this run has Other"),
-        (course(shift=0.002), 1.0, "scheduler: its time grid is another one"),
-        (course(), 3.5, "guidance: it was calibrated at 1, this run has 3.5"),
+        (timetable(12), 1.0, "steps: it was calibrated at 10, this run has 12"),
+        (timetable(begin=3), 1.0, "steps: it was calibrated on whole runs"),
+        (timetable(solver="Other()"), 1.0, r"scheduler: it was calibrated with Solver\(\), this run has Other"),
+        (timetable(shift=0.002), 1.0, "scheduler: its time grid is another one"),
+        (timetable(), 3.5, "guidance: it was calibrated at 1, this run has 3.5"),
     ],
 )
 def test_a_run_that_a_named_profile_does_not_fit_is_refused_by_name(run, guidance, word):
     profile = made_up()
     with pytest.raises(ProfileError, match=word):
-        shelf_for("Model-0", profile).fitting(run, guidance, needed=False)
-    assert shelf_for("Model-0", [profile, "nearest"]).fitting(run, guidance, needed=False) is not None
+        profiles_for("Model-0", profile).fitting(run, guidance, needed=False)
+    assert profiles_for("Model-0", [profile, "nearest"]).fitting(run, guidance, needed=False) is not None
 
 
 def test_a_fitting_run_gets_its_profile_once_the_guidance_is_known():
-    shelf = shelf_for("Model-0", [made_up(steps=12), made_up()])
-    assert shelf.fitting(course(), None, needed=True) is None
-    assert shelf.fitting(course(), 1.0, needed=True).facts.steps == 10
+    choice = profiles_for("Model-0", [made_up(steps=12), made_up()])
+    assert choice.fitting(timetable(), None, needed=True) is None
+    assert choice.fitting(timetable(), 1.0, needed=True).facts.steps == 10
 
 
 @pytest.mark.parametrize("told", [[0.1] * (SIZE - 1), [0.1] * SIZE + ["1"], [math.inf] * SIZE, [True] * SIZE, 0.1])
 def test_what_is_told_of_negative_prompts_comes_back_or_is_refused(saved, told):
-    whole = replace(made_up().facts, weaker={"0.text": tuple(range(SIZE))})
+    whole = replace(made_up().facts, negative_conditions={"0.text": tuple(range(SIZE))})
     Profile(whole, made_up().arrays).save(saved)
     assert load_profile(saved).facts == whole
     saved.write_text(json.dumps(json.loads(saved.read_text()) | {"weaker": {"0.text": told}}))
@@ -176,7 +176,7 @@ def test_what_is_told_of_negative_prompts_comes_back_or_is_refused(saved, told):
 
 def test_a_profile_of_another_model_is_refused():
     with pytest.raises(ProfileError, match="is of another model: Model-0, this is Other-1"):
-        shelf_for("Other-1", made_up())
+        profiles_for("Other-1", made_up())
 
 
 def test_a_profile_is_not_written_where_it_cannot_be(tmp_path):

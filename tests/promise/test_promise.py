@@ -15,13 +15,13 @@ from dicache.errors import BudgetError, ModeError, ProfileError, UnsupportedMode
 from dicache.measuring.calibrate import calibrate, finer
 from dicache.models.identity import identity
 from dicache.planning.error_law import MARGIN
-from dicache.promise.choose_profile import Shelf
+from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.keep_budget import Promised, keep
 from dicache.promise.learn_then_test import CERTAINTY, accepted, failures_allowed, prompts_needed, rising
 from dicache.promise.metrics import loss, resolved
 from dicache.promise.profile_plan import MeasuredPlan
 from dicache.promise.resample_profile import resampled
-from dicache.types import LATENT, Course, Quote, Step, Wanted
+from dicache.types import LATENT, Quote, Step, Timetable, Wanted
 from pipelines.calibrating import GUIDED, LEVELS, PROMPTS, STEPS, Captioned, calibrated, made_up
 
 
@@ -46,8 +46,8 @@ def test_nine_of_ten_calibrations_cover_at_least_their_confidence(confidence, pr
     for _ in range(400):
         count = accepted(losses(prompts), 0.1, confidence)
         covered.append(1.0 if count == 0 else (fresh[:, count - 1] <= 0.1).mean())
-    kept = np.mean(np.array(covered) >= confidence)
-    assert kept >= CERTAINTY - 3 * (CERTAINTY * (1 - CERTAINTY) / 400) ** 0.5
+    surviving_share = np.mean(np.array(covered) >= confidence)
+    assert surviving_share >= CERTAINTY - 3 * (CERTAINTY * (1 - CERTAINTY) / 400) ** 0.5
     assert np.mean(covered) < confidence + (1 - confidence) * 0.95  # and the budget is not merely left unused
 
 
@@ -125,10 +125,10 @@ def test_errors_of_neighbouring_gaps_that_lean_the_same_way_cost_more():
 def test_a_profile_moved_to_its_own_course_is_itself_and_to_a_finer_one_has_cheaper_steps():
     profile = made_up()
     facts = profile.facts
-    same = resampled(profile, Course(facts.sigmas, (0.1,) * STEPS, facts.sigmas, 0, solver=facts.scheduler), 1.0)
+    same = resampled(profile, Timetable(facts.sigmas, (0.1,) * STEPS, facts.sigmas, 0, solver=facts.scheduler), 1.0)
     np.testing.assert_allclose(same.arrays["cost"], profile.arrays["cost"], rtol=1e-5)
     twice = tuple(1 - k / (2 * STEPS) for k in range(2 * STEPS))
-    finer = resampled(profile, Course(twice, (0.05,) * 2 * STEPS, twice, 0, solver="Other()"), 2.0)
+    finer = resampled(profile, Timetable(twice, (0.05,) * 2 * STEPS, twice, 0, solver="Other()"), 2.0)
     assert finer.arrays["cost"].shape[0] == 2 * STEPS and finer.facts.guidance == 2.0
     assert finer.arrays["cost"][8, 0, 0] < 0.5 * profile.arrays["cost"][4, 0, 0]
 
@@ -136,8 +136,8 @@ def test_a_profile_moved_to_its_own_course_is_itself_and_to_a_finer_one_has_chea
 @pytest.mark.parametrize("sigmas", [np.linspace(1, 0.01, 20), np.linspace(1.4, 0.1, 14)])
 def test_no_step_of_a_moved_profile_is_free(sigmas):
     """Not those nearer to the end than its own last step, nor those before its first."""
-    course = Course(tuple(sigmas), (0.05,) * len(sigmas), tuple(sigmas), 0, solver="Other()")
-    arrays = resampled(made_up(), course, 2.0).arrays
+    timetable = Timetable(tuple(sigmas), (0.05,) * len(sigmas), tuple(sigmas), 0, solver="Other()")
+    arrays = resampled(made_up(), timetable, 2.0).arrays
     cost = arrays["cost"]
     assert np.isfinite(cost[2:-1, 0, 0]).all() and (cost[np.isfinite(cost)] > 0).all()
     assert (arrays["scale"] > 0).all() and (arrays["quoted"] > 0).all()
@@ -321,14 +321,14 @@ def test_where_a_profile_stops_to_fit_half_way_the_budget_is_again_what_was_aske
     """Not that of the profile, which is in units of its own."""
     profile, budget = made_up(), 0.3
     sigmas = profile.facts.sigmas
-    course = Course(sigmas, (0.1,) * STEPS, tuple(-s for s in sigmas), 0, solver="Solver()")
-    rule = Promised(Shelf((profile,), "found"), keep(budget))
+    timetable = Timetable(sigmas, (0.1,) * STEPS, tuple(-s for s in sigmas), 0, solver="Solver()")
+    rule = Promised(ProfileChoice((profile,), "found"), keep(budget))
     state, cost = rule.init(2), torch.full((2,), 0.01, dtype=torch.float64)
     for i, guidance in enumerate((None, 1.0, 1.0, 2.0)):
         quote = Quote(
             cost, cost, torch.ones(2, dtype=torch.int64), None if guidance is None else torch.full((2,), guidance)
         )
-        step = Step(i, STEPS, sigmas[i], 0.1, (i + 1) / STEPS, (1.0, 0.0), course=course)
+        step = Step(i, STEPS, sigmas[i], 0.1, (i + 1) / STEPS, (1.0, 0.0), timetable=timetable)
         _, state = rule.decide(quote, step, state)
         level = profile.level(Wanted(LATENT, budget), None) if guidance == 1.0 else budget / MARGIN
         assert state.way.account.budget.tolist() == pytest.approx([level] * 2)

@@ -9,35 +9,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Histories, Target
 from dicache.approximators.noise import ExtrapolateNoise, noise_of
 from dicache.controllers.planned import Planned
 from dicache.estimators.amplitude import Amplitude
 from dicache.estimators.base import Evidence
-from dicache.planning.error_law import RULE, turning
+from dicache.planning.error_law import RULE, error_rate
 from dicache.planning.law_plan import Plan
 from dicache.tensors import history
-from dicache.types import Action, Course, Quote, Reason, Step
+from dicache.types import Action, Quote, Reason, Step, Timetable
 
-COURSES = st.lists(st.floats(0.05, 0.8), min_size=6, max_size=7).map(lambda gaps: course(gaps))
+COURSES = st.lists(st.floats(0.05, 0.8), min_size=6, max_size=7).map(lambda gaps: timetable(gaps))
 
 
-def course(gaps):
+def timetable(gaps):
     """A course whose balances lie the gaps apart, with coefficients that differ."""
-    balances = tuple(itertools.accumulate([-2.0, *gaps]))
-    sigmas = tuple(1 / (1 + math.exp(b)) for b in balances)
-    return Course(sigmas, tuple(0.05 + 0.01 * (i % 3) for i in range(len(sigmas))), balances, 0)
+    half_log_snrs = tuple(itertools.accumulate([-2.0, *gaps]))
+    sigmas = tuple(1 / (1 + math.exp(b)) for b in half_log_snrs)
+    return Timetable(sigmas, tuple(0.05 + 0.01 * (i % 3) for i in range(len(sigmas))), half_log_snrs, 0)
 
 
 def even(steps=28):
     sigmas = [1 - i / steps for i in range(steps)]
-    balances = tuple(math.log((1 - s + 0.02) / (s + 0.02)) for s in sigmas)
-    return Course(tuple(sigmas), (1 / steps,) * steps, balances, 0)
+    half_log_snrs = tuple(math.log((1 - s + 0.02) / (s + 0.02)) for s in sigmas)
+    return Timetable(tuple(sigmas), (1 / steps,) * steps, half_log_snrs, 0)
 
 
-def at(course, i):
-    steps = len(course.sigmas)
-    return Step(i, steps, course.sigmas[i], course.coefficients[i], (i + 1) / steps, (1.0, 0.0), (0.0, 1.0), course)
+def at(timetable, i):
+    steps = len(timetable.sigmas)
+    return Step(
+        i, steps, timetable.sigmas[i], timetable.coefficients[i], (i + 1) / steps, (1.0, 0.0), (0.0, 1.0), timetable
+    )
 
 
 def ways(plan, steps):
@@ -47,13 +49,13 @@ def ways(plan, steps):
         gaps = [b - a - 1 for a, b in itertools.pairwise(computed)]
         if all(g <= plan.most(a + 1) for a, g in zip(computed, gaps, strict=False)):
             prices = [(a, plan.prices(a, max(a - g - 1, 0), g)) for a, g in zip(computed, gaps, strict=False)]
-            lost = sum((price * plan.kept[a + 1 :][: len(price)]).sum() ** 2 for a, price in prices)
+            lost = sum((price * plan.surviving_share[a + 1 :][: len(price)]).sum() ** 2 for a, price in prices)
             yield computed[:-1], lost, sum(price.sum() ** 2 for _, price in prices)
 
 
 @given(COURSES)
-def test_the_plan_is_the_way_of_which_least_is_kept(course):
-    plan, steps = Plan(course, longest=3, last=1), len(course.sigmas)
+def test_the_plan_is_the_way_of_which_least_is_kept(timetable):
+    plan, steps = Plan(timetable, longest=3, last=1), len(timetable.sigmas)
     for count in range(2, steps):
         found = [(lost, cost) for computed, lost, cost in ways(plan, steps) if len(computed) == count]
         least, cost = min(found, default=(math.inf, math.inf))
@@ -65,22 +67,22 @@ def test_the_plan_is_the_way_of_which_least_is_kept(course):
 
 
 @given(COURSES, st.floats(0, 0.1))
-def test_the_next_gap_begins_the_first_way_whose_whole_cost_is_left(course, left):
-    plan, steps = Plan(course, longest=3, last=1), len(course.sigmas)
+def test_the_next_gap_begins_the_first_way_whose_whole_cost_is_left(timetable, left):
+    plan, steps = Plan(timetable, longest=3, last=1), len(timetable.sigmas)
     fits = [n for n in range(steps) if plan.cost[1, n] <= left]
     assert plan.gap(2, 0, left) == (plan.first[1, fits[0]] if fits else 0)
 
 
-def play(controller, course, cost):
+def play(controller, timetable, cost):
     """What one sample gets whose every output is `cost` times as hard to guess as usual."""
-    state, strip, plan = controller.init(1), "", Plan(course, controller.longest, controller.last)
+    state, strip, plan = controller.init(1), "", Plan(timetable, controller.longest, controller.last)
     computed = []
-    for i in range(len(course.sigmas)):
+    for i in range(len(timetable.sigmas)):
         known = len(computed) > 1
         price = cost * plan.prices(computed[-1], computed[-2], i - computed[-1])[-1] if known else math.inf
-        quoted = torch.tensor([price], dtype=torch.float64)
-        quote = Quote(quoted, quoted, torch.tensor([int(Action.EXTRAPOLATE)]))
-        decision, state = controller.decide(quote, at(course, i), state)
+        price_of = torch.tensor([price], dtype=torch.float64)
+        quote = Quote(price_of, price_of, torch.tensor([int(Action.EXTRAPOLATE)]))
+        decision, state = controller.decide(quote, at(timetable, i), state)
         skipped = decision.action.item() != Action.COMPUTE
         strip += "/" if skipped else "#"
         computed = computed if skipped else [*computed, i]
@@ -107,28 +109,28 @@ def test_budget_zero_and_what_is_not_known_compute_and_gaps_are_bounded():
 
 
 def test_a_hard_sample_gets_more_work_than_an_easy_one_whatever_stands_beside_it():
-    course, controller = even(), Planned([0.02, 0.02])
-    plan, state = Plan(course, 6, 1), controller.init(2)
+    timetable, controller = even(), Planned([0.02, 0.02])
+    plan, state = Plan(timetable, 6, 1), controller.init(2)
     strips, computed = ["", ""], [[], []]
     for i in range(28):
         prices = [
             hardness * plan.prices(c[-1], c[-2], i - c[-1])[-1] if len(c) > 1 else math.inf
             for hardness, c in zip((0.5, 3.0), computed, strict=True)
         ]
-        quoted = torch.tensor(prices, dtype=torch.float64)
-        decision, state = controller.decide(Quote(quoted, quoted, torch.full((2,), 2)), at(course, i), state)
+        price_of = torch.tensor(prices, dtype=torch.float64)
+        decision, state = controller.decide(Quote(price_of, price_of, torch.full((2,), 2)), at(timetable, i), state)
         on = decision.action[:, 0] == Action.COMPUTE
         strips = [s + "/#"[bool(c)] for s, c in zip(strips, on, strict=True)]
         computed = [[*c, i] if o else c for c, o in zip(computed, on, strict=True)]
         state = controller.settle(torch.ones(2), on, state)
-    assert strips == [play(Planned(0.02), course, 0.5)[0], play(Planned(0.02), course, 3.0)[0]]
+    assert strips == [play(Planned(0.02), timetable, 0.5)[0], play(Planned(0.02), timetable, 3.0)[0]]
     assert strips[0].count("#") < strips[1].count("#")
 
 
 @given(amplitude=st.floats(0.05, 20), known=st.booleans())
 def test_amplitudes_converge_skip_what_is_not_finite_and_are_unknown_at_first(amplitude, known):
     estimator, nothing = Amplitude(), torch.full((1,), math.nan, dtype=torch.float64)
-    typical = turning(0.0) if known else None
+    typical = error_rate(0.0) if known else None
     evidence = Evidence(torch.tensor([[0.3]], dtype=torch.float64), nothing, nothing, typical)
     usual, yes = 0.3 * (typical or 1.0), torch.tensor([True])
     state = estimator.init(1, 1)
@@ -171,8 +173,8 @@ def test_noise_that_follows_a_line_is_extrapolated_exactly_from_the_latent_as_it
         noise = noise_of(latent, output, (1.0, 1 - sigma))
         held = history.push(held, noise, sigma, torch.ones(2, dtype=torch.bool))
     nothing = history.empty(2, 2)
-    now = Now(sigmas[2], None, latents[2], (1.0, 1 - sigmas[2]))
-    guess = ExtrapolateNoise(memory=math.inf).guess(Past(nothing, nothing, held), now)
+    target = Target(sigmas[2], None, latents[2], (1.0, 1 - sigmas[2]))
+    guess = ExtrapolateNoise(memory=math.inf).guess(Histories(nothing, nothing, held), target)
     torch.testing.assert_close(guess, outputs[2], rtol=1e-5, atol=1e-5)
 
 
@@ -180,10 +182,13 @@ def test_the_memory_of_a_slope_fades_with_the_way_back_to_its_older_end():
     way, held = even(10), history.empty(2, 1)
     for i in (3, 4):
         held = history.push(held, torch.full((1, 2), float(i)), way.sigmas[i], torch.ones(1, dtype=torch.bool))
-    past, now = Past(history.empty(2, 1), history.empty(2, 1), held), Now(way.sigmas[5], None, course=way)
-    faded = ExtrapolateNoise(memory=1.0).guess(past, now)[0, 0].item()
-    assert faded == pytest.approx(4 + math.exp(-(way.balances[5] - way.balances[3])))
-    assert ExtrapolateNoise(memory=math.inf).guess(past, now)[0, 0].item() == pytest.approx(5.0)
+    histories, target = (
+        Histories(history.empty(2, 1), history.empty(2, 1), held),
+        Target(way.sigmas[5], None, timetable=way),
+    )
+    faded = ExtrapolateNoise(memory=1.0).guess(histories, target)[0, 0].item()
+    assert faded == pytest.approx(4 + math.exp(-(way.half_log_snrs[5] - way.half_log_snrs[3])))
+    assert ExtrapolateNoise(memory=math.inf).guess(histories, target)[0, 0].item() == pytest.approx(5.0)
 
 
 DECIDED = {  # by rule 2: a sample of a third of the usual hardness, a usual one, one of three times that
@@ -198,11 +203,11 @@ def test_decisions_are_those_that_profiles_of_this_rule_were_tested_with(budget)
     """Where this fails on purpose, raise `dicache.planning.error_law.RULE` and calibrate what ships again."""
     assert RULE == 2
     assert tuple(play(Planned(budget), even(), cost)[0] for cost in (1 / 3, 1.0, 3.0)) == DECIDED[budget]
-    evidence = Evidence(*(torch.ones(shape, dtype=torch.float64) for shape in ((1, 2), (1,), (1,))), turning(0.0))
+    evidence = Evidence(*(torch.ones(shape, dtype=torch.float64) for shape in ((1, 2), (1,), (1,))), error_rate(0.0))
     estimator, computed = Amplitude(), torch.tensor([True])
     state = estimator.init(1, 2)
     for ratio in (0.2, 0.3, 0.5, 0.4):
         realised = torch.tensor([[ratio, 3 * ratio]], dtype=torch.float64)
         state = estimator.observe(realised, evidence, computed, state)
-    found = estimator.predict(evidence, state) / turning(0.0)
+    found = estimator.predict(evidence, state) / error_rate(0.0)
     assert found.tolist()[0] == pytest.approx([0.98361992, 2.12277667], rel=1e-6)

@@ -12,22 +12,22 @@ import dicache
 from dicache.controllers.counted import Counted, dealt
 from dicache.errors import BudgetError
 from dicache.planning.law_plan import Plan
-from dicache.types import Action, Course, Quote, Step
+from dicache.types import Action, Quote, Step, Timetable
 from pipelines.calibrating import STEPS, Captioned
 
 LONG = 28
 BALANCES = tuple(math.log((i + 0.5) / (LONG - i)) for i in range(LONG))
-COURSE = Course(tuple(1 - i / LONG for i in range(LONG)), (1 / LONG,) * LONG, BALANCES, 0)
+COURSE = Timetable(tuple(1 - i / LONG for i in range(LONG)), (1 / LONG,) * LONG, BALANCES, 0)
 
 
-def strip(speedup, steps=LONG, first=0, course=None):
+def strip(speedup, steps=LONG, first=0, timetable=None):
     """What one sample gets that is known from its third step on."""
     rule, marks = Counted(float(speedup)), ""
     state = rule.init(1)
     for i in range(first, steps):
         cost = torch.tensor([0.01 if marks.count("#") > 1 else math.inf], dtype=torch.float64)
         quote = Quote(cost, cost, torch.tensor([int(Action.EXTRAPOLATE)]))
-        step = Step(i, steps, 1 - i / steps, 1 / steps, (i + 1) / steps, (1.0, 0.0), (0.0, 1.0), course)
+        step = Step(i, steps, 1 - i / steps, 1 / steps, (i + 1) / steps, (1.0, 0.0), (0.0, 1.0), timetable)
         decision, state = rule.decide(quote, step, state)
         marks += "#" if decision.action.item() == Action.COMPUTE else "/"
     return marks
@@ -67,7 +67,7 @@ def test_samples_are_dealt_their_number_of_steps_by_themselves():
 
 @given(speedup=st.floats(1.0, 5.0), first=st.integers(0, LONG // 2))
 def test_what_a_run_computes_at_its_beginning_is_paid_from_its_count_wherever_it_begins(speedup, first):
-    marks = strip(speedup, first=first, course=COURSE)
+    marks = strip(speedup, first=first, timetable=COURSE)
     fewest = Plan(COURSE, longest=8, last=1).fewest(first)
     assert abs(marks.count("#") - max(len(marks) / speedup, fewest)) < 1 and marks[-1] == "#"
 

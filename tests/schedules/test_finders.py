@@ -162,11 +162,11 @@ def test_measurements_are_not_taken_over_by_a_copy_with_other_prompts(pipe, cali
 
 
 def test_measurements_with_coefficients_outlive_them(pipe, calibration):
-    ground = calibration.on(pipe, Spans())
-    table = ground.filled(FixedInterval().tables(ground, None, 0)[1] == Action.COMPUTE, Action.CORRECT)
+    measurements = calibration.on(pipe, Spans())
+    table = measurements.filled(FixedInterval().tables(measurements, None, 0)[1] == Action.COMPUTE, Action.CORRECT)
     fitted = fit(pipe, PROMPTS[:2], steps=8, kind="scale_shift", progress=False, guidance=4.0)
     held = weakref.ref(fitted)
-    ground.errors([table], fitted)
+    measurements.errors([table], fitted)
     del fitted
     gc.collect()
     assert held() is not None, "another one at the same address would be taken for it"
@@ -213,27 +213,29 @@ def test_options_are_read_as_their_defaults_and_what_a_finder_has_no_use_for_is_
 
 
 def test_error_curves_are_the_relative_changes_of_the_uncached_run(pipe, calibration):
-    ground, values = calibration.on(pipe, Evaluation()), []
+    measurements, values = calibration.on(pipe, Evaluation()), []
     handle = pipe.transformer.register_forward_hook(lambda m, a, output: values.append(output[0].clone()))
     pipe.draw([0, 1], 8)
     handle.remove()
     steps = [torch.cat(values[2 * t : 2 * t + 2]).flatten(1) for t in range(8)]
     for t, k in ((0, 1), (2, 3), (4, 3)):
         expected = ((steps[t] - steps[t + k]).abs().sum(1) / steps[t + k].abs().sum(1)).mean().item()
-        assert ground.curves.l1[t, k - 1, 0] == pytest.approx(expected, rel=1e-4)
+        assert measurements.curves.l1[t, k - 1, 0] == pytest.approx(expected, rel=1e-4)
         apart = ((steps[t] - steps[t + k]).norm(dim=1) / steps[t + k].norm(dim=1)).mean().item()
-        assert ground.curves.l2[t, k - 1, 0] == pytest.approx(apart, rel=1e-4)
-    assert np.isnan(ground.curves.l1[6, 1]).all()
+        assert measurements.curves.l2[t, k - 1, 0] == pytest.approx(apart, rel=1e-4)
+    assert np.isnan(measurements.curves.l1[6, 1]).all()
 
 
 def test_fora_computes_every_nth_step_and_loses_more_the_longer_it_holds(reference, scenes):
     lost = []
     for scene in scenes:
-        ground = scene.on(reference, Evaluation())
-        masks = [computes(table)[:, 0] for table in FixedInterval().tables(ground, None, 0)]
+        measurements = scene.on(reference, Evaluation())
+        masks = [computes(table)[:, 0] for table in FixedInterval().tables(measurements, None, 0)]
         for n, mask in enumerate(masks, start=1):
             assert mask.sum() == -(-10 // n) and mask[::n].all()
-        lost.append(ground.errors([FixedInterval().tables(ground, None, 0)[n - 1] for n in (2, 3, 5)]).mean(1))
+        lost.append(
+            measurements.errors([FixedInterval().tables(measurements, None, 0)[n - 1] for n in (2, 3, 5)]).mean(1)
+        )
     two, three, five = np.mean(lost, axis=0)
     assert 1.3 * two < three and 1.3 * three < five
 
@@ -290,8 +292,8 @@ def test_scale_and_shift_lower_what_a_held_value_is_wrong_by_on_other_captions(r
         captions = prompts("calibration", 4, seed=400 + seed)
         fitted = fit(reference, captions, steps=10, kind="scale_shift", longest=1, progress=False, **GUIDED)
         seen: list[torch.Tensor] = []
-        forms = (Reuse(), fitted.approximator())
-        with dicache.enable(reference, config=Config(Interval(1), Wrong(seen), forms, sites=Spans())):
+        n_approximators = (Reuse(), fitted.approximator())
+        with dicache.enable(reference, config=Config(Interval(1), Wrong(seen), n_approximators, sites=Spans())):
             reference(
                 prompts("calibration", 2, seed=500 + seed),
                 num_inference_steps=10,
@@ -357,10 +359,10 @@ def test_annealing_keeps_every_sites_count_and_ends_where_no_swap_helps(pipe, ca
     start = Optimal().find(pipe, Spans(), calibration, cost=0.6)
     found = Annealing(trials=6, rounds=0).find(pipe, Spans(), calibration, cost=0.6)
     assert (computes(found.table).sum(0) == computes(start.table).sum(0)).all() and found.macs == start.macs
-    ground = calibration.on(pipe, Evaluation())
+    measurements = calibration.on(pipe, Evaluation())
     best = Annealing(trials=6).find(pipe, Evaluation(), calibration, cost=0.5)
-    others = [ground.filled(mask) for mask in swaps(computes(best.table))]
-    assert ground.errors([best.table, *others]).mean(1).argmin() == 0
+    others = [measurements.filled(mask) for mask in swaps(computes(best.table))]
+    assert measurements.errors([best.table, *others]).mean(1).argmin() == 0
 
 
 def test_a_nested_order_is_one_file_for_every_budget(pipe, calibration, tmp_path):
@@ -378,9 +380,9 @@ def test_a_nested_order_is_one_file_for_every_budget(pipe, calibration, tmp_path
 
 def test_a_nested_order_by_the_law_takes_out_what_the_law_says_is_cheapest(pipe):
     mine = Calibration(PROMPTS[:2], 8, call={"guidance": 4.0})
-    ground = mine.on(pipe, Spans())
-    tables = Nested(prices="law", least=0.3).tables(ground, None, 0)
-    runs, plan = pipe.runs, plan_of(ground.course, 8, 1)
+    measurements = mine.on(pipe, Spans())
+    tables = Nested(prices="law", least=0.3).tables(measurements, None, 0)
+    runs, plan = pipe.runs, plan_of(measurements.timetable, 8, 1)
     ways = [np.flatnonzero(computes(table)[:, 0]).tolist() for table in tables]
     assert ways[0] == list(range(8)) and len(ways[-1]) == 3 and pipe.runs == runs
     for before, after in itertools.pairwise(ways):
@@ -388,7 +390,7 @@ def test_a_nested_order_by_the_law_takes_out_what_the_law_says_is_cheapest(pipe)
         assert after in others and plan.left_of(after) == min(map(plan.left_of, others))
     assert all((computes(table).all(1) | ~computes(table).any(1)).all() for table in tables)
     assert plan.left_of(ways[0]) == 0 < plan.left_of(ways[1]) and plan.left_of(plan.way(4)) > 0
-    gap = plan.prices(2, 1, 2) * plan.kept[3:5]
+    gap = plan.prices(2, 1, 2) * plan.surviving_share[3:5]
     assert plan.left_of([0, 1, 2, 5, 6, 7]) == pytest.approx(gap.sum() ** 2)
     found = Nested(prices="law").find(pipe, Evaluation(), mine, cost=0.6)
     assert 0.45 < found.work <= 0.6
@@ -397,10 +399,10 @@ def test_a_nested_order_by_the_law_takes_out_what_the_law_says_is_cheapest(pipe)
 
 
 def test_the_laws_ways_are_those_that_a_sample_plans_of_which_nothing_is_known(pipe, calibration):
-    ground = calibration.on(pipe, Evaluation())
-    steps, _ = ground.basis.shape
-    tables = np.stack(Law(longest=3).tables(ground, None, 0))
-    plan = plan_of(ground.course, 3, 1)
+    measurements = calibration.on(pipe, Evaluation())
+    steps, _ = measurements.basis.shape
+    tables = np.stack(Law(longest=3).tables(measurements, None, 0))
+    plan = plan_of(measurements.timetable, 3, 1)
     assert computes(tables)[:, :, 0].sum(1).tolist() == list(range(steps, plan.fewest() - 1, -1))
     for table in tables:
         done = computes(table)[:, 0]
@@ -457,22 +459,22 @@ def test_a_search_that_has_tried_every_table_ends(pipe, seeded):
 
 def test_a_checkpoint_is_of_one_scheduler(pipe, calibration, tmp_path):
     finder = Ecad(generations=1, population=6, seeds=(FixedInterval(),), checkpoint=str(tmp_path))
-    ground = calibration.on(pipe, Evaluation())
-    finder._ledger(ground, 0)
-    recorded = (replace(ground.basis, scheduler="Another()"), *ground._recorded[1:])
+    measurements = calibration.on(pipe, Evaluation())
+    finder._checkpoint(measurements, 0)
+    recorded = (replace(measurements.basis, scheduler="Another()"), *measurements._recorded[1:])
     other = Calibration(PROMPTS[:2], 8, call={"guidance": 4.0}).on(pipe, Evaluation())
     other.__dict__["_recorded"] = recorded
     with pytest.raises(ScheduleError, match="holds other measurements"):
-        finder._ledger(other, 0)
+        finder._checkpoint(other, 0)
 
 
 def test_a_search_that_measures_on_the_way_chooses_from_all_it_measured(pipe, calibration):
-    ground, finder = calibration.on(pipe, Evaluation()), Ecad(generations=6, population=8)
-    measured = finder.schedules(ground, finder.tables(ground, None, 0), 0)
+    measurements, finder = calibration.on(pipe, Evaluation()), Ecad(generations=6, population=8)
+    measured = finder.schedules(measurements, finder.tables(measurements, None, 0), 0)
     assert len(measured) > MOST
     front = finder.find(pipe, Evaluation(), calibration).members
     for s in measured:
-        assert any(kept.work <= s.work and kept.error <= s.error for kept in front)
+        assert any(surviving_share.work <= s.work and surviving_share.error <= s.error for surviving_share in front)
 
 
 def test_a_seeded_front_dominates_its_seeds_and_the_first_step_is_no_gene(pipe, calibration):
@@ -481,9 +483,9 @@ def test_a_seeded_front_dominates_its_seeds_and_the_first_step_is_no_gene(pipe, 
     def volume(schedules):
         return HV(ref_point=[1.0, 1.0])(np.array([[s.error, s.work] for s in schedules]))
 
-    ground = calibration.on(pipe, Evaluation())
+    measurements = calibration.on(pipe, Evaluation())
     finder = Ecad(generations=6, population=8)
-    seeds = finder.schedules(ground, finder.first(ground, 0), 0)
+    seeds = finder.schedules(measurements, finder.first(measurements, 0), 0)
     front = finder.find(pipe, Evaluation(), calibration)
     assert volume(front.members) >= volume(seeds)
     for seed in seeds:

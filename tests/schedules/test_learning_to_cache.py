@@ -10,7 +10,7 @@ import dicache
 from dicache.errors import ScheduleError
 from dicache.finders.learning_to_cache import LearningToCache, ranked, recorded
 from dicache.measuring.schedule_measurements import Calibration
-from dicache.measuring.soft_gates import Branch, Gates
+from dicache.measuring.soft_gates import Branch, SoftGates
 from dicache.schedules.action_table import computes, read
 from dicache.schedules.schedule import Found, Schedule
 from dicache.sites import Evaluation, Spans, Sublayers
@@ -32,17 +32,17 @@ def calibration():
 
 @pytest.mark.parametrize("sites", [Evaluation(), Spans(), Sublayers()])
 def test_a_gate_open_is_the_model_and_shut_is_what_the_session_reuses(pipe, calibration, sites):
-    ground = calibration.on(pipe, sites)
-    letters = "".join("#="[i % 2] for i in range(ground.basis.shape[1]))
+    measurements = calibration.on(pipe, sites)
+    letters = "".join("#="[i % 2] for i in range(measurements.basis.shape[1]))
     lines = ["#" * len(letters), letters if len(letters) > 1 else "=", *["#" * len(letters)] * 4]
-    found, outputs = Schedule(ground.basis, read(lines), FOUND), []
+    found, outputs = Schedule(measurements.basis, read(lines), FOUND), []
     with dicache.enable(pipe, schedule=found):
         handle = pipe.transformer.register_forward_hook(lambda m, a, output: outputs.append(output[0].clone()))
         pipe.draw([0, 1, 2], STEPS)
         handle.remove()
-    runs = recorded(ground, np.zeros_like(found.table))
+    runs = recorded(measurements, np.zeros_like(found.table))
     shut = torch.from_numpy(computes(found.table)[1]).float()
-    with Gates(pipe.transformer, runs.sites) as gates, torch.no_grad():
+    with SoftGates(pipe.transformer, runs.sites) as gates, torch.no_grad():
         for k, branch in enumerate(gates.pair(runs, 1)):
             assert torch.equal(gates.mixed(branch, torch.ones(len(letters))), branch.truth)
             mixed = gates.mixed(branch, shut)
@@ -69,10 +69,13 @@ def test_learned_scores_lose_less_in_a_step_than_chance_at_equal_cells(pipe):
     gains, finder = [], LearningToCache(iterations=3, rate=0.5)
     for seed in range(3):
         drawn = Calibration(PROMPTS[2 * seed : 2 * seed + 2], 4, seed=9 * seed, call={"guidance": 4.0})
-        ground = drawn.on(pipe, Spans())
-        scores, runs = finder.scores(ground, None, seed), recorded(ground, np.zeros(ground.basis.shape, np.uint8))
+        measurements = drawn.on(pipe, Spans())
+        scores, runs = (
+            finder.scores(measurements, None, seed),
+            recorded(measurements, np.zeros(measurements.basis.shape, np.uint8)),
+        )
         rng, learned, chance = np.random.default_rng(seed), [], []
-        with Gates(pipe.transformer, runs.sites) as gates, torch.no_grad():
+        with SoftGates(pipe.transformer, runs.sites) as gates, torch.no_grad():
             for step in (1, 3):
                 pair = gates.pair(runs, step)
                 random = [rng.permutation(5) for _ in range(8)]
@@ -98,12 +101,12 @@ def test_small_errors_count_in_half_precision():
 
 
 def test_at_no_price_everything_computes_and_at_a_high_one_nothing_does(pipe, calibration):
-    ground = calibration.on(pipe, Spans())
-    runs = recorded(ground, np.zeros(ground.basis.shape, np.uint8))
-    with Gates(pipe.transformer, runs.sites) as gates:
+    measurements = calibration.on(pipe, Spans())
+    runs = recorded(measurements, np.zeros(measurements.basis.shape, np.uint8))
+    with SoftGates(pipe.transformer, runs.sites) as gates:
         for weight, most in ((0.0, 1.0), (10.0, 0.1)):
             finder = LearningToCache(space="eps", weight=weight, iterations=2, rate=0.5)
-            beta = finder._trained(ground, gates, runs, 3, 1.0, torch.zeros(5))
+            beta = finder._trained(measurements, gates, runs, 3, 1.0, torch.zeros(5))
             assert (beta > 0.5).all() if weight == 0 else (beta < most).all()
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FluxKontextPipeline
 
 import dicache
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Histories, Target
 from dicache.approximators.fitted.run_slopes import Multistep as Line
 from dicache.errors import FittedError, ModeError, ScheduleError
 from dicache.finders.base import MOST
@@ -39,7 +39,7 @@ def pipe():
 
 
 @pytest.fixture(scope="module")
-def ground(pipe):
+def measurements(pipe):
     return Calibration(PROMPTS[:3], STEPS, call={"guidance": 4.0}).on(pipe, Evaluation())
 
 
@@ -54,11 +54,11 @@ def test_a_guess_is_its_equation_and_holds_where_a_row_comes_from_other_steps():
     outputs = past_at([1.0, 0.5], lambda s: torch.full((2, 3), 10 * s)).outputs
     noises = past_at([1.0, 0.5], lambda s: torch.full((2, 3), s)).outputs
     other = outputs._replace(sigmas=torch.tensor([[0.5, 0.5], [1.0, 0.8]], dtype=torch.float64))
-    guess = line.guess(Past(other, outputs, noises), Now(0.3, None))
+    guess = line.guess(Histories(other, outputs, noises), Target(0.3, None))
     assert torch.allclose(guess[0], torch.full((3,), 5 + 0.5 * (5 - 10) - 2.0 * (0.5 - 1.0)))
     assert torch.equal(guess[1], outputs.values[0][1])
     with pytest.raises(FittedError, match="fitted for 4 steps"):
-        line.guess(Past(outputs, outputs, noises), Now(0.4, None))
+        line.guess(Histories(outputs, outputs, noises), Target(0.4, None))
 
 
 @pytest.mark.parametrize("scheduler", ["as it is", "multistep"])
@@ -72,22 +72,22 @@ def test_the_run_that_was_fitted_is_the_run_of_the_schedule(scheduler):
             time_shift_type="exponential",
         )
     calibration = Calibration(PROMPTS[:3], STEPS, call={"guidance": 4.0})
-    ground, table = calibration.on(pipe, Evaluation()), read(list("##*#**##"))
-    fitted, latents, guidance = along(ground, range(3), ground.taken, table, 1e-4)
-    found, _ = Multistep()._fitted(ground, table)
+    measurements, table = calibration.on(pipe, Evaluation()), read(list("##*#**##"))
+    fitted, latents, guidance = along(measurements, range(3), measurements.taken, table, 1e-4)
+    found, _ = Multistep()._fitted(measurements, table)
     assert guidance == found.about.guidance == pytest.approx(4.0, rel=1e-3)
     assert [int(n) for n in fitted.newest] == [-1, -1, 1, -1, 3, 3, -1, -1]
     assert [int(n) for n in fitted.before] == [-1, -1, 0, -1, 1, 1, -1, -1]
-    played = ground.errors([table], found)[0]
-    assert played == pytest.approx(relative_error(latents, ground.reference[:3]).numpy(), rel=1e-3, abs=1e-6)
+    played = measurements.errors([table], found)[0]
+    assert played == pytest.approx(relative_error(latents, measurements.reference[:3]).numpy(), rel=1e-3, abs=1e-6)
 
 
-def test_every_step_is_as_near_to_the_uncached_run_as_its_two_slopes_can_bring_it(ground):
+def test_every_step_is_as_near_to_the_uncached_run_as_its_two_slopes_can_bring_it(measurements):
     """Of the first skipped step: moving either slope leaves the next latent farther from the uncached one."""
-    taken, table, step = ground.taken, read(list("##*#####")), 2
-    fitted = along(ground, range(3), taken, table, 1e-9).slopes
+    taken, table, step = measurements.taken, read(list("##*#####")), 2
+    fitted = along(measurements, range(3), taken, table, 1e-9).slopes
     (newest, other), here = (taken[1], taken[0]), taken[step]
-    sigmas = ground.basis.sigmas
+    sigmas = measurements.basis.sigmas
     noises = [
         at.before + (1 - sigma) * at.output for at, sigma in zip((newest, other), (sigmas[1], sigmas[0]), strict=True)
     ]
@@ -104,11 +104,11 @@ def test_every_step_is_as_near_to_the_uncached_run_as_its_two_slopes_can_bring_i
     assert all(missed(a, b) < missed(a + x, b + y) for x, y in ((0.01, 0), (-0.01, 0), (0, 0.01), (0, -0.01)))
 
 
-def test_the_uncached_steps_are_those_of_the_solver(ground):
+def test_the_uncached_steps_are_those_of_the_solver(measurements):
     """For flow matching x' = x + (sigma' - sigma) v."""
-    taken = uncached(ground, range(2))
-    ends = [*ground.basis.sigmas[1:], 0.0]
-    for at, sigma, end in zip(taken, ground.basis.sigmas, ends, strict=True):
+    taken = uncached(measurements, range(2))
+    ends = [*measurements.basis.sigmas[1:], 0.0]
+    for at, sigma, end in zip(taken, measurements.basis.sigmas, ends, strict=True):
         assert at.carries == pytest.approx(1.0, abs=1e-3) and at.adds == pytest.approx(end - sigma, abs=1e-3)
 
 
@@ -128,8 +128,8 @@ def test_on_other_captions_it_loses_less_than_the_same_steps_without_and_fixed_i
     assert ours < 0.9 * line and ours < 0.8 * held
 
 
-def test_a_schedule_with_its_slopes_is_saved_and_runs_alike(pipe, ground, tmp_path):
-    found = Multistep().find(pipe, Evaluation(), ground.calibration, cost=0.7)
+def test_a_schedule_with_its_slopes_is_saved_and_runs_alike(pipe, measurements, tmp_path):
+    found = Multistep().find(pipe, Evaluation(), measurements.calibration, cost=0.7)
     assert isinstance(found, Schedule) and set(np.unique(found.table)) == {Action.COMPUTE, Action.CORRECT}
     found.save(tmp_path / "s.json")
     drawn = []
@@ -138,17 +138,17 @@ def test_a_schedule_with_its_slopes_is_saved_and_runs_alike(pipe, ground, tmp_pa
             drawn.append(pipe.draw([5, 6], STEPS))
         assert (cache.trace.executed == found.macs).all()
     assert torch.equal(*drawn) and Schedule.load(tmp_path / "s.json").fitted.about.kind == "multistep"
-    within = Multistep().find(pipe, Evaluation(), ground.calibration, budget=found.error)
+    within = Multistep().find(pipe, Evaluation(), measurements.calibration, budget=found.error)
     assert within.work <= found.work and within.error <= found.error
 
 
-def test_what_cannot_be_fitted_is_refused_by_name_and_the_scheduler_is_as_it_was(pipe, ground, monkeypatch):
+def test_what_cannot_be_fitted_is_refused_by_name_and_the_scheduler_is_as_it_was(pipe, measurements, monkeypatch):
     with pytest.raises(ScheduleError, match="whole evaluations"):
-        Multistep().find(pipe, Spans(), ground.calibration, cost=0.6)
+        Multistep().find(pipe, Spans(), measurements.calibration, cost=0.6)
     with pytest.raises(ScheduleError, match="Give a cost or a budget"):
-        Multistep().find(pipe, Evaluation(), ground.calibration)
+        Multistep().find(pipe, Evaluation(), measurements.calibration)
     wrong = [lambda ridge=ridge: Multistep(ridge=ridge) for ridge in (0.0, -1.0, float("inf"), float("nan"))]
-    for broken in (*wrong, lambda: Multistep(longest=0), lambda: Law(forgotten=-1.0)):
+    for broken in (*wrong, lambda: Multistep(longest=0), lambda: Law(decay=-1.0)):
         with pytest.raises(ScheduleError, match=r"Expected|expected"):
             broken()
     with pytest.raises(ModeError, match="Expected one of ridge"):
@@ -157,10 +157,10 @@ def test_what_cannot_be_fitted_is_refused_by_name_and_the_scheduler_is_as_it_was
     def failing(*args, **kwargs):
         raise KeyboardInterrupt
 
-    taken = ground.taken  # what is measured before
+    taken = measurements.taken  # what is measured before
     monkeypatch.setattr(type(pipe.scheduler), "step", failing)
     with pytest.raises(KeyboardInterrupt):
-        along(ground, range(3), taken, read(list("##*#####")), 1e-4)
+        along(measurements, range(3), taken, read(list("##*#####")), 1e-4)
     assert "step" not in vars(pipe.scheduler) and not pipe.transformer._forward_hooks
 
 
@@ -213,12 +213,12 @@ class Edited(Captioned):
 
 def test_slopes_are_fitted_along_runs_beside_a_picture():
     pipe, calibration = Edited(), Calibration(PROMPTS[:2], STEPS, call={"guidance": 4.0})
-    ground, table = calibration.on(pipe, Evaluation()), read(list("##*#**##"))
-    assert all(at.output.shape == at.before.shape == (2, 256, 4) for at in ground.taken)
-    found, lost = Multistep()._fitted(ground, table)
+    measurements, table = calibration.on(pipe, Evaluation()), read(list("##*#**##"))
+    assert all(at.output.shape == at.before.shape == (2, 256, 4) for at in measurements.taken)
+    found, lost = Multistep()._fitted(measurements, table)
     assert found.about.guidance == pytest.approx(4.0, rel=1e-4), "tokens that no step moves tell nothing of the mixture"
-    held = ground.errors([np.where(table == Action.CORRECT, Action.REUSE, table)])[0]
-    assert ground.errors([table], found)[0] == pytest.approx(lost, rel=1e-3) and lost.mean() < held.mean()
+    held = measurements.errors([np.where(table == Action.CORRECT, Action.REUSE, table)])[0]
+    assert measurements.errors([table], found)[0] == pytest.approx(lost, rel=1e-3) and lost.mean() < held.mean()
 
 
 @pytest.mark.parametrize(
@@ -238,8 +238,8 @@ def test_a_loop_of_ones_own_that_hands_outputs_on_is_fitted(tmp_path):
     assert Schedule.load(tmp_path / "s.json").error == found.error and found.work < 0.8
 
 
-def test_every_count_of_steps_is_tried_in_both_ways_where_none_is_asked_for(ground):
-    tables = Multistep().tables(ground, None, 0)
+def test_every_count_of_steps_is_tried_in_both_ways_where_none_is_asked_for(measurements):
+    tables = Multistep().tables(measurements, None, 0)
     counts = [int((table == Action.COMPUTE).sum()) for table in tables]
     assert len(tables) <= MOST and sorted(set(counts)) == sorted(counts[: len(counts) // 2])
     assert counts[: len(counts) // 2] == counts[len(counts) // 2 :]

@@ -20,9 +20,9 @@ from dicache.controllers.fixed import every
 from dicache.errors import ModeError
 from dicache.sites import Spans
 from dicache.solvers.clock import timeline
-from dicache.solvers.output_influence import effects
+from dicache.solvers.output_influence import influence
 from dicache.tensors import history
-from dicache.types import Course
+from dicache.types import Timetable
 from pipelines.tiny import PIPELINES
 
 FLUX = PIPELINES["two streams and one (flux)"]
@@ -40,7 +40,7 @@ SCHEDULERS = {
 def test_effects_are_what_a_changed_output_does_to_the_final_latent(name, steps, data):
     scheduler, at = SCHEDULERS[name], data.draw(st.integers(0, steps - 1))
     scheduler.set_timesteps(steps)
-    found = effects(scheduler)
+    found = influence(scheduler)
     outputs = torch.randn(steps, 1, 1, 2, 2, generator=torch.Generator().manual_seed(steps))
     drawn = []
     for change in (0.0, 0.1):
@@ -56,21 +56,21 @@ def test_effects_are_what_a_changed_output_does_to_the_final_latent(name, steps,
 def test_a_first_order_step_moves_the_latent_by_its_coefficient():
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(12)
-    assert effects(scheduler) == pytest.approx([-h for h in timeline(scheduler).course.coefficients], rel=1e-4)
+    assert influence(scheduler) == pytest.approx([-h for h in timeline(scheduler).timetable.coefficients], rel=1e-4)
 
 
 @pytest.mark.parametrize("scheduler", [HeunDiscreteScheduler(), EulerAncestralDiscreteScheduler()])
 def test_nothing_is_claimed_of_other_solvers(scheduler):
     scheduler.set_timesteps(10)
-    assert effects(scheduler) == ()
+    assert influence(scheduler) == ()
 
 
 @given(sigmas=st.lists(st.floats(0.02, 1.0), min_size=5, max_size=8, unique_by=lambda s: round(s, 2)))
 def test_drift_is_paid_back_in_full_where_the_error_is_quadratic(sigmas):
     """A line through the first two steps guesses the others; the last one computes. Outputs are quadratic in time."""
     sigmas = sorted(sigmas, reverse=True)
-    course = Course(tuple(sigmas), tuple(a - b for a, b in zip(sigmas, [*sigmas[1:], 0.0], strict=True)), (), 0)
-    course = course._replace(effects=course.coefficients)
+    timetable = Timetable(tuple(sigmas), tuple(a - b for a, b in zip(sigmas, [*sigmas[1:], 0.0], strict=True)), (), 0)
+    timetable = timetable._replace(influence=timetable.coefficients)
     value = lambda s: torch.full((2, 3), 1.0 + 2 * s - 3 * s * s, dtype=torch.float64)  # noqa: E731
     known = history.empty(2, 2)
     for s in sigmas[:2]:
@@ -80,17 +80,17 @@ def test_drift_is_paid_back_in_full_where_the_error_is_quadratic(sigmas):
         known.values[0] + (known.values[0] - known.values[1]) * (s - sigmas[1]) / (sigmas[1] - sigmas[0])
         for s in sigmas
     ]
-    drift = sum(course.effects[q] * (value(sigmas[q]) - guesses[q]) for q in range(2, last))
-    weight = PayBack(trust=1.0).weight(known, Extrapolate(), course, last)
+    drift = sum(timetable.influence[q] * (value(sigmas[q]) - guesses[q]) for q in range(2, last))
+    weight = PayBack(trust=1.0).weight(known, Extrapolate(), timetable, last)
     paid = PayBack().corrected(value(sigmas[last]), guesses[last], weight, torch.ones(2, dtype=torch.bool))
-    torch.testing.assert_close((paid - value(sigmas[last])) * course.effects[last], drift, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close((paid - value(sigmas[last])) * timetable.influence[last], drift, rtol=1e-6, atol=1e-9)
 
 
 def test_a_step_after_no_gap_is_left_alone():
-    course = Course((1.0, 0.8, 0.5), (0.2, 0.3, 0.5), (), 0, (0.2, 0.3, 0.5))
+    timetable = Timetable((1.0, 0.8, 0.5), (0.2, 0.3, 0.5), (), 0, (0.2, 0.3, 0.5))
     known = history.push(history.empty(2, 1), torch.ones(1, 2), 1.0, torch.tensor([True]))
     known = history.push(known, torch.ones(1, 2), 0.8, torch.tensor([True]))
-    assert PayBack().weight(known, Extrapolate(), course, 2).tolist() == [0.0]
+    assert PayBack().weight(known, Extrapolate(), timetable, 2).tolist() == [0.0]
 
 
 def test_it_changes_what_a_schedule_draws_and_not_what_it_skips():

@@ -12,17 +12,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Histories, Target
 from dicache.approximators.fitted.base import Calibrated
 
 
 class Affine(Calibrated):
     names: ClassVar = {"a": "TGC", "b": "TGC"}
 
-    def corrected(self, held: Tensor, past: Past, now: Now) -> Tensor:
-        i = self.step(now.sigma)
-        a, b = (self.at(name, now, held, torch.float32)[i] for name in ("a", "b"))
-        gaps = (i - self.steps(past.outputs.sigmas[0])).to(a.device)
+    def corrected(self, held: Tensor, histories: Histories, target: Target) -> Tensor:
+        i = self.step(target.sigma)
+        a, b = (self.at(name, target, held, torch.float32)[i] for name in ("a", "b"))
+        gaps = (i - self.steps(histories.outputs.sigmas[0])).to(a.device)
         fitted = ((gaps >= 1) & (gaps <= len(a)))[:, None, None]
         place = (gaps - 1).clamp(0, len(a) - 1)
         line = a[place][:, None] * held + b[place][:, None]

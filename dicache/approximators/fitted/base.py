@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dicache.approximators.base import Approximator, Now, Past
+from dicache.approximators.base import Approximator, Histories, Target
 from dicache.approximators.hold import Reuse
 from dicache.errors import FittedError, UnsupportedModelError
 from dicache.models.identity import identity
@@ -56,23 +56,25 @@ class Calibrated(Approximator):
         if missing:
             raise _unfitted(missing[0])
 
-    def guess(self, past: Past, now: Now) -> Tensor:
-        held = past.outputs.values[0]
+    def guess(self, histories: Histories, target: Target) -> Tensor:
+        held = histories.outputs.values[0]
         if held.ndim != 3:
             raise UnsupportedModelError(
                 f"{type(self).__name__} needs values of shape (rows, tokens, channels), but "
-                f"{now.site or 'the denoiser'} gives {tuple(held.shape)}. Use other sites, or Reuse()."
+                f"{target.site or 'the denoiser'} gives {tuple(held.shape)}. Use other sites, or Reuse()."
             )
-        self._check_channels(held, now)
-        return self.corrected(held, past, now)
+        self._check_channels(held, target)
+        return self.corrected(held, histories, target)
 
-    def _check_channels(self, held: Tensor, now: Now) -> None:
-        channels = {"C": held.shape[2]} if now.feature is None else {"C": held.shape[2], "X": now.feature.shape[-1]}
+    def _check_channels(self, held: Tensor, target: Target) -> None:
+        channels = (
+            {"C": held.shape[2]} if target.feature is None else {"C": held.shape[2], "X": target.feature.shape[-1]}
+        )
         for name, letters in self.names.items():
-            fitted = dict(zip(letters, self._named(now.site)[name].shape, strict=True))
+            fitted = dict(zip(letters, self._named(target.site)[name].shape, strict=True))
             if any(fitted.get(letter, n) != n for letter, n in channels.items()):
                 raise FittedError(
-                    f"{name} was fitted for {fitted} channels, but {now.site or 'the denoiser'} has {channels}. "
+                    f"{name} was fitted for {fitted} channels, but {target.site or 'the denoiser'} has {channels}. "
                     "Fit again with dicache.fit."
                 )
 
@@ -82,17 +84,17 @@ class Calibrated(Approximator):
         return self.coefficients[site]
 
     @abstractmethod
-    def corrected(self, held: Tensor, past: Past, now: Now) -> Tensor:
+    def corrected(self, held: Tensor, histories: Histories, target: Target) -> Tensor:
         """The guess from the held value, both (R, N, C)."""
 
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:
         return Reuse().growth(sigmas, sigma)
 
-    def at(self, name: str, now: Now, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    def at(self, name: str, target: Target, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """A coefficient of this site, on the device of `like` and in its type unless another is asked for."""
-        key = (now.site, name, like.device, dtype or like.dtype)
+        key = (target.site, name, like.device, dtype or like.dtype)
         if key not in self.placed:
-            self.placed[key] = self._named(now.site)[name].to(*key[2:])
+            self.placed[key] = self._named(target.site)[name].to(*key[2:])
         return self.placed[key]
 
     def step(self, sigma: float) -> int:
@@ -116,12 +118,12 @@ def _unfitted(site: str) -> FittedError:
     return FittedError(f"nothing was fitted for site {site!r}. Use the sites that it was fitted on (Fitted.sites).")
 
 
-def moved(held: Tensor, past: Past, now: Now) -> Tensor:
+def moved(held: Tensor, histories: Histories, target: Target) -> Tensor:
     """x - x_0, (R, N, X): how far the input of the site has come since the value was computed."""
-    if now.feature is None or now.feature.ndim != 3 or now.feature.shape[:2] != held.shape[:2]:
-        shape = None if now.feature is None else tuple(now.feature.shape)
+    if target.feature is None or target.feature.ndim != 3 or target.feature.shape[:2] != held.shape[:2]:
+        shape = None if target.feature is None else tuple(target.feature.shape)
         raise UnsupportedModelError(
-            f"the input of {now.site or 'the denoiser'} was seen as {shape}, which has not the rows and tokens of its "
-            f"value, {tuple(held.shape)}. Use probe=SiteInput() with sites inside the denoiser, RawLatent() without."
+            f"the input of {target.site or 'the denoiser'} was seen as {shape}, which has not the rows and tokens of "
+            f"its value, {tuple(held.shape)}. Use probe=SiteInput() with sites inside the denoiser, RawLatent() else."
         )
-    return now.feature - past.features.values[0]
+    return target.feature - histories.features.values[0]

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Histories, Target
 from dicache.approximators.fitted.base import Calibrated, moved
 
 
@@ -21,7 +21,7 @@ class LowRank(Calibrated):
     multiplies = True
     names: ClassVar = {"down": "XK", "up": "KC"}
 
-    def corrected(self, held: Tensor, past: Past, now: Now) -> Tensor:
-        change = moved(held, past, now)
-        down, up = (self.at(name, now, change) for name in ("down", "up"))
+    def corrected(self, held: Tensor, histories: Histories, target: Target) -> Tensor:
+        change = moved(held, histories, target)
+        down, up = (self.at(name, target, change) for name in ("down", "up"))
         return held + (change @ down @ up).to(held.dtype)

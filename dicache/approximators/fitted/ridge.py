@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Histories, Target
 from dicache.approximators.fitted.base import Calibrated, moved
 
 
@@ -20,6 +20,6 @@ class Ridge(Calibrated):
     multiplies = True
     names: ClassVar = {"weight": "XC"}
 
-    def corrected(self, held: Tensor, past: Past, now: Now) -> Tensor:
-        change = moved(held, past, now)
-        return held + (change @ self.at("weight", now, change)).to(held.dtype)
+    def corrected(self, held: Tensor, histories: Histories, target: Target) -> Tensor:
+        change = moved(held, histories, target)
+        return held + (change @ self.at("weight", target, change)).to(held.dtype)

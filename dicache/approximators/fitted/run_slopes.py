@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Histories, Target
 from dicache.approximators.fitted.base import Calibrated
 from dicache.extension import combine
 
@@ -23,18 +23,18 @@ class Multistep(Calibrated):
     reads_noise = True
 
     @property
-    def keeps(self) -> int:
+    def history_depth(self) -> int:
         return 2
 
-    def guess(self, past: Past, now: Now) -> Tensor:
+    def guess(self, histories: Histories, target: Target) -> Tensor:
         """Values of any shape."""
-        return self.corrected(past.outputs.values[0], past, now)
+        return self.corrected(histories.outputs.values[0], histories, target)
 
-    def corrected(self, held: Tensor, past: Past, now: Now) -> Tensor:
-        values, noises, sigmas = past.outputs.values[:2], past.noises.values[:2], past.outputs.sigmas[:2]
+    def corrected(self, held: Tensor, histories: Histories, target: Target) -> Tensor:
+        values, noises, sigmas = histories.outputs.values[:2], histories.noises.values[:2], histories.outputs.sigmas[:2]
         if len(values) < 2:
             return held.clone()
-        i, named = self.step(now.sigma), self._named(now.site)
+        i, named = self.step(target.sigma), self._named(target.site)
         fitted_with = torch.stack([named["newest"][i], named["before"][i]])[:, None]
         here = (sigmas.isfinite() & (self.steps(sigmas) == fitted_with)).all(0)
         a, b = (torch.where(here, named[name][i], 0.0) for name in ("a", "b"))

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Now, Past
+from dicache.approximators.base import Histories, Target
 from dicache.approximators.fitted.base import Calibrated
 
 
@@ -21,7 +21,7 @@ class ScaleShift(Calibrated):
     names: ClassVar = {"gamma": "TC", "beta": "TC", "change": "T"}
     """`change` is how far values of a step usually are from those of the step before, |dv|_1 / |v|_1."""
 
-    def corrected(self, held: Tensor, past: Past, now: Now) -> Tensor:
-        i = self.step(now.sigma)
-        gamma, beta = (self.at(name, now, held, torch.float32)[i] for name in ("gamma", "beta"))
+    def corrected(self, held: Tensor, histories: Histories, target: Target) -> Tensor:
+        i = self.step(target.sigma)
+        gamma, beta = (self.at(name, target, held, torch.float32)[i] for name in ("gamma", "beta"))
         return (held + gamma * held + beta).to(held.dtype)
