@@ -65,7 +65,7 @@ class Config:
             raise ModeError(
                 "ExtrapolateNoise guesses the denoiser's output, these sites are parts of one. Use Extrapolate()."
             )
-        if self.probe.local and not self.sites.inner:
+        if self.probe.local and not self.sites.inside_denoiser:
             raise ModeError(f"{self.probe} looks at sites inside the denoiser. Give sites, for example Spans().")
         if self.corrector is not None and type(self.sites) is not Evaluation:
             raise ModeError(f"{self.corrector} acts on whole evaluations. Use sites=Evaluation(), or no corrector.")

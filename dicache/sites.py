@@ -28,8 +28,8 @@ NAMES = {Kind.ATTENTION: _ATTENTION, Kind.CROSS_ATTENTION: _CROSS_ATTENTION, Kin
 
 
 class Sites(ABC):
-    inner: bool = True
-    """Whether the sites lie inside the denoiser."""
+    inside_denoiser: bool = True
+    """Whether they lie inside the denoiser."""
 
     @abstractmethod
     def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
@@ -40,7 +40,7 @@ class Sites(ABC):
 class Evaluation(Sites):
     """The whole denoiser call."""
 
-    inner = False
+    inside_denoiser = False
 
     def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
         return (Site("", Kind.EVALUATION, tuple(blocks)[depth:]),)
@@ -50,7 +50,7 @@ class Evaluation(Sites):
 class Branches(Sites):
     """Every guidance branch but the one with the largest weight, which always computes."""
 
-    inner = False
+    inside_denoiser = False
 
     def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
         return (Site("", Kind.BRANCH, tuple(blocks)[depth:]),)

@@ -36,7 +36,7 @@ class Site(NamedTuple):
     path: str
     """That of its module, or first and last one, `blocks.0..blocks.3`."""
     kind: Kind
-    parts: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
     """The hooked modules that it skips, in order of execution."""
     index: int = 0  # type: ignore[assignment]  # shadows tuple.index
     """Its own among the sites."""
@@ -44,9 +44,9 @@ class Site(NamedTuple):
     """Whether what the site adds to its inputs is remembered, or its outputs."""
 
     @property
-    def whole(self) -> bool:
-        """Whether it is a whole denoiser call."""
-        return self.kind in (Kind.EVALUATION, Kind.BRANCH)
+    def inside_denoiser(self) -> bool:
+        """Whether it is less than a whole denoiser call."""
+        return self.kind not in (Kind.EVALUATION, Kind.BRANCH)
 
 
 class Action(IntEnum):
@@ -133,12 +133,12 @@ class Timetable(NamedTuple):
     solver: str = ""
     """The scheduler's class, and those of its options that change what it does with the same sigmas."""
 
-    def along(self, sigmas: Tensor) -> Tensor:
-        """The balances at `sigmas`, any shape, which are those of this course or nan."""
+    def half_log_snrs_at(self, sigmas: Tensor) -> Tensor:
+        """Those of the steps at `sigmas`, any shape, which are steps of this timetable or nan."""
         grid = torch.tensor(self.sigmas, dtype=torch.float64)
         nearest = (sigmas[..., None] - grid).abs().nan_to_num().argmin(-1)
-        found = torch.tensor(self.half_log_snrs, dtype=torch.float64)[nearest]
-        return torch.where(sigmas.isnan(), torch.nan, found)
+        half_log_snrs = torch.tensor(self.half_log_snrs, dtype=torch.float64)[nearest]
+        return torch.where(sigmas.isnan(), torch.nan, half_log_snrs)
 
 
 class Step(NamedTuple):

@@ -107,7 +107,7 @@ class Attachment(Uncopied):
         self.handles: list[Any] = []
         first = next(iter(parts.blocks))
         self.first = _FirstHook(session.block, first, session.finish)
-        inside = dict.fromkeys(part for site in sites for part in site.parts if part not in parts.blocks)
+        inside = dict.fromkeys(part for site in sites for part in site.modules if part not in parts.blocks)
         deciding = {**parts.blocks, **{part: denoiser.get_submodule(part) for part in inside}}
         _check_apart(deciding)
         self.compilation = Compilation(denoiser, deciding.values(), compiling)
@@ -279,7 +279,7 @@ def _check_offloaded(blocks: Iterable[nn.Module], config: Config) -> None:
     """Group offload that is inside dicache's hooks brings the weights of a group when its first block runs."""
     for registry in filter(None, map(registry_of, blocks)):
         hook = registry.get_hook("group_offloading")
-        if config.sites.inner and hook is not None and len(hook.group.modules) > 1:
+        if config.sites.inside_denoiser and hook is not None and len(hook.group.modules) > 1:
             raise ModeError(
                 f"group offload moves {len(hook.group.modules)} blocks when the first of them runs, which sites inside "
                 "the denoiser may skip. Use num_blocks_per_group=1, or turn on group offload after dicache."

@@ -124,7 +124,7 @@ class _Remembered(Reuse):
 
 def _recording(kind: str, sites: Sites, longest: int) -> Config:
     """Computes everything."""
-    probe = SiteInput() if sites.inner else RawLatent()
+    probe = SiteInput() if sites.inside_denoiser else RawLatent()
     reads = KINDS[kind].reads_feature
     aim = (_Remembered(longest + 1),)
     return Config(Interval(1), ClosedLoop(), aim, probe if reads else FirstBlocks(depth=0), sites)

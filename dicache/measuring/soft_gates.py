@@ -62,7 +62,7 @@ class SoftGates:
 
     def __init__(self, denoiser: nn.Module, sites: Sequence[Site]) -> None:
         self.denoiser, self.sites = denoiser, sites
-        if any(len(site.parts) != 1 for site in sites if not site.whole):
+        if any(len(site.modules) != 1 for site in sites if site.inside_denoiser):
             raise ScheduleError(
                 "a router is trained for sites of one module each: Evaluation(), Spans(1), Sublayers()."
             )
@@ -77,7 +77,7 @@ class SoftGates:
         for parameter in self.learning:
             parameter.requires_grad_(False)
         for index, site in enumerate(self.sites):
-            module = self.denoiser if site.whole else self.denoiser.get_submodule(site.parts[0])
+            module = self.denoiser.get_submodule(site.modules[0]) if site.inside_denoiser else self.denoiser
             self.handles.append(module.register_forward_hook(self._hook(index, site), with_kwargs=True))
         return self
 
@@ -132,7 +132,7 @@ class SoftGates:
         found = tensors(output)
         if index not in self.forms:
             form = layout_of(
-                inputs, [t._version for t in inputs], output, found[0].shape[0], site.added and not site.whole
+                inputs, [t._version for t in inputs], output, found[0].shape[0], site.added and site.inside_denoiser
             )
             if form is None:
                 raise ScheduleError(f"{site.path} cannot be mixed: what it gives has not the batch on its first axis.")

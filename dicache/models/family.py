@@ -84,13 +84,13 @@ class Family:
         """Raises UnsupportedModelError where `sites`, or a probe of `depth` blocks, would not see what they are made
         for.
         """
-        inner = [site for site in sites if not site.whole]
-        if self.inside is Inside.NOTHING and (inner or depth):
-            what = f"the site {inner[0].path}" if inner else f"a probe of {depth} blocks"
+        inside = [site for site in sites if site.inside_denoiser]
+        if self.inside is Inside.NOTHING and (inside or depth):
+            what = f"the site {inside[0].path}" if inside else f"a probe of {depth} blocks"
             raise UnsupportedModelError(
                 f"{self.model} cannot have {what}: {self.between}. Use sites=Evaluation() and a probe of depth 0."
             )
-        longer = next((site for site in inner if len(site.parts) > 1), None)
+        longer = next((site for site in inside if len(site.modules) > 1), None)
         if self.inside is Inside.BLOCKS and longer is not None:
             raise UnsupportedModelError(
                 f"{self.model} cannot skip {longer.path} as one: {self.between}. Use sites=Spans(1) or Evaluation()."

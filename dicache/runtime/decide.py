@@ -65,7 +65,7 @@ def price_of(config: Config, run: Run, state: SiteState, predicted: Grid) -> Quo
     error, best = predicted.min(1)
     unknown = torch.full_like(error, torch.nan)
     scale = unknown if run.scale is None else run.scale
-    share = (1.0 if state.site.whole else unknown) if state.share is None else state.share
+    share = (unknown if state.site.inside_denoiser else 1.0) if state.share is None else state.share
     guidance = torch.ones_like(error) if run.guided.strength is None else run.guided.strength
     cost = (error * share * run.step.coefficient * scale * remaining(guidance)).nan_to_num(torch.inf, torch.inf)
     actions = torch.tensor([int(a.action) for a in config.approximators])

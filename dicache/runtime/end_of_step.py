@@ -58,7 +58,7 @@ def _errors(config: Config, run: Run) -> list[Grid]:
         return unknown
     measured, scale = run.guided.measure(run.latent[: run.samples], run.step.clean, n_approximators)
     run.scale = scale if run.scale is None else torch.where(computed, scale, run.scale)
-    if run.states[0].site.whole:
+    if not run.states[0].site.inside_denoiser:
         run.states[0].value = run.guided.truth
         return [measured]
     known = [state for state in run.states if state.sums is not None]

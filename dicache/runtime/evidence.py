@@ -42,7 +42,7 @@ def gather(config: Config, run: Run, meter: Meter, histories: Histories | None, 
         return bare
     times, time = histories.outputs.sigmas[:, : run.samples], step.sigma
     if timetable is not None:
-        times, time = timetable.along(times), timetable.half_log_snrs[step.index]
+        times, time = timetable.half_log_snrs_at(times), timetable.half_log_snrs[step.index]
     known = bare._replace(
         growth=torch.stack([_growth(a, times, time) for a in config.approximators], dim=1),
         typical=None if timetable is None else error_rate(time),
@@ -52,7 +52,7 @@ def gather(config: Config, run: Run, meter: Meter, histories: Histories | None, 
         return known
     moved = relative_change(extrapolate(histories.features, step.sigma), target.feature)[: run.samples].double().cpu()
     features = histories.features.sigmas[:, : run.samples]
-    features = features if timetable is None else timetable.along(features)
+    features = features if timetable is None else timetable.half_log_snrs_at(features)
     return known._replace(innovation=moved, innovation_growth=Extrapolate().growth(features, time))
 
 

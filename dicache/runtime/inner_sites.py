@@ -38,7 +38,7 @@ class InnerSites:
         self, config: Config, sites: tuple[Site, ...], meter: Meter, memory: Memory, note: Callable[[str], None]
     ) -> None:
         self.config, self.meter, self.memory, self.note = config, meter, memory, note
-        self.of = {part: site for site in sites for part in site.parts}
+        self.of = {part: site for site in sites for part in site.modules}
         self.shapes: dict[Key, Tree] = {}
         self.forms: dict[Key, OutputLayout | None] = {}
 
@@ -48,7 +48,7 @@ class InnerSites:
     def run(self, run: Run, call: Call, part: ModuleCall) -> Tree:
         """One module of a site."""
         site = self.of[part.path]
-        if part.path == site.parts[0]:
+        if part.path == site.modules[0]:
             with run.timed():
                 call.open_site = self._opened(run, call, run.states[site.index], part)
         open_site = call.open_site
@@ -62,7 +62,7 @@ class InnerSites:
         output = part.run_for(open_site.rows_to_run, self.meter, self.shapes.get(key), inside=inside)
         if key not in self.shapes:
             self.shapes[key] = shapes_of(output)
-        if part.path != site.parts[-1]:
+        if part.path != site.modules[-1]:
             return output
         call.open_site = None
         with run.timed():

@@ -53,7 +53,9 @@ class Session:
         self.shapes: dict[tuple[tuple[Hashable, ...], str], Tree] = {}
         self.notes: list[str] = []
         self.memory = Memory(config, self.note)
-        self.inner = InnerSites(config, sites, self.meter, self.memory, self.note) if config.sites.inner else None
+        self.inner = (
+            InnerSites(config, sites, self.meter, self.memory, self.note) if config.sites.inside_denoiser else None
+        )
         self.whole = EvaluationSite(config, self.meter, self.memory, self.note)
 
     # The life of a run.
@@ -265,7 +267,7 @@ class Session:
             self.memory.plan(run, self._site_macs())
 
     def _site_macs(self) -> list[float]:
-        return [sum(self.meter.costs.get(module_call, 0.0) for module_call in site.parts) for site in self.sites]
+        return [sum(self.meter.costs.get(module_call, 0.0) for module_call in site.modules) for site in self.sites]
 
     def shares_its_run_with(self, other: "Session") -> bool:
         """Whether both took part in one run of the scheduler: two experts of a model do."""

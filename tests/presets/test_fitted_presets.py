@@ -137,7 +137,7 @@ def test_the_laws_hold_for_every_preset(name):
         FLUX.draw(pipe, [1, 2, 3], STEPS)  # costs of a batch of three are measured
         session = cache._session
         handles = [
-            pipe.transformer.get_submodule(site.parts[0]).register_forward_hook(
+            pipe.transformer.get_submodule(site.modules[0]).register_forward_hook(
                 seen(site, session, exact), with_kwargs=True
             )
             for site in session.sites

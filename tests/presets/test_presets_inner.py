@@ -389,8 +389,10 @@ class Watched:
             handle
             for site in sites
             for handle in (
-                model.get_submodule(site.parts[0]).register_forward_pre_hook(self.before(site.path), with_kwargs=True),
-                model.get_submodule(site.parts[-1]).register_forward_hook(self.after(site.path)),
+                model.get_submodule(site.modules[0]).register_forward_pre_hook(
+                    self.before(site.path), with_kwargs=True
+                ),
+                model.get_submodule(site.modules[-1]).register_forward_hook(self.after(site.path)),
             )
         ]
         self.handles.append(model.proj_out.register_forward_hook(self.whole))

@@ -88,7 +88,7 @@ class Fitted:
         """What they read: every site's own input, the latent for a whole evaluation, or nothing."""
         if not FORMS[self.about.kind].reads_feature:
             return FirstBlocks(depth=0)
-        return SiteInput() if self.sites.inner else RawLatent()
+        return SiteInput() if self.sites.inside_denoiser else RawLatent()
 
     def approximator(self) -> Calibrated:
         """To be used with these `sites` and this `probe` on the model, and, for kinds with coefficients per step
