@@ -306,4 +306,4 @@ def denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401
 def _clock(target: Any, config: Config, family: Family) -> Clock:  # noqa: ANN401
     if isinstance(target, nn.Module) or getattr(target, "scheduler", None) is None:
         return TimestepClock(family.ends)
-    return SchedulerClock(Running(target, denoisers(target)), influence=config.corrector is not None)
+    return SchedulerClock(Running(target, denoisers(target)))

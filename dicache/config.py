@@ -9,7 +9,6 @@ from dicache.approximators.base import Approximator
 from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
 from dicache.approximators.noise import ExtrapolateNoise
-from dicache.approximators.pay_back import PayBack
 from dicache.controllers.base import Controller
 from dicache.controllers.planned import cautious
 from dicache.errors import ModeError, ProfileError
@@ -43,8 +42,6 @@ class Config:
     sites: Sites = field(default_factory=Evaluation)
     together: bool = False
     """Whether all sites are decided as one, on the mean of what is predicted of them (BWCache)."""
-    corrector: PayBack | None = None
-    """What a computed step adds to its output to pay back the drift of the gap before it; None: nothing."""
     memory_limit: int | None = None
     """Most bytes to keep. Lower orders and fewer sites are what it costs; the report says which."""
 
@@ -67,8 +64,6 @@ class Config:
             )
         if self.probe.local and not self.sites.inside_denoiser:
             raise ModeError(f"{self.probe} looks at sites inside the denoiser. Give sites, for example Spans().")
-        if self.corrector is not None and type(self.sites) is not Evaluation:
-            raise ModeError(f"{self.corrector} acts on whole evaluations. Use sites=Evaluation(), or no corrector.")
         if self.memory_limit is not None and not self.memory_limit > 0:
             raise ModeError(f"memory_limit is {self.memory_limit!r}. Expected a number of bytes above 0.")
 

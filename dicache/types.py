@@ -126,10 +126,6 @@ class Timetable(NamedTuple):
     """Half the logarithm of signal over noise, the time in which models turn evenly. Empty where that is not known."""
     begin: int
     """The run's first step: image-to-image starts half-way."""
-    influence: tuple[float, ...] = ()
-    """How far each output moves the latent, signed, through all steps that read it
-    (`dicache.solvers.output_influence`); empty where that is not known.
-    """
     solver: str = ""
     """The scheduler's class, and those of its options that change what it does with the same sigmas."""
 

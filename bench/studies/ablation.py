@@ -33,7 +33,6 @@ from dicache.approximators.alignment import Align
 from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
 from dicache.approximators.noise import ExtrapolateNoise
-from dicache.approximators.pay_back import PayBack
 from dicache.bench.arms.arm import Arm, Setting
 from dicache.bench.arms.ours import multistep
 from dicache.bench.arms.presets import PRESETS
@@ -103,8 +102,6 @@ VARIANTS: dict[str, Callable[[float], Config]] = {
         Planned(b), estimator=ClosedLoop(trust=0.5), probe=FirstBlocks()
     ),
     "steps not weighted by the solver": lambda b: Config(Unweighted(Planned(b))),
-    "with deferred correction, trust 0.5": lambda b: Config(Planned(b), corrector=PayBack(0.5)),
-    "with deferred correction, trust 1": lambda b: Config(Planned(b), corrector=PayBack(1.0)),
     "closed loop, probe, alignment (as before the plan)": lambda b: Config(
         Clip(Budgeted(b)),
         estimator=ClosedLoop(trust=0.5),

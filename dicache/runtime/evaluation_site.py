@@ -67,28 +67,11 @@ class EvaluationSite:
         if base is not None:
             found = {i: base + guess for i, guess in found.items()}
         result = output if rows_to_run.computed is None else self._filled(run, state, found, output, exact)
-        result = self._corrected(run, state, histories, found, result, exact)
         if not rows_to_run.none:
             run.guided.add(call.branch, output, found)
             self._remember(run, call, histories, output if base is None else output - base, exact & ~always)
         run.guided.handed(call.branch, result)
         return result
-
-    def _corrected(
-        self, run: Run, state: SiteState, histories: Histories, guesses: dict[int, Tensor], output: Tensor, exact: Rows
-    ) -> Tensor:
-        """With the drift of the gaps that end here paid back, where that is asked for."""
-        rule, timetable = self.config.corrector, run.step.timetable
-        if rule is None or state.judgement is None or not bool(exact.any()):
-            return output
-        if timetable is None or not timetable.influence:
-            self.note("no drift was paid back: how far an output reaches is not known of this scheduler.")
-            return output
-        best = state.judgement.best.repeat(run.chunks(len(output)))
-        for i, guess in guesses.items():
-            weight = rule.weight(histories.outputs, self.config.approximators[i], timetable, run.step.index)
-            output = rule.corrected(output, guess, weight, exact & (best == i))
-        return output
 
     def _filled(self, run: Run, state: SiteState, guesses: dict[int, Tensor], output: Tensor, exact: Rows) -> Tensor:
         """`output` where computed, else the guess that was decided on."""

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dicache.solvers.output_influence import influence
 from dicache.types import Step, Timetable
 
 _SOLVING = (
@@ -65,10 +64,10 @@ class Reading(NamedTuple):
 
 
 class SchedulerClock:
-    """Reads the scheduler a pipeline has at this moment; its `influence` too, if asked for."""
+    """Reads the scheduler a pipeline has at this moment."""
 
-    def __init__(self, scheduler: Callable[[], Any], *, influence: bool = False) -> None:
-        self.scheduler, self.influence = scheduler, influence
+    def __init__(self, scheduler: Callable[[], Any]) -> None:
+        self.scheduler = scheduler
         self.run: object = None
         self.timeline = Timeline(Timetable((), (), (), 0), (), ())
 
@@ -76,10 +75,7 @@ class SchedulerClock:
         scheduler = self.scheduler()
         if self.run is not scheduler.timesteps:
             self.run, found = scheduler.timesteps, timeline(scheduler)
-            timetable = found.timetable._replace(solver=solver(scheduler))
-            if self.influence:
-                timetable = timetable._replace(influence=influence(scheduler))
-            self.timeline = found._replace(timetable=timetable)
+            self.timeline = found._replace(timetable=found.timetable._replace(solver=solver(scheduler)))
         return self.timeline.reading(self.run, self._index(scheduler, timestep))
 
     def _index(self, scheduler: Any, timestep: torch.Tensor | float | None) -> int:  # noqa: ANN401

@@ -28,7 +28,6 @@ LAYERS = [
         "parts",
         "streams",
         "latents",
-        "corrector",
     },
     {"models", "sites"},
     {"config", "fitted", "presets", "run", "evidence", "judge", "memory", "inner", "whole", "closing", "session"}
