@@ -20,19 +20,16 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from dicache.hosts.attachment import Attachment
 from dicache.planning.budget import Budget, per_sample
+from dicache.promise.drift import drift
 from dicache.promise.metrics import relative_error
 from dicache.runtime.run_state import Run
 from dicache.tensors.norms import length
 from dicache.tensors.tree import Tree, map_tensors, plain, take, tensors
 from dicache.types import Rows
-
-SIGNIFICANT = 0.01
-"""Chance of so few samples within budget, if the promise held, below which the report speaks of drift."""
 
 
 class Audited(NamedTuple):
@@ -190,16 +187,17 @@ def _solved(solver: Any, shadow: Shadow, outputs: Mapping[str, Tensor], latent: 
         return solver.step(mixed, solver.timesteps[shadow.index], latent, return_dict=False)[0]
 
 
-def summary(found: list[Audited], confidence: float | None) -> dict[str, Any]:
-    """For the report: how many were audited, the share within budget, and how likely that few is at this confidence."""
-    judged = [audited for audited in found if audited.budget is not None]
-    within = sum(audited.error <= audited.budget for audited in judged if audited.budget is not None)
-    known = bool(judged) and confidence is not None
-    p = float(stats.binomtest(within, len(judged), confidence, alternative="less").pvalue) if known else None
+def summary(audits: list[Audited], confidence: float | None) -> dict[str, Any]:
+    """For the report: how many were audited, the share within budget, and what that says of a promise of this
+    confidence (`dicache.promise.drift`): audits may be looked at whenever one likes, and go on.
+    """
+    missed = [audited.error > audited.budget for audited in audits if audited.budget is not None]
+    promised = drift(missed, confidence) if missed and confidence is not None else None
     return {
-        "samples": len(found),
-        "errors": [audited.error for audited in found],
-        "within": within / len(judged) if judged else None,
-        "p": p,
-        "drift": p is not None and p < SIGNIFICANT,
+        "samples": len(audits),
+        "errors": [audited.error for audited in audits],
+        "within": 1 - sum(missed) / len(missed) if missed else None,
+        "evidence": None if promised is None else promised.evidence,
+        "p": None if promised is None else promised.p,
+        "drift": promised is not None and promised.seen,
     }

@@ -159,7 +159,7 @@ class Report:
             found.append("a budget is smaller than the profile can vouch for: everything was computed there.")
         if self.audit is not None and self.audit["within"] is not None:
             drift = (
-                "; that few would be chance once in 100 or less: the prompts have drifted"
+                "; so few, at any time, would be chance once in 100 or less: the prompts have drifted"
                 if self.audit["drift"]
                 else ""
             )

@@ -59,8 +59,9 @@ def test_audits_take_their_share_of_the_samples_over_runs():
 
 def test_too_few_within_budget_is_called_drift_and_chance_is_not():
     good, bad = Audited(0.04, 0.05), Audited(0.06, 0.05)
-    assert not summary([good] * 88 + [bad] * 12, 0.9)["drift"]
-    assert summary([good] * 75 + [bad] * 25, 0.9)["drift"]
+    assert not summary(([good] * 7 + [bad] + [good]) * 11, 0.9)["drift"], "one in nine is what was promised"
+    assert summary(([good] * 3 + [bad]) * 25, 0.9)["drift"], "one in four is not"
+    assert summary([good] * 88 + [bad] * 12, 0.9)["drift"], "a dozen in a row is a drift that has just begun"
     assert summary([], 0.9)["p"] is None and summary([good], None)["p"] is None
 
 
