@@ -5,67 +5,50 @@ with dicache.enable(pipe, error_budget=0.05) as cache:
 print(cache.report())
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dicache import _checkout
+from dicache import _checkout, _moved
+from dicache._lazy import lazy
+from dicache._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from dicache.api import Cache, enable
-    from dicache.approximators.fitted.coefficients import Fitted
-    from dicache.config import Config
-    from dicache.measuring.calibrate import calibrate
-    from dicache.measuring.fit_coefficients import fit
-    from dicache.models.family import Family
-    from dicache.promise.metrics import Psnr, Ssim, Within
-    from dicache.promise.profile import Profile, load_profile
-    from dicache.reporting.report import Report
-    from dicache.schedules.schedule import ParetoSet, Schedule
-
-__all__ = [
-    "Cache",
-    "Config",
-    "Family",
-    "Fitted",
-    "ParetoSet",
-    "Profile",
-    "Psnr",
-    "Report",
-    "Schedule",
-    "Ssim",
-    "Within",
-    "__version__",
-    "calibrate",
-    "enable",
-    "fit",
-    "load_profile",
-]
-__version__ = "0.1.0"
+    from dicache import finders as finders
+    from dicache import presets as presets
+    from dicache import reference as reference
+    from dicache.api import disable as disable
+    from dicache.api import enable as enable
+    from dicache.approximators.fitted.coefficients import Fitted as Fitted
+    from dicache.cache import Cache as Cache
+    from dicache.config import Config as Config
+    from dicache.measuring.calibrate import calibrate as calibrate
+    from dicache.measuring.fit_coefficients import fit as fit
+    from dicache.models.family import Family as Family
+    from dicache.promise.metrics import Psnr as Psnr
+    from dicache.promise.metrics import Ssim as Ssim
+    from dicache.promise.metrics import Within as Within
+    from dicache.promise.profile import Profile as Profile
+    from dicache.promise.profile import load_profile as load_profile
+    from dicache.reporting.report import Report as Report
+    from dicache.schedules.schedule import ParetoSet as ParetoSet
+    from dicache.schedules.schedule import Schedule as Schedule
 
 _checkout.serve_sibling_folders()
-_HOME = {
-    "Cache": "dicache.api",
-    "Config": "dicache.config",
-    "Family": "dicache.models.family",
-    "Fitted": "dicache.approximators.fitted.coefficients",
-    "ParetoSet": "dicache.schedules.schedule",
-    "Profile": "dicache.promise.profile",
-    "Psnr": "dicache.promise.metrics",
-    "Report": "dicache.reporting.report",
-    "Schedule": "dicache.schedules.schedule",
-    "Ssim": "dicache.promise.metrics",
-    "Within": "dicache.promise.metrics",
-    "calibrate": "dicache.measuring.calibrate",
-    "enable": "dicache.api",
-    "fit": "dicache.measuring.fit_coefficients",
-    "load_profile": "dicache.promise.profile",
-}
-
-
-def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """Import on first use: `import dicache` alone loads neither diffusers nor torch."""
-    if name in ("presets", "reference"):
-        return import_module(f"dicache.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module 'dicache' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+_moved.name_new_places()
+__all__, __getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "dicache._version": ("__version__",),
+        "dicache.api": ("disable", "enable"),
+        "dicache.approximators.fitted.coefficients": ("Fitted",),
+        "dicache.cache": ("Cache",),
+        "dicache.config": ("Config",),
+        "dicache.measuring.calibrate": ("calibrate",),
+        "dicache.measuring.fit_coefficients": ("fit",),
+        "dicache.models.family": ("Family",),
+        "dicache.promise.metrics": ("Psnr", "Ssim", "Within"),
+        "dicache.promise.profile": ("Profile", "load_profile"),
+        "dicache.reporting.report": ("Report",),
+        "dicache.schedules.schedule": ("ParetoSet", "Schedule"),
+    },
+    packages=("finders", "presets", "reference"),
+)

@@ -12,12 +12,17 @@ added to the streams, sublayers what they gave. What a model adds to a stream be
 residuals) stays fresh; what it adds inside a span is held with the span.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from dicache.approximators.base import Approximator
+from dicache.approximators.hold import Reuse
+from dicache.approximators.linear import Extrapolate
+from dicache.approximators.noise import ExtrapolateNoise
 from dicache.errors import ModeError, UnsupportedModelError
 from dicache.types import Kind, Site
 
@@ -30,6 +35,10 @@ NAMES = {Kind.ATTENTION: _ATTENTION, Kind.CROSS_ATTENTION: _CROSS_ATTENTION, Kin
 class Sites(ABC):
     inside_denoiser: bool = True
     """Whether they lie inside the denoiser."""
+    approximators: tuple[Approximator, ...] = (Extrapolate(), Reuse())
+    """What fills them in where a configuration does not say it: a line, or the newest value."""
+    holds_output: bool = False
+    """Whether what is remembered of them is the denoiser's output."""
 
     @abstractmethod
     def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
@@ -38,9 +47,13 @@ class Sites(ABC):
 
 @dataclass(frozen=True)
 class Evaluation(Sites):
-    """The whole denoiser call."""
+    """The whole denoiser call, filled in by a line in the noise, with a memory that fades or one that does not, or by
+    the newest output.
+    """
 
     inside_denoiser = False
+    approximators = (ExtrapolateNoise(), ExtrapolateNoise(memory=math.inf), Reuse())
+    holds_output = True
 
     def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
         return (Site("", Kind.EVALUATION, tuple(blocks)[depth:]),)
@@ -121,14 +134,14 @@ class Sublayers(Sites):
     kinds: Sequence[Kind] = (Kind.ATTENTION, Kind.CROSS_ATTENTION, Kind.FEED_FORWARD)
 
     def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
-        found = [
+        modules = [
             (f"{path}.{name}", kind)
             for path in tuple(blocks)[depth:]
             for name, _ in blocks[path].named_children()
             for kind in self.kinds
             if name in NAMES[kind]
         ]
-        return _some([Site(path, kind, (path,), i, added=False) for i, (path, kind) in enumerate(found)], self)
+        return _some([Site(path, kind, (path,), i, added=False) for i, (path, kind) in enumerate(modules)], self)
 
 
 def _span(paths: tuple[str, ...], index: int, added: bool = True, kind: Kind = Kind.SPAN) -> Site:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from diffusers import FluxPipeline
 
-from dicache.api import Cache
+from dicache.cache import Cache
 
 Kind = Literal["baseline", "dicache", "peer", "preset", "oracle"]
 

@@ -8,15 +8,17 @@ from typing import Any
 
 from diffusers import FluxPipeline
 
-from dicache.api import Cache, enable
+from dicache.api import enable
 from dicache.approximators.base import Approximator
 from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
 from dicache.approximators.newton import Newton
 from dicache.bench.arms.arm import Arm, Kind, Setting
 from dicache.bench.harness.measure import fresh, scheduler
-from dicache.config import Config, budgeted, calibrated
+from dicache.cache import Cache
+from dicache.config import Config
 from dicache.controllers.fixed import every
+from dicache.defaults import for_budget, for_profile
 from dicache.finders.multistep import Multistep
 from dicache.measuring.schedule_measurements import Calibration
 from dicache.models.identity import identity
@@ -68,7 +70,7 @@ def _interval(name: str, approximator: Approximator, last: int = 0) -> Arm:
 
 def _budget(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
     """By the law alone, as on a model without a profile."""
-    return enable(pipe, config=budgeted(value))
+    return enable(pipe, config=for_budget(value))
 
 
 def _paced(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
@@ -99,7 +101,7 @@ def _multistep(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
 def _calibrated(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
     """By the shipped profile that fits the setting, at internal budgets as they are; fails where none does."""
     choice = ProfileChoice(shipped(identity(pipe.transformer)), "named")
-    return enable(pipe, config=calibrated(choice, FixedLevel(value)))
+    return enable(pipe, config=for_profile(choice, FixedLevel(value)))
 
 
 BASELINES = (

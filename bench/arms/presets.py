@@ -13,10 +13,11 @@ from typing import Any
 from diffusers import FluxPipeline
 
 from dicache import presets
-from dicache.api import Cache, enable
+from dicache.api import enable
 from dicache.approximators.fitted.coefficients import Fitted
 from dicache.bench.arms.arm import Arm, Setting
 from dicache.bench.harness.measure import draw_batch, fresh
+from dicache.cache import Cache
 from dicache.config import Config
 from dicache.estimators.codebook import FAST
 from dicache.estimators.magnitude_ratios import measure_ratios

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from diffusers import FluxPipeline
 
-from dicache.api import Cache
 from dicache.bench.arms.arm import Arm, Setting
 from dicache.bench.harness import host_waits, live_bytes
 from dicache.bench.harness.measure import Point, draw_batch, fresh
+from dicache.cache import Cache
 
 TURNS = 2
 NEAR = 0.5

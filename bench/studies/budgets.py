@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dicache.api import enable
 from dicache.cli.demo import draw, pictures
-from dicache.config import budgeted
+from dicache.defaults import for_budget
 from dicache.promise.metrics import relative_error
 from dicache.reference.assembly import STEPS, pipeline
 from dicache.reference.reader import Reader
@@ -82,7 +82,7 @@ class Measured:
         task = self.progress.add_task(f"error_budget={budget}", total=len(self.captions))
         parts, executed, uncached, estimates, patterns = [], 0.0, 0.0, [], []
         for batch in self.batches():
-            with enable(self.pipe, config=budgeted(budget)) as cache:
+            with enable(self.pipe, config=for_budget(budget)) as cache:
                 parts.append(self.draw(batch, self.steps))
             report = cache.report()
             facts = report.to_dict()

@@ -87,6 +87,10 @@ class Approximator(ABC):
         """Bytes it keeps of its own, beside the history."""
         return 0
 
+    def on_other_weights(self) -> str | None:
+        """What to say of a run on weights that were changed since `enable`; None where it does not matter."""
+        return None
+
     def check(self, denoiser: nn.Module, sites: Sequence[Site]) -> None:  # noqa: B027  # most fit every model
         """Raise FittedError if it was made for another model, or for other sites of it."""
 

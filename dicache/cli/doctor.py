@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from dicache import __version__, extension
+from dicache import extension
+from dicache._version import __version__
 from dicache.reference.weights import MODEL, READER
 
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "scipy")

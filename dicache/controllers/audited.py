@@ -15,6 +15,7 @@ import torch
 
 from dicache.controllers.base import Controller, refused
 from dicache.errors import ModeError
+from dicache.planning.budget import Budget
 from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
 
 S = TypeVar("S")
@@ -33,6 +34,10 @@ class Audited(Controller[S], Generic[S]):
 
     def at(self, site: Site, sites: int) -> "Audited[Any]":
         return replace(self, inner=self.inner.at(site, sites))
+
+    @property
+    def error_budget(self) -> Budget | None:
+        return self.inner.error_budget
 
     def init(self, samples: int) -> S:
         return self.inner.init(samples)

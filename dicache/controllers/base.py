@@ -1,13 +1,36 @@
 """The contract of a controller: a cost in, a decision out, state beside it."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
+from dicache.planning.budget import Budget
 from dicache.types import Decision, Quote, Rows, Site, Step
 
 S = TypeVar("S")
+Conditions = Callable[[], Mapping[str, Tensor] | None]
+"""Tells what the negative branches of a run were conditioned by (`dicache.models.conditioning`)."""
+
+
+class ProfileUse(NamedTuple):
+    """The profile that a run went by (`dicache.promise`), as its report needs it."""
+
+    name: str
+    prompts: int
+    """How many it was tested on."""
+    kind: str
+    """How it was chosen (`dicache.promise.choose_profile`)."""
+    confidence: float | None
+    """None: nothing was promised."""
+    levels: Rows
+    """The internal budgets, (B,)."""
+    same_conditions: bool
+    """Whether every sample's negative prompt is one that it was tested with."""
+    true_error: Callable[[float], float]
+    """From the error that was estimated to the one that it means."""
 
 
 class Controller(ABC, Generic[S]):
@@ -17,6 +40,25 @@ class Controller(ABC, Generic[S]):
 
     def check(self, step: Step) -> None:  # most rules take any run
         """Raise where a run that begins with this step is not one that this rule can decide."""
+
+    @property
+    def error_budget(self) -> Budget | None:
+        """What a sample may spend in all, as it was asked for; None where the rule goes by something else."""
+        return None
+
+    def describe(self, state: S, conditions: Conditions) -> ProfileUse | None:
+        """By which profile a run in this state goes; None without one."""
+        return None
+
+    def missed(self, work: Rows, steps: int) -> str | None:
+        """What to say of a finished run of so many steps where its samples executed more than was asked for; `work` are
+        their shares of the uncached work, (B,).
+        """
+        return None
+
+    def on_other_weights(self) -> str | None:
+        """What to say of a run on weights that were changed since `enable`; raises where it means nothing there."""
+        return None
 
     @abstractmethod
     def init(self, samples: int) -> S:

@@ -44,6 +44,10 @@ class Budgeted(Controller[Account]):
     def at(self, site: Site, sites: int) -> "Budgeted":
         return replace(self, budget=shared(self.budget, sites))
 
+    @property
+    def error_budget(self) -> Budget | None:
+        return self.budget
+
     def init(self, samples: int) -> Account:
         zero = torch.zeros(samples, dtype=torch.float64)
         return Account(per_sample(self.budget, samples), zero, zero.clone())

@@ -12,6 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 
 from dicache.controllers.base import Controller, refused
+from dicache.planning.budget import Budget
 from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
 
 S = TypeVar("S")
@@ -37,6 +38,10 @@ class Clip(Controller[Clipped[S]], Generic[S]):
 
     def at(self, site: Site, sites: int) -> "Clip[Any]":
         return replace(self, inner=self.inner.at(site, sites))
+
+    @property
+    def error_budget(self) -> Budget | None:
+        return self.inner.error_budget
 
     def init(self, samples: int) -> Clipped[S]:
         return Clipped(self.inner.init(samples), torch.zeros(samples, dtype=torch.int64), -1)

@@ -62,6 +62,10 @@ class Planned(Controller[Way]):
     def at(self, site: Site, sites: int) -> "Planned":
         return replace(self, budget=shared(self.budget, sites))
 
+    @property
+    def error_budget(self) -> Budget | None:
+        return self.budget
+
     def init(self, samples: int) -> Way:
         zero, none = torch.zeros(samples, dtype=torch.float64), torch.full((samples,), -1)
         account = Account(per_sample(self.budget, samples), zero, zero.clone())

@@ -14,6 +14,7 @@ from dicache.controllers.base import Controller
 from dicache.controllers.interval import Interval
 from dicache.controllers.within import Within
 from dicache.errors import ModeError
+from dicache.planning.budget import Budget
 from dicache.types import Decision, Quote, Rows, Site, Step
 
 
@@ -38,6 +39,10 @@ class Staged(Controller[Any]):
         if not front and not rear:
             return Interval(1)
         return Within(rule, high=self.gate) if front else Within(rule, low=self.gate)
+
+    @property
+    def error_budget(self) -> Budget | None:
+        return self.inner.error_budget
 
     def init(self, samples: int) -> Any:  # noqa: ANN401
         return self.inner.init(samples)

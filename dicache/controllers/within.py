@@ -13,6 +13,7 @@ import torch
 
 from dicache.controllers.base import Controller, refused
 from dicache.errors import ModeError
+from dicache.planning.budget import Budget
 from dicache.types import Decision, Quote, Reason, Rows, Site, Step
 
 S = TypeVar("S")
@@ -31,6 +32,10 @@ class Within(Controller[S], Generic[S]):
 
     def at(self, site: Site, sites: int) -> "Within[Any]":
         return replace(self, inner=self.inner.at(site, sites))
+
+    @property
+    def error_budget(self) -> Budget | None:
+        return self.inner.error_budget
 
     def init(self, samples: int) -> S:
         return self.inner.init(samples)

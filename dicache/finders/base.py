@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-import dicache
+from dicache._version import __version__
 from dicache.approximators.fitted.coefficients import Fitted
 from dicache.errors import ScheduleError
 from dicache.measuring.schedule_measurements import Calibration, ScheduleMeasurements
@@ -104,7 +104,7 @@ class Finder(ABC):
             for name, value in values.items()
             if isinstance(value, str | int | float)
         }
-        return Found(self.name, told, seed, len(calibration.prompts), calibration.digest, dicache.__version__)
+        return Found(self.name, told, seed, len(calibration.prompts), calibration.digest, __version__)
 
 
 def _different(tables: Sequence[Table]) -> list[Table]:

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 
-import dicache
+from dicache._version import __version__
 from dicache.approximators.fitted.coefficients import About, Fitted
 from dicache.errors import ScheduleError
 from dicache.finders.base import MOST, Finder
@@ -100,7 +100,7 @@ class Multistep(Finder):
             longest=self.longest,
             rank=1,
             ridge=float(self.ridge),
-            version=dicache.__version__,
+            version=__version__,
         )
         coefficients = {cell.path: run.slopes._asdict() for cell in measurements.basis.cells}
         errors = relative_error(run.latents, measurements.reference[: len(prompts)])

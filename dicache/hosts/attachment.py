@@ -18,7 +18,7 @@ from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
-from dicache.config import Config, measured_with_other_adapters
+from dicache.config import Config
 from dicache.errors import AlreadyEnabledError, ModeError, UnsupportedModelError
 from dicache.hosts.compiled_blocks import Compilation, refuse_wrapped
 from dicache.hosts.latents import latent_of, prediction_of, returned
@@ -62,12 +62,12 @@ class _FirstHook(_PartHook):
 
     _is_stateful = True
 
-    def __init__(self, run: Callable[..., Tree], part: str, finish: Callable[[], None]) -> None:
-        super().__init__(run, part)
-        self.branch, self.finish = _Branch(BaseState), finish
+    def __init__(self, attachment: "Attachment", part: str) -> None:
+        super().__init__(attachment.session.block, part)
+        self.attachment, self.branch = attachment, _Branch(BaseState)
 
     def reset_state(self, module: nn.Module) -> nn.Module:
-        self.finish()
+        self.attachment.session.finish()
         return module
 
 
@@ -105,8 +105,10 @@ class Attachment(Uncopied):
         self.around: dict[str, ModuleHook] = {}
         self.adapters = Adapters(denoiser)
         self.handles: list[Any] = []
+        self.undo: Callable[[], None] = self.detach
+        """Takes it off: `disable` of the Cache that it belongs to."""
         first = next(iter(parts.blocks))
-        self.first = _FirstHook(session.block, first, session.finish)
+        self.first = _FirstHook(self, first)
         inside = dict.fromkeys(part for site in sites for part in site.modules if part not in parts.blocks)
         deciding = {**parts.blocks, **{part: denoiser.get_submodule(part) for part in inside}}
         _check_apart(deciding)
@@ -200,7 +202,8 @@ class Attachment(Uncopied):
             self._surround(find(self.denoiser, self.family).around)
             self._forget_registries()
         if not self.adapters.as_at_first:
-            measured_with_other_adapters(self.session.config, self.session.note)
+            for text in self.session.config.on_other_weights():
+                self.session.note(text)
         return changed
 
     @_eager
@@ -215,6 +218,13 @@ class Attachment(Uncopied):
         found = prediction_of(self.family.model, latent, given, names, output)
         value = self.session.end(found)
         return output if value is found else returned(output, value)
+
+
+def attached_to(denoiser: nn.Module) -> Attachment | None:
+    """What `enable` has put on this denoiser; None where nothing is."""
+    registries = filter(None, map(registry_of, denoiser.modules()))
+    hooks = (registry.get_hook(NAME) for registry in registries)
+    return next((hook.attachment for hook in hooks if isinstance(hook, _FirstHook)), None)
 
 
 def _key(given: Mapping[str, Tree]) -> tuple[Hashable, ...]:
@@ -244,7 +254,7 @@ def _check_free(denoiser: nn.Module) -> None:
     if NAME in _hooks(denoiser):
         raise AlreadyEnabledError(
             f"dicache is already enabled on this {type(denoiser).__name__}. "
-            "Call disable() on the Cache that `enable` returned first."
+            "Call disable() on the Cache that `enable` returned, or dicache.disable(pipe), first."
         )
     _check_others(denoiser)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-import dicache
+from dicache._version import __version__
 from dicache.errors import ScheduleError
 from dicache.files.checked import Wrong, plain_bytes
 from dicache.measuring.schedule_measurements import ScheduleMeasurements
@@ -49,5 +49,5 @@ def blocks_of(cells: Sequence[Cell]) -> list[int]:
 def schedule(measurements: ScheduleMeasurements, mask: np.ndarray, source: str) -> Schedule:
     """From what computes, (T, S) bool, with what it loses on the calibration prompts. The first step computes."""
     table, drawn = measurements.filled(mask, Action.REUSE), measurements.calibration
-    found = Found(f"imported from {source}", {}, drawn.seed, measurements.prompts, drawn.digest, dicache.__version__)
+    found = Found(f"imported from {source}", {}, drawn.seed, measurements.prompts, drawn.digest, __version__)
     return Schedule(measurements.basis, table, found, float(measurements.errors([table]).mean()))

@@ -29,9 +29,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dicache.api import denoisers, enable
-from dicache.config import Config, calibrated
+from dicache.config import Config
 from dicache.controllers.fixed import masks
 from dicache.controllers.planned import Planned
+from dicache.defaults import for_profile
 from dicache.errors import ProfileError
 from dicache.estimators.base import Evidence
 from dicache.estimators.recorder import Recorder
@@ -238,7 +239,7 @@ class _Work:
         if not reference:
             reference.append(self._draw(indices))
         exact = reference[0]
-        with enable(self.pipe, config=calibrated(ProfileChoice((measured,), "named"), FixedLevel(level))) as cache:
+        with enable(self.pipe, config=for_profile(ProfileChoice((measured,), "named"), FixedLevel(level))) as cache:
             drawn = self._draw(indices)
         samples = cache.report().to_dict()["samples"]
         found = {

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-import dicache
+from dicache._version import __version__
 from dicache.api import denoisers, enable
 from dicache.approximators.fitted.coefficients import KINDS, About, Fitted, described
 from dicache.approximators.hold import Reuse
@@ -95,7 +95,7 @@ def fit(
         longest=longest,
         rank=rank,
         ridge=float(ridge),
-        version=dicache.__version__,
+        version=__version__,
     )
     return Fitted(about, recorder.solved())
 

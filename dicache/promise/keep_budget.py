@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from dicache.controllers.base import Controller
+from dicache.controllers.base import Conditions, Controller, ProfileUse
 from dicache.controllers.planned import Planned, Way, cautious
+from dicache.errors import ProfileError
 from dicache.planning.budget import Budget, per_sample, validate
 from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.profile import Profile
@@ -27,6 +28,8 @@ class Aim(Protocol):
 
     needed: bool
     """Whether a run without a fitting profile is an error."""
+    confidence: float | None
+    """None: nothing is promised."""
 
     def fallback(self) -> Controller[Way]:
         """What decides without a profile."""
@@ -70,6 +73,7 @@ class FixedLevel(Aim):
 
     level: float
     needed: bool = True
+    confidence: float | None = None
 
     def fallback(self) -> Controller[Way]:
         return Planned(self.level)
@@ -92,6 +96,31 @@ class Promised(Controller[Chosen]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inner", self.aim.fallback())
+
+    def describe(self, state: Chosen, conditions: Conditions) -> ProfileUse | None:
+        if state.profile is None:
+            return None
+        negative_conditions = conditions()
+        return ProfileUse(
+            name=state.profile.name,
+            prompts=state.profile.prompts,
+            kind=self.choice.kind,
+            confidence=None if self.choice.kind == "nearest" else self.aim.confidence,
+            levels=state.way.account.budget,
+            same_conditions=negative_conditions is None
+            or bool(state.profile.same_conditions(negative_conditions).all()),
+            true_error=state.profile.true_error,
+        )
+
+    def on_other_weights(self) -> str | None:
+        if not self.choice.profiles:
+            return None
+        if self.aim.needed or self.choice.kind == "named":
+            raise ProfileError(
+                "the LoRA was changed after dicache.enable, and the profile was measured without that change. Set the "
+                "LoRA, calibrate with it, and enable with that profile; or enable without profile and confidence."
+            )
+        return "the LoRA was changed after dicache.enable: the profile was measured without that change."
 
     def init(self, samples: int) -> Chosen:
         return Chosen(None, self.inner.init(samples))

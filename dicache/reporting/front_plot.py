@@ -16,8 +16,8 @@ def figure(fronts: Mapping[str, ParetoSet]) -> "Figure":
     result = Figure(figsize=(7, 4.5), layout="constrained")
     axes = result.subplots()
     for name, front in fronts.items():
-        known = [s for s in front.members if s.error]
-        axes.plot([s.work for s in known], [s.error or 0.0 for s in known], marker="o", markersize=4, label=name)
+        points = [(s.work, s.error) for s in front.members if s.error]  # none of error 0: the scale is logarithmic
+        axes.plot([work for work, _ in points], [error for _, error in points], marker="o", markersize=4, label=name)
     axes.set(xlabel="executed / uncached MACs", ylabel="relative error of the final latent, mean", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -1,4 +1,4 @@
-"""A report as a picture and as a page a person can open."""
+"""A report, as `Report.to_dict` gives it, as a picture, as a page, and as what a notebook shows."""
 
 import base64
 import io
@@ -10,8 +10,6 @@ from dicache.types import REASONS, Action, Reason
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from dicache.reporting.report import Report
 
 COLOURS = {
     Action.COMPUTE: "#1f3a5f",
@@ -25,10 +23,13 @@ COLOURS = {
 PARTLY = "#8796a8"
 """Some sites computed and some did not."""
 _COMPUTED = ("compute", "unstored")
-_PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html><meta charset="utf-8"><title>dicache</title>
-<style>body{font:15px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em .8em;text-align:right}
-.step{display:inline-block;width:1em;height:1.2em;margin-right:1px}</style>
-<h1>{{ "%.2f"|format(speedup) }}x less computed</h1>
+_TEMPLATES = jinja2.Environment(
+    autoescape=True,
+    loader=jinja2.DictLoader(
+        {
+            "fragment": """<style>.dicache td,.dicache th{padding:.2em .8em;text-align:right}
+.dicache .step{display:inline-block;width:1em;height:1.2em;margin-right:1px}</style>
+<div class="dicache"><h3>{{ "%.2f"|format(speedup) }}x less computed</h3>
 <table><tr><th>sample<th>budget<th>estimated error<th>work<th>decisions</tr>
 {% for s in samples %}<tr><td>{{ loop.index0 }}<td>{{ s.budget }}<td>{{ s.error }}<td>{{ s.work }}<td>
 {% for step in s.steps -%}
@@ -37,16 +38,22 @@ _PAGE = jinja2.Environment(autoescape=True).from_string("""<!doctype html><meta 
 </tr>{% endfor %}</table>
 <p>{% for name, colour in legend %}
 <span class="step" style="background:{{ colour }}"></span> {{ name }}{% endfor %}</p>
-{% for warning in warnings %}<p>note: {{ warning }}</p>{% endfor %}
-<img src="data:image/png;base64,{{ image }}">""")
+{% for warning in warnings %}<p>note: {{ warning }}</p>{% endfor %}</div>
+""",
+            "page": """<!doctype html><meta charset="utf-8"><title>dicache</title>
+<style>body{font:15px sans-serif;max-width:60em;margin:2em auto}</style>
+{% include "fragment" %}
+<img src="data:image/png;base64,{{ image }}">""",
+        }
+    ),
+)
 
 
-def figure(report: "Report") -> "Figure":
+def figure(facts: dict[str, Any]) -> "Figure":
     """Above, every sample's decisions over the steps; below, the error estimated so far, with the budgets dashed."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    facts = report.to_dict()
     result = Figure(figsize=(9, 5), layout="constrained")
     above, below = result.subplots(2, 1, sharex=True)
     for row, sample in enumerate(facts["samples"]):
@@ -60,17 +67,27 @@ def figure(report: "Report") -> "Figure":
     return result
 
 
-def html(report: "Report") -> str:
+def page(facts: dict[str, Any]) -> str:
     """One page with everything in it."""
-    facts, image = report.to_dict(), io.BytesIO()
-    figure(report).savefig(image, format="png", dpi=110)
-    return _PAGE.render(
-        speedup=facts["compute_speedup"],
-        samples=[_row(sample) for sample in facts["samples"]],
-        legend=[*((action.name.lower(), colour) for action, colour in COLOURS.items()), ("partly computed", PARTLY)],
-        warnings=facts["warnings"],
-        image=base64.b64encode(image.getvalue()).decode(),
+    image = io.BytesIO()
+    figure(facts).savefig(image, format="png", dpi=110)
+    return _TEMPLATES.get_template("page").render(
+        **_shown(facts), image=base64.b64encode(image.getvalue()).decode("ascii")
     )
+
+
+def fragment(facts: dict[str, Any]) -> str:
+    """The table and the notes alone, as a notebook shows them."""
+    return _TEMPLATES.get_template("fragment").render(**_shown(facts))
+
+
+def _shown(facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "speedup": facts["compute_speedup"],
+        "samples": [_row(sample) for sample in facts["samples"]],
+        "legend": [*((action.name.lower(), colour) for action, colour in COLOURS.items()), ("partly computed", PARTLY)],
+        "warnings": facts["warnings"],
+    }
 
 
 def _row(sample: dict[str, Any]) -> dict[str, Any]:

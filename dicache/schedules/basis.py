@@ -10,16 +10,13 @@ from dicache.approximators.base import Approximator
 from dicache.approximators.fitted.coefficients import Fitted, selector
 from dicache.approximators.hold import Reuse
 from dicache.approximators.zero import Zero
-from dicache.config import EVALUATION, INNER, Config
+from dicache.config import Config
 from dicache.controllers.gap import PerGap
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.schedules.action_table import Costs, Table, macs
 from dicache.schedules.follow import Scheduled
-from dicache.sites import Evaluation, Sites
+from dicache.sites import Sites
 from dicache.types import Action, Kind
-
-EXTRAPOLATED = {True: INNER[0], False: EVALUATION[0]}
-"""By whether the sites lie inside the denoiser."""
 
 
 class Cell(NamedTuple):
@@ -106,7 +103,7 @@ def config_of(
 
 def _forms(used: set[int], sites: Sites, fitted: Fitted | None) -> tuple[Approximator, ...]:
     """What fills in where these actions are asked for."""
-    line = EXTRAPOLATED[type(sites) is not Evaluation]
+    line = sites.approximators[0]
     made: Sequence[tuple[Action, Approximator | None]] = (
         (Action.EXTRAPOLATE, line),
         (Action.REUSE, Reuse()),

@@ -33,7 +33,7 @@ from diffusers import (
 import dicache
 from dicache import presets
 from dicache.approximators.hold import Reuse
-from dicache.config import INNER, Config
+from dicache.config import Config
 from dicache.controllers.fixed import Fixed
 from dicache.controllers.interval import Interval
 from dicache.controllers.planned import Planned
@@ -465,7 +465,7 @@ def test_a_third_branch_of_another_batch_that_leaves_out_blocks_is_never_mixed_i
     pipe = quiet(make_sd3())
     plain = draw_sd3(pipe, [1], STEPS, **slg)
     assert error(draw_sd3(pipe, [1], STEPS), plain) > 0.01, "the third branch does something"
-    config = Config(Planned(0.0)) if sites is None else Config(Interval(1), ClosedLoop(), INNER, sites=sites)
+    config = Config(Planned(0.0)) if sites is None else Config(Interval(1), ClosedLoop(), sites=sites)
     with dicache.enable(pipe, config=config):
         assert torch.equal(draw_sd3(pipe, [1], STEPS, **slg), plain)
     how: dict[str, Any] = {"error_budget": BUDGET} if sites is None else {"config": presets.fora(2, sites)}

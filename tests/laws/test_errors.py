@@ -9,7 +9,8 @@ from diffusers import FirstBlockCacheConfig
 
 import dicache
 from dicache.approximators.alignment import Align
-from dicache.config import Config, budgeted
+from dicache.config import Config
+from dicache.defaults import for_budget
 from dicache.errors import AlreadyEnabledError, BudgetError, CaptionError, ModeError, UnsupportedModelError
 from dicache.probes.first_blocks import FirstBlocks
 from pipelines.tiny import draw_flux, make_flux
@@ -57,7 +58,7 @@ def test_as_many_budgets_as_samples_or_an_error_and_then_a_clean_run():
 
 def test_exactly_one_mode():
     pipe = make_flux()
-    for arguments in ({}, {"error_budget": 0.1, "config": budgeted(0.1)}):
+    for arguments in ({}, {"error_budget": 0.1, "config": for_budget(0.1)}):
         with pytest.raises(ModeError, match="exactly one"):
             dicache.enable(pipe, **arguments)
     with pytest.raises(TypeError):
@@ -94,6 +95,28 @@ def test_enabling_twice_is_refused_and_the_first_goes_on():
     cache.disable()
     cache.disable()
     assert untouched(pipe)
+
+
+def test_a_cache_that_was_lost_is_taken_off_by_its_pipeline_or_denoiser():
+    for lost_on in (lambda pipe: pipe, lambda pipe: pipe.transformer):
+        pipe = make_flux()
+        plain = draw_flux(pipe, [1], 6)
+        dicache.enable(pipe, error_budget=0.3)
+        with pytest.raises(AlreadyEnabledError, match=r"dicache.disable\(pipe\)"):
+            dicache.enable(pipe, error_budget=0.1)
+        dicache.disable(lost_on(pipe))
+        assert untouched(pipe) and torch.equal(draw_flux(pipe, [1], 6), plain)
+        dicache.disable(pipe)
+
+
+def test_a_cache_that_was_taken_off_by_its_pipeline_is_disabled_and_still_reports():
+    pipe = make_flux()
+    cache = dicache.enable(pipe, error_budget=0.3)
+    draw_flux(pipe, [1], 6)
+    dicache.disable(pipe)
+    assert cache.report().to_dict()["complete"]
+    with pytest.raises(ModeError, match="was disabled"), cache:
+        pass
 
 
 def test_a_model_with_a_diffusers_cache_is_refused_and_keeps_it():
@@ -154,14 +177,14 @@ def test_a_batch_that_changes_size_half_way_begins_anew_and_says_so():
 
 def test_alignment_without_a_probe_is_refused():
     with pytest.raises(ModeError, match="reads a probe"):
-        Config(budgeted(0.1).controller, approximators=(Align(),), probe=FirstBlocks(0))
+        Config(for_budget(0.1).controller, approximators=(Align(),), probe=FirstBlocks(0))
     with pytest.raises(ModeError, match="no approximator"):
-        Config(budgeted(0.1).controller, approximators=())
+        Config(for_budget(0.1).controller, approximators=())
 
 
 def test_without_a_probe_skipped_steps_run_no_block():
     pipe = make_flux()
-    parts = budgeted(0.4)
+    parts = for_budget(0.4)
     with dicache.enable(
         pipe, config=Config(parts.controller, approximators=parts.approximators[:2], probe=FirstBlocks(0))
     ) as cache:

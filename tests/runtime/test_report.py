@@ -50,6 +50,22 @@ def test_a_report_prints_a_line_per_sample_and_says_that_it_is_uncalibrated(repo
     assert "without calibration" in text
 
 
+def test_a_report_says_in_one_line_what_it_is_and_shows_in_a_notebook(report):
+    assert repr(report) == f"<dicache.Report: samples 2, steps 8, {report.compute_speedup:.2f}x less computed>"
+    shown = report._repr_html_()
+    assert shown.count('class="step" style') >= 16 and "without calibration" in shown and "<img" not in shown
+
+
+def test_a_cache_says_on_what_it_is_and_what_it_has_done():
+    pipe = make_flux()
+    cache = dicache.enable(pipe, error_budget=0.2)
+    assert repr(cache) == "<dicache.Cache on FluxTransformer2DModel: nothing has run yet>"
+    draw_flux(pipe, [1, 2], 8)
+    assert "samples 2, steps 8" in str(cache) and "decisions" in cache._repr_html_()
+    cache.disable()
+    assert "disabled, was on FluxTransformer2DModel" in repr(cache)
+
+
 def test_a_report_is_a_figure_and_a_page(report, tmp_path):
     assert len(report.plot().axes) == 2
     report.save_html(tmp_path / "report.html")

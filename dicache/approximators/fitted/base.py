@@ -56,6 +56,11 @@ class Calibrated(Approximator):
         if missing:
             raise _unfitted(missing[0])
 
+    def on_other_weights(self) -> str | None:
+        if self.model is None:
+            return None
+        return "the LoRA was changed after dicache.enable: the coefficients were fitted without that change."
+
     def guess(self, histories: Histories, target: Target) -> Tensor:
         held = histories.outputs.values[0]
         if held.ndim != 3:

@@ -1,0 +1,121 @@
+"""One `enable`: it reports, resets and undoes."""
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from dicache.controllers.base import ProfileUse
+from dicache.errors import ModeError
+from dicache.hosts.attachment import Attachment
+from dicache.hosts.audit import Auditor, summary
+from dicache.planning.budget import Budget, per_sample
+from dicache.reporting.report import Report, one_line
+from dicache.runtime.session import Session
+from dicache.runtime.trace import Trace, joined
+from dicache.types import Rows
+
+
+class Cache:
+    """One `enable`. Also a context manager: leaving it disables."""
+
+    def __init__(
+        self,
+        attachments: Mapping[str, Attachment],
+        budget: Budget | None,
+        confidence: float | None = None,
+        auditors: Sequence[Auditor] = (),
+    ) -> None:
+        self._attachments, self._budget, self._confidence = dict(attachments), budget, confidence
+        self._auditors = auditors
+        self._all = [attachment.session for attachment in attachments.values()]
+        self._models = ", ".join(attachment.family.model for attachment in attachments.values())
+        for attachment in attachments.values():
+            attachment.undo = self.disable
+
+    @property
+    def _sessions(self) -> list[Session]:
+        """Of the denoisers that took part in the last run, in their order; the first one before any did."""
+        ran = sorted((s.run.begun, i) for i, s in enumerate(self._all) if s.run is not None)
+        if not ran:
+            return self._all[:1]
+        last = self._all[ran[-1][1]]
+        return [self._all[i] for _, i in ran if self._all[i].shares_its_run_with(last)]
+
+    @property
+    def _session(self) -> Session:
+        """Of the denoiser that ran last; the first one before any did."""
+        return self._sessions[-1]
+
+    @property
+    def trace(self) -> Trace | None:
+        """The last run, or the one going on, of all denoisers that take turns in it; None before the first."""
+        traces = [trace for session in self._sessions if (trace := session.trace())]
+        alike = len({(len(trace.sites), len(trace.executed)) for trace in traces}) == 1
+        return joined(traces if alike else traces[-1:]) if traces else None
+
+    def report(self) -> Report:
+        """What the last run did, or what the one going on has done so far."""
+        trace = self.trace
+        budgets = None if trace is None else self._budgets(len(trace.executed))
+        notes = list(dict.fromkeys(note for session in self._sessions for note in session.notes))
+        return Report(trace, budgets, [*notes, *self._missed(trace)], self._profile_use(), self._audit())
+
+    def _missed(self, trace: Trace | None) -> list[str]:
+        """Where a finished run is slower than was asked for."""
+        if trace is None or not trace.complete:
+            return []
+        text = self._session.config.controller.missed(trace.executed / trace.uncached, len(trace.records))
+        return [] if text is None else [text]
+
+    def _profile_use(self) -> ProfileUse | None:
+        """By which profile the last run went; None without one."""
+        run = self._session.run
+        if run is None or run.samples == 0:
+            return None
+        return run.states[0].rule.describe(run.states[0].controller, run.negative_conditions)
+
+    def _audit(self) -> dict[str, Any] | None:
+        """What audits found in all runs so far; None without audits."""
+        if not self._auditors:
+            return None
+        for auditor in self._auditors:
+            auditor.finish()
+        return summary([audited for auditor in self._auditors for audited in auditor.found], self._confidence)
+
+    def _budgets(self, samples: int) -> Rows | None:
+        """(B,); None without a budget, or where the run broke off because its list has another length."""
+        if self._budget is None or (isinstance(self._budget, tuple) and len(self._budget) != samples):
+            return None
+        return per_sample(self._budget, samples)
+
+    def reset(self) -> None:
+        """Begin anew at the next denoiser call. Pipelines never need it; a hand-written loop does where it begins again
+        at the timestep where it was broken off.
+        """
+        for session in self._all:
+            session.reset()
+
+    def disable(self) -> None:
+        """Restore the model exactly, and let go of it. The report stays. Doing it twice does nothing."""
+        for auditor in self._auditors:
+            auditor.release()
+        for attachment in self._attachments.values():
+            attachment.detach()
+        self._attachments = {}
+
+    def __repr__(self) -> str:
+        state = "on" if self._attachments else "disabled, was on"
+        return f"<dicache.Cache {state} {self._models}: {one_line(self.trace)}>"
+
+    def _repr_html_(self) -> str:
+        return self.report()._repr_html_()
+
+    def __enter__(self) -> "Cache":
+        if not self._attachments:
+            raise ModeError("this Cache was disabled. Call dicache.enable again.")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.disable()

@@ -1,0 +1,144 @@
+"""What the arguments of `enable` mean: which parts decide for a denoiser, and what was asked of them. All are checked
+before a model is touched.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dicache.config import Config
+from dicache.defaults import for_budget, for_profile, for_speedup
+from dicache.errors import BudgetError, ModeError, ProfileError
+from dicache.models.family import Family
+from dicache.models.identity import identity, offloaded, outline
+from dicache.planning.budget import Budget, validate
+from dicache.promise.choose_profile import HOW_TO, ProfileChoice, may_have_shipped, profiles_for
+from dicache.promise.keep_budget import BudgetAim, keep
+from dicache.promise.profile import Profile
+from dicache.schedules.schedule import Schedule
+from dicache.types import Wanted
+
+AskedBudget = float | Wanted | Sequence[float | Wanted]
+AskedProfile = str | Path | Profile | Sequence[str | Path | Profile]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to be enabled."""
+
+    config_of: Callable[[nn.Module], Config]
+    """The parts for one denoiser; raises where there are none for it."""
+    aim: BudgetAim | None = None
+    """The budget that was asked for, if one was."""
+
+    def budget(self, config: Config) -> Budget | None:
+        """What a sample may spend in units of the latent; None where another unit, or no budget, was asked for."""
+        return config.controller.error_budget if self.aim is None else self.aim.budget
+
+    @property
+    def confidence(self) -> float | None:
+        return None if self.aim is None else self.aim.confidence
+
+
+def parse_mode(
+    error_budget: AskedBudget | None,
+    speedup: float | Sequence[float] | None,
+    confidence: float | None,
+    profile: AskedProfile | None,
+    schedule: str | Path | Schedule | None,
+    config: Config | None,
+    family: Family | None,
+) -> Mode:
+    """Raises ModeError where they contradict each other, and what `enable` says of each."""
+    if sum(argument is not None for argument in (error_budget, speedup, schedule, config)) != 1:
+        raise ModeError(
+            "give exactly one of error_budget, speedup, schedule and config, for example "
+            "dicache.enable(pipe, error_budget=0.05)."
+        )
+    if error_budget is not None:
+        aim = parse_aim(error_budget, confidence, profile)
+        return Mode(lambda denoiser: _for_aim(denoiser, aim, profile), aim)
+    if profile is not None or confidence is not None:
+        raise ModeError("profile and confidence go with error_budget. Leave them out, or give error_budget=... alone.")
+    if schedule is not None:
+        found = parse_schedule(schedule)
+        return Mode(lambda denoiser: found.config(denoiser, family))
+    parts = for_speedup(parse_speedup(speedup)) if config is None else parse_config(config)
+    return Mode(lambda denoiser: parts)
+
+
+def parse_aim(error_budget: Any, confidence: Any, profile: Any) -> BudgetAim:  # noqa: ANN401
+    """Raises BudgetError for a budget that is none, ModeError for a confidence that is none or that cannot be had."""
+    if confidence is None:
+        return keep(error_budget)
+    if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence < 1:
+        raise ModeError(f"confidence is {confidence!r}. Expected a number above 0 and below 1, for example 0.9.")
+    if profile == "nearest":
+        raise ModeError("profile='nearest' drops the promise: leave out confidence, or name a profile that fits.")
+    return keep(error_budget, confidence)
+
+
+def parse_speedup(speedup: Any) -> Budget:  # noqa: ANN401
+    """As numbers of at least 1. Raises ModeError for anything else."""
+    try:
+        ratios = validate(speedup)
+    except BudgetError as error:
+        raise ModeError(str(error).replace("error_budget", "speedup").split(", for example")[0]) from error
+    if min([ratios] if isinstance(ratios, float) else ratios) < 1:
+        raise ModeError(f"speedup is {speedup!r}. Expected 1 (compute everything) or more, for example 2.0.")
+    return ratios
+
+
+def parse_schedule(schedule: Any) -> Schedule:  # noqa: ANN401
+    """It, or what its file holds. Raises ModeError for anything else, ScheduleError for a damaged file."""
+    table = Schedule.load(schedule) if isinstance(schedule, str | Path) else schedule
+    if not isinstance(table, Schedule):
+        raise ModeError(
+            f"schedule is a {type(schedule).__name__}. Expected a dicache.Schedule or the path of its file; of a "
+            "ParetoSet choose one: front.at(cost=0.5)."
+        )
+    return table
+
+
+def parse_config(config: Any) -> Config:  # noqa: ANN401
+    """Raises ModeError for anything else."""
+    if not isinstance(config, Config):
+        raise ModeError(f"config is {config!r}. Expected a dicache.Config; for a number use error_budget.")
+    return config
+
+
+def parse_audit(audit: Any, pipeline: bool) -> float:  # noqa: ANN401
+    """The share of samples to audit. Raises ModeError for anything else, and without a pipeline for any above 0."""
+    if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
+        raise ModeError(f"audit is {audit!r}. Expected the share of samples to run uncached too, from 0 to 1.")
+    if audit > 0 and not pipeline:
+        raise ModeError("audit needs the scheduler of a pipeline, and this is a bare denoiser. Leave out audit.")
+    return audit
+
+
+def parse_compile_blocks(compile_blocks: Any) -> Mapping[str, Any] | None:  # noqa: ANN401
+    """Options of `torch.compile`; None to compile nothing. Raises ModeError for anything else."""
+    if isinstance(compile_blocks, bool):
+        return {} if compile_blocks else None
+    if isinstance(compile_blocks, Mapping):
+        return compile_blocks
+    raise ModeError(
+        f"compile_blocks is {compile_blocks!r}. Expected True, False, or options of torch.compile such as "
+        "{'dynamic': True}."
+    )
+
+
+def _for_aim(denoiser: nn.Module, aim: BudgetAim, profile: AskedProfile | None) -> Config:
+    """With what a profile measured where one might fit, else by the law."""
+    if profile is not None or (may_have_shipped(outline(denoiser)) and not offloaded(denoiser)):
+        choice = profiles_for(identity(denoiser), profile)
+    else:
+        choice = ProfileChoice(())
+    if choice.profiles:
+        return for_profile(choice, aim)
+    if aim.needed or profile is not None or aim.budget is None:
+        raise ProfileError(f"there is no profile of this {type(denoiser).__name__}. {HOW_TO}.")
+    return for_budget(aim.budget)
