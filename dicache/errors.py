@@ -51,3 +51,7 @@ class ScheduleError(DicacheError, ValueError):
 
 class ProfileError(DicacheError, ValueError):
     """A profile is damaged, does not fit the run, or cannot promise what was asked for."""
+
+
+class FileError(DicacheError, OSError):
+    """A file cannot be written. What was there before is unchanged."""

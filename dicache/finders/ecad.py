@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dicache.errors import ProfileError, ScheduleError
+from dicache.errors import ScheduleError
 from dicache.files.checkpoint import Checkpoint, Entry
 from dicache.finders.base import Finder
 from dicache.finders.block_caching import BlockCaching
@@ -66,7 +66,7 @@ class Ecad(Finder):
                 break
             genomes = infills.get("X").astype(bool)
             tables = [self._table(measurements, genome) for genome in genomes]
-            held = _kept(checkpoint, f"generation-{generation}", partial(_measured, measurements, genomes, tables))
+            held = checkpoint.entry(f"generation-{generation}", partial(_measured, measurements, genomes, tables))
             if not {"genomes", "errors"} <= set(held) or not np.array_equal(held["genomes"], genomes):
                 raise ScheduleError(f"{self.checkpoint} holds another search. Delete it, or give another checkpoint.")
             measurements.remember(tables, held["errors"])
@@ -119,19 +119,16 @@ class Ecad(Finder):
         return measurements.filled(np.concatenate([first, ~genome.reshape(steps - 1, sites)]), self.fill)
 
     def _checkpoint(self, measurements: ScheduleMeasurements, seed: int) -> Checkpoint:
-        told = [self.name, seed, self.population, self.flips, int(self.fill), self.seeded, repr(self.seeds)]
+        told = [self.name, seed, self.population, self.flips, int(self.fill), self.seeded, self.seeds]
         drawn = measurements.calibration
         told += [
             measurements.basis.model,
             measurements.basis.scheduler,
             list(measurements.basis.sigmas),
-            repr(measurements.sites),
+            measurements.sites,
         ]
         told += [drawn.digest, drawn.seed]
-        try:
-            return Checkpoint(self.checkpoint, [*told, repr(sorted(drawn.call.items()))])
-        except ProfileError as error:
-            raise ScheduleError(str(error)) from error
+        return Checkpoint(self.checkpoint, [*told, drawn.call], ScheduleError)
 
     def _show(self, measurements: ScheduleMeasurements, tables: Sequence[Table], seed: int) -> None:
         """The front so far, on disk."""
@@ -141,10 +138,3 @@ class Ecad(Finder):
 
 def _measured(measurements: ScheduleMeasurements, genomes: np.ndarray, tables: Sequence[Table]) -> Entry:
     return {"genomes": genomes, "errors": measurements.errors(tables)}
-
-
-def _kept(checkpoint: Checkpoint, name: str, make: Any) -> Entry:  # noqa: ANN401
-    try:
-        return checkpoint.entry(name, make)
-    except ProfileError as error:
-        raise ScheduleError(str(error)) from error

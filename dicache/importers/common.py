@@ -9,7 +9,7 @@ import numpy as np
 
 from dicache._version import __version__
 from dicache.errors import ScheduleError
-from dicache.files.checked import Wrong, plain_bytes
+from dicache.files.checked import FileFault, plain_bytes
 from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.basis import Cell
 from dicache.schedules.schedule import Found, Schedule
@@ -28,7 +28,7 @@ def json_of(path: Path) -> dict[str, Any]:
     """Raises ScheduleError for anything but a JSON object."""
     try:
         content = json.loads(plain_bytes(path, LARGEST).decode())
-    except (Wrong, OSError, ValueError, RecursionError) as error:
+    except (FileFault, OSError, ValueError, RecursionError) as error:
         raise ScheduleError(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict) or not content:
         raise ScheduleError(f"{path} holds no JSON object with entries.")

@@ -21,7 +21,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from dicache.errors import ScheduleError
-from dicache.files.checked import Wrong
+from dicache.files.checked import FileFault
 from dicache.importers.common import LARGEST, blocks_of, schedule
 from dicache.measuring.schedule_measurements import Calibration
 from dicache.schedules.schedule import Schedule
@@ -29,7 +29,7 @@ from dicache.sites import Sites
 from dicache.types import Kind
 
 _UNREADABLE = (
-    *(OSError, RuntimeError, ValueError, EOFError, SafetensorError, UnpicklingError, Wrong),
+    *(OSError, RuntimeError, ValueError, EOFError, SafetensorError, UnpicklingError, FileFault),
     *(AttributeError, TypeError, LookupError, AssertionError, ArithmeticError, struct.error),
 )
 """What torch raises for files that are damaged, or made to be."""
@@ -72,7 +72,7 @@ def scores(path: Path) -> np.ndarray:
     """
     try:
         if path.stat().st_size > LARGEST:
-            raise Wrong(f"it has more than {LARGEST} bytes")
+            raise FileFault(f"it has more than {LARGEST} bytes")
         held = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except _UNREADABLE as error:
         what = str(error).split("\n")[0]

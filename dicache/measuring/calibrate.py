@@ -107,7 +107,7 @@ def calibrate(
         seed,
         batch,
         sorted(functions),
-        repr(call),
+        call,
         count,
         RULE,
     ]
@@ -127,7 +127,7 @@ def calibrate(
         "cost": {
             "seconds": round(time.perf_counter() - started, 1),
             "samples": work.drawn,
-            "resumed": entries.found,
+            "resumed": entries.resumed,
         },
         "versions": {name: version(name) for name in ("torch", "diffusers")},
     }

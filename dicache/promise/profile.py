@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from dicache.errors import BudgetError, ProfileError
-from dicache.files.checked import Wrong, beside, plain_bytes
+from dicache.files.checked import FileFault, plain_bytes, sibling
 from dicache.models.conditioning import SIZE, Prints, alike
 from dicache.planning.error_law import RULE
 from dicache.promise.learn_then_test import accepted, failures_allowed, prompts_needed, rising
@@ -202,9 +202,9 @@ def load_profile(path: str | Path) -> Profile:
         facts, bound = _facts(content)
         data = plain_bytes(path.parent / bound["file"], LARGEST["arrays"])
         if hashlib.sha256(data).hexdigest() != bound["sha256"]:
-            raise Wrong(f"{bound['file']} is not the file it was saved with (sha256 differs)")
+            raise FileFault(f"{bound['file']} is not the file it was saved with (sha256 differs)")
         return Profile(facts, load(data), content["about"])
-    except (Wrong, BudgetError, OSError, ValueError, OverflowError, RecursionError, SafetensorError) as error:
+    except (FileFault, BudgetError, OSError, ValueError, OverflowError, RecursionError, SafetensorError) as error:
         raise ProfileError(
             f"{path} is no profile that can be used: {error}. Calibrate again: dicache.calibrate(...)."
         ) from error
@@ -213,7 +213,7 @@ def load_profile(path: str | Path) -> Profile:
 def _facts(content: Any) -> tuple[Facts, dict[str, str]]:  # noqa: ANN401
     """Of the JSON, and the name and digest of the arrays' file."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise Wrong(f"its format is not {FORMAT}")
+        raise FileFault(f"its format is not {FORMAT}")
     kinds: dict[str, Any] = {
         "model": str,
         "scheduler": str,
@@ -225,26 +225,26 @@ def _facts(content: Any) -> tuple[Facts, dict[str, str]]:  # noqa: ANN401
     }
     for key, kind in kinds.items():
         if not isinstance(content.get(key), kind) or isinstance(content[key], bool):
-            raise Wrong(f"{key!r} is missing or of another kind")
+            raise FileFault(f"{key!r} is missing or of another kind")
     bound = content["arrays"]
     if not all(isinstance(bound.get(key), str) for key in ("file", "sha256")):
-        raise Wrong("'arrays' does not name a file and its sha256")
-    beside(bound["file"])
+        raise FileFault("'arrays' does not name a file and its sha256")
+    sibling(bound["file"])
     if not all(isinstance(s, int | float) and not isinstance(s, bool) for s in content["sigmas"]):
-        raise Wrong("'sigmas' are not all numbers")
+        raise FileFault("'sigmas' are not all numbers")
     sigmas = tuple(float(s) for s in content["sigmas"])
     if content.get("prices") not in ("law", "measured"):
-        raise Wrong("'prices' is neither law nor measured")
+        raise FileFault("'prices' is neither law nor measured")
     about = content["model"], content["scheduler"], sigmas, float(content["guidance"])
     return Facts(*about, content["prices"], content["rule"], _negative_conditions(content.get("weaker", {}))), bound
 
 
 def _negative_conditions(content: Any) -> dict[str, tuple[float, ...]]:  # noqa: ANN401
     if not isinstance(content, dict) or not all(isinstance(numbers, list) for numbers in content.values()):
-        raise Wrong("'weaker' is no list of numbers by name")
+        raise FileFault("'weaker' is no list of numbers by name")
     found = {key: tuple(n for n in numbers if type(n) in (int, float)) for key, numbers in content.items()}
     if any(len(numbers) != SIZE or len(content[key]) != SIZE for key, numbers in found.items()):
-        raise Wrong(f"'weaker' does not hold {SIZE} numbers by name")
+        raise FileFault(f"'weaker' does not hold {SIZE} numbers by name")
     return {key: tuple(map(float, numbers)) for key, numbers in found.items()}
 
 

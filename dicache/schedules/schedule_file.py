@@ -14,7 +14,7 @@ from typing import Any
 
 from dicache.approximators.fitted.coefficients import Fitted, selector
 from dicache.errors import DicacheError, ScheduleError
-from dicache.files.checked import Wrong, beside, plain_bytes
+from dicache.files.checked import FileFault, plain_bytes, sibling
 from dicache.schedules.action_table import read, written
 from dicache.schedules.basis import Basis, Cell, Dynamic
 from dicache.schedules.schedule import Found, Schedule
@@ -98,9 +98,9 @@ def load(path: Path, *, several: bool) -> list[Schedule]:
         basis, fitted = _basis(content), _fitted(content, path.parent)
         tables = _get(content, "schedules", list) if several else [content]
         if not tables or not all(isinstance(table, dict) for table in tables):
-            raise Wrong("'schedules' is not a list of one or more schedules")
+            raise FileFault("'schedules' is not a list of one or more schedules")
         return [_schedule(table, basis, fitted) for table in tables]
-    except (Wrong, DicacheError, OSError, ArithmeticError, ValueError, TypeError, LookupError) as error:
+    except (FileFault, DicacheError, OSError, ArithmeticError, ValueError, TypeError, LookupError) as error:
         what = " ".join(str(error).split()).rstrip(".")
         text = f"{path} is no schedule that can be used: {what}. Find it again: dicache search."
         raise ScheduleError(text) from error
@@ -112,29 +112,29 @@ def _check_format(content: Any, several: bool) -> None:  # noqa: ANN401
     given = content.get("format") if isinstance(content, dict) else None
     if given == FORMATS[not several]:
         use = "one: use Schedule.load" if several else "several: use ParetoSet.load(path).at(cost=0.5)"
-        raise Wrong(f"it holds {use}")
+        raise FileFault(f"it holds {use}")
     if given != FORMATS[several]:
-        raise Wrong(f"its format is not {FORMATS[several]}")
+        raise FileFault(f"its format is not {FORMATS[several]}")
 
 
 def _get(content: Json, key: str, kind: type | tuple[type, ...]) -> Any:  # noqa: ANN401
     value = content.get(key)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise Wrong(f"{key!r} is missing or of another kind")
+        raise FileFault(f"{key!r} is missing or of another kind")
     return value
 
 
 def _number(content: Json, key: str, least: float = 0.0) -> float:
     value = float(_get(content, key, (int, float)))
     if not (math.isfinite(value) and value >= least):
-        raise Wrong(f"{key!r} is {value:g}, not a finite number from {least:g} on")
+        raise FileFault(f"{key!r} is {value:g}, not a finite number from {least:g} on")
     return value
 
 
 def _numbers(content: Json, key: str, kind: type | tuple[type, ...]) -> list[Any]:
     values: list[Any] = _get(content, key, list)
     if not all(isinstance(v, kind) and not isinstance(v, bool) and math.isfinite(float(v)) for v in values):  # type: ignore[arg-type]
-        raise Wrong(f"{key!r} are not all finite numbers")
+        raise FileFault(f"{key!r} are not all finite numbers")
     return values
 
 
@@ -143,15 +143,15 @@ def _basis(content: Json) -> Basis:
     rows = tuple(_numbers(content, "rows", int))
     cells = tuple(_cell(cell) for cell in _get(content, "sites", list))
     if not (2 <= len(sigmas) <= MOST and 1 <= len(cells) <= MOST and len({c.path for c in cells}) == len(cells)):
-        raise Wrong("it has not 2 or more steps, and 1 or more sites with paths of their own")
+        raise FileFault("it has not 2 or more steps, and 1 or more sites with paths of their own")
     if len(rows) != len(sigmas) or not all(1 <= n <= MOST for n in rows):
-        raise Wrong("'rows' are not a number from 1 on for every step")
+        raise FileFault("'rows' are not a number from 1 on for every step")
     uncached, chosen = _number(content, "uncached_macs", 1.0), _get(content, "selector", dict)
     if not all(_plain(value) for value in chosen.values()):
-        raise Wrong("'selector' has options of another kind than expected")
+        raise FileFault("'selector' has options of another kind than expected")
     selector(chosen)
     if sum(rows) * sum(cell.macs for cell in cells) > uncached * (1 + 1e-6):
-        raise Wrong("its sites cost more than the whole run")
+        raise FileFault("its sites cost more than the whole run")
     return Basis(_get(content, "model", str), _get(content, "scheduler", str), sigmas, chosen, cells, rows, uncached)
 
 
@@ -161,7 +161,7 @@ def _plain(value: Any) -> bool:  # noqa: ANN401
 
 def _cell(cell: Any) -> Cell:  # noqa: ANN401
     if not isinstance(cell, dict):
-        raise Wrong("a site is not described")
+        raise FileFault("a site is not described")
     kind = Kind(_get(cell, "kind", str))
     return Cell(_get(cell, "path", str), kind, _number(cell, "macs"), _number(cell, "guess_macs"))
 
@@ -170,29 +170,29 @@ def _fitted(content: Json, folder: Path) -> Fitted | None:
     if content.get("fitted") is None:
         return None
     bound = _get(content, "fitted", dict)
-    path = folder / beside(_get(bound, "file", str))
+    path = folder / sibling(_get(bound, "file", str))
     if hashlib.sha256(plain_bytes(path, LARGEST["fitted"])).hexdigest() != bound.get("sha256"):
-        raise Wrong(f"{path.name} is not the file it was saved with (sha256 differs)")
+        raise FileFault(f"{path.name} is not the file it was saved with (sha256 differs)")
     return Fitted.load(path)
 
 
 def _schedule(content: Json, basis: Basis, fitted: Fitted | None) -> Schedule:
     lines = _get(content, "actions", list)
     if len(lines) != len(basis.sigmas) or not all(isinstance(line, str) for line in lines):
-        raise Wrong("'actions' is not a string for every step")
+        raise FileFault("'actions' is not a string for every step")
     table, predicted = read(lines), _get(content, "predicted", dict)
     error = None if predicted.get("error") is None else _number(predicted, "error")
     found = _found(_get(content, "finder", dict))
     schedule = Schedule(basis, table, found, error, _dynamic(content), fitted)
     if not math.isclose(_number(predicted, "macs"), schedule.macs, rel_tol=1e-6):
-        raise Wrong(f"its MACs are {schedule.macs:g}, not the {predicted['macs']:g} that were predicted")
+        raise FileFault(f"its MACs are {schedule.macs:g}, not the {predicted['macs']:g} that were predicted")
     return schedule
 
 
 def _found(content: Json) -> Found:
     arguments = _get(content, "arguments", dict)
     if not all(value is None or isinstance(value, str | int | float) for value in arguments.values()):
-        raise Wrong("'arguments' are not all strings and numbers")
+        raise FileFault("'arguments' are not all strings and numbers")
     words = [_get(content, key, str) for key in ("name", "prompts_sha256", "version")]
     counts = [_get(content, key, int) for key in ("seed", "prompts")]
     return Found(words[0], arguments, counts[0], counts[1], words[1], words[2])
@@ -204,5 +204,5 @@ def _dynamic(content: Json) -> Dynamic | None:
     given = _get(content, "dynamic", dict)
     longest = _get(given, "longest", int)
     if not 1 <= longest <= MOST:
-        raise Wrong(f"'longest' is {longest}, not from 1 to {MOST}")
+        raise FileFault(f"'longest' is {longest}, not from 1 to {MOST}")
     return Dynamic(_number(given, "limit"), longest)

@@ -250,7 +250,7 @@ def test_what_is_saved_comes_back_and_runs_bitwise_alike_in_another_process(pipe
     after.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == saved.read_bytes()
     code = (
-        "import sys, torch, conftest, dicache; from calibrating import Captioned; pipe = Captioned()\n"
+        "import sys, torch, conftest, dicache; from pipelines.calibrating import Captioned; pipe = Captioned()\n"
         "with dicache.enable(pipe, schedule=sys.argv[1]): torch.save(pipe.draw([0, 1], 8), sys.argv[2])\n"
         "dicache.Schedule.load(sys.argv[1]).save(sys.argv[3])"
     )

@@ -1,0 +1,94 @@
+"""Facts in a JSON file that a person can read, with arrays in a safetensors file beside it, bound to it by sha256.
+
+    mine.json    {"format": .., .., "arrays": {"file": "mine.safetensors", "sha256": ..}}
+
+The two are one file to a kill: what the old facts name is not touched before the new ones are in place. Where other
+arrays lie under the name, the new ones are first written under one that carries their digest, facts that name it take
+the place of the old ones, and only then both move to the usual name.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dicache.errors import DicacheError
+from dicache.files.arrays_file import ArraysFile, arrays_file
+from dicache.files.atomic import write_bytes, write_text
+from dicache.files.checked import JSON_BYTES, Fields, FileFault, opened, read_json, sibling
+
+Facts = Mapping[str, Any]
+
+
+@contextmanager
+def writing(error: type[DicacheError], what: str, path: Path) -> Iterator[None]:
+    """Raises `error` for what cannot be written, or is not called .json."""
+    if path.suffix != ".json":
+        raise error(f"{path} is not a {what}'s name. Expected one that ends in .json.")
+    try:
+        yield
+    except (OSError, DicacheError, ValueError, TypeError) as why:
+        raise error(f"the {what} cannot be written to {path}: {str(why).rstrip('.')}.") from why
+
+
+def write_facts(path: Path, facts: Facts) -> None:
+    """Raises FileError where that is impossible, ValueError or TypeError for what is no JSON, or more than is read."""
+    text = json.dumps(facts, indent=1, allow_nan=False) + "\n"
+    if len(text) > JSON_BYTES:
+        raise ValueError(f"it would have {len(text)} bytes, and more than {JSON_BYTES} are not read")
+    write_text(path, text)
+
+
+def write_bound(path: Path, facts: Facts, key: str, data: bytes) -> None:
+    """Facts that name these arrays under `key`, and the arrays. Raises as `write_facts`."""
+    digest, usual = hashlib.sha256(data).hexdigest(), _arrays_path(path, path.with_suffix(".safetensors").name)
+    interim = usual.with_name(f"{usual.stem}.{digest}.safetensors")
+    foreign = usual.exists() and _digest(usual) != digest
+    for arrays in (interim, usual) if foreign else (usual,):
+        write_bytes(arrays, data)
+        write_facts(path, {**facts, key: {"file": arrays.name, "sha256": digest}})
+    for left in usual.parent.iterdir():
+        if _is_interim(left.name, usual.stem):
+            left.unlink(missing_ok=True)
+
+
+def read_facts(path: Path, kind: str) -> Fields:
+    """Raises FileFault for a file of another format, ValueError for what is no JSON."""
+    facts = read_json(path)
+    if facts.content.get("format") != kind:
+        raise FileFault(f"its format is not {kind}")
+    return facts
+
+
+@contextmanager
+def bound_arrays(path: Path, facts: Fields, key: str, most: int) -> Iterator[ArraysFile]:
+    """The arrays that facts read from `path` name under `key`, of at most so many bytes. Raises FileFault for others
+    than were saved with them.
+    """
+    bound = facts.fields(key)
+    name, digest = sibling(bound.text("file")), bound.text("sha256")
+    with arrays_file(_arrays_path(path, name), most) as file:
+        if file.sha256() != digest:
+            raise FileFault(f"{name} is not the file it was saved with (sha256 differs)")
+        yield file
+
+
+def _arrays_path(path: Path, name: str) -> Path:
+    """Beside the facts, or, where only these are a link, beside what it points to."""
+    here = path.with_name(name)
+    if here.exists() or not path.is_symlink():
+        return here
+    return Path(os.path.realpath(path)).with_name(name)
+
+
+def _is_interim(name: str, stem: str) -> bool:
+    digest = name.removeprefix(f"{stem}.").removesuffix(".safetensors")
+    return name == f"{stem}.{digest}.safetensors" and len(digest) == 64 and set(digest) <= set("0123456789abcdef")
+
+
+def _digest(path: Path) -> str:
+    with opened(path, path.stat().st_size) as (file, _):
+        return hashlib.file_digest(file, "sha256").hexdigest()
