@@ -1,5 +1,5 @@
 """Another estimator's answer through a map that only rises: what a calibration found that the true error is, without a
-polynomial's waves (`dicache.estimators.polynomial`).
+polynomial's waves (`dicache.presets.parts.polynomial`).
 
     e = y(x),        linear between knots, y_0 below the first and y_n above the last
 

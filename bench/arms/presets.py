@@ -19,10 +19,10 @@ from dicache.bench.arms.arm import Arm, Setting
 from dicache.bench.harness.measure import draw_batch, fresh
 from dicache.cache import Cache
 from dicache.config import Config
-from dicache.estimators.codebook import FAST
-from dicache.estimators.magnitude_ratios import measure_ratios
-from dicache.estimators.sensitivities import Table, measure_sensitivities
 from dicache.measuring.fit_coefficients import fit
+from dicache.presets.parts.codebook import FAST
+from dicache.presets.parts.magnitude_ratios import measure_ratios
+from dicache.presets.parts.sensitivities import SensitivityTable, measure_sensitivities
 from dicache.reference.scenes import prompts
 from dicache.sites import Sites, Spans, Sublayers
 from dicache.solvers.clock import SchedulerClock
@@ -62,7 +62,7 @@ def _fitted(setting: Setting, kind: str, sites: Sites, longest: int) -> Fitted:
 
 
 @lru_cache
-def _sensitivities(setting: Setting) -> Table:
+def _sensitivities(setting: Setting) -> SensitivityTable:
     pipe, calibrate = _calibrated(setting)
     calibrate()  # the pipeline sets its scheduler's times
     clock = SchedulerClock(lambda: pipe.scheduler)

@@ -14,7 +14,6 @@ import dicache
 from dicache import presets
 from dicache.approximators.alignment import Align
 from dicache.approximators.base import Target
-from dicache.approximators.foca import FoCa
 from dicache.approximators.least_squares import LeastSquaresAlign
 from dicache.approximators.newton import Newton
 from dicache.approximators.taylor import Taylor
@@ -22,19 +21,20 @@ from dicache.config import Config
 from dicache.controllers.threshold import Threshold
 from dicache.errors import ModeError, UnsupportedModelError
 from dicache.estimators.base import Evidence
-from dicache.estimators.disagreement import Disagreement
 from dicache.estimators.isotonic import Isotonic, isotonic
-from dicache.estimators.magnitude_ratios import measure_ratios, nearest
-from dicache.estimators.polynomial import Polynomial
 from dicache.estimators.relative_change import RelativeChange
-from dicache.estimators.sensitivities import measure_sensitivities
+from dicache.presets.parts.disagreement import Disagreement
+from dicache.presets.parts.foca import FoCa
+from dicache.presets.parts.magnitude_ratios import measure_ratios, nearest
+from dicache.presets.parts.polynomial import Polynomial
+from dicache.presets.parts.sensitivities import measure_sensitivities
+from dicache.presets.parts.spectrum_filtered import SpectrumFiltered, gains
 from dicache.probes.base import Probe, View
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.first_blocks_residual import FirstBlocksResidual
 from dicache.probes.modulated_input import ModulatedInput
 from dicache.probes.raw_latent import RawLatent
 from dicache.probes.sampled_tokens import SampledTokens
-from dicache.probes.spectrum_filtered import SpectrumFiltered, gains
 from pipelines.tiny import PIPELINES, make_flux
 from pipelines.toy import COURSE, UNEVEN, N, past_at, step
 

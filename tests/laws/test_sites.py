@@ -17,8 +17,8 @@ from dicache.controllers.planned import Planned
 from dicache.controllers.threshold import Threshold
 from dicache.errors import ModeError, UnsupportedModelError
 from dicache.estimators.closed_loop import ClosedLoop
-from dicache.estimators.online_rate import OnlineRate
 from dicache.estimators.relative_change import RelativeChange
+from dicache.presets.parts.online_rate import OnlineRate
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.raw_latent import RawLatent
 from dicache.probes.site_input import SiteInput

@@ -19,12 +19,12 @@ from dicache import presets
 from dicache.approximators.alignment import Align
 from dicache.approximators.base import Histories, Target
 from dicache.approximators.fitted.coefficients import KINDS
-from dicache.approximators.residual import ReuseResidual
 from dicache.config import Config
 from dicache.controllers.interval import Interval
 from dicache.errors import FittedError, ModeError, UnsupportedModelError
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.measuring.moments import Increments, LowRankIncrements, Moments, Pair, StepMoments
+from dicache.presets.parts.residual import ReuseResidual
 from dicache.sites import Drafted, Evaluation, Spans, Sublayers
 from dicache.tensors import history
 from pipelines.fits import EVERY, PLACES, STEPS, C, Captioned, fitted, made

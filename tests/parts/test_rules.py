@@ -1,10 +1,9 @@
-"""Controllers around others: audits, windows of noise, rules per site; and the approximators of the methods that use
-them.
+"""Controllers, alone and around others: unknown errors, windows of noise, rules per site; and approximators of the
+methods that use them.
 """
 
 import math
 import re
-from itertools import product
 from typing import Any
 
 import hypothesis.strategies as st
@@ -12,37 +11,35 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from laws.test_laws import STEPS, decisions
+from laws.test_laws import STEPS
 from numpy.polynomial import chebyshev
 
 import dicache
-from dicache.approximators.bands import Bands
 from dicache.approximators.base import Histories, Target
-from dicache.approximators.chebyshev import Chebyshev
 from dicache.approximators.gained import Gained
 from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
 from dicache.approximators.noise import ExtrapolateNoise
-from dicache.approximators.shrunk import Shrunk
 from dicache.config import Config
-from dicache.controllers.audited import Audited
-from dicache.controllers.base import Controller
+from dicache.controllers.base import Controller, refused
 from dicache.controllers.budgeted import Budgeted
 from dicache.controllers.by_kind import ByKind
 from dicache.controllers.clip import Clip
 from dicache.controllers.interval import Interval
+from dicache.controllers.noise_window import NoiseWindow, level
 from dicache.controllers.planned import Planned
-from dicache.controllers.repaid import Repaid
-from dicache.controllers.staged import Staged
-from dicache.controllers.stretch import Stretch
 from dicache.controllers.threshold import Threshold
-from dicache.controllers.within import Within, level
 from dicache.errors import ModeError, UnsupportedModelError
-from dicache.estimators.closed_loop import ClosedLoop
-from dicache.estimators.disagreement import Disagreement
+from dicache.presets.parts.bands import Bands
+from dicache.presets.parts.chebyshev import Chebyshev
+from dicache.presets.parts.disagreement import Disagreement
+from dicache.presets.parts.repaid import Repaid
+from dicache.presets.parts.shrunk import Shrunk
+from dicache.presets.parts.staged import Staged
+from dicache.presets.parts.stretch import Stretch
 from dicache.solvers.clock import TimestepClock
 from dicache.tensors import history
-from dicache.types import Action, Kind, Quote, Reason, Site
+from dicache.types import Action, Kind, Quote, Site
 from pipelines.tiny import PIPELINES, make_flux
 from pipelines.toy import COURSE, SIGMAS, UNEVEN, N, past_at, step
 
@@ -54,18 +51,24 @@ RULES: dict[str, Controller[Any]] = {
     "planned": Planned(0.4),
     "stretch": Stretch(0.06, tail=0.0),
     "repaid": Repaid(0.06, 3),
-    "within": Within(Interval(3), 0.2, 0.8),
+    "within": NoiseWindow(Interval(3), 0.2, 0.8),
 }
 FLUX = PIPELINES["two streams and one (flux)"]
 
 
-def driven(rule: Controller[Any], seeds: list[int]) -> tuple[list[str], list[str], list[float], Any]:
-    """Over a run, one sample for each seed: strips of actions, of reasons, what was spent, and the last state."""
+def driven(
+    rule: Controller[Any], seeds: list[int], refusals: frozenset[int] = frozenset()
+) -> tuple[list[str], list[str], list[float], Any]:
+    """Over a run, one sample for each seed: strips of actions, of reasons, what was spent, and the last state. At the
+    steps that are refused no error is known.
+    """
     drawn = [np.random.default_rng(seed).uniform(0, 0.1, (N, 2)) for seed in seeds]
     state, strips, reasons, spent = rule.init(len(seeds)), [""] * len(seeds), [""] * len(seeds), []
     for i in range(N):
         cost = torch.tensor([d[i, 0] if i > 1 else math.inf for d in drawn], dtype=torch.float64)
-        decision, state = rule.decide(Quote(cost, cost, torch.full((len(seeds),), int(Action.REUSE))), step(i), state)
+        quote = Quote(cost, cost, torch.full((len(seeds),), int(Action.REUSE)))
+        quote = refused(quote, torch.full((len(seeds),), i in refusals))
+        decision, state = rule.decide(quote, step(i), state)
         computed = decision.action[:, 0] == Action.COMPUTE
         ratio = torch.tensor([10 * d[i, 1] for d in drawn], dtype=torch.float64)
         state = rule.settle(ratio, computed, state)
@@ -76,77 +79,46 @@ def driven(rule: Controller[Any], seeds: list[int]) -> tuple[list[str], list[str
 
 
 SEEDS = st.lists(st.integers(0, 99), min_size=1, max_size=4)
-AUDIT = str(int(Reason.AUDIT))
+REFUSALS = st.frozensets(st.integers(0, N - 1))
 
 
 @settings(max_examples=12)
-@given(seeds=SEEDS, share=st.floats(0, 1), seed=st.integers(-(2**40), 2**40))
+@given(seeds=SEEDS, refusals=REFUSALS)
 @pytest.mark.parametrize("name", RULES)
-def test_audited_steps_compute_and_the_rule_goes_on_from_there(name, seeds, share, seed):
-    rule = Audited(RULES[name], share, seed)
-    strips, reasons, _, _ = driven(rule, seeds)
+def test_steps_of_unknown_error_compute_and_the_rule_goes_on_from_there(name, seeds, refusals):
+    strips, _, _, _ = driven(RULES[name], seeds, refusals)
     plain, _, _, _ = driven(RULES[name], seeds)
-    for strip, reason, usual in zip(strips, reasons, plain, strict=True):
-        audits = [i for i, r in enumerate(reason) if r == AUDIT]
-        assert all(strip[i] == "#" and rule.drawn(step(i)) for i in audits)
-        assert all(strip[i] == "#" for i in range(N) if rule.drawn(step(i)))
-        first = audits[0] if audits else N
+    for strip, usual in zip(strips, plain, strict=True):
+        assert all(strip[i] == "#" for i in refusals)
+        first = min(refusals, default=N)
         assert strip[:first] == usual[:first]
-        if audits:
-            assert usual[first] == "="
-    if share == 1:
-        assert set("".join(strips)) == {"#"}
+    everything, _, _, _ = driven(RULES[name], seeds, frozenset(range(N)))
+    assert set("".join(everything)) == {"#"}
 
 
 @settings(max_examples=12)
-@given(seeds=SEEDS, seed=st.integers(0, 99))
+@given(seeds=SEEDS, refusals=REFUSALS)
 @pytest.mark.parametrize("name", RULES)
-def test_a_share_of_nothing_changes_nothing(name, seeds, seed):
-    found, usual = driven(Audited(RULES[name], 0.0, seed), seeds), driven(RULES[name], seeds)
-    assert found[:3] == usual[:3] and repr(found[3]) == repr(usual[3])
-
-
-@settings(max_examples=12)
-@given(seeds=SEEDS, share=st.floats(0, 1), seed=st.integers(0, 99))
-@pytest.mark.parametrize("name", RULES)
-def test_audits_do_not_depend_on_batch_mates(name, seeds, share, seed):
-    rule = Audited(RULES[name], share, seed)
-    together = driven(rule, seeds)
+def test_rules_do_not_depend_on_batch_mates(name, seeds, refusals):
+    together = driven(RULES[name], seeds, refusals)
     for b, one in enumerate(seeds):
-        alone = driven(rule, [one])
+        alone = driven(RULES[name], [one], refusals)
         assert [part[b] for part in together[:3]] == [part[0] for part in alone[:3]]
 
 
-def test_the_rule_knows_that_an_audited_step_was_computed():
+def test_the_rule_knows_that_a_step_of_unknown_error_was_computed():
     for seed in range(8):
-        (strip,), (reasons,), _, _ = driven(Audited(Interval(4), 0.3, seed), [1])
-        (clipped,), _, _, _ = driven(Audited(Clip(Threshold(9.0), first=0.0, longest=3), 0.3, seed), [1])
+        refusals = frozenset(i for i in range(N) if np.random.default_rng([seed, i]).random() < 0.3)
+        (strip,), _, _, _ = driven(Interval(4), [1], refusals)
+        (clipped,), _, _, _ = driven(Clip(Threshold(9.0), first=0.0, longest=3), [1], refusals)
         assert clipped == strip  # both: three skips after any computed step
         for gap in re.finditer("=+#", strip):
-            assert len(gap[0]) == 4 or reasons[gap.end() - 1] == AUDIT
-        _, _, spent, state = driven(Audited(Budgeted(9.0), 1.0, seed), [1])
-        assert spent == [0.0] and not state.pending.any() and not state.settled.any()
-        _, _, _, way = driven(Audited(Planned(9.0), 1.0, seed), [1])
-        assert way.last.item() == N - 1 and way.before.item() == N - 2 and not way.account.spent.any()
-
-
-def test_audits_come_as_often_as_was_asked_for_and_the_same_in_every_run():
-    drawn = [Audited(Interval(2), 0.2, seed).drawn(step(i)) for seed, i in product(range(200), range(N))]
-    assert np.mean(drawn) == pytest.approx(0.2, abs=4 * math.sqrt(0.16 / len(drawn)))
-    assert drawn == [Audited(Interval(2), 0.2, seed).drawn(step(i)) for seed, i in product(range(200), range(N))]
-    assert drawn[:N] != drawn[N : 2 * N]
-
-
-def test_an_audit_shows_what_skipping_would_have_been_wrong_by():
-    pipe = make_flux()
-    with dicache.enable(pipe, config=Config(Audited(Interval(8), 0.4), ClosedLoop())) as cache:
-        alone, alone_decisions = FLUX.draw(pipe, [1], STEPS), decisions(cache)
-        together = FLUX.draw(pipe, [7, 1, 9], STEPS)
-        assert decisions(cache)[1] == alone_decisions[0]
-    torch.testing.assert_close(together[1:2], alone, rtol=1e-3, atol=1e-4)
-    audits = [record for record in cache.trace.records if (record.reason == Reason.AUDIT).all()]
-    assert audits and all((record.action == Action.COMPUTE).all() for record in audits)
-    assert all(record.realised.isfinite().all() and (record.realised > 0).all() for record in audits)
+            assert len(gap[0]) == 4 or gap.end() - 1 in refusals
+    everything = frozenset(range(N))
+    _, _, spent, state = driven(Budgeted(9.0), [1], everything)
+    assert spent == [0.0] and not state.pending.any() and not state.settled.any()
+    _, _, _, way = driven(Planned(9.0), [1], everything)
+    assert way.last.item() == N - 1 and way.before.item() == N - 2 and not way.account.spent.any()
 
 
 @given(seeds=SEEDS, threshold=st.floats(0.02, 0.1), interval=st.integers(2, 6))
@@ -164,7 +136,7 @@ def test_what_is_computed_out_of_turn_is_paid_back_and_nothing_risky_is_skipped(
 
 @given(low=st.floats(0, 0.9), width=st.floats(0.05, 1))
 def test_outside_its_window_everything_computes_and_inside_the_rule_decides(low, width):
-    (strip,), _, _, _ = driven(Within(Threshold(9.0), low, low + width), [1])
+    (strip,), _, _, _ = driven(NoiseWindow(Threshold(9.0), low, low + width), [1])
     assert strip == "".join("=#"[not low < sigma <= low + width or i < 2] for i, sigma in enumerate(SIGMAS))
 
 
@@ -177,10 +149,10 @@ def test_the_level_of_noise_is_the_time_left_with_and_without_a_course():
 
 
 def test_every_site_gets_the_rule_of_its_kind_and_its_share_of_a_budget():
-    rule = Within(ByKind({Kind.ATTENTION: Interval(2), Kind.SPAN: Budgeted(0.2)}, otherwise=Interval(5)), 0.1, 0.9)
-    assert rule.at(Site("a", Kind.ATTENTION), 4) == Within(Interval(2), 0.1, 0.9)
-    assert rule.at(Site("a", Kind.SPAN), 4) == Within(Budgeted(0.1), 0.1, 0.9)
-    assert rule.at(Site("a", Kind.FEED_FORWARD), 4) == Within(Interval(5), 0.1, 0.9)
+    rule = NoiseWindow(ByKind({Kind.ATTENTION: Interval(2), Kind.SPAN: Budgeted(0.2)}, otherwise=Interval(5)), 0.1, 0.9)
+    assert rule.at(Site("a", Kind.ATTENTION), 4) == NoiseWindow(Interval(2), 0.1, 0.9)
+    assert rule.at(Site("a", Kind.SPAN), 4) == NoiseWindow(Budgeted(0.1), 0.1, 0.9)
+    assert rule.at(Site("a", Kind.FEED_FORWARD), 4) == NoiseWindow(Interval(5), 0.1, 0.9)
     assert driven(ByKind({}, Interval(5)), [1]) == driven(Interval(5), [1])
 
 
@@ -190,19 +162,18 @@ def test_every_site_gets_the_rule_of_its_kind_and_its_share_of_a_budget():
 def test_rear_blocks_are_for_the_outline_and_front_blocks_for_the_details(share, zones):
     rule = Staged(Interval(2), share, 0.4)
     expected = {
-        "f": Within(Interval(2), 0.0, 0.4),
-        "r": Within(Interval(2), 0.4, 1.0),
+        "f": NoiseWindow(Interval(2), 0.0, 0.4),
+        "r": NoiseWindow(Interval(2), 0.4, 1.0),
         "b": Interval(2),
         "n": Interval(1),
     }
-    assert [rule.at(Site(str(i), Kind.SPAN, place=i), 8) for i in range(8)] == [expected[zone] for zone in zones]
+    assert [rule.at(Site(str(i), Kind.SPAN, index=i), 8) for i in range(8)] == [expected[zone] for zone in zones]
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Audited(Interval(2), 1.5),
-        lambda: Within(Interval(2), 0.5, 0.5),
+        lambda: NoiseWindow(Interval(2), 0.5, 0.5),
         lambda: Staged(Interval(2), share=0.0),
         lambda: Stretch(0.1, share=0.0),
         lambda: Repaid(0.1, 0),

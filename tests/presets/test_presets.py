@@ -20,14 +20,14 @@ from dicache.bench.arms.arm import coarse
 from dicache.bench.arms.presets import FITTED, PRESETS
 from dicache.bench.showing import show, tables
 from dicache.config import Config
-from dicache.estimators.codebook import FAST
-from dicache.estimators.sensitivities import Table
+from dicache.presets.parts.codebook import FAST
+from dicache.presets.parts.sensitivities import SensitivityTable
 from pipelines.sweeps import facts
 from pipelines.tiny import PIPELINES, count_macs, make_flux, watch_pasts
 from pipelines.toy import SIGMAS, B, N, Poisoned, Toy, played
 
 RATIOS = tuple(1 + 0.12 * math.sin(3 * i) for i in range(N))
-TABLE = Table(tuple(0.5 + 0.1 * math.cos(i) for i in range(N)), tuple(0.3 + 0.01 * i for i in range(N)))
+TABLE = SensitivityTable(tuple(0.5 + 0.1 * math.cos(i) for i in range(N)), tuple(0.3 + 0.01 * i for i in range(N)))
 
 
 # The references: one sample, from the equations of specs/online.md, in step counts. Each yields the step's decision,

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from dicache.errors import ModeError
 from dicache.estimators.base import Estimator, Evidence
-from dicache.estimators.magnitude_ratios import nearest
 from dicache.estimators.relative_change import finite, updated
 from dicache.extension import residual_sums
+from dicache.presets.parts.magnitude_ratios import nearest
 from dicache.tensors.norms import root_mean_square
 from dicache.types import Grid, Rows
 
 
-class Table(NamedTuple):
+class SensitivityTable(NamedTuple):
     latent: tuple[float, ...]
     """J_x per step."""
     time: tuple[float, ...]
@@ -42,7 +42,7 @@ class Anchor(NamedTuple):
 
 @dataclass(frozen=True)
 class Sensitivities(Estimator[Anchor]):
-    table: Table
+    table: SensitivityTable
 
     def held(self, feature: int, output: int, latent: int) -> int:
         return latent
@@ -78,7 +78,7 @@ class Sensitivities(Estimator[Anchor]):
 
 def measure_sensitivities(
     denoiser: nn.Module, draw: Callable[[], Any], sigmas: Sequence[float], *, latent: str = "hidden_states"
-) -> Table:
+) -> SensitivityTable:
     """The table of a denoiser that is called by keyword, with `latent` and `timestep`, as diffusers' pipelines do.
 
     `draw()` runs its pipeline once, uncached, with `Step.sigma` as given; at each step but the last two more
@@ -106,7 +106,7 @@ def measure_sensitivities(
             aged = _tensor(denoiser(**now | {"timestep": after["timestep"]})) - output
             by_latent.append(_size(moved) / _size(after[latent] - now[latent]))
             by_time.append(_size(aged) / abs(sigmas[i + 1] - sigmas[i]))
-    return Table((*by_latent, by_latent[-1]), (*by_time, by_time[-1]))
+    return SensitivityTable((*by_latent, by_latent[-1]), (*by_time, by_time[-1]))
 
 
 def _tensor(output: Any) -> Tensor:  # noqa: ANN401

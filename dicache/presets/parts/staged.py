@@ -12,7 +12,7 @@ from typing import Any
 
 from dicache.controllers.base import Controller
 from dicache.controllers.interval import Interval
-from dicache.controllers.within import Within
+from dicache.controllers.noise_window import NoiseWindow
 from dicache.errors import ModeError
 from dicache.planning.budget import Budget
 from dicache.types import Decision, Quote, Rows, Site, Step
@@ -25,7 +25,7 @@ class Staged(Controller[Any]):
     inner: Controller[Any]
     share: float = 0.75
     gate: float = 0.5
-    """Level of noise, `dicache.controllers.within`."""
+    """Level of noise, `dicache.controllers.noise_window`."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1 or not 0 < self.gate < 1:
@@ -38,7 +38,7 @@ class Staged(Controller[Any]):
             return rule
         if not front and not rear:
             return Interval(1)
-        return Within(rule, high=self.gate) if front else Within(rule, low=self.gate)
+        return NoiseWindow(rule, high=self.gate) if front else NoiseWindow(rule, low=self.gate)
 
     @property
     def error_budget(self) -> Budget | None:

@@ -20,7 +20,7 @@ S = TypeVar("S")
 
 
 @dataclass(frozen=True)
-class Within(Controller[S], Generic[S]):
+class NoiseWindow(Controller[S], Generic[S]):
     inner: Controller[S]
     low: float = 0.0
     high: float = 1.0
@@ -28,9 +28,9 @@ class Within(Controller[S], Generic[S]):
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
-            raise ModeError(f"Within({self.low}, {self.high}): expected low below high, as shares of the noise.")
+            raise ModeError(f"NoiseWindow({self.low}, {self.high}): expected low below high, as shares of the noise.")
 
-    def at(self, site: Site, sites: int) -> "Within[Any]":
+    def at(self, site: Site, sites: int) -> "NoiseWindow[Any]":
         return replace(self, inner=self.inner.at(site, sites))
 
     @property

@@ -5,7 +5,7 @@ arXiv 2509.13789).
     i* the first step of the first stretch:  from i* + (1 - tail) (steps - i*) on      all compute
 
 The error is read when a stretch begins, and must be one that stays while nothing is computed
-(`dicache.estimators.computed_change`).
+(`dicache.presets.parts.computed_change`).
 """
 
 from dataclasses import dataclass

@@ -16,6 +16,9 @@ import torch
 from dicache.estimators.base import Estimator, Evidence
 from dicache.types import Grid, Rows
 
+TEACACHE_FLUX = (498.65, -283.78, 55.86, -3.82, 0.264)
+"""TeaCache's, highest power first; fitted on FLUX.1-dev."""
+
 
 @dataclass(frozen=True)
 class Polynomial(Estimator[Any]):
