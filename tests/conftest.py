@@ -15,8 +15,21 @@ torch.set_num_threads(1)
 diffusers.logging.set_verbosity_error()
 diffusers.logging.disable_progress_bar()
 transformers.logging.set_verbosity_error()
+
+
+class TorchNumbers:
+    """torch's generator as hypothesis seeds it, so that an example that failed fails again."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+TORCH_NUMBERS = TorchNumbers()
+hypothesis.register_random(TORCH_NUMBERS)
 hypothesis.settings.register_profile("dicache", deadline=None, derandomize=True, max_examples=25)
-hypothesis.settings.load_profile("dicache")
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=1000, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("DICACHE_FUZZ", "dicache"))
 
 
 @pytest.fixture(scope="session")

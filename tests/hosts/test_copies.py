@@ -38,14 +38,17 @@ def test_a_copy_of_a_disabled_model_is_its_own():
 
 def test_what_an_enabled_pipeline_saves_is_what_it_is_made_of(tmp_path):
     pipe = quiet(make_flux())
-    plain = draw_flux(pipe, [1], STEPS)
     with dicache.enable(pipe, error_budget=BUDGET):
         draw_flux(pipe, [1], STEPS)
         pipe.transformer.save_pretrained(tmp_path)
         assert list(pipe.transformer.state_dict()) == list(make_flux().transformer.state_dict())
-    again = make_flux()
+    again = quiet(make_flux())
     again.transformer = FluxTransformer2DModel.from_pretrained(tmp_path)
-    assert torch.equal(draw_flux(quiet(again), [1], STEPS), plain)
+    saved, original = again.transformer.state_dict(), make_flux().transformer.state_dict()
+    assert all(torch.equal(saved[name], weight) for name, weight in original.items())
+    plain = draw_flux(again, [1], STEPS)  # the file's own run: another alignment of the weights gives other bits
+    with dicache.enable(again, error_budget=0):
+        assert torch.equal(draw_flux(again, [1], STEPS), plain)
 
 
 def test_quantised_weights_have_an_identity_of_their_own():

@@ -418,7 +418,7 @@ class Watched:
         if self.session.inner is None:
             strongest, *others = self.outputs[sigma]
             return others[0] - strongest if others else strongest
-        (form,) = {f for (_, path), f in self.session.inner.n_approximators.items() if path == site.path}
+        (form,) = {f for (_, path), f in self.session.inner.forms.items() if path == site.path}
         return value_of(form, self.given[sigma, site.path], self.gave[sigma, site.path])
 
 

@@ -1,0 +1,99 @@
+"""The command line: a mistake is one clear line, and what is asked for is written."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from dicache.cli import app
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Runs `dicache ...` in an empty folder: its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dicache", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        code = ended.value.code
+        assert code is None or isinstance(code, int)
+        return (code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate", "--prompt", ""), "empty"),
+        (("generate", "--prompt", "center large red dog on white background"), "dog"),
+        (
+            ("generate", "--prompt", "center large red circle on white background", "--error-budget", "-1"),
+            "error_budget",
+        ),
+        (
+            ("generate", "--prompt", "center large red circle on white background", "--out", "nowhere/image.png"),
+            "does not exist",
+        ),
+        (("calibrate", "nowhere.txt", "--out", "p.json"), "does not exist"),
+        (("models", "--json", "--markdown"), "one of them"),
+        (("demo", "--out", "demo.txt"), "not a picture"),
+        (("search", "--finder", "nobody", "--out", "s.json"), "there is no finder 'nobody'"),
+        (("search", "--finder", "fixed", "--option", "trials=3", "--out", "s.json"), "has no option 'trials'"),
+        (("demo", "--steps", "0"), "steps"),
+        (("dance",), "dance"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_exit_code_2_and_a_clear_line(arguments, message, command, tmp_path):
+    code, _, errors = command(*arguments)
+    assert code == 2
+    assert message in errors and "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_is_installed_and_its_exit_code_is_a_shells(tmp_path):
+    arguments = [sys.executable, "-m", "dicache", "dance"]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "dance" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_calibrating_fine_tries_twice_as_many_levels(command, tmp_path, monkeypatch):
+    asked = {}
+
+    def measured(pipe, prompts, **options):
+        asked[options["seed"]] = options["levels"]
+        return SimpleNamespace(name="p", metrics=["latent"], about={"cost": "nothing"}, save=lambda out: None)
+
+    monkeypatch.setattr("dicache.measuring.calibrate.calibrate", measured)
+    (tmp_path / "prompts.txt").write_text("center large red circle on white background\n")
+    for seed, options in enumerate(([], ["--fine"])):
+        assert command("calibrate", "prompts.txt", "--out", "p.json", "--seed", str(seed), *options)[0] == 0
+    coarse, fine = asked[0], asked[1]
+    assert set(coarse) < set(fine) and len(fine) == 2 * len(coarse) - 1
+
+
+def test_doctor_knows_what_is_in_use(command):
+    facts = json.loads(command("doctor", "--json")[1])
+    assert facts["torch"] and facts["diffusers"] and facts["extension"] and facts["reference model"]
+
+
+def test_generate_draws_a_caption(command, tmp_path):
+    caption = "center large red circle on white background"
+    options = ("--error-budget", "0.1", "--steps", "12", "--out", "picture.png", "--json")
+    code, output, errors = command("generate", "--prompt", caption, *options)
+    assert code == 0, errors
+    assert (tmp_path / "picture.png").is_file()
+    assert json.loads(output)["compute_speedup"] > 1
+
+
+def test_search_writes_a_front_its_plot_and_what_it_found(command, tmp_path):
+    options = ("--option", "fill=extrapolate", "--option", "longest=2", "--json")
+    code, output, errors = command("search", "--finder", "smoothcache", "--steps", "6", "--out", "front.json", *options)
+    assert code == 0, errors
+    front = json.loads(output)
+    assert front[0]["work"] == 1.0 and front[0]["error"] < 1e-5 and front[-1]["work"] < 0.7
+    assert (tmp_path / "front.json").is_file() and (tmp_path / "front.png").is_file()
