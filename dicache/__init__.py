@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dicache.promise.profile import Profile as Profile
     from dicache.promise.profile import load_profile as load_profile
     from dicache.reporting.report import Report as Report
-    from dicache.schedules.schedule import ParetoSet as ParetoSet
+    from dicache.schedules.pareto import ParetoSet as ParetoSet
     from dicache.schedules.schedule import Schedule as Schedule
 
 _checkout.serve_sibling_folders()
@@ -48,7 +48,8 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.promise.metrics": ("Psnr", "Ssim", "Within"),
         "dicache.promise.profile": ("Profile", "load_profile"),
         "dicache.reporting.report": ("Report",),
-        "dicache.schedules.schedule": ("ParetoSet", "Schedule"),
+        "dicache.schedules.pareto": ("ParetoSet",),
+        "dicache.schedules.schedule": ("Schedule",),
     },
     packages=("finders", "presets", "reference"),
 )

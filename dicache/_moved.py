@@ -25,7 +25,7 @@ MOVED = {
     "dicache.approximators.scale_shift": "dicache.approximators.fitted.scale_shift",
     "dicache.approximators.shrunk": "dicache.presets.parts.shrunk",
     "dicache.audit": "dicache.hosts.audit",
-    "dicache.basis": "dicache.schedules.basis",
+    "dicache.basis": "dicache.schedules.setting",
     "dicache.bench.ablation": "dicache.bench.studies.ablation",
     "dicache.bench.arms": "dicache.bench.arms.arm",
     "dicache.bench.batched": "dicache.bench.arms.batched_guidance",

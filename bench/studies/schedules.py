@@ -44,8 +44,9 @@ from dicache.measuring.schedule_measurements import Calibration, ScheduleMeasure
 from dicache.promise.metrics import relative_error
 from dicache.reference.scenes import prompts
 from dicache.schedules.action_table import Table, computes
-from dicache.schedules.basis import Dynamic
-from dicache.schedules.schedule import ParetoSet, Schedule
+from dicache.schedules.pareto import ParetoSet
+from dicache.schedules.schedule import Schedule
+from dicache.schedules.setting import Dynamic
 from dicache.sites import Evaluation, Sites, Spans, Sublayers
 from dicache.types import Action
 

@@ -83,8 +83,8 @@ class Approximator(ABC):
         """
 
     @property
-    def held(self) -> int:
-        """Bytes it keeps of its own, beside the history."""
+    def own_bytes(self) -> int:
+        """Bytes that it has of its own, beside the history."""
         return 0
 
     def on_other_weights(self) -> str | None:

@@ -212,7 +212,7 @@ def search(
     from dicache.reference.scenes import prompts as scenes
     from dicache.reporting.front_plot import figure
     from dicache.schedules.action_table import written
-    from dicache.schedules.schedule import ParetoSet
+    from dicache.schedules.pareto import ParetoSet
 
     if out.suffix != ".json" or not out.parent.is_dir():
         raise typer.BadParameter(f"{out} cannot be written. Expected a .json file in a folder that exists.")

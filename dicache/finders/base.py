@@ -15,8 +15,9 @@ from dicache.approximators.fitted.coefficients import Fitted
 from dicache.errors import ScheduleError
 from dicache.measuring.schedule_measurements import Calibration, ScheduleMeasurements
 from dicache.schedules.action_table import Table, repaired
-from dicache.schedules.basis import Basis
-from dicache.schedules.schedule import Found, ParetoSet, Schedule
+from dicache.schedules.pareto import ParetoSet
+from dicache.schedules.schedule import Origin, Schedule
+from dicache.schedules.setting import Basis
 from dicache.sites import Sites
 from dicache.types import Action
 
@@ -90,21 +91,21 @@ class Finder(ABC):
         errors = measurements.errors(tables, self.coefficients).mean(1)
         if not np.isfinite(errors).any():
             raise ScheduleError(f"no schedule of {self.name} leaves the latent finite. Ask for more work.")
-        found, basis = self.found(measurements.calibration, seed), measurements.priced(self.coefficients)
+        origin, basis = self.origin(measurements.calibration, seed), measurements.priced(self.coefficients)
         return [
-            Schedule(basis, table, found, float(error), fitted=self.coefficients)
+            Schedule(basis, table, origin, float(error), fitted=self.coefficients)
             for table, error in zip(tables, errors, strict=True)
             if np.isfinite(error)
         ]
 
-    def found(self, calibration: Calibration, seed: int) -> Found:
+    def origin(self, calibration: Calibration, seed: int) -> Origin:
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # finders are dataclasses
         told = {
             name: value.name.lower() if isinstance(value, Action) else value
             for name, value in values.items()
             if isinstance(value, str | int | float)
         }
-        return Found(self.name, told, seed, len(calibration.prompts), calibration.digest, __version__)
+        return Origin(self.name, told, seed, len(calibration.prompts), calibration.digest, __version__)
 
 
 def _different(tables: Sequence[Table]) -> list[Table]:

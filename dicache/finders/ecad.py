@@ -25,7 +25,7 @@ from dicache.finders.fixed import FixedInterval
 from dicache.finders.smoothcache import SmoothCache
 from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.action_table import Table, computes
-from dicache.schedules.schedule import ParetoSet
+from dicache.schedules.pareto import ParetoSet
 from dicache.types import Action
 
 WORST = 1e6

@@ -21,7 +21,7 @@ from dicache.finders.base import Finder
 from dicache.measuring.error_curves import Remembered
 from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.action_table import Table
-from dicache.schedules.basis import config_of
+from dicache.schedules.setting import config_of
 from dicache.sites import Evaluation
 
 

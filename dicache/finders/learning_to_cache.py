@@ -34,7 +34,7 @@ from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.measuring.soft_gates import Branch, Call, Recorded, SoftGates
 from dicache.planning.error_law import surviving_share
 from dicache.schedules.action_table import Table
-from dicache.schedules.basis import config_of
+from dicache.schedules.setting import config_of
 from dicache.tensors.tree import map_tensors
 
 PATH = tuple(float(lam) for lam in np.geomspace(1e-5, 1e1, 13))

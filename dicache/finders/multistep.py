@@ -69,7 +69,7 @@ class Multistep(Finder):
         return [family[i] for family in families for i in counts]
 
     def schedules(self, measurements: ScheduleMeasurements, tables: Sequence[Table], seed: int) -> list[Schedule]:
-        found, made = self.found(measurements.calibration, seed), []
+        origin, made = self.origin(measurements.calibration, seed), []
         for table in tables:
             fitted, seen = self._fitted(measurements, table)
             errors = measurements.errors([table], fitted)[0]
@@ -80,7 +80,7 @@ class Multistep(Finder):
                     f"{type(measurements.pipe).__name__} does not draw what was fitted: {errors.mean():.3g} for "
                     f"{seen.mean():.3g}. Use another finder, such as law."
                 )
-            made.append(Schedule(measurements.basis, table, found, float(errors.mean()), fitted=fitted))
+            made.append(Schedule(measurements.basis, table, origin, float(errors.mean()), fitted=fitted))
         if not made:
             raise ScheduleError("no schedule of multistep leaves the latent finite. Ask for more work.")
         return made

@@ -11,8 +11,8 @@ from dicache._version import __version__
 from dicache.errors import ScheduleError
 from dicache.files.checked import FileFault, plain_bytes
 from dicache.measuring.schedule_measurements import ScheduleMeasurements
-from dicache.schedules.basis import Cell
-from dicache.schedules.schedule import Found, Schedule
+from dicache.schedules.schedule import Origin, Schedule
+from dicache.schedules.setting import Cell
 from dicache.types import Action, Kind
 
 LARGEST = 64 << 20
@@ -49,5 +49,5 @@ def blocks_of(cells: Sequence[Cell]) -> list[int]:
 def schedule(measurements: ScheduleMeasurements, mask: np.ndarray, source: str) -> Schedule:
     """From what computes, (T, S) bool, with what it loses on the calibration prompts. The first step computes."""
     table, drawn = measurements.filled(mask, Action.REUSE), measurements.calibration
-    found = Found(f"imported from {source}", {}, drawn.seed, measurements.prompts, drawn.digest, __version__)
-    return Schedule(measurements.basis, table, found, float(measurements.errors([table]).mean()))
+    origin = Origin(f"imported from {source}", {}, drawn.seed, measurements.prompts, drawn.digest, __version__)
+    return Schedule(measurements.basis, table, origin, float(measurements.errors([table]).mean()))

@@ -24,7 +24,7 @@ from dicache.measuring.prompt_runs import Drawer
 from dicache.models.identity import identity
 from dicache.runtime.run_state import Run, SiteState
 from dicache.runtime.session import Session
-from dicache.schedules.basis import Basis, Cell
+from dicache.schedules.setting import Basis, Cell
 from dicache.sites import Sites
 from dicache.types import Timetable
 

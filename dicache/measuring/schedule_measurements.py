@@ -28,7 +28,7 @@ from dicache.measuring.slopes_along_run import Taken, uncached
 from dicache.promise.metrics import relative_error
 from dicache.runtime.evidence import guessing
 from dicache.schedules.action_table import FILLS, NEEDS, Table, repaired
-from dicache.schedules.basis import Basis, config_of
+from dicache.schedules.setting import Basis, config_of
 from dicache.sites import Evaluation, Sites
 from dicache.types import Action, Timetable
 

@@ -29,7 +29,7 @@ from dicache.approximators.noise import noise_of
 from dicache.errors import ScheduleError
 from dicache.runtime.run_state import Run
 from dicache.schedules.action_table import Table, computes
-from dicache.schedules.basis import config_of
+from dicache.schedules.setting import config_of
 from dicache.tensors.norms import relative_change
 from dicache.types import Action
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from dicache.schedules.schedule import ParetoSet
+from dicache.schedules.pareto import ParetoSet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -30,7 +30,7 @@ class Size(NamedTuple):
 class Memory:
     def __init__(self, config: Config, note: Callable[[str], None]) -> None:
         self.config, self.note = config, note
-        self.fixed = sum(approximator.held for approximator in config.approximators)
+        self.fixed = sum(approximator.own_bytes for approximator in config.approximators)
         self.begin_run()
 
     def begin_run(self) -> None:

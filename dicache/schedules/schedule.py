@@ -1,7 +1,5 @@
-"""A schedule: a table of actions found before the run, with all that says where it holds and what it costs.
-
-    Schedule     one table, for one model, scheduler and step count
-    ParetoSet    several tables of one search, from expensive and exact to cheap and coarse
+"""A schedule: a table of actions found before the run, for one model, scheduler and step count, with all that says
+where it holds and what it costs.
 
 A schedule runs through the same session, sites and approximators as online decisions do; only who decides is another
 (`dicache.schedules.follow`). What it executes is known before it runs, to the MAC (`dicache.schedules.action_table`).
@@ -22,11 +20,11 @@ from dicache.models.family import Family
 from dicache.models.find_blocks import family_of, find
 from dicache.models.identity import identity
 from dicache.schedules.action_table import LETTERS, Table, macs, repaired
-from dicache.schedules.basis import Basis, Dynamic, config_of
+from dicache.schedules.setting import Basis, Dynamic, config_of
 from dicache.types import Action
 
 
-class Found(NamedTuple):
+class Origin(NamedTuple):
     """Who made a schedule, and from what. For people: nothing depends on it."""
 
     finder: str
@@ -49,7 +47,7 @@ class Schedule:
 
     basis: Basis
     table: Table
-    found: Found
+    origin: Origin
     error: float | None = None
     """Relative L2 error of the final latent, the mean over the calibration prompts; None where it was not measured."""
     dynamic: Dynamic | None = None
@@ -127,55 +125,3 @@ class Schedule:
         from dicache.schedules.schedule_file import load
 
         return load(Path(path), several=False)[0]
-
-
-@dataclass(frozen=True, eq=False)
-class ParetoSet:
-    """Schedules of one search, from much work to little. Raises ScheduleError if there are none."""
-
-    members: tuple[Schedule, ...]
-
-    def __post_init__(self) -> None:
-        if not self.members:
-            raise ScheduleError("a set of schedules is empty. Expected one or more.")
-        object.__setattr__(self, "members", tuple(sorted(self.members, key=lambda s: -s.work)))
-
-    def at(self, cost: float) -> Schedule:
-        """The most exact one that executes at most this share of the uncached MACs. Raises ScheduleError if none
-        does.
-        """
-        fitting = [s for s in self.members if s.work <= cost + 1e-9]
-        if not fitting:
-            least = self.members[-1].work
-            raise ScheduleError(f"no schedule executes {cost:g} of the work or less. The least is {least:.3f}.")
-        return min(fitting, key=lambda s: (np.inf if s.error is None else s.error, -s.work))
-
-    def within(self, budget: float) -> Schedule:
-        """The cheapest one whose error on the calibration prompts was at most `budget`. Raises ScheduleError if none
-        is.
-        """
-        fitting = [s for s in self.members if s.error is not None and s.error <= budget]
-        if not fitting:
-            raise ScheduleError(f"no schedule kept to {budget:g} on the calibration prompts. Search at more work.")
-        return min(fitting, key=lambda s: s.work)
-
-    def front(self) -> "ParetoSet":
-        """Without those that another one beats in both work and error."""
-        known = [s for s in self.members if s.error is not None]
-        work, error = np.array([(s.work, s.error) for s in known], dtype=float).reshape(-1, 2).T
-        no_worse = (work[:, None] <= work) & (error[:, None] <= error)
-        beaten = np.asarray((no_worse & ~no_worse.T).any(0))
-        return ParetoSet(tuple(s for s, worse in zip(known, beaten, strict=True) if not worse))
-
-    def save(self, path: str | Path) -> None:
-        """Write one JSON file. Raises ScheduleError where that is impossible."""
-        from dicache.schedules.schedule_file import save
-
-        save(self.members, Path(path), several=True)
-
-    @staticmethod
-    def load(path: str | Path) -> "ParetoSet":
-        """Read what `save` wrote. Raises ScheduleError, whatever is wrong with the file."""
-        from dicache.schedules.schedule_file import load
-
-        return ParetoSet(tuple(load(Path(path), several=True)))

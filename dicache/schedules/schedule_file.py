@@ -1,31 +1,29 @@
 """Schedules as files. JSON that a person can read and compare, a line of letters per step; fitted coefficients in a
-safetensors file beside it, bound by sha256.
+safetensors file beside it, bound by sha256 (`dicache.files.bound_arrays`).
 
 A file is read as data and checked before anything is used: format, kinds, sizes, signs, letters, digest, and that its
 MACs are what its table comes to. Nothing is unpickled, nothing outside the JSON file's folder is opened.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dicache.approximators.fitted import coefficients_file
 from dicache.approximators.fitted.coefficients import Fitted, selector
-from dicache.errors import DicacheError, ScheduleError
-from dicache.files.checked import FileFault, plain_bytes, sibling
+from dicache.errors import ScheduleError
+from dicache.files.bound_arrays import bound_arrays, write_bound, write_facts, writing
+from dicache.files.checked import Fields, FileFault, Json, read_json, refusing
 from dicache.schedules.action_table import read, written
-from dicache.schedules.basis import Basis, Cell, Dynamic
-from dicache.schedules.schedule import Found, Schedule
+from dicache.schedules.schedule import Origin, Schedule
+from dicache.schedules.setting import Basis, Cell, Dynamic
 from dicache.types import Kind
 
 FORMATS = {False: "dicache.schedule/1", True: "dicache.schedules/1"}
 """By whether there are several."""
-LARGEST = {"json": 16 << 20, "fitted": 1 << 30}
 MOST = 10_000
 """Steps, and sites."""
-Json = dict[str, Any]
 
 
 def save(schedules: Sequence[Schedule], path: Path, *, several: bool) -> None:
@@ -33,22 +31,14 @@ def save(schedules: Sequence[Schedule], path: Path, *, several: bool) -> None:
     cannot be written.
     """
     basis, fitted = schedules[0].basis, _shared(schedules)
-    if path.suffix != ".json":
-        raise ScheduleError(f"{path} is not a schedule's name. Expected one that ends in .json.")
-    content = {"format": FORMATS[several], **_basis_json(basis), "fitted": None}
-    try:
-        if fitted is not None:
-            coefficients = path.with_suffix(".safetensors")
-            fitted.save(coefficients)
-            digest = hashlib.sha256(coefficients.read_bytes()).hexdigest()
-            content["fitted"] = {"file": coefficients.name, "sha256": digest}
+    with writing(ScheduleError, "schedule", path):
         tables = [_table_json(schedule) for schedule in schedules]
+        content = {"format": FORMATS[several], **_basis_json(basis), "fitted": None}
         content |= {"schedules": tables} if several else tables[0]
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        part.replace(path)
-    except (OSError, DicacheError, ValueError, TypeError) as error:
-        raise ScheduleError(f"the schedule cannot be written to {path}: {str(error).rstrip('.')}.") from error
+        if fitted is None:
+            write_facts(path, content)
+        else:
+            write_bound(path, content, "fitted", coefficients_file.as_bytes(fitted))
 
 
 def _shared(schedules: Sequence[Schedule]) -> Fitted | None:
@@ -74,17 +64,17 @@ def _basis_json(basis: Basis) -> Json:
 
 
 def _table_json(schedule: Schedule) -> Json:
-    found, dynamic = schedule.found, schedule.dynamic
+    origin, dynamic = schedule.origin, schedule.dynamic
     return {
         "actions": written(schedule.table),
         "dynamic": None if dynamic is None else dynamic._asdict(),
         "finder": {
-            "name": found.finder,
-            "arguments": dict(found.arguments),
-            "seed": found.seed,
-            "prompts": found.prompts,
-            "prompts_sha256": found.digest,
-            "version": found.version,
+            "name": origin.finder,
+            "arguments": dict(origin.arguments),
+            "seed": origin.seed,
+            "prompts": origin.prompts,
+            "prompts_sha256": origin.digest,
+            "version": origin.version,
         },
         "predicted": {"macs": schedule.macs, "error": schedule.error},
     }
@@ -92,117 +82,79 @@ def _table_json(schedule: Schedule) -> Json:
 
 def load(path: Path, *, several: bool) -> list[Schedule]:
     """Read what `save` wrote. Raises ScheduleError, whatever is wrong with the files; nothing is made of them then."""
-    try:
-        content = json.loads(plain_bytes(path, LARGEST["json"]).decode())
-        _check_format(content, several)
-        basis, fitted = _basis(content), _fitted(content, path.parent)
-        tables = _get(content, "schedules", list) if several else [content]
-        if not tables or not all(isinstance(table, dict) for table in tables):
-            raise FileFault("'schedules' is not a list of one or more schedules")
+    with refusing(ScheduleError, f"{path} is no schedule that can be used", "Find it again: dicache search."):
+        facts = read_json(path)
+        _check_format(facts.content.get("format"), several)
+        tables = facts.each("schedules") if several else [facts]
+        if not tables:
+            raise FileFault("'schedules' is empty")
+        basis = _basis(facts)
+        fitted = _fitted(path, facts)
         return [_schedule(table, basis, fitted) for table in tables]
-    except (FileFault, DicacheError, OSError, ArithmeticError, ValueError, TypeError, LookupError) as error:
-        what = " ".join(str(error).split()).rstrip(".")
-        text = f"{path} is no schedule that can be used: {what}. Find it again: dicache search."
-        raise ScheduleError(text) from error
-    except RecursionError as error:
-        raise ScheduleError(f"{path} is no schedule that can be used: it is nested too deep.") from error
 
 
-def _check_format(content: Any, several: bool) -> None:  # noqa: ANN401
-    given = content.get("format") if isinstance(content, dict) else None
-    if given == FORMATS[not several]:
+def _check_format(name: Any, several: bool) -> None:  # noqa: ANN401
+    if name == FORMATS[not several]:
         use = "one: use Schedule.load" if several else "several: use ParetoSet.load(path).at(cost=0.5)"
         raise FileFault(f"it holds {use}")
-    if given != FORMATS[several]:
+    if name != FORMATS[several]:
         raise FileFault(f"its format is not {FORMATS[several]}")
 
 
-def _get(content: Json, key: str, kind: type | tuple[type, ...]) -> Any:  # noqa: ANN401
-    value = content.get(key)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise FileFault(f"{key!r} is missing or of another kind")
-    return value
-
-
-def _number(content: Json, key: str, least: float = 0.0) -> float:
-    value = float(_get(content, key, (int, float)))
-    if not (math.isfinite(value) and value >= least):
-        raise FileFault(f"{key!r} is {value:g}, not a finite number from {least:g} on")
-    return value
-
-
-def _numbers(content: Json, key: str, kind: type | tuple[type, ...]) -> list[Any]:
-    values: list[Any] = _get(content, key, list)
-    if not all(isinstance(v, kind) and not isinstance(v, bool) and math.isfinite(float(v)) for v in values):  # type: ignore[arg-type]
-        raise FileFault(f"{key!r} are not all finite numbers")
-    return values
-
-
-def _basis(content: Json) -> Basis:
-    sigmas = tuple(float(s) for s in _numbers(content, "sigmas", (int, float)))
-    rows = tuple(_numbers(content, "rows", int))
-    cells = tuple(_cell(cell) for cell in _get(content, "sites", list))
+def _basis(facts: Fields) -> Basis:
+    sigmas, rows = facts.numbers("sigmas"), facts.values("rows")
+    cells = tuple(map(_cell, facts.each("sites")))
     if not (2 <= len(sigmas) <= MOST and 1 <= len(cells) <= MOST and len({c.path for c in cells}) == len(cells)):
         raise FileFault("it has not 2 or more steps, and 1 or more sites with paths of their own")
-    if len(rows) != len(sigmas) or not all(1 <= n <= MOST for n in rows):
+    if len(rows) != len(sigmas) or not all(type(n) is int and 1 <= n <= MOST for n in rows):
         raise FileFault("'rows' are not a number from 1 on for every step")
-    uncached, chosen = _number(content, "uncached_macs", 1.0), _get(content, "selector", dict)
-    if not all(_plain(value) for value in chosen.values()):
-        raise FileFault("'selector' has options of another kind than expected")
-    selector(chosen)
+    uncached = facts.number("uncached_macs", 1.0)
     if sum(rows) * sum(cell.macs for cell in cells) > uncached * (1 + 1e-6):
         raise FileFault("its sites cost more than the whole run")
-    return Basis(_get(content, "model", str), _get(content, "scheduler", str), sigmas, chosen, cells, rows, uncached)
+    description = facts.fields("selector").content
+    if not all(map(_plain, description.values())):
+        raise FileFault("'selector' has options of another kind than expected")
+    selector(description)
+    return Basis(facts.text("model"), facts.text("scheduler"), sigmas, description, cells, tuple(rows), uncached)
 
 
 def _plain(value: Any) -> bool:  # noqa: ANN401
     return value is None or isinstance(value, str | int) or (isinstance(value, list) and all(map(_plain, value)))
 
 
-def _cell(cell: Any) -> Cell:  # noqa: ANN401
-    if not isinstance(cell, dict):
-        raise FileFault("a site is not described")
-    kind = Kind(_get(cell, "kind", str))
-    return Cell(_get(cell, "path", str), kind, _number(cell, "macs"), _number(cell, "guess_macs"))
+def _cell(site: Fields) -> Cell:
+    return Cell(site.text("path"), Kind(site.text("kind")), site.number("macs", 0.0), site.number("guess_macs", 0.0))
 
 
-def _fitted(content: Json, folder: Path) -> Fitted | None:
-    if content.get("fitted") is None:
+def _fitted(path: Path, facts: Fields) -> Fitted | None:
+    if not facts.has("fitted"):
         return None
-    bound = _get(content, "fitted", dict)
-    path = folder / sibling(_get(bound, "file", str))
-    if hashlib.sha256(plain_bytes(path, LARGEST["fitted"])).hexdigest() != bound.get("sha256"):
-        raise FileFault(f"{path.name} is not the file it was saved with (sha256 differs)")
-    return Fitted.load(path)
+    with bound_arrays(path, facts, "fitted", coefficients_file.LARGEST) as file:
+        return coefficients_file.read(file)
 
 
-def _schedule(content: Json, basis: Basis, fitted: Fitted | None) -> Schedule:
-    lines = _get(content, "actions", list)
+def _schedule(facts: Fields, basis: Basis, fitted: Fitted | None) -> Schedule:
+    lines, predicted = facts.values("actions"), facts.fields("predicted")
     if len(lines) != len(basis.sigmas) or not all(isinstance(line, str) for line in lines):
         raise FileFault("'actions' is not a string for every step")
-    table, predicted = read(lines), _get(content, "predicted", dict)
-    error = None if predicted.get("error") is None else _number(predicted, "error")
-    found = _found(_get(content, "finder", dict))
-    schedule = Schedule(basis, table, found, error, _dynamic(content), fitted)
-    if not math.isclose(_number(predicted, "macs"), schedule.macs, rel_tol=1e-6):
-        raise FileFault(f"its MACs are {schedule.macs:g}, not the {predicted['macs']:g} that were predicted")
+    error = predicted.number("error", 0.0) if predicted.has("error") else None
+    schedule = Schedule(basis, read(lines), _origin(facts.fields("finder")), error, _dynamic(facts), fitted)
+    macs = predicted.number("macs", 0.0)
+    if not math.isclose(macs, schedule.macs, rel_tol=1e-6):
+        raise FileFault(f"its MACs are {schedule.macs:g}, not the {macs:g} that were predicted")
     return schedule
 
 
-def _found(content: Json) -> Found:
-    arguments = _get(content, "arguments", dict)
+def _origin(finder: Fields) -> Origin:
+    arguments = finder.fields("arguments").content
     if not all(value is None or isinstance(value, str | int | float) for value in arguments.values()):
         raise FileFault("'arguments' are not all strings and numbers")
-    words = [_get(content, key, str) for key in ("name", "prompts_sha256", "version")]
-    counts = [_get(content, key, int) for key in ("seed", "prompts")]
-    return Found(words[0], arguments, counts[0], counts[1], words[1], words[2])
+    digest, version = finder.text("prompts_sha256"), finder.text("version")
+    return Origin(finder.text("name"), arguments, finder.integer("seed"), finder.integer("prompts"), digest, version)
 
 
-def _dynamic(content: Json) -> Dynamic | None:
-    if content.get("dynamic") is None:
+def _dynamic(facts: Fields) -> Dynamic | None:
+    if not facts.has("dynamic"):
         return None
-    given = _get(content, "dynamic", dict)
-    longest = _get(given, "longest", int)
-    if not 1 <= longest <= MOST:
-        raise FileFault(f"'longest' is {longest}, not from 1 to {MOST}")
-    return Dynamic(_number(given, "limit"), longest)
+    dynamic = facts.fields("dynamic")
+    return Dynamic(dynamic.number("limit", 0.0), dynamic.integer("longest", 1, MOST))

@@ -171,7 +171,7 @@ def test_the_laws_hold_for_every_preset(name):
         assert trace.executed.sum().item() == pytest.approx(sum(macs), rel=1e-6)
         assert cache.report().compute_speedup > 1.0 or name == "icc"
         # 10. Memory is what was planned, the maps with it.
-        assert config.approximators[0].held < trace.cache_bytes <= trace.planned_bytes
+        assert config.approximators[0].own_bytes < trace.cache_bytes <= trace.planned_bytes
     # 4. An unknown prediction computes its row and no other.
     with dicache.enable(pipe, config=replace(config, estimator=Poisoned(config.estimator, 1))) as cache:
         FLUX.draw(pipe, [1, 2, 3], STEPS)

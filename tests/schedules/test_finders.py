@@ -43,7 +43,7 @@ from dicache.planning.law_plan import plan_of
 from dicache.promise.metrics import relative_error
 from dicache.reference.scenes import prompts
 from dicache.schedules.action_table import computes, written
-from dicache.schedules.schedule import ParetoSet
+from dicache.schedules.pareto import ParetoSet
 from dicache.sites import Evaluation, Spans, Sublayers
 from dicache.types import Action, Kind
 from pipelines.calibrating import PROMPTS, Captioned
@@ -89,7 +89,7 @@ INNER = (Windows(), Stages(), EBCache(), Optimal(weighted=False))
 )
 def test_an_answer_executes_what_was_asked_for_and_what_it_says(pipe, calibration, finder: Finder, sites):
     found = finder.find(pipe, sites, calibration, cost=0.75)
-    assert 0.4 < found.work <= 0.75 and found.error > 0 and found.found.finder == finder.name
+    assert 0.4 < found.work <= 0.75 and found.error > 0 and found.origin.finder == finder.name
     with dicache.enable(pipe, schedule=found) as cache:
         pipe.draw([5], 8)
     assert (cache.trace.executed == found.macs).all()

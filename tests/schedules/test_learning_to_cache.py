@@ -12,12 +12,12 @@ from dicache.finders.learning_to_cache import LearningToCache, ranked, recorded
 from dicache.measuring.schedule_measurements import Calibration
 from dicache.measuring.soft_gates import Branch, SoftGates
 from dicache.schedules.action_table import computes, read
-from dicache.schedules.schedule import Found, Schedule
+from dicache.schedules.schedule import Origin, Schedule
 from dicache.sites import Evaluation, Spans, Sublayers
 from pipelines.calibrating import PROMPTS, Captioned
 
 STEPS = 6
-FOUND = Found("by hand", {}, 0, 1, "", dicache.__version__)
+ORIGIN = Origin("by hand", {}, 0, 1, "", dicache.__version__)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_a_gate_open_is_the_model_and_shut_is_what_the_session_reuses(pipe, cali
     measurements = calibration.on(pipe, sites)
     letters = "".join("#="[i % 2] for i in range(measurements.basis.shape[1]))
     lines = ["#" * len(letters), letters if len(letters) > 1 else "=", *["#" * len(letters)] * 4]
-    found, outputs = Schedule(measurements.basis, read(lines), FOUND), []
+    found, outputs = Schedule(measurements.basis, read(lines), ORIGIN), []
     with dicache.enable(pipe, schedule=found):
         handle = pipe.transformer.register_forward_hook(lambda m, a, output: outputs.append(output[0].clone()))
         pipe.draw([0, 1, 2], STEPS)

@@ -11,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler, FluxKontextPipeline
 
 import dicache
 from dicache.approximators.base import Histories, Target
-from dicache.approximators.fitted.run_slopes import Multistep as Line
+from dicache.approximators.fitted.run_slopes import RunSlopes
 from dicache.errors import FittedError, ModeError, ScheduleError
 from dicache.finders.base import MOST
 from dicache.finders.fixed import FixedInterval
@@ -50,7 +50,7 @@ def coefficients(a, b, newest, before):
 
 def test_a_guess_is_its_equation_and_holds_where_a_row_comes_from_other_steps():
     sigmas = (1.0, 0.8, 0.5, 0.3)
-    line = Line(coefficients([0, 0, 0, 0.5], [0, 0, 0, -2.0], [-1, -1, -1, 2], [-1, -1, -1, 0]), sigmas)
+    line = RunSlopes(coefficients([0, 0, 0, 0.5], [0, 0, 0, -2.0], [-1, -1, -1, 2], [-1, -1, -1, 0]), sigmas)
     outputs = past_at([1.0, 0.5], lambda s: torch.full((2, 3), 10 * s)).outputs
     noises = past_at([1.0, 0.5], lambda s: torch.full((2, 3), s)).outputs
     other = outputs._replace(sigmas=torch.tensor([[0.5, 0.5], [1.0, 0.8]], dtype=torch.float64))

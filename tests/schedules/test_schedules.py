@@ -18,15 +18,16 @@ from dicache.errors import DicacheError, ModeError, ScheduleError
 from dicache.measuring.fit_coefficients import fit
 from dicache.measuring.schedule_measurements import Calibration
 from dicache.schedules.action_table import NEEDS, computes, macs, read, repaired, written
-from dicache.schedules.basis import Dynamic
-from dicache.schedules.schedule import Found, ParetoSet, Schedule
+from dicache.schedules.pareto import ParetoSet
+from dicache.schedules.schedule import Origin, Schedule
+from dicache.schedules.setting import Dynamic
 from dicache.sites import Branches, Evaluation, Spans, Sublayers
 from dicache.types import Action
 from pipelines.calibrating import PROMPTS, Captioned
 from pipelines.hostile import refuses_what_is_no_file_of_its_kind
 
 STEPS = 8
-FOUND = Found("by hand", {"interval": 2}, 0, 2, "0" * 64, dicache.__version__)
+ORIGIN = Origin("by hand", {"interval": 2}, 0, 2, "0" * 64, dicache.__version__)
 SOME = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 HOSTILE = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -42,7 +43,7 @@ def calibration():
 
 
 def schedule(pipe, calibration, sites, lines, **kwargs):
-    return Schedule(calibration.on(pipe, sites).basis, read(lines), FOUND, **kwargs)
+    return Schedule(calibration.on(pipe, sites).basis, read(lines), ORIGIN, **kwargs)
 
 
 def run(pipe, found, samples=(0, 1), steps=STEPS):
@@ -61,7 +62,7 @@ def lines_of(*letters, sites=5):
 @pytest.mark.parametrize("sites", [Evaluation(), Spans(), Sublayers()])
 def test_computing_everything_is_the_uncached_run_bit_for_bit(pipe, calibration, sites):
     basis = calibration.on(pipe, sites).basis
-    found = Schedule(basis, np.zeros(basis.shape, np.uint8), FOUND)
+    found = Schedule(basis, np.zeros(basis.shape, np.uint8), ORIGIN)
     latents, trace = run(pipe, found)
     assert torch.equal(latents, pipe.draw([0, 1], STEPS)) and found.work == 1
     assert (trace.executed == found.macs).all() and (trace.uncached == basis.uncached).all()
@@ -72,7 +73,7 @@ def test_reusing_after_the_first_step_computes_every_site_once(pipe, calibration
     basis = calibration.on(pipe, sites).basis
     table = np.full(basis.shape, Action.REUSE, np.uint8)
     table[0] = Action.COMPUTE
-    _, trace = run(pipe, Schedule(basis, table, FOUND))
+    _, trace = run(pipe, Schedule(basis, table, ORIGIN))
     around = basis.uncached - sum(basis.rows) * sum(cell.macs for cell in basis.cells)
     assert (trace.executed == around + basis.rows[0] * sum(cell.macs for cell in basis.cells)).all()
 
@@ -83,7 +84,7 @@ def test_executed_macs_are_the_predicted_ones_whatever_the_table(pipe, calibrati
     basis = calibration.on(pipe, sites).basis
     rows = st.text("#=/0^", min_size=basis.shape[1], max_size=basis.shape[1])
     lines = ["#" * basis.shape[1], *data.draw(st.lists(rows, min_size=STEPS - 1, max_size=STEPS - 1))]
-    found = Schedule(basis, read(lines), FOUND)
+    found = Schedule(basis, read(lines), ORIGIN)
     latents, trace = run(pipe, found)
     assert (trace.executed == found.macs).all() and latents.isfinite().all()
     done = np.stack([record.action[0].numpy() for record in trace.records])
@@ -245,7 +246,7 @@ def saved(pipe, calibration, tmp_path):
 
 def test_what_is_saved_comes_back_and_runs_bitwise_alike_in_another_process(pipe, calibration, saved, tmp_path):
     before, after = schedule(pipe, calibration, Spans(), lines_of(*"##=/#=0^"), error=0.01), Schedule.load(saved)
-    assert (before.basis, before.found, before.error) == (after.basis, after.found, after.error)
+    assert (before.basis, before.origin, before.error) == (after.basis, after.origin, after.error)
     assert before.table.tobytes() == after.table.tobytes()
     after.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == saved.read_bytes()
@@ -301,7 +302,7 @@ def test_what_is_no_schedule_and_what_is_no_one_file_is_refused(pipe, calibratio
         with pytest.raises(ScheduleError, match=message):
             ParetoSet(tuple(members)).save(tmp_path / "set.json")
     with pytest.raises(ScheduleError, match="cannot be written"):
-        replace(held, found=FOUND._replace(arguments={"interval": np.int64(2)})).save(tmp_path / "set.json")
+        replace(held, origin=ORIGIN._replace(arguments={"interval": np.int64(2)})).save(tmp_path / "set.json")
     assert not (tmp_path / "set.json").exists()
     ParetoSet((held, moved[0])).save(tmp_path / "set.json")
     first, second = ParetoSet.load(tmp_path / "set.json").members

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from dicache.approximators.base import Histories, Target
-from dicache.approximators.fitted.base import Calibrated
+from dicache.approximators.fitted.base import FromCoefficients
 
 
-class Affine(Calibrated):
+class Affine(FromCoefficients):
     names: ClassVar = {"a": "TGC", "b": "TGC"}
 
-    def corrected(self, held: Tensor, histories: Histories, target: Target) -> Tensor:
+    def corrected(self, anchor: Tensor, histories: Histories, target: Target) -> Tensor:
         i = self.step(target.sigma)
-        a, b = (self.at(name, target, held, torch.float32)[i] for name in ("a", "b"))
+        a, b = (self.at(name, target, anchor, torch.float32)[i] for name in ("a", "b"))
         gaps = (i - self.steps(histories.outputs.sigmas[0])).to(a.device)
         fitted = ((gaps >= 1) & (gaps <= len(a)))[:, None, None]
-        place = (gaps - 1).clamp(0, len(a) - 1)
-        line = a[place][:, None] * held + b[place][:, None]
-        return torch.where(fitted, line, held).to(held.dtype)
+        column = (gaps - 1).clamp(0, len(a) - 1)
+        line = a[column][:, None] * anchor + b[column][:, None]
+        return torch.where(fitted, line, anchor).to(anchor.dtype)

@@ -21,7 +21,7 @@ from dicache.types import Action, Rows, Site
 
 
 @dataclass(frozen=True, eq=False)
-class Calibrated(Approximator):
+class FromCoefficients(Approximator):
     """Made by `dicache.fit`. A guess raises FittedError at a site or step that was not fitted, UnsupportedModelError
     where values are not (R, N, C).
     """
@@ -43,7 +43,7 @@ class Calibrated(Approximator):
     """A letter for every axis of each coefficient: T steps, G gaps, X channels of the input, C of the value, K rank."""
 
     @property
-    def held(self) -> int:
+    def own_bytes(self) -> int:
         return sum(t.nbytes for site in self.coefficients.values() for name, t in site.items() if name in self.names)
 
     def check(self, denoiser: nn.Module, sites: Sequence[Site]) -> None:
@@ -62,18 +62,18 @@ class Calibrated(Approximator):
         return "the LoRA was changed after dicache.enable: the coefficients were fitted without that change."
 
     def guess(self, histories: Histories, target: Target) -> Tensor:
-        held = histories.outputs.values[0]
-        if held.ndim != 3:
+        anchor = histories.outputs.values[0]
+        if anchor.ndim != 3:
             raise UnsupportedModelError(
                 f"{type(self).__name__} needs values of shape (rows, tokens, channels), but "
-                f"{target.site or 'the denoiser'} gives {tuple(held.shape)}. Use other sites, or Reuse()."
+                f"{target.site or 'the denoiser'} gives {tuple(anchor.shape)}. Use other sites, or Reuse()."
             )
-        self._check_channels(held, target)
-        return self.corrected(held, histories, target)
+        self._check_channels(anchor, target)
+        return self.corrected(anchor, histories, target)
 
-    def _check_channels(self, held: Tensor, target: Target) -> None:
+    def _check_channels(self, anchor: Tensor, target: Target) -> None:
         channels = (
-            {"C": held.shape[2]} if target.feature is None else {"C": held.shape[2], "X": target.feature.shape[-1]}
+            {"C": anchor.shape[2]} if target.feature is None else {"C": anchor.shape[2], "X": target.feature.shape[-1]}
         )
         for name, letters in self.names.items():
             fitted = dict(zip(letters, self._named(target.site)[name].shape, strict=True))
@@ -89,8 +89,8 @@ class Calibrated(Approximator):
         return self.coefficients[site]
 
     @abstractmethod
-    def corrected(self, held: Tensor, histories: Histories, target: Target) -> Tensor:
-        """The guess from the held value, both (R, N, C)."""
+    def corrected(self, anchor: Tensor, histories: Histories, target: Target) -> Tensor:
+        """The guess from the anchor, both (R, N, C)."""
 
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:
         return Reuse().growth(sigmas, sigma)
@@ -123,12 +123,12 @@ def _unfitted(site: str) -> FittedError:
     return FittedError(f"nothing was fitted for site {site!r}. Use the sites that it was fitted on (Fitted.sites).")
 
 
-def moved(held: Tensor, histories: Histories, target: Target) -> Tensor:
+def moved(anchor: Tensor, histories: Histories, target: Target) -> Tensor:
     """x - x_0, (R, N, X): how far the input of the site has come since the value was computed."""
-    if target.feature is None or target.feature.ndim != 3 or target.feature.shape[:2] != held.shape[:2]:
+    if target.feature is None or target.feature.ndim != 3 or target.feature.shape[:2] != anchor.shape[:2]:
         shape = None if target.feature is None else tuple(target.feature.shape)
         raise UnsupportedModelError(
             f"the input of {target.site or 'the denoiser'} was seen as {shape}, which has not the rows and tokens of "
-            f"its value, {tuple(held.shape)}. Use probe=SiteInput() with sites inside the denoiser, RawLatent() else."
+            f"its value, {tuple(anchor.shape)}. Use probe=SiteInput() with sites inside the denoiser, RawLatent() else."
         )
     return target.feature - histories.features.values[0]

@@ -13,15 +13,15 @@ from typing import ClassVar
 from torch import Tensor
 
 from dicache.approximators.base import Histories, Target
-from dicache.approximators.fitted.base import Calibrated, moved
+from dicache.approximators.fitted.base import FromCoefficients, moved
 
 
-class LowRank(Calibrated):
+class LowRank(FromCoefficients):
     reads_feature = True
     multiplies = True
     names: ClassVar = {"down": "XK", "up": "KC"}
 
-    def corrected(self, held: Tensor, histories: Histories, target: Target) -> Tensor:
-        change = moved(held, histories, target)
+    def corrected(self, anchor: Tensor, histories: Histories, target: Target) -> Tensor:
+        change = moved(anchor, histories, target)
         down, up = (self.at(name, target, change) for name in ("down", "up"))
-        return held + (change @ down @ up).to(held.dtype)
+        return anchor + (change @ down @ up).to(anchor.dtype)

@@ -12,14 +12,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from dicache.approximators.base import Histories, Target
-from dicache.approximators.fitted.base import Calibrated, moved
+from dicache.approximators.fitted.base import FromCoefficients, moved
 
 
-class Ridge(Calibrated):
+class Ridge(FromCoefficients):
     reads_feature = True
     multiplies = True
     names: ClassVar = {"weight": "XC"}
 
-    def corrected(self, held: Tensor, histories: Histories, target: Target) -> Tensor:
-        change = moved(held, histories, target)
-        return held + (change @ self.at("weight", target, change)).to(held.dtype)
+    def corrected(self, anchor: Tensor, histories: Histories, target: Target) -> Tensor:
+        change = moved(anchor, histories, target)
+        return anchor + (change @ self.at("weight", target, change)).to(anchor.dtype)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from dicache.approximators.base import Histories, Target
-from dicache.approximators.fitted.base import Calibrated
+from dicache.approximators.fitted.base import FromCoefficients
 from dicache.extension import combine
 
 
-class Multistep(Calibrated):
+class RunSlopes(FromCoefficients):
     names: ClassVar = {"a": "T", "b": "T", "newest": "T", "before": "T"}
     """`newest` and `before` are the indices of those two steps, -1 where there are none."""
     reads_noise = True
@@ -30,10 +30,10 @@ class Multistep(Calibrated):
         """Values of any shape."""
         return self.corrected(histories.outputs.values[0], histories, target)
 
-    def corrected(self, held: Tensor, histories: Histories, target: Target) -> Tensor:
+    def corrected(self, anchor: Tensor, histories: Histories, target: Target) -> Tensor:
         values, noises, sigmas = histories.outputs.values[:2], histories.noises.values[:2], histories.outputs.sigmas[:2]
         if len(values) < 2:
-            return held.clone()
+            return anchor.clone()
         i, named = self.step(target.sigma), self._named(target.site)
         fitted_with = torch.stack([named["newest"][i], named["before"][i]])[:, None]
         here = (sigmas.isfinite() & (self.steps(sigmas) == fitted_with)).all(0)

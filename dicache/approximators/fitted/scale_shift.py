@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from dicache.approximators.base import Histories, Target
-from dicache.approximators.fitted.base import Calibrated
+from dicache.approximators.fitted.base import FromCoefficients
 
 
-class ScaleShift(Calibrated):
+class ScaleShift(FromCoefficients):
     names: ClassVar = {"gamma": "TC", "beta": "TC", "change": "T"}
     """`change` is how far values of a step usually are from those of the step before, |dv|_1 / |v|_1."""
 
-    def corrected(self, held: Tensor, histories: Histories, target: Target) -> Tensor:
+    def corrected(self, anchor: Tensor, histories: Histories, target: Target) -> Tensor:
         i = self.step(target.sigma)
-        gamma, beta = (self.at(name, target, held, torch.float32)[i] for name in ("gamma", "beta"))
-        return (held + gamma * held + beta).to(held.dtype)
+        gamma, beta = (self.at(name, target, anchor, torch.float32)[i] for name in ("gamma", "beta"))
+        return (anchor + gamma * anchor + beta).to(anchor.dtype)

@@ -58,8 +58,8 @@ class Shrunk(Approximator):
         return growth if self.kappa == 1 else torch.where(growth.isfinite(), Reuse().growth(sigmas, sigma), torch.nan)
 
     @property
-    def held(self) -> int:
-        return self.base.held
+    def own_bytes(self) -> int:
+        return self.base.own_bytes
 
     def check(self, denoiser: nn.Module, sites: Sequence[Site]) -> None:
         self.base.check(denoiser, sites)

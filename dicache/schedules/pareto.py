@@ -1,0 +1,65 @@
+"""Schedules of one search, from expensive and exact to cheap and coarse, and which of them to take.
+
+at(cost)         the most exact one that executes at most this share of the work
+within(budget)   the cheapest one that lost at most this much on the calibration prompts
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dicache.errors import ScheduleError
+from dicache.schedules.schedule import Schedule
+
+
+@dataclass(frozen=True, eq=False)
+class ParetoSet:
+    """Schedules of one search, from much work to little. Raises ScheduleError if there are none."""
+
+    members: tuple[Schedule, ...]
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            raise ScheduleError("a set of schedules is empty. Expected one or more.")
+        object.__setattr__(self, "members", tuple(sorted(self.members, key=lambda s: -s.work)))
+
+    def at(self, cost: float) -> Schedule:
+        """The most exact one that executes at most this share of the uncached MACs. Raises ScheduleError if none
+        does.
+        """
+        fitting = [s for s in self.members if s.work <= cost + 1e-9]
+        if not fitting:
+            least = self.members[-1].work
+            raise ScheduleError(f"no schedule executes {cost:g} of the work or less. The least is {least:.3f}.")
+        return min(fitting, key=lambda s: (np.inf if s.error is None else s.error, -s.work))
+
+    def within(self, budget: float) -> Schedule:
+        """The cheapest one whose error on the calibration prompts was at most `budget`. Raises ScheduleError if none
+        is.
+        """
+        fitting = [s for s in self.members if s.error is not None and s.error <= budget]
+        if not fitting:
+            raise ScheduleError(f"no schedule kept to {budget:g} on the calibration prompts. Search at more work.")
+        return min(fitting, key=lambda s: s.work)
+
+    def front(self) -> "ParetoSet":
+        """Without those that another one beats in both work and error."""
+        with_errors = [s for s in self.members if s.error is not None]
+        work, error = np.array([(s.work, s.error) for s in with_errors], dtype=float).reshape(-1, 2).T
+        no_worse = (work[:, None] <= work) & (error[:, None] <= error)
+        beaten = np.asarray((no_worse & ~no_worse.T).any(0))
+        return ParetoSet(tuple(s for s, worse in zip(with_errors, beaten, strict=True) if not worse))
+
+    def save(self, path: str | Path) -> None:
+        """Write one JSON file. Raises ScheduleError where that is impossible."""
+        from dicache.schedules.schedule_file import save
+
+        save(self.members, Path(path), several=True)
+
+    @staticmethod
+    def load(path: str | Path) -> "ParetoSet":
+        """Read what `save` wrote. Raises ScheduleError, whatever is wrong with the file."""
+        from dicache.schedules.schedule_file import load
+
+        return ParetoSet(tuple(load(Path(path), several=True)))
