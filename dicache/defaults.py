@@ -2,7 +2,7 @@
 says it, and nothing that runs a configuration imports it.
 
     error_budget             the law's prices (`dicache.planning.error_law`), a margin below the budget
-    error_budget, profile    the same parts, with what a profile measured where it fits the run
+    error_budget, profile    the same parts, with the internal budget of a profile where one fits the run
     speedup                  the law's plan of so many computed steps
 """
 
@@ -14,7 +14,6 @@ from dicache.controllers.planned import cautious
 from dicache.planning.budget import Budget, validate
 from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.keep_budget import Aim, Promised
-from dicache.promise.sample_difficulty import Calibrated
 
 
 def for_budget(error_budget: float | Sequence[float]) -> Config:
@@ -24,7 +23,7 @@ def for_budget(error_budget: float | Sequence[float]) -> Config:
 
 def for_profile(choice: ProfileChoice, aim: Aim) -> Config:
     """Where none of the profiles fits a run, as `for_budget`."""
-    return Config(Promised(choice, aim), estimator=Calibrated(choice))
+    return Config(Promised(choice, aim))
 
 
 def for_speedup(speedup: Budget) -> Config:

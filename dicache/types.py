@@ -89,7 +89,6 @@ class Reason(IntEnum):
     SCHEDULED = 6
     PLANNED = 7
     REJECTED = 8
-    AUDIT = 9
 
 
 REASONS = {
@@ -102,7 +101,6 @@ REASONS = {
     Reason.SCHEDULED: "scheduled: fixed before the run",
     Reason.PLANNED: "planned: the way that was chosen through the run computes here",
     Reason.REJECTED: "rejected: the draft did not stand verification, and was computed after all",
-    Reason.AUDIT: "audit: computed to see what skipping would have been wrong by",
 }
 
 

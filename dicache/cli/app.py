@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,9 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dicache.errors import DicacheError
-
-if TYPE_CHECKING:
-    from dicache.promise.profile import Prices
 
 app = typer.Typer(
     add_completion=False,
@@ -123,11 +120,7 @@ def calibrate(
     guidance: Annotated[float, typer.Option(min=1.0, help="Guidance scale; 1 for none.")] = 3.5,
     seed: Annotated[int, typer.Option(min=0, max=2**31)] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Samples drawn at once.")] = 8,
-    prices: Annotated[str, typer.Option(help="What runs are planned by: law or measured.")] = "law",
     metric: Annotated[str, typer.Option(help="latent, psnr, ssim, or several with commas.")] = "latent",
-    measuring: Annotated[
-        int | None, typer.Option(min=1, help="Prompts that serve the prices; a quarter, at most 32.")
-    ] = None,
     fine: Annotated[bool, typer.Option("--fine", help="Try twice as many levels: more of a budget is used.")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="A folder; killed, the same command goes on there.")] = None,
     as_json: AsJson = False,
@@ -149,10 +142,8 @@ def calibrate(
         seed=seed,
         batch=batch,
         metric=metric.split(","),
-        prices=_prices(prices),
         call={"negative_prompt": "", "true_cfg_scale": guidance} if guidance > 1 else {},
         levels=finer(LEVELS) if fine else LEVELS,
-        measuring=measuring,
         checkpoint=checkpoint,
         progress=not as_json,
     )
@@ -265,12 +256,6 @@ def _lines(prompts: Path) -> list[str]:
     if not prompts.is_file():
         raise typer.BadParameter(f"{prompts} does not exist. Expected a text file with one prompt a line.")
     return [line.strip() for line in prompts.read_text().splitlines() if line.strip()]
-
-
-def _prices(text: str) -> "Prices":
-    if text not in ("law", "measured"):
-        raise typer.BadParameter(f"--prices is {text!r}. Expected law or measured.")
-    return "law" if text == "law" else "measured"
 
 
 def _progress(quiet: bool) -> Progress:

@@ -32,7 +32,6 @@ from dicache.controllers.budgeted import Account, Budgeted
 from dicache.planning.budget import Budget, per_sample, scaled, shared
 from dicache.planning.error_law import DECAY, MARGIN
 from dicache.planning.law_plan import Plan, plan_of
-from dicache.promise.profile_plan import MeasuredPlan
 from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
 
 TINY = 1e-12
@@ -75,10 +74,7 @@ class Planned(Controller[Way]):
         if step.timetable is None:
             decision, account = Budgeted(self.budget).decide(quote, step, state.account)
             return decision, state._replace(account=account)
-        return self.follow(plan_of(step.timetable, self.longest, self.last, self.decay), quote, step, state)
-
-    def follow(self, plan: Plan | MeasuredPlan, quote: Quote, step: Step, state: Way) -> tuple[Decision, Way]:
-        """`decide` with the prices of this plan."""
+        plan = plan_of(step.timetable, self.longest, self.last, self.decay)
         known, i = quote.cost.isfinite() & (state.account.budget > 0), step.index
         due, amplitude, price, over = self._planned(plan, quote.cost, known, step, state)
         skip = (due > i) & known
@@ -88,9 +84,7 @@ class Planned(Controller[Way]):
         reason = torch.where(skip, int(Reason.WITHIN_BUDGET), _why(quote, state.account, over))
         return Decision(action[:, None], reason[:, None], account.spent), Way(account, last, before, due, amplitude)
 
-    def _planned(
-        self, plan: Plan | MeasuredPlan, cost: Rows, known: Rows, step: Step, state: Way
-    ) -> tuple[Rows, Rows, Rows, Rows]:
+    def _planned(self, plan: Plan, cost: Rows, known: Rows, step: Step, state: Way) -> tuple[Rows, Rows, Rows, Rows]:
         """The next computed steps, the amplitudes, what skipping this step would add, and whether that alone is too
         much, (B,) each.
         """

@@ -7,9 +7,9 @@ both,
 
     ||x - x_ref||^2 / ||x_ref||^2 = a_b^2 ( sum_k E_k^2 + 2 rho sum_k E_k E_{k+1} ),     E_k = w_k local_k
 
-over the gaps k of a schedule of prompt b. local is the sum of turning times scale (`dicache.measuring.guess_errors`),
-rho the cosine between the final changes of neighbouring gaps, read off the single ones, a_b the prompt's own amplitude,
-and
+over the gaps k of a schedule of prompt b. local is what the gap alone moves the latent by: the sum over its steps of
+the guess's relative error times what a unit of it adds to the latent. rho is the cosine between the final changes of
+neighbouring gaps, read off the single ones, a_b the prompt's own amplitude, and
 
     log w = c_0 + c_1 u + c_2 u^2 + c_3 u^3 + (c_4 + c_5 u) log G + (c_6 + c_7 u) log D + c_8 [nothing follows]
 
@@ -23,6 +23,14 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import least_squares
+from torch import Tensor
+
+from dicache.api import enable
+from dicache.config import Config
+from dicache.controllers.fixed import masks
+from dicache.measuring.prompt_runs import Drawer
+from dicache.tensors.norms import length
+from dicache.types import Action
 
 LENGTHS = (1, 2, 3, 5)
 MEANS = (1.0, 1.3, 1.6, 2.0, 2.4, 2.8, 3.5, 4.5)
@@ -36,7 +44,7 @@ SINGLE = 0.7
 """Weight of a run with a single gap in the fit: its error varies more than that of many gaps."""
 
 
-class Gap(NamedTuple):
+class SingleGap(NamedTuple):
     after: int
     """The computed step before it."""
     back: int
@@ -52,7 +60,7 @@ class Played(NamedTuple):
     change: np.ndarray
     """||x - x_ref|| / ||x_ref||, (schedules,)."""
     cosine: np.ndarray
-    """Between the final changes of the first of them, the single gaps."""
+    """Between the final changes of the first of them, the single gaps, (some, some)."""
 
 
 def schedules(position: int, count: int, steps: int, seed: int) -> np.ndarray:
@@ -79,13 +87,35 @@ def _way(rng: np.random.Generator, mean: float, steps: int) -> np.ndarray:
     return mask
 
 
-def gaps_of(mask: np.ndarray, reach: int) -> list[Gap]:
+def play(drawer: Drawer, index: int, rows: np.ndarray, final: Tensor, batch: int) -> Played:
+    """One prompt, a schedule per sample, `batch` at once; (schedules, T) `rows`, and the final latent of its uncached
+    run, (1, ...). Cosines are those within the first batch.
+    """
+    parts = [_played(drawer, index, rows[k : k + batch], final) for k in range(0, len(rows), batch)]
+    computed, change = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    return Played(computed, change, parts[0].cosine)
+
+
+def _played(drawer: Drawer, index: int, rows: np.ndarray, final: Tensor) -> Played:
+    with enable(drawer.pipe, config=Config(masks(rows.tolist()))) as cache:
+        latents = drawer.draw([index] * len(rows)).latents
+    assert cache.trace is not None
+    computed = np.array([record.action[:, 0].numpy() == Action.COMPUTE for record in cache.trace.records]).T
+    changes = (latents - final).float().cpu().numpy().reshape(len(rows), -1)
+    gram = changes @ changes.T
+    change = np.sqrt(gram.diagonal())
+    length_of = np.where(change > 0, change, np.nan)
+    return Played(computed, change / float(length(final.float())), gram / np.outer(length_of, length_of))
+
+
+def gaps_of(mask: np.ndarray, reach: int) -> list[SingleGap]:
     computed = np.flatnonzero(mask).tolist()
-    found = []
+    gaps = []
     for k, (after, following) in enumerate(pairwise([*computed, len(mask)])):
         if following > after + 1:
-            found.append(Gap(after, min(after - computed[max(k - 1, 0)], reach), min(following - after - 1, reach)))
-    return found
+            back, steps = after - computed[max(k - 1, 0)], following - after - 1
+            gaps.append(SingleGap(after, min(back, reach), min(steps, reach)))
+    return gaps
 
 
 def weights(played: Sequence[Played], local: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

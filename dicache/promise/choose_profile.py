@@ -8,7 +8,7 @@ nearest    the one with the nearest course is taken for any run of this model, a
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,6 @@ import torch
 from dicache.errors import ProfileError
 from dicache.models.conditioning import Prints
 from dicache.promise.profile import Profile, load_profile
-from dicache.promise.resample_profile import resampled
 from dicache.types import Timetable
 
 SHIPPED = Path(__file__).parents[1] / "profiles"
@@ -101,7 +100,10 @@ class ProfileChoice:
 
 @lru_cache(maxsize=16)
 def _moved(profile: Profile, timetable: Timetable, guidance: float) -> Profile:
-    return resampled(profile, timetable, round(guidance, 3))
+    """Its levels and what they lost, as if they had been tested on this run's steps: nothing is promised by that."""
+    scale = max(1.0, round(guidance, 3))
+    facts = replace(profile.facts, scheduler=timetable.solver, sigmas=timetable.sigmas, guidance=scale)
+    return replace(profile, facts=facts)
 
 
 def shipped(model: str) -> tuple[Profile, ...]:

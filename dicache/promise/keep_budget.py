@@ -1,16 +1,15 @@
-"""Spend the internal budget that a profile's tests stand for (`dicache.promise.learn_then_test`), by the prices that
-they were planned with: `Planned` with its law, or with the profile's own prices (`dicache.promise.profile_plan`).
+"""Spend the internal budget that a profile's tests stand for (`dicache.promise.learn_then_test`) as they spent it: by
+`Planned`, whose law prices the rest of the run.
 
 Per sample and online: the amplitude that the estimator learned scales every price; at each computed step the sample
 takes the way with the fewest computed steps that what is left allows. So a unit of error goes where it saves most work
 (the way's value is the shadow price, at which all its gaps are equally worth their error), not to the first who asks.
 
-Where no profile fits, this is `Planned` with its law, on the budget as it was asked for; where one is needed, an error
-that says how to make one.
+Where no profile fits, this is `Planned` on the budget as it was asked for; where one is needed, an error that says how
+to make one.
 """
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from dicache.controllers.base import Conditions, Controller, ProfileUse
@@ -19,7 +18,6 @@ from dicache.errors import ProfileError
 from dicache.planning.budget import Budget, per_sample, validate
 from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.profile import Profile
-from dicache.promise.profile_plan import MeasuredPlan
 from dicache.types import LATENT, Decision, Quote, Rows, Step, Wanted
 
 
@@ -138,21 +136,13 @@ class Promised(Controller[Chosen]):
             return decision, Chosen(held, way)
         if profile is not state.profile:
             way = way._replace(account=way.account._replace(budget=self.aim.levels(profile, len(quote.cost))))
-        if profile.facts.prices == "law":
-            decision, way = Planned(0.0).decide(quote, step, way)
-        else:
-            decision, way = Planned(0.0).follow(measured(profile), quote, step, way)
+        decision, way = Planned(0.0).decide(quote, step, way)
         return decision, Chosen(profile, way)
 
     def settle(self, ratio: Rows, computed: Rows, state: Chosen) -> Chosen:
         if state.profile is None:
             return state._replace(way=self.inner.settle(ratio, computed, state.way))
         return state._replace(way=Planned(0.0).settle(ratio, computed, state.way))
-
-
-@lru_cache(maxsize=16)
-def measured(profile: Profile) -> MeasuredPlan:
-    return MeasuredPlan(profile)
 
 
 def keep(error_budget: Any, confidence: float | None = None) -> BudgetAim:  # noqa: ANN401

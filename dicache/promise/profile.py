@@ -1,19 +1,13 @@
 """What calibration measured for one model, scheduler, step count and guidance: a JSON file, with its arrays in a
 safetensors file beside it, bound to it by sha256.
 
-    turning  (A, T, D, G)   relative error of approximator a, G steps after the computed step t, D steps after the one
-                            before; the median prompt. nan where there is no such step
-    scale    (T,)           what a unit of that error adds to the final latent, relative to it
-    quoted   (T,)           the same as a session knows it one step ahead, from its guess of the final latent
-    weight   (T + 1, D, G)  sensitivity: what is left at the end of the error of G steps skipped before step t
-    cost     (T, D, G)      final relative error of skipping the G steps after t: turning, scale and weight put together
-    correlation (K,)        cosine of the final changes that two gaps cause, k computed steps apart, k from 1 on
-    levels   (m,)           internal budgets, rising
-    estimate, work (n, m)   per prompt that the promise was tested on, at every level
-    loss.M   (n, m)    the same for every metric; larger is worse (PSNR and SSIM are stored negated)
+    levels          (m,)      internal budgets, rising
+    estimate, work  (n, m)    of every prompt that the promise was tested on, at every level
+    loss.M          (n, m)    the same for every metric; larger is worse (PSNR and SSIM are stored negated)
 
 A file is read as data and checked before anything is used: format, sizes, names, digest, shapes, signs. Nothing is
-unpickled, nothing outside the JSON file's folder is opened.
+unpickled, nothing outside the JSON file's folder is opened. Arrays of other names, which earlier versions wrote, are
+left unread.
 """
 
 import hashlib
@@ -23,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,11 +32,13 @@ from dicache.promise.learn_then_test import accepted, failures_allowed, prompts_
 from dicache.solvers.same_steps import differs
 from dicache.types import LATENT, Rows, Timetable, Wanted
 
-Prices = Literal["law", "measured"]
 FORMAT = "dicache.profile/1"
 LARGEST = {"json": 4 << 20, "arrays": 256 << 20}
 """Bytes; more is no profile."""
-UNSIGNED = ("turning", "scale", "quoted", "weight", "cost", "levels", "estimate", "work", f"loss.{LATENT}")
+LOSS = "loss."
+LATENT_LOSS = LOSS + LATENT
+NEEDED = ("levels", "estimate", "work", LATENT_LOSS)
+"""Arrays, none of which holds a number below 0. The others are losses in further metrics."""
 USUAL = 0.9
 """Share of prompts that keep a budget for which no confidence was given."""
 CLOSE = 0.01
@@ -60,8 +56,6 @@ class Facts:
     """Per step, as the run's course has them."""
     guidance: float
     """Weight of the strongest branch; 1 without guidance."""
-    prices: Prices = "law"
-    """By which prices the tested runs were planned: those of `dicache.planning.error_law`, or those measured here."""
     rule: int = RULE
     """By which rule they were decided (`dicache.planning.error_law`)."""
     negative_conditions: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -92,7 +86,7 @@ class Profile:
 
     @property
     def metrics(self) -> list[str]:
-        return sorted(key.removeprefix("loss.") for key in self.arrays if key.startswith("loss."))
+        return sorted(key.removeprefix(LOSS) for key in self.arrays if key.startswith(LOSS))
 
     @property
     def prompts(self) -> int:
@@ -154,7 +148,7 @@ class Profile:
                 f"{self.name!r} was not calibrated for {metric}: it has {', '.join(self.metrics)}. "
                 f"Calibrate again with metric={metric!r} among the metrics."
             )
-        return np.asarray(self.arrays[f"loss.{metric}"])
+        return np.asarray(self.arrays[LOSS + metric])
 
     def true_error(self, estimate: float) -> float:
         """What an estimate turned out to be on the tested prompts: a rising map, clamped to what was seen; the estimate
@@ -166,7 +160,7 @@ class Profile:
 
     @cached_property
     def _true_errors(self) -> tuple[np.ndarray, np.ndarray]:
-        return rising(self.arrays["estimate"].ravel(), self.arrays[f"loss.{LATENT}"].ravel())
+        return rising(self.arrays["estimate"].ravel(), self.arrays[LATENT_LOSS].ravel())
 
     def save(self, path: str | Path) -> None:
         """Write `path` (.json) and the arrays beside it (.safetensors). Raises ProfileError if that is impossible."""
@@ -181,7 +175,6 @@ class Profile:
             "scheduler": self.facts.scheduler,
             "sigmas": list(self.facts.sigmas),
             "guidance": self.facts.guidance,
-            "prices": self.facts.prices,
             "rule": self.facts.rule,
             "weaker": {key: list(numbers) for key, numbers in self.facts.negative_conditions.items()},
             "about": dict(self.about),
@@ -203,7 +196,8 @@ def load_profile(path: str | Path) -> Profile:
         data = plain_bytes(path.parent / bound["file"], LARGEST["arrays"])
         if hashlib.sha256(data).hexdigest() != bound["sha256"]:
             raise FileFault(f"{bound['file']} is not the file it was saved with (sha256 differs)")
-        return Profile(facts, load(data), content["about"])
+        read = {key: value for key, value in load(data).items() if key in NEEDED or key.startswith(LOSS)}
+        return Profile(facts, read, content["about"])
     except (FileFault, BudgetError, OSError, ValueError, OverflowError, RecursionError, SafetensorError) as error:
         raise ProfileError(
             f"{path} is no profile that can be used: {error}. Calibrate again: dicache.calibrate(...)."
@@ -233,10 +227,10 @@ def _facts(content: Any) -> tuple[Facts, dict[str, str]]:  # noqa: ANN401
     if not all(isinstance(s, int | float) and not isinstance(s, bool) for s in content["sigmas"]):
         raise FileFault("'sigmas' are not all numbers")
     sigmas = tuple(float(s) for s in content["sigmas"])
-    if content.get("prices") not in ("law", "measured"):
-        raise FileFault("'prices' is neither law nor measured")
+    if content.get("prices", "law") != "law":
+        raise FileFault("its runs were planned by measured prices, which this version of dicache does not plan by")
     about = content["model"], content["scheduler"], sigmas, float(content["guidance"])
-    return Facts(*about, content["prices"], content["rule"], _negative_conditions(content.get("weaker", {}))), bound
+    return Facts(*about, content["rule"], _negative_conditions(content.get("weaker", {}))), bound
 
 
 def _negative_conditions(content: Any) -> dict[str, tuple[float, ...]]:  # noqa: ANN401
@@ -255,40 +249,16 @@ def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:
         raise ProfileError("a profile needs 2 or more finite sigmas and a finite guidance from 1 on.")
     if not all(np.isfinite(numbers).all() for numbers in facts.negative_conditions.values()):
         raise ProfileError("what a profile tells of the weaker branches must be finite.")
-    names = {
-        "turning",
-        "scale",
-        "quoted",
-        "weight",
-        "cost",
-        "correlation",
-        "levels",
-        "estimate",
-        "work",
-        f"loss.{LATENT}",
-    }
-    if missing := names - set(arrays):
+    if missing := set(NEEDED) - set(arrays):
         raise ProfileError(f"a profile without {', '.join(sorted(missing))}")
     if any(value.dtype.kind != "f" for value in arrays.values()):
         raise ProfileError("a profile's arrays must hold floating-point numbers.")
-    n_approximators, _, reach, longest = arrays["turning"].shape if arrays["turning"].ndim == 4 else (0, 0, 0, 0)
     prompts, levels = arrays["work"].shape if arrays["work"].ndim == 2 else (0, 0)
-    shapes = {
-        "turning": (n_approximators, steps, reach, longest),
-        "cost": (steps, reach, longest),
-        "scale": (steps,),
-        "quoted": (steps,),
-        "weight": (steps + 1, reach, longest),
-        "correlation": arrays["correlation"].shape[:1],
-        "levels": (levels,),
-    }
     for key, value in arrays.items():
-        expected = shapes.get(key, (prompts, levels))
-        if value.shape != expected or 0 in value.shape[1:] or (key in shapes and not value.size):
+        expected = (levels,) if key == "levels" else (prompts, levels)
+        if value.shape != expected or levels == 0:
             raise ProfileError(f"a profile's {key!r} has the shape {value.shape}; expected {expected}.")
-        if key in ("turning", "cost"):
-            value = value[~np.isnan(value)]
-        if not np.isfinite(value).all() or (key in UNSIGNED and (value < 0).any()):
+        if not np.isfinite(value).all() or (key in NEEDED and (value < 0).any()):
             raise ProfileError(f"a profile's {key!r} holds numbers that are not finite or below 0.")
     if (np.diff(arrays["levels"]) <= 0).any() or (arrays["levels"] <= 0).any():
         raise ProfileError("a profile's levels must rise, from above 0.")

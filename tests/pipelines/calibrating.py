@@ -62,25 +62,14 @@ class Captioned:
 
 
 def calibrated(pipe: Captioned, levels: Sequence[float] = LEVELS, **kwargs: Any) -> Profile:
-    return calibrate(
-        pipe, PROMPTS, steps=STEPS, batch=4, levels=levels, measuring=4, call=GUIDED, progress=False, **kwargs
-    )
+    return calibrate(pipe, PROMPTS, steps=STEPS, batch=4, levels=levels, call=GUIDED, progress=False, **kwargs)
 
 
 def made_up(model: str = "Model-0", steps: int = STEPS, prompts: int = 60, **facts: Any) -> Profile:
-    """Losses that grow with the level and differ between prompts; prices that grow with the gap."""
+    """Losses that grow with the level and differ between prompts."""
     rng, levels = np.random.default_rng(0), np.array(LEVELS)
-    t, d, g = np.meshgrid(np.arange(steps), np.arange(1, 10), np.arange(1, 10), indexing="ij")
-    there = (t - d >= 1) & (t + g < steps)
-    cost = np.where(there, 0.004 * g * (g + d) * (1 + 0.3 * (t % 3)), np.nan)
     losses = levels * rng.lognormal(-0.5, 0.4, (prompts, 1)) * rng.lognormal(0, 0.1, (prompts, len(levels)))
     arrays = {
-        "turning": np.stack([np.where(there, 0.02 * g * (g + d), np.nan)] * 3),
-        "scale": np.full(steps, 0.1),
-        "quoted": np.full(steps, 0.1),
-        "weight": np.broadcast_to(np.linspace(0.2, 1.0, steps + 1)[:, None, None], (steps + 1, 9, 9)).copy(),
-        "cost": cost,
-        "correlation": np.array([0.2, 0.1, 0.0, 0.0]),
         "levels": levels,
         "estimate": np.broadcast_to(levels, losses.shape).copy(),
         "work": np.broadcast_to([0.8, 0.6, 0.4], losses.shape).copy(),

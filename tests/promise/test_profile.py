@@ -118,21 +118,34 @@ def test_a_pickle_a_link_deep_nesting_and_nothing_at_all_are_refused(saved, tmp_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cost": np.zeros((3, 9, 9), np.float32)}, "'cost' has the shape"),
-        ({"turning": np.zeros((10, 9, 9), np.float32)}, "shape"),
+        ({"estimate": np.zeros((3, 3), np.float32)}, "'estimate' has the shape"),
+        ({"work": np.ones((10, 9, 9), np.float32)}, "shape"),
+        ({"loss_psnr": np.zeros((60, 2), np.float32)}, r"'loss\.psnr' has the shape"),
         ({"levels": np.array([0.2, 0.1, 0.3], np.float32)}, "levels must rise"),
         ({"levels": np.array([0.0, 0.1, 0.3], np.float32)}, "levels must rise"),
         ({"work": np.full((60, 3), 1.5, np.float32)}, r"work must lie in \(0, 1\]"),
-        ({"weight": np.full((11, 9, 9), np.nan, np.float32)}, "not finite"),
+        ({"estimate": np.full((60, 3), np.nan, np.float32)}, "not finite"),
         ({"loss_latent": np.full((60, 3), -1.0, np.float32)}, "below 0"),
         ({"loss_latent": np.full((60, 3), np.inf, np.float32)}, "not finite"),
         ({"loss_latent": None}, "without loss.latent"),
-        ({"scale": np.zeros(10, np.int64)}, "floating-point"),
+        ({"work": np.ones((60, 3), np.int64)}, "floating-point"),
     ],
 )
 def test_arrays_that_cannot_be_are_refused_though_their_digest_fits(saved, changes, message):
     rebound(saved, **changes)
     with pytest.raises(ProfileError, match=message):
+        load_profile(saved)
+
+
+def test_what_earlier_versions_wrote_besides_is_left_unread(saved):
+    """They planned by the law too, and wrote what single gaps cost."""
+    rebound(saved, turning=np.full((3, 10, 9, 9), np.nan, np.float32), correlation=np.zeros(4, np.float32))
+    content = json.loads(saved.read_text())
+    saved.write_text(json.dumps(content | {"prices": "law"}))
+    after = load_profile(saved)
+    assert after.facts == made_up().facts and after.arrays.keys() == made_up().arrays.keys()
+    saved.write_text(json.dumps(content | {"prices": "measured"}))
+    with pytest.raises(ProfileError, match=r"planned by measured prices.*Calibrate again"):
         load_profile(saved)
 
 

@@ -1,6 +1,4 @@
-"""The promise: what a confidence is worth, how a budget is spent by measured prices, and what a report says of it."""
-
-import itertools
+"""The promise: what a confidence is worth, how a profile is measured and chosen, and what a report says of it."""
 
 import numpy as np
 import pytest
@@ -19,8 +17,6 @@ from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.keep_budget import Promised, keep
 from dicache.promise.learn_then_test import CERTAINTY, accepted, failures_allowed, prompts_needed, rising
 from dicache.promise.metrics import loss, resolved
-from dicache.promise.profile_plan import MeasuredPlan
-from dicache.promise.resample_profile import resampled
 from dicache.types import LATENT, Quote, Step, Timetable, Wanted
 from pipelines.calibrating import GUIDED, LEVELS, PROMPTS, STEPS, Captioned, calibrated, made_up
 
@@ -90,59 +86,6 @@ def test_a_surer_promise_or_a_smaller_budget_never_spends_more(bound, confidence
     )
 
 
-# Spending.
-
-
-def test_the_plan_is_the_cheapest_of_all_ways():
-    steps = 8
-    plan = MeasuredPlan(made_up(steps=steps))
-    best = {}
-    for rest in itertools.product([True, False], repeat=steps - 4):
-        computed = [2, 3, *(i for i, on in enumerate(rest, start=4) if on), steps]
-        cost = 0.0
-        for before, anchor, after in zip(computed, computed[1:], computed[2:], strict=False):
-            cost += plan.cost[anchor, anchor - before - 1, after - anchor - 1] ** 2
-        count = len(computed) - 2
-        best[count] = min(best.get(count, np.inf), cost)
-    found = {n: v for n, v in enumerate(plan.value[3, 0]) if np.isfinite(v)}
-    assert found == pytest.approx({n: v for n, v in best.items() if np.isfinite(v)})
-
-
-def test_a_gap_is_the_one_that_the_cheapest_way_begins_with():
-    plan = MeasuredPlan(made_up())
-    assert plan.gap(4, 2, 0.0) == 0
-    lengths = [plan.gap(4, 2, left) for left in np.geomspace(1e-6, 10, 30)]
-    assert min(lengths) == 0 and max(lengths) > 2
-
-
-def test_errors_of_neighbouring_gaps_that_lean_the_same_way_cost_more():
-    arrays = dict(made_up().arrays)
-    arrays["correlation"] = np.zeros(4, np.float32)
-    apart = MeasuredPlan(dicache.Profile(made_up().facts, arrays))
-    np.testing.assert_allclose(MeasuredPlan(made_up()).cost[4], apart.cost[4] * 1.4**0.5)
-
-
-def test_a_profile_moved_to_its_own_course_is_itself_and_to_a_finer_one_has_cheaper_steps():
-    profile = made_up()
-    facts = profile.facts
-    same = resampled(profile, Timetable(facts.sigmas, (0.1,) * STEPS, facts.sigmas, 0, solver=facts.scheduler), 1.0)
-    np.testing.assert_allclose(same.arrays["cost"], profile.arrays["cost"], rtol=1e-5)
-    twice = tuple(1 - k / (2 * STEPS) for k in range(2 * STEPS))
-    finer = resampled(profile, Timetable(twice, (0.05,) * 2 * STEPS, twice, 0, solver="Other()"), 2.0)
-    assert finer.arrays["cost"].shape[0] == 2 * STEPS and finer.facts.guidance == 2.0
-    assert finer.arrays["cost"][8, 0, 0] < 0.5 * profile.arrays["cost"][4, 0, 0]
-
-
-@pytest.mark.parametrize("sigmas", [np.linspace(1, 0.01, 20), np.linspace(1.4, 0.1, 14)])
-def test_no_step_of_a_moved_profile_is_free(sigmas):
-    """Not those nearer to the end than its own last step, nor those before its first."""
-    timetable = Timetable(tuple(sigmas), (0.05,) * len(sigmas), tuple(sigmas), 0, solver="Other()")
-    arrays = resampled(made_up(), timetable, 2.0).arrays
-    cost = arrays["cost"]
-    assert np.isfinite(cost[2:-1, 0, 0]).all() and (cost[np.isfinite(cost)] > 0).all()
-    assert (arrays["scale"] > 0).all() and (arrays["quoted"] > 0).all()
-
-
 # Metrics.
 
 
@@ -179,7 +122,7 @@ def test_calibration_measures_everything_and_is_fixed_by_its_seed(profile):
     for key, value in profile.arrays.items():
         np.testing.assert_array_equal(again.arrays[key], value)
     assert profile.facts.guidance == pytest.approx(4.0, abs=1e-2) and profile.facts.steps == STEPS
-    assert profile.prompts == 8 and profile.about["cost"]["samples"] == 4 + 4 * 8 + 8 * (1 + len(LEVELS))
+    assert profile.prompts == 12 and profile.about["cost"]["samples"] == 12 * (1 + len(LEVELS))
     work = profile.arrays["work"].mean(0)
     assert (np.diff(work) <= 1e-6).all() and work[-1] < 1
     other = calibrated(Captioned(), seed=1)
@@ -205,7 +148,7 @@ def test_a_calibration_that_was_killed_goes_on_and_ends_the_same(profile, tmp_pa
 def test_more_levels_are_added_without_drawing_the_others_again(profile, tmp_path):
     calibrated(Captioned(), checkpoint=tmp_path)
     more, whole = calibrated(Captioned(), finer(LEVELS), checkpoint=tmp_path), calibrated(Captioned(), finer(LEVELS))
-    assert more.about["cost"]["samples"] == 8 * (1 + len(LEVELS) - 1)  # the uncached runs, and the levels between
+    assert more.about["cost"]["samples"] == 12 * (1 + len(LEVELS) - 1)  # the uncached runs, and the levels between
     for key, value in whole.arrays.items():
         np.testing.assert_array_equal(more.arrays[key], value)
     np.testing.assert_array_equal(more.arrays["loss.latent"][:, ::2], profile.arrays["loss.latent"])
@@ -215,47 +158,22 @@ def test_more_levels_are_added_without_drawing_the_others_again(profile, tmp_pat
 
 def test_more_prompts_are_added_without_drawing_the_others_again(profile, tmp_path):
     def first(prompts, **kwargs):
-        options = {"steps": STEPS, "batch": 4, "levels": LEVELS, "measuring": 4, "call": GUIDED, "progress": False}
+        options = {"steps": STEPS, "batch": 4, "levels": LEVELS, "call": GUIDED, "progress": False}
         return calibrate(Captioned(), prompts, **options, **kwargs)
 
     few, more = first(PROMPTS[:8], checkpoint=tmp_path), first(PROMPTS, checkpoint=tmp_path)
-    assert few.prompts == 4 and more.about["cost"]["samples"] == 4 * (1 + len(LEVELS))
+    assert few.prompts == 8 and more.about["cost"]["samples"] == 4 * (1 + len(LEVELS))
     for key, value in profile.arrays.items():
         np.testing.assert_array_equal(more.arrays[key], value)
-    np.testing.assert_array_equal(few.arrays["loss.latent"], more.arrays["loss.latent"][:4])
+    np.testing.assert_array_equal(few.arrays["loss.latent"], more.arrays["loss.latent"][:8])
     other = first([*PROMPTS[:8], *PROMPTS[:4]], checkpoint=tmp_path)
-    assert not np.array_equal(other.arrays["loss.latent"][4:], more.arrays["loss.latent"][4:])
+    assert not np.array_equal(other.arrays["loss.latent"][8:], more.arrays["loss.latent"][8:])
 
 
-def test_a_calibration_by_measured_prices_runs_by_them(profile):
-    by_prices = calibrated(Captioned(), prices="measured")
-    assert profile.facts.prices == "law" and by_prices.facts.prices == "measured"
-    np.testing.assert_array_equal(by_prices.arrays["cost"], profile.arrays["cost"])
-    assert not np.array_equal(by_prices.arrays["work"], profile.arrays["work"])
-
-
-def test_measured_prices_foretell_the_error_of_a_gap(profile):
-    """The price of the gap of one step against what it does to a prompt that nothing was measured on."""
-    pipe, t = Captioned(), 5
-    from dicache.config import Config
-    from dicache.controllers.fixed import Fixed
-
-    plain = pipe.draw(range(20, 28))
-    config = Config(Fixed((frozenset(range(STEPS)) - {t + 1},)))
-    with dicache.enable(pipe, config=config):
-        changed = pipe.draw(range(20, 28))
-    true = ((changed - plain).flatten(1).norm(dim=1) / plain.flatten(1).norm(dim=1)).median().item()
-    assert 0.4 < true / profile.arrays["cost"][t, 0, 0] < 2.5
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [({"measuring": 11}, "Expected to leave 2"), ({"metric": "lpips"}, "no metric 'lpips'")],
-)
-def test_a_calibration_that_cannot_be_is_refused_before_anything_is_drawn(arguments, message):
+def test_a_calibration_that_cannot_be_is_refused_before_anything_is_drawn():
     pipe = Captioned()
-    with pytest.raises(ProfileError, match=message):
-        calibrate(pipe, PROMPTS, steps=STEPS, progress=False, **arguments)
+    with pytest.raises(ProfileError, match="no metric 'lpips'"):
+        calibrate(pipe, PROMPTS, steps=STEPS, progress=False, metric="lpips")
     with pytest.raises(ProfileError, match="too few"):
         calibrate(pipe, PROMPTS[:3], steps=STEPS, progress=False)
     assert pipe.runs == 0
@@ -285,10 +203,9 @@ def test_a_promise_is_made_where_the_profile_fits_and_the_report_says_all_of_it(
     assert large < small
 
 
-@pytest.mark.parametrize("prices", ["law", "measured"])
-def test_a_sample_is_decided_alike_alone_and_beside_others_by_a_profile(prices):
+def test_a_sample_is_decided_alike_alone_and_beside_others_by_a_profile():
     pipe = Captioned()
-    with dicache.enable(pipe, error_budget=0.9, profile=fitted(pipe, prices=prices)) as cache:
+    with dicache.enable(pipe, error_budget=0.9, profile=fitted(pipe)) as cache:
         pipe.draw([1])
         alone = cache.report().strip(0)
         pipe.draw([5, 1, 7])
@@ -315,6 +232,15 @@ def test_the_nearest_profile_runs_anything_promises_nothing_and_says_so():
     facts = cache.report().to_dict()
     assert facts["confidence"] is None and not facts["profile_fits"] and facts["compute_speedup"] > 1
     assert any("nothing is promised" in warning for warning in facts["warnings"])
+
+
+def test_the_nearest_profile_is_moved_to_the_run_with_what_its_levels_lost():
+    one, other = made_up(), made_up(steps=20)
+    twice = tuple(1 - k / (2 * STEPS) for k in range(2 * STEPS))
+    timetable = Timetable(twice, (0.05,) * 2 * STEPS, twice, 0, solver="Other()")
+    moved = ProfileChoice((one, other), "nearest").fitting(timetable, 2.0, needed=False)
+    assert moved.arrays is other.arrays
+    assert (moved.facts.scheduler, moved.facts.sigmas, moved.facts.guidance) == ("Other()", twice, 2.0)
 
 
 def test_where_a_profile_stops_to_fit_half_way_the_budget_is_again_what_was_asked_for():
