@@ -19,9 +19,9 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from dicache.bench.arms.arm import Arm, Setting
 from dicache.bench.arms.batched_guidance import FluxBatchedPipeline
-from dicache.cli.demo import pictures
 from dicache.promise.metrics import relative_error
 from dicache.reference.assembly import pipeline
+from dicache.reference.draw import pictures
 from dicache.reference.reader import Reader
 from dicache.tensors.mac_meter import MacCounter
 

@@ -19,10 +19,10 @@ from rich.table import Table
 from torch import Tensor
 
 from dicache.api import enable
-from dicache.cli.demo import draw, pictures
 from dicache.defaults import for_budget
 from dicache.promise.metrics import relative_error
 from dicache.reference.assembly import STEPS, pipeline
+from dicache.reference.draw import draw, pictures
 from dicache.reference.reader import Reader
 from dicache.reference.scenes import prompts
 

@@ -1,20 +1,20 @@
 """The demo: eight captions from easy to hard, uncached and within an error budget, same seeds, side by side."""
 
 import textwrap
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import torch
-from diffusers import FluxPipeline
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from dicache.api import enable
 from dicache.promise.metrics import relative_error
-from dicache.reference.assembly import GUIDANCE, STEPS, pipeline
+from dicache.reference.assembly import STEPS, pipeline
+from dicache.reference.draw import draw, pictures
 from dicache.reference.reader import Reader
 from dicache.reporting.page import COLOURS
 from dicache.reporting.report import Report
@@ -62,44 +62,17 @@ class Outcome:
     wall_speedup: float
     """Of the whole batch."""
 
+    def actions(self, i: int) -> list[Action]:
+        """What sample i did, step by step."""
+        trace = self.report.trace
+        return [] if trace is None else [Action(int(record.action[i, 0])) for record in trace.records]
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "wall_speedup": self.wall_speedup,
             "captions": [asdict(row) for row in self.rows],
             "report": self.report.to_dict(),
         }
-
-
-def draw(
-    pipe: FluxPipeline, captions: list[str], seeds: list[int], steps: int, tick: Callable[[], None] = lambda: None
-) -> tuple[Tensor, float]:
-    """Final packed latents of the captions, (B, 64, 48), and the seconds it took; `tick` is called after every step."""
-
-    def after_step(pipe: FluxPipeline, index: int, timestep: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        tick()
-        return {}
-
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    started = time.perf_counter()
-    latents = pipe(
-        captions,
-        negative_prompt=[""] * len(captions),
-        true_cfg_scale=GUIDANCE,
-        num_inference_steps=steps,
-        generator=generators,
-        output_type="latent",
-        callback_on_step_end=after_step,
-    ).images
-    return latents, time.perf_counter() - started
-
-
-def pictures(pipe: FluxPipeline, latents: Tensor) -> Tensor:
-    """(B, 3, 32, 32) in [0, 1]."""
-    side = pipe.default_sample_size * pipe.vae_scale_factor
-    decoded: Tensor = pipe.vae.decode(
-        pipe._unpack_latents(latents, side, side, pipe.vae_scale_factor), return_dict=False
-    )[0]
-    return (decoded / 2 + 0.5).clamp(0, 1)
 
 
 def run(budget: float, *, steps: int = STEPS, tick: Callable[[], None] = lambda: None) -> Outcome:
@@ -112,26 +85,27 @@ def run(budget: float, *, steps: int = STEPS, tick: Callable[[], None] = lambda:
         latents, cached_seconds = draw(pipe, captions, seeds, steps, tick)
     report = cache.report()
     reader, before, after = Reader.shipped(), pictures(pipe, reference), pictures(pipe, latents)
-    scores = [reader.score(images, captions) for images in (before, after)]
+    attributes_before, attributes_after = (reader.score(images, captions) for images in (before, after))
     errors = relative_error(latents, reference)
     rows = []
     for i, (caption, sample) in enumerate(zip(captions, report.to_dict()["samples"], strict=True)):
         _, alone = draw(pipe, [caption], [i], steps, tick)
         with enable(pipe, error_budget=budget):
             _, faster = draw(pipe, [caption], [i], steps, tick)
-        work = sample["computed_fraction"]
-        row = (
-            work,
-            sample["estimated_error"],
-            float(errors[i]),
-            budget,
-            1 / work,
-            alone / faster,
-            float(scores[0][i]),
-            float(scores[1][i]),
-            report.strip(i),
+        rows.append(
+            Row(
+                caption,
+                work=sample["computed_fraction"],
+                estimated_error=sample["estimated_error"],
+                true_error=float(errors[i]),
+                budget=budget,
+                mac_speedup=1 / sample["computed_fraction"],
+                wall_speedup=alone / faster,
+                attributes_uncached=float(attributes_before[i]),
+                attributes_cached=float(attributes_after[i]),
+                decisions=report.strip(i),
+            )
         )
-        rows.append(Row(caption, *row))
     return Outcome(rows, before, after, report, uncached_seconds / cached_seconds)
 
 
@@ -141,35 +115,30 @@ def ticks(steps: int) -> int:
 
 def picture(outcome: Outcome, path: Path) -> None:
     """Per caption: uncached, cached, difference x10, and the decisions over the steps."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.patches import Patch
-
-    figure, axes = pyplot.subplots(
-        len(outcome.rows), 4, figsize=(11, 1.35 * len(outcome.rows)), width_ratios=[1, 1, 1, 6]
-    )
-    for i, (row, line) in enumerate(zip(outcome.rows, axes, strict=True)):
-        difference = ((outcome.cached[i] - outcome.uncached[i]).abs() * 10).clamp(0, 1)
-        for axis, image in zip(line, (outcome.uncached[i], outcome.cached[i], difference), strict=False):
-            axis.imshow(image.permute(1, 2, 0).numpy())
-        actions = (
-            [Action(int(record.action[i, 0])) for record in outcome.report.trace.records]
-            if outcome.report.trace
-            else []
-        )
-        line[3].bar(range(len(actions)), 1, width=0.9, color=[COLOURS[action] for action in actions])
-        line[3].set(xlim=(-0.6, len(actions) - 0.4), ylim=(0, 1))
-        error = f"error {row.true_error:.3f} (estimated {row.estimated_error:.3f}, budget {row.budget:g})"
-        words = f"work {row.work:.0%}   {error}   {row.mac_speedup:.2f}x"
-        line[3].set_title(f"{textwrap.fill(row.caption, 130)}\n{words}", fontsize=6.5, loc="left")
-        for axis in line:
+    figure = Figure(figsize=(11, 1.35 * len(outcome.rows)))
+    axes = figure.subplots(len(outcome.rows), 4, width_ratios=[1, 1, 1, 6])
+    for i, row_axes in enumerate(axes):
+        _show_pictures(row_axes[:3], outcome.uncached[i], outcome.cached[i])
+        _show_decisions(row_axes[3], outcome.rows[i], outcome.actions(i))
+        for axis in row_axes:
             axis.set(xticks=[], yticks=[], frame_on=False)
     for axis, title in zip(axes[0], ("uncached", "dicache", "difference x10"), strict=False):
         axis.set_title(title, fontsize=8)
-    patches = [Patch(color=colour) for colour in COLOURS.values()]
-    figure.legend(
-        patches, [action.name.lower() for action in COLOURS], loc="lower right", ncol=4, fontsize=8, frameon=False
-    )
+    patches, names = [Patch(color=colour) for colour in COLOURS.values()], [action.name.lower() for action in COLOURS]
+    figure.legend(patches, names, loc="lower right", ncol=4, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+
+
+def _show_pictures(axes: Sequence[Axes], uncached: Tensor, cached: Tensor) -> None:
+    difference = ((cached - uncached).abs() * 10).clamp(0, 1)
+    for axis, image in zip(axes, (uncached, cached, difference), strict=True):
+        axis.imshow(image.permute(1, 2, 0).numpy())
+
+
+def _show_decisions(axis: Axes, row: Row, actions: Sequence[Action]) -> None:
+    axis.bar(range(len(actions)), 1, width=0.9, color=[COLOURS[action] for action in actions])
+    axis.set(xlim=(-0.6, len(actions) - 0.4), ylim=(0, 1))
+    error = f"error {row.true_error:.3f} (estimated {row.estimated_error:.3f}, budget {row.budget:g})"
+    words = f"work {row.work:.0%}   {error}   {row.mac_speedup:.2f}x"
+    axis.set_title(f"{textwrap.fill(row.caption, 130)}\n{words}", fontsize=6.5, loc="left")

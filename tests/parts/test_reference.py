@@ -8,13 +8,13 @@ import torch
 from hypothesis import given
 
 import dicache
-from dicache.cli.demo import draw, pictures
 from dicache.errors import CaptionError, ReferenceModelError
 from dicache.models.identity import identity
 from dicache.planning.error_law import RULE
 from dicache.promise.choose_profile import shipped
 from dicache.promise.metrics import relative_error
 from dicache.reference.denoiser import denoiser, positions
+from dicache.reference.draw import draw, pictures
 from dicache.reference.pixels import SpaceToDepth
 from dicache.reference.reader import Reader
 from dicache.reference.render import render

@@ -1,0 +1,148 @@
+"""Commands that measure on prompts and write a file: `calibrate` and `search`. What is heavy is imported once a command
+runs.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from dicache.cli.arguments import (
+    AsJson,
+    BatchSize,
+    Checkpoint,
+    Guidance,
+    Seed,
+    check_json,
+    guided,
+    lines_of,
+    progress,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dicache.promise.profile import Prices
+    from dicache.schedules.schedule import Schedule
+
+
+def calibrate(
+    prompts: Annotated[Path, typer.Argument(help="A text file, one prompt a line, like those you will run.")],
+    out: Annotated[Path, typer.Option(help="The profile; a .safetensors of the same name is written beside it.")],
+    steps: Annotated[int, typer.Option(min=6, help="Denoising steps.")] = 28,
+    guidance: Guidance = 3.5,
+    seed: Seed = 0,
+    batch: BatchSize = 8,
+    prices: Annotated[str, typer.Option(help="What runs are planned by: law or measured.")] = "law",
+    metric: Annotated[str, typer.Option(help="latent, psnr, ssim, or several with commas.")] = "latent",
+    measuring: Annotated[
+        int | None, typer.Option(min=1, help="Prompts that serve the prices; a quarter, at most 32.")
+    ] = None,
+    fine: Annotated[bool, typer.Option("--fine", help="Try twice as many levels: more of a budget is used.")] = False,
+    checkpoint: Checkpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a profile of the reference model, so that a budget on it can be a promise."""
+    from dicache.measuring.calibrate import LEVELS, finer
+    from dicache.measuring.calibrate import calibrate as measure
+    from dicache.reference.assembly import pipeline
+
+    lines = lines_of(prompts)
+    check_json(out)
+    pipe = pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    profile = measure(
+        pipe,
+        lines,
+        steps=steps,
+        seed=seed,
+        batch=batch,
+        metric=metric.split(","),
+        prices=_prices(prices),
+        call=guided(guidance),
+        levels=finer(LEVELS) if fine else LEVELS,
+        measuring=measuring,
+        checkpoint=checkpoint,
+        progress=not as_json,
+    )
+    profile.save(out)
+    facts = {"profile": profile.name, "metrics": profile.metrics, **profile.about}
+    print(json.dumps(facts) if as_json else f"{profile.name}: {profile.about['cost']}, wrote {out}")
+
+
+def search(
+    finder: Annotated[str, typer.Option(help="Which: fixed, smoothcache, optimal, annealing, ecad, ...")],
+    out: Annotated[Path, typer.Option(help="The schedule, or the front; a plot of it is written beside it.")],
+    steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 20,
+    sites: Annotated[str, typer.Option(help="What is decided on its own: evaluation, tail, blocks, sublayers.")] = (
+        "evaluation"
+    ),
+    cost: Annotated[float | None, typer.Option(help="Share of the uncached work; without, the whole front.")] = None,
+    budget: Annotated[float | None, typer.Option(help="Error that the schedule may have, in the mean.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="One of the finder's own, as trials=50; repeatable.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A text file, one prompt a line; else captions of ours.")] = None,
+    captions: Annotated[int, typer.Option(min=1, help="How many captions of ours, without prompts.")] = 4,
+    guidance: Guidance = 3.5,
+    seed: Seed = 0,
+    batch: BatchSize = 8,
+    checkpoint: Checkpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find a schedule of the reference model: a table of what computes at which step, for enable(schedule=...)."""
+    from dicache.finders.by_name import made, options_of, sites_named
+    from dicache.measuring.schedule_measurements import Calibration
+    from dicache.reference.assembly import pipeline
+    from dicache.reference.scenes import prompts as scenes
+    from dicache.reporting.front_plot import figure
+    from dicache.schedules.schedule import ParetoSet
+
+    check_json(out)
+    lines = scenes("calibration", captions, seed=seed) if prompts is None else lines_of(prompts)
+    method, selector = made(finder, options_of(option or []), checkpoint=checkpoint), sites_named(sites)
+    pipe = pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    with progress(as_json) as bar:
+        calibration = Calibration(lines, steps, seed=seed, batch=batch, call=guided(guidance), tick=_ticking(bar))
+        result = method.find(pipe, selector, calibration, budget=budget, cost=cost, seed=seed)
+    result.save(out)
+    members = result.members if isinstance(result, ParetoSet) else (result,)
+    if isinstance(result, ParetoSet):
+        figure({finder: result}).savefig(out.with_suffix(".png"))
+    if as_json:
+        print(json.dumps([{"work": schedule.work, "error": schedule.error} for schedule in members]))
+        return
+    Console().print(_table(finder, members))
+    print(f"wrote {out}")
+
+
+def _ticking(bar: Progress) -> "Callable[[str, int, int], None]":
+    """Shows every kind of work on a line of its own."""
+    tasks: dict[str, Any] = {}
+
+    def tick(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(what)
+        bar.update(tasks[what], completed=done, total=total)
+
+    return tick
+
+
+def _table(finder: str, members: "Sequence[Schedule]") -> Table:
+    from dicache.schedules.action_table import written
+
+    table = Table("work", "error", "schedules of " + finder)
+    for schedule in members:
+        sites = schedule.table.shape[1]
+        shown = "".join(written(schedule.table)) if sites == 1 else f"{sites} sites"
+        table.add_row(f"{schedule.work:.3f}", f"{schedule.error:.4f}", shown)
+    return table
+
+
+def _prices(text: str) -> "Prices":
+    if text not in ("law", "measured"):
+        raise typer.BadParameter(f"--prices is {text!r}. Expected law or measured.")
+    return "law" if text == "law" else "measured"
