@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from dicache._moved import MOVED
+from dicache._moved import whereabouts
 
 
 def lazy(
@@ -26,14 +26,9 @@ def lazy(
             return getattr(import_module(home[name]), name)
         if name in packages:
             return import_module(f"{package}.{name}")
-        raise AttributeError(_unknown(package, name))
+        raise AttributeError(whereabouts(f"{package}.{name}") or f"module {package!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
         return list(public)
 
     return public, __getattr__, __dir__
-
-
-def _unknown(package: str, name: str) -> str:
-    full = f"{package}.{name}"
-    return f"{full} moved to {MOVED[full]}" if full in MOVED else f"module {package!r} has no attribute {name!r}"

@@ -1,4 +1,4 @@
-"""Modules that have moved: a deep import of an old place is an error that names the new one.
+"""Modules that have moved, or were taken out: a deep import of an old place is an error that names the new one.
 
 A package of the old name may stand where a module stood (`dicache.cli`, `dicache.files`); it is then found first.
 CHANGELOG shows the same table.
@@ -74,7 +74,6 @@ MOVED = {
     "dicache.doctor": "dicache.cli.doctor",
     "dicache.drawing": "dicache.measuring.prompt_runs",
     "dicache.effects": "dicache.solvers.output_influence",
-    "dicache.estimators.calibrated": "dicache.promise.sample_difficulty",
     "dicache.estimators.codebook": "dicache.presets.parts.codebook",
     "dicache.estimators.computed_change": "dicache.presets.parts.computed_change",
     "dicache.estimators.disagreement": "dicache.presets.parts.disagreement",
@@ -109,7 +108,6 @@ MOVED = {
     "dicache.law": "dicache.planning.error_law",
     "dicache.ledger": "dicache.files.checkpoint",
     "dicache.macs": "dicache.tensors.mac_meter",
-    "dicache.measured": "dicache.promise.profile_plan",
     "dicache.memory": "dicache.runtime.memory_plan",
     "dicache.metrics": "dicache.promise.metrics",
     "dicache.models.stacks": "dicache.models.find_blocks",
@@ -121,7 +119,6 @@ MOVED = {
     "dicache.probes.spectrum_filtered": "dicache.presets.parts.spectrum_filtered",
     "dicache.profile": "dicache.promise.profile",
     "dicache.report": "dicache.reporting.report",
-    "dicache.resampled": "dicache.promise.resample_profile",
     "dicache.rows": "dicache.tensors.tree",
     "dicache.run": "dicache.runtime.run_state",
     "dicache.schedule": "dicache.schedules.schedule",
@@ -133,10 +130,21 @@ MOVED = {
     "dicache.table": "dicache.schedules.action_table",
     "dicache.timegrid": "dicache.solvers.same_steps",
     "dicache.trace": "dicache.runtime.trace",
-    "dicache.turning": "dicache.measuring.guess_errors",
     "dicache.whole": "dicache.runtime.evaluation_site",
 }
 """Old place: new place."""
+REMOVED = {
+    "dicache.approximators.least_squares": "use dicache.approximators.Align",
+    "dicache.controllers.audited": "use enable(..., audit=0.05)",
+    "dicache.corrector": "what it paid back it lost elsewhere",
+    "dicache.estimators.calibrated": "every profile is planned by the law; use dicache.estimators.Amplitude",
+    "dicache.estimators.isotonic": "no preset uses it; use dicache.presets.Polynomial",
+    "dicache.measured": "every profile is planned by the law (dicache.planning.law_plan)",
+    "dicache.probes.sampled_tokens": "no preset uses it; use dicache.probes.FirstBlocks",
+    "dicache.resampled": "profile='nearest' takes the levels of the profile as they are",
+    "dicache.turning": "every profile is planned by the law (dicache.planning.error_law)",
+}
+"""Old place: what to do without it."""
 
 
 class _OldPlaces(MetaPathFinder):
@@ -145,9 +153,17 @@ class _OldPlaces(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname in MOVED:
-            raise ModuleNotFoundError(f"{fullname} moved to {MOVED[fullname]}")
+        text = whereabouts(fullname)
+        if text is not None:
+            raise ModuleNotFoundError(text)
         return None
+
+
+def whereabouts(name: str) -> str | None:
+    """What to say of an old place; None of what is none."""
+    if name in MOVED:
+        return f"{name} moved to {MOVED[name]}"
+    return f"{name} was taken out: {REMOVED[name]}" if name in REMOVED else None
 
 
 def name_new_places() -> None:

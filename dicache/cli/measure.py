@@ -26,7 +26,6 @@ from dicache.cli.arguments import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dicache.promise.profile import Prices
     from dicache.schedules.schedule import Schedule
 
 
@@ -37,11 +36,7 @@ def calibrate(
     guidance: Guidance = 3.5,
     seed: Seed = 0,
     batch: BatchSize = 8,
-    prices: Annotated[str, typer.Option(help="What runs are planned by: law or measured.")] = "law",
     metric: Annotated[str, typer.Option(help="latent, psnr, ssim, or several with commas.")] = "latent",
-    measuring: Annotated[
-        int | None, typer.Option(min=1, help="Prompts that serve the prices; a quarter, at most 32.")
-    ] = None,
     fine: Annotated[bool, typer.Option("--fine", help="Try twice as many levels: more of a budget is used.")] = False,
     checkpoint: Checkpoint = None,
     as_json: AsJson = False,
@@ -62,10 +57,8 @@ def calibrate(
         seed=seed,
         batch=batch,
         metric=metric.split(","),
-        prices=_prices(prices),
         call=guided(guidance),
         levels=finer(LEVELS) if fine else LEVELS,
-        measuring=measuring,
         checkpoint=checkpoint,
         progress=not as_json,
     )
@@ -98,7 +91,7 @@ def search(
     from dicache.reference.assembly import pipeline
     from dicache.reference.scenes import prompts as scenes
     from dicache.reporting.front_plot import figure
-    from dicache.schedules.schedule import ParetoSet
+    from dicache.schedules.pareto import ParetoSet
 
     check_json(out)
     lines = scenes("calibration", captions, seed=seed) if prompts is None else lines_of(prompts)
@@ -140,9 +133,3 @@ def _table(finder: str, members: "Sequence[Schedule]") -> Table:
         shown = "".join(written(schedule.table)) if sites == 1 else f"{sites} sites"
         table.add_row(f"{schedule.work:.3f}", f"{schedule.error:.4f}", shown)
     return table
-
-
-def _prices(text: str) -> "Prices":
-    if text not in ("law", "measured"):
-        raise typer.BadParameter(f"--prices is {text!r}. Expected law or measured.")
-    return "law" if text == "law" else "measured"

@@ -1,1 +1,38 @@
 """Who may skip, and when."""
+
+from typing import TYPE_CHECKING
+
+from dicache._lazy import lazy
+
+if TYPE_CHECKING:
+    from dicache.controllers.base import Controller as Controller
+    from dicache.controllers.budgeted import Budgeted as Budgeted
+    from dicache.controllers.by_kind import ByKind as ByKind
+    from dicache.controllers.clip import Clip as Clip
+    from dicache.controllers.counted import Counted as Counted
+    from dicache.controllers.fixed import Fixed as Fixed
+    from dicache.controllers.fixed import FixedAt as FixedAt
+    from dicache.controllers.fixed import every as every
+    from dicache.controllers.fixed import masks as masks
+    from dicache.controllers.gap import PerGap as PerGap
+    from dicache.controllers.interval import Interval as Interval
+    from dicache.controllers.noise_window import NoiseWindow as NoiseWindow
+    from dicache.controllers.planned import Planned as Planned
+    from dicache.controllers.threshold import Threshold as Threshold
+
+__all__, __getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "dicache.controllers.base": ("Controller",),
+        "dicache.controllers.budgeted": ("Budgeted",),
+        "dicache.controllers.by_kind": ("ByKind",),
+        "dicache.controllers.clip": ("Clip",),
+        "dicache.controllers.counted": ("Counted",),
+        "dicache.controllers.fixed": ("Fixed", "FixedAt", "every", "masks"),
+        "dicache.controllers.gap": ("PerGap",),
+        "dicache.controllers.interval": ("Interval",),
+        "dicache.controllers.noise_window": ("NoiseWindow",),
+        "dicache.controllers.planned": ("Planned",),
+        "dicache.controllers.threshold": ("Threshold",),
+    },
+)

@@ -6,23 +6,20 @@
 It draws small scenes it was trained on (`scenes`), and is called what it is: small.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dicache._lazy import lazy
 
 if TYPE_CHECKING:
-    from dicache.reference.assembly import pipeline
-    from dicache.reference.reader import Reader
-    from dicache.reference.scenes import prompts
+    from dicache.reference.assembly import pipeline as pipeline
+    from dicache.reference.reader import Reader as Reader
+    from dicache.reference.scenes import prompts as prompts
 
-__all__ = ["Reader", "pipeline", "prompts"]
-_HOME = {
-    "pipeline": "dicache.reference.assembly",
-    "prompts": "dicache.reference.scenes",
-    "Reader": "dicache.reference.reader",
-}
-
-
-def __getattr__(name: str) -> Any:  # noqa: ANN401
-    if name not in _HOME:
-        raise AttributeError(f"module 'dicache.reference' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+__all__, __getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "dicache.reference.assembly": ("pipeline",),
+        "dicache.reference.reader": ("Reader",),
+        "dicache.reference.scenes": ("prompts",),
+    },
+)
