@@ -9,6 +9,7 @@ import os
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from runpy import run_path
 from types import ModuleType
 
 from setuptools import Extension, setup
@@ -80,7 +81,7 @@ class AnyPython(bdist_wheel):
 
 setup(
     name="dicache",
-    version="0.1.0",
+    version=run_path("dicache/_version.py")["__version__"],
     description="Adaptive, per-sample caching for diffusion inference, with an error budget instead of a threshold.",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dicache.schedules.schedule import Schedule as Schedule
 
 _checkout.serve_sibling_folders()
-_moved.name_new_places()
+_moved.name_old_modules()
 __all__, __getattr__, __dir__ = lazy(
     __name__,
     {

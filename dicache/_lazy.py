@@ -23,7 +23,7 @@ def lazy(
 
     def __getattr__(name: str) -> Any:  # noqa: ANN401
         if name in home:
-            return getattr(import_module(home[name]), name)
+            return vars(import_module(home[name]))[name]
         if name in packages:
             return import_module(f"{package}.{name}")
         raise AttributeError(whereabouts(f"{package}.{name}") or f"module {package!r} has no attribute {name!r}")

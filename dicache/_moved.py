@@ -147,7 +147,7 @@ REMOVED = {
 """Old place: what to do without it."""
 
 
-class _OldPlaces(MetaPathFinder):
+class _OldModules(MetaPathFinder):
     """Asked last, for what no other finder has found."""
 
     def find_spec(
@@ -166,7 +166,7 @@ def whereabouts(name: str) -> str | None:
     return f"{name} was taken out: {REMOVED[name]}" if name in REMOVED else None
 
 
-def name_new_places() -> None:
+def name_old_modules() -> None:
     """Register the finder, once."""
-    if not any(isinstance(finder, _OldPlaces) for finder in sys.meta_path):
-        sys.meta_path.append(_OldPlaces())
+    if not any(isinstance(finder, _OldModules) for finder in sys.meta_path):
+        sys.meta_path.append(_OldModules())

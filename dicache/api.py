@@ -80,15 +80,15 @@ def enable(
     attachments: dict[str, Attachment] = {}
     try:
         for name, denoiser in denoisers(target).items():
-            parts = mode.config_of(denoiser)
+            composed = mode.config_of(denoiser)
             refuse_whole(denoiser)
             clock = _clock(target, family_of(denoiser, family), scheduled)
-            attachments[name] = Attachment(denoiser, parts, clock, compiling, family)
+            attachments[name] = Attachment(denoiser, composed, clock, compiling, family)
     except BaseException:
         for attachment in attachments.values():
             attachment.detach()
         raise
-    budget = mode.budget(parts)
+    budget = mode.budget(composed)
     audited = attachments.values() if share > 0 else ()
     auditors = [Auditor(attachment, Running(target, attachments), share, budget) for attachment in audited]
     return Cache(attachments, budget, mode.confidence, auditors)
@@ -108,8 +108,8 @@ def denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401
     """By the name that the pipeline gives them. Raises UnsupportedModelError where there is none."""
     if isinstance(target, nn.Module):
         return {"module": target}
-    parts = {name: getattr(target, name, None) for name in DENOISERS}
-    modules = {name: module for name, module in parts.items() if isinstance(module, nn.Module)}
+    attributes = {name: getattr(target, name, None) for name in DENOISERS}
+    modules = {name: module for name, module in attributes.items() if isinstance(module, nn.Module)}
     if not modules:
         raise UnsupportedModelError(
             f"{type(target).__name__} is neither a torch module nor a pipeline with one of {', '.join(DENOISERS)}. "

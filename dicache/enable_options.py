@@ -64,10 +64,10 @@ def parse_mode(
     if profile is not None or confidence is not None:
         raise ModeError("profile and confidence go with error_budget. Leave them out, or give error_budget=... alone.")
     if schedule is not None:
-        found = parse_schedule(schedule)
-        return Mode(lambda denoiser: found.config(denoiser, family))
-    parts = for_speedup(parse_speedup(speedup)) if config is None else parse_config(config)
-    return Mode(lambda denoiser: parts)
+        table = parse_schedule(schedule)
+        return Mode(lambda denoiser: table.config(denoiser, family))
+    same = for_speedup(parse_speedup(speedup)) if config is None else parse_config(config)
+    return Mode(lambda denoiser: same)
 
 
 def parse_aim(error_budget: Any, confidence: Any, profile: Any) -> BudgetAim:  # noqa: ANN401

@@ -86,6 +86,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find a schedule of the reference model: a table of what computes at which step, for enable(schedule=...)."""
+    from dicache.files.atomic import replacing
     from dicache.finders.by_name import made, options_of, sites_named
     from dicache.measuring.schedule_measurements import Calibration
     from dicache.reference.assembly import pipeline
@@ -104,7 +105,8 @@ def search(
     result.save(out)
     members = result.members if isinstance(result, ParetoSet) else (result,)
     if isinstance(result, ParetoSet):
-        figure({finder: result}).savefig(out.with_suffix(".png"))
+        with replacing(out.with_suffix(".png")) as picture:
+            figure({finder: result}).savefig(picture)
     if as_json:
         print(json.dumps([{"work": schedule.work, "error": schedule.error} for schedule in members]))
         return

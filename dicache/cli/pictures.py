@@ -24,6 +24,7 @@ def demo(
 ) -> None:
     """Draw eight captions from easy to hard, uncached and cached, and show what each cost and lost."""
     from dicache.cli import demo as demonstration
+    from dicache.files.atomic import replacing, write_text
     from dicache.planning.budget import validate
 
     validate(error_budget)
@@ -31,9 +32,10 @@ def demo(
     with progress(as_json) as bar:
         task = bar.add_task("drawing", total=demonstration.ticks(steps))
         outcome = demonstration.run(error_budget, steps=steps, tick=lambda: bar.advance(task))
-    demonstration.picture(outcome, out)
     facts = outcome.to_dict()
-    out.with_suffix(".json").write_text(json.dumps(facts, indent=1))
+    with replacing(out) as picture:
+        demonstration.picture(outcome, picture)
+    write_text(out.with_suffix(".json"), json.dumps(facts, indent=1))
     if as_json:
         print(json.dumps(facts))
         return
@@ -67,6 +69,7 @@ def generate(
 ) -> None:
     """Draw one caption with the reference model, within an error budget."""
     from dicache.api import enable
+    from dicache.files.atomic import replacing
     from dicache.planning.budget import validate
     from dicache.reference.assembly import pipeline
     from dicache.reference.draw import draw, pictures
@@ -81,5 +84,6 @@ def generate(
         task = bar.add_task("drawing", total=steps)
         latents, _ = draw(pipe, [prompt], [seed], steps, lambda: bar.advance(task))
     image = pipe.image_processor.numpy_to_pil(pictures(pipe, latents).permute(0, 2, 3, 1).numpy())[0]
-    image.resize((256, 256), resample=0).save(out)
+    with replacing(out) as picture:
+        image.resize((256, 256), resample=0).save(picture)
     print(json.dumps(cache.report().to_dict()) if as_json else f"{cache.report()}wrote {out}")

@@ -44,8 +44,8 @@ def catalogue() -> list[Entry]:
 
 def _models(package: Any) -> Iterator[str]:  # noqa: ANN401
     """Classes that are defined in the package's modules."""
-    for found in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{found.name}")
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, cls in vars(module).items():
             if inspect.isclass(cls) and issubclass(cls, ModelMixin) and cls.__module__ == module.__name__:
                 yield name

@@ -24,25 +24,25 @@ _TOKENS = (slice(0, 1), slice(1, 4), slice(4, 16), slice(16, None))
 _CONDITIONS = re.compile("encoder_hidden_states|embeds|pooled|prompt|context|cap_feats")
 
 
-def fingerprint(given: Mapping[str, Tree], rows: int) -> Prints:
+def fingerprint(inputs: Mapping[str, Tree], rows: int) -> Prints:
     """Of the inputs that condition a call of that many rows; some pipelines give one negative prompt for all."""
-    named = dict(_named(given))
+    named = dict(_named(inputs))
     masks = [value for name, value in named.items() if "mask" in name and isinstance(value, Tensor)]
-    found = {name: _sums(value, rows, masks) for name, value in named.items() if _CONDITIONS.search(name)}
-    return {name: each.expand(rows, -1) for name, each in found.items() if each is not None}
+    sums = {name: _sums(value, rows, masks) for name, value in named.items() if _CONDITIONS.search(name)}
+    return {name: print_.expand(rows, -1) for name, print_ in sums.items() if print_ is not None}
 
 
 def alike(a: Tensor, b: Tensor) -> Tensor:
     """Whether two fingerprints, (..., 32), are of one condition, (...) bool; what is not finite is not."""
     a, b = torch.broadcast_tensors(a, b)
-    parts = (*a.shape[:-1], len(_TOKENS))
-    ours, theirs, between = (length(t.reshape(-1, SIZE // len(_TOKENS))).view(parts) for t in (a, b, a - b))
+    shape = (*a.shape[:-1], len(_TOKENS))
+    ours, theirs, between = (length(t.reshape(-1, SIZE // len(_TOKENS))).view(shape) for t in (a, b, a - b))
     return (between <= APART * torch.maximum(ours, theirs)).all(-1)
 
 
-def _named(given: Mapping[str, Tree]) -> Iterator[tuple[str, Tree]]:
+def _named(inputs: Mapping[str, Tree]) -> Iterator[tuple[str, Tree]]:
     """Inputs by name; those of a mapping among them by theirs."""
-    for name, value in given.items():
+    for name, value in inputs.items():
         if isinstance(value, Mapping):
             yield from _named(value)
         else:

@@ -20,7 +20,7 @@ def _gathered(model: str, *stacks: str, **facts: Any) -> Family:  # noqa: ANN401
 
 
 def _together(model: str, *stacks: str, **facts: Any) -> Family:  # noqa: ANN401
-    return Family(model=model, stacks=stacks, batch=Batch.WHOLE, **facts)
+    return Family(model=model, stacks=stacks, batch=Batch.TOGETHER, **facts)
 
 
 _GATHERED = (

@@ -21,7 +21,7 @@ class Batch(StrEnum):
 
     SAMPLE = "per sample"
     """Samples that compute are gathered, run and scattered back."""
-    WHOLE = "per batch"
+    TOGETHER = "per batch"
     """Blocks run for the whole batch or not at all."""
 
 
@@ -68,11 +68,11 @@ class Family:
     """Why it cannot be cached."""
 
     def __post_init__(self) -> None:
-        for name in ("stacks", "streams", "latents", "time"):
-            given = getattr(self, name)
-            if isinstance(given, str):
+        lists = {"stacks": self.stacks, "streams": self.streams, "latents": self.latents, "time": self.time}
+        for name, value in lists.items():
+            if isinstance(value, str):
                 raise UnsupportedModelError(
-                    f"the family of {self.model} has {name}={given!r}. Expected names in a list: {name}=({given!r},)."
+                    f"the family of {self.model} has {name}={value!r}. Expected names in a list: {name}=({value!r},)."
                 )
         if bool(self.stacks) == bool(self.refused):
             raise UnsupportedModelError(
@@ -96,6 +96,6 @@ class Family:
                 f"{self.model} cannot skip {longer.path} as one: {self.between}. Use sites=Spans(1) or Evaluation()."
             )
 
-    def timestep(self, given: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    def timestep(self, inputs: Mapping[str, Any]) -> Any:  # noqa: ANN401
         """Among the denoiser's inputs; None if there is none."""
-        return next((given[name] for name in self.time if given.get(name) is not None), None)
+        return next((inputs[name] for name in self.time if inputs.get(name) is not None), None)

@@ -29,32 +29,32 @@ _NOT_STACKS = (
 _SKIPS = ("skip", "skips", "res_hidden_states_tuple")
 
 
-class Parts(NamedTuple):
-    """The modules of a denoiser that are hooked, by their path."""
+class HookedModules(NamedTuple):
+    """Of a denoiser, by their path."""
 
     blocks: dict[str, nn.Module]
     around: dict[str, nn.Module]
 
 
-def family_of(denoiser: nn.Module, given: Family | None = None) -> Family:
-    """What is known of it: what the user gives, else the table, else what its shape shows. Raises UnsupportedModelError
-    where it is refused, is of another class than `given`, or shows no stack; ModeError where `given` is no family.
+def family_of(denoiser: nn.Module, users: Family | None = None) -> Family:
+    """What is known of it: what the user says, else the table, else what its shape shows. Raises UnsupportedModelError
+    where it is refused, is of another class than the user's, or shows no stack; ModeError where `users` is no family.
     """
     name = type(denoiser).__name__
-    if given is not None and not isinstance(given, Family):
-        raise ModeError(f"family is {given!r}. Expected a dicache.Family, or none for a model of diffusers.")
-    if given is not None and given.model != name:
+    if users is not None and not isinstance(users, Family):
+        raise ModeError(f"family is {users!r}. Expected a dicache.Family, or none for a model of diffusers.")
+    if users is not None and users.model != name:
         raise UnsupportedModelError(
-            f"the family given is that of {given.model}, but this denoiser is a {name}. "
+            f"the family given is that of {users.model}, but this denoiser is a {name}. "
             f"Give a Family(model={name!r}, ...), or none."
         )
-    family = given or FAMILIES.get(name) or REFUSALS.get(name) or _found(denoiser)
+    family = users or FAMILIES.get(name) or REFUSALS.get(name) or _by_shape(denoiser)
     if family.refused:
         raise UnsupportedModelError(f"{name} cannot be cached: {family.refused}.")
     return family
 
 
-def find(denoiser: nn.Module, family: Family) -> Parts:
+def find(denoiser: nn.Module, family: Family) -> HookedModules:
     """Blocks and the modules around them, each of these once. Raises UnsupportedModelError where the family names what
     is not there, or there are fewer than two blocks.
     """
@@ -64,25 +64,25 @@ def find(denoiser: nn.Module, family: Family) -> Parts:
             f"{family.model} has {len(blocks)} blocks in {', '.join(family.stacks)}. Expected at least two."
         )
     around: dict[nn.Module, str] = {}
-    for path, part in _leaves(denoiser, "", (*family.stacks, *blocks)):
-        if part not in blocks.values() and any(True for _ in part.parameters()):
-            around.setdefault(part, path)
-    return Parts(blocks, {path: part for part, path in around.items()})
+    for path, module in _leaves(denoiser, "", (*family.stacks, *blocks)):
+        if module not in blocks.values() and any(True for _ in module.parameters()):
+            around.setdefault(module, path)
+    return HookedModules(blocks, {path: module for module, path in around.items()})
 
 
 def _blocks(denoiser: nn.Module, stack: str) -> Iterator[tuple[str, nn.Module]]:
     if getattr(denoiser, stack, denoiser) is None:  # some configurations leave the middle of a UNet out
         return
     try:
-        found = denoiser.get_submodule(stack)
+        module = denoiser.get_submodule(stack)
     except AttributeError as error:
         raise UnsupportedModelError(
             f"{type(denoiser).__name__} has no {stack}. Expected the path of a list of blocks, or of one block."
         ) from error
-    if isinstance(found, nn.ModuleList):
-        yield from ((f"{stack}.{i}", block) for i, block in enumerate(found))
+    if isinstance(module, nn.ModuleList):
+        yield from ((f"{stack}.{i}", block) for i, block in enumerate(module))
     else:
-        yield stack, found
+        yield stack, module
 
 
 def _leaves(module: nn.Module, path: str, stacks: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
@@ -97,7 +97,7 @@ def _leaves(module: nn.Module, path: str, stacks: tuple[str, ...]) -> Iterator[t
             yield here, child
 
 
-def _found(denoiser: nn.Module) -> Family:
+def _by_shape(denoiser: nn.Module) -> Family:
     name = type(denoiser).__name__
     stacks = [path for path, child in denoiser.named_children() if _is_stack(path, child)]
     if not stacks:

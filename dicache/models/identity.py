@@ -40,8 +40,8 @@ def identity(denoiser: nn.Module) -> str:
     parameters = (plain for _, parameter in sorted(denoiser.named_parameters()) for plain in _plain(parameter))
     for parameter in parameters:
         flat = parameter.detach().reshape(-1)
-        chosen = torch.linspace(0, max(flat.numel() - 1, 0), min(VALUES, flat.numel())).long()
-        digest.update(flat[chosen.to(flat.device)].float().cpu().numpy().tobytes())
+        spread = torch.linspace(0, max(flat.numel() - 1, 0), min(VALUES, flat.numel())).long()
+        digest.update(flat[spread.to(flat.device)].float().cpu().numpy().tobytes())
     return f"{outline(denoiser)}-{digest.hexdigest()[:32]}"
 
 

@@ -4,12 +4,12 @@ from dicache.models.family import Family
 
 _WRITES_STATE = "its blocks write a key-value cache that later steps read, so a skipped block corrupts it"
 _PACKED = "it packs text, video and sound into one sequence without a batch axis, and returns several predictions"
-_PART = "it is a part of UNets, not a denoiser: pass the UNet"
+_NO_DENOISER = "it is a part of UNets, not a denoiser: pass the UNet"
 
 _REASONS = {
     "AnyFlowFARTransformer3DModel": _WRITES_STATE,
     "Cosmos3OmniTransformer": _PACKED,
-    "DreamLiteTransformer2DModel": _PART,
+    "DreamLiteTransformer2DModel": _NO_DENOISER,
     "GlmImageTransformer2DModel": _WRITES_STATE,
     "HeliosTransformer3DModel": _WRITES_STATE,
     "Ideogram4Transformer2DModel": "its pipeline guides it by another model, so what an error weighs is not known",
@@ -22,8 +22,8 @@ _REASONS = {
     "SanaWMLTX2RefinerTransformer3DModel": _WRITES_STATE,
     "StableCascadeUNet": "its blocks are lists of lists that it runs piece by piece, so there is no block to skip",
     "T5FilmDecoder": "its first input is a list of encodings, not a latent, and it has no stack of one stream",
-    "Transformer2DModel": _PART,
-    "TransformerTemporalModel": _PART,
+    "Transformer2DModel": _NO_DENOISER,
+    "TransformerTemporalModel": _NO_DENOISER,
     "UVit2DModel": "it predicts tokens, not noise, and its sampler is no solver of an equation",
     "WanAnimate2Transformer3DModel": _WRITES_STATE,
 }

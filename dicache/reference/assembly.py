@@ -21,16 +21,16 @@ def pipeline(*, shift: float = 1.0) -> FluxPipeline:
     missing or damaged.
     """
     with torch.device("cpu"):
-        parts = {"transformer": denoiser(), "words": word_encoder(), "sentence": sentence_encoder()}
-    load(MODEL, parts)
+        modules = {"transformer": denoiser(), "words": word_encoder(), "sentence": sentence_encoder()}
+    load(MODEL, modules)
     pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
         vae=SpaceToDepth(),
-        text_encoder=parts["sentence"].eval(),
+        text_encoder=modules["sentence"].eval(),
         tokenizer=tokenizer(),
-        text_encoder_2=parts["words"].eval(),
+        text_encoder_2=modules["words"].eval(),
         tokenizer_2=tokenizer(),
-        transformer=parts["transformer"].eval(),
+        transformer=modules["transformer"].eval(),
     )
     pipe.default_sample_size = SIDE // pipe.vae_scale_factor
     return pipe

@@ -75,10 +75,12 @@ class Reader(nn.Module):
 
 def _share(scene: Scene, i: int, cells: dict[str, Tensor], back: dict[str, Tensor]) -> float:
     right = [
-        THING[name][cells[name][i, CELLS.index(t.cell)]] == getattr(t, name) for t in scene.things for name in THING
+        values[cells[name][i, CELLS.index(thing.cell)]] == thing.attributes[name]
+        for thing in scene.things
+        for name, values in THING.items()
     ]
     named = ("pattern", "colour", "second") if scene.background.second else ("pattern", "colour")
-    right += [BACKGROUND[name][back[name][i]] == getattr(scene.background, name) for name in named]
+    right += [BACKGROUND[name][back[name][i]] == scene.background.attributes[name] for name in named]
     return sum(right) / len(right)
 
 
@@ -99,7 +101,7 @@ def targets(scenes: Sequence[Scene]) -> tuple[dict[str, Tensor], dict[str, Tenso
         name: torch.tensor(
             [
                 [
-                    values.index(getattr(row[c], name)) if c in row else 0 if values[0] == NOTHING else -100
+                    values.index(row[c].attributes[name]) if c in row else 0 if values[0] == NOTHING else -100
                     for c in CELLS
                 ]
                 for row in at
@@ -108,7 +110,7 @@ def targets(scenes: Sequence[Scene]) -> tuple[dict[str, Tensor], dict[str, Tenso
         for name, values in THING.items()
     }
     back = {
-        name: torch.tensor([values.index(getattr(s.background, name) or NOTHING) for s in scenes])
+        name: torch.tensor([values.index(s.background.attributes[name] or NOTHING) for s in scenes])
         for name, values in BACKGROUND.items()
     }
     return cells, back

@@ -60,6 +60,11 @@ class Thing:
     shape: str
     jitter: tuple[float, float] = (0.0, 0.0)
 
+    @property
+    def attributes(self) -> dict[str, str]:
+        """What its caption says of it."""
+        return {"cell": self.cell, "size": self.size, "fill": self.fill, "colour": self.colour, "shape": self.shape}
+
 
 @dataclass(frozen=True)
 class Background:
@@ -67,6 +72,11 @@ class Background:
     colour: str
     second: str | None = None
     """The colour at the bottom of a gradient, None for the other patterns."""
+
+    @property
+    def attributes(self) -> dict[str, str | None]:
+        """What its caption says of it."""
+        return {"pattern": self.pattern, "colour": self.colour, "second": self.second}
 
 
 @dataclass(frozen=True)
@@ -156,9 +166,9 @@ class _Words:
     def expect(self, what: str, allowed: tuple[str, ...]) -> str:
         word = self.accept(allowed)
         if word is None:
-            found = repr(self.words[0]) if self.words else "the end"
+            left = repr(self.words[0]) if self.words else "the end"
             raise CaptionError(
-                f"in {self.text!r}: expected {what} ({', '.join(allowed)}), found {found}. For example: {EXAMPLE!r}"
+                f"in {self.text!r}: expected {what} ({', '.join(allowed)}), found {left}. For example: {EXAMPLE!r}"
             )
         return word
 
@@ -200,9 +210,9 @@ def prompts(split: Split, n: int, seed: int = 0) -> list[str]:
     """`n` different captions of a split, always the same for the same seed."""
     if n < 0:
         raise CaptionError(f"{n} captions were asked for. Expected 0 or more.")
-    found: dict[str, None] = {}
+    captions: dict[str, None] = {}
     for scene in scenes(split, seed):
-        if len(found) >= n:
+        if len(captions) >= n:
             break
-        found[caption(scene)] = None
-    return list(found)
+        captions[caption(scene)] = None
+    return list(captions)

@@ -1,4 +1,4 @@
-"""The shipped weights: bfloat16 safetensors beside this file, one tensor a parameter, named `part.parameter`."""
+"""The shipped weights: bfloat16 safetensors beside this file, one tensor a parameter, named `model.parameter`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,18 +15,18 @@ MODEL = FOLDER / "model.safetensors"
 READER = FOLDER / "reader.safetensors"
 
 
-def save(path: Path, parts: Mapping[str, nn.Module]) -> None:
+def save(path: Path, modules: Mapping[str, nn.Module]) -> None:
     path.parent.mkdir(exist_ok=True)
     tensors = {
-        f"{part}.{name}": p.detach().bfloat16().contiguous()
-        for part, module in parts.items()
+        f"{model}.{name}": p.detach().bfloat16().contiguous()
+        for model, module in modules.items()
         for name, p in module.named_parameters()
     }
     save_file(tensors, path)
 
 
 @torch.no_grad()
-def load(path: Path, parts: Mapping[str, nn.Module]) -> None:
+def load(path: Path, modules: Mapping[str, nn.Module]) -> None:
     """Fill the modules in place, in their own dtype. Raises ReferenceModelError if the file is missing, damaged or of
     another model.
     """
@@ -36,12 +36,12 @@ def load(path: Path, parts: Mapping[str, nn.Module]) -> None:
         raise ReferenceModelError(
             f"the reference model's weights cannot be read from {path}: {error}. Reinstall dicache."
         ) from error
-    for part, module in parts.items():
+    for model, module in modules.items():
         for name, parameter in module.named_parameters():
-            stored = tensors.pop(f"{part}.{name}", None)
+            stored = tensors.pop(f"{model}.{name}", None)
             if stored is None or stored.shape != parameter.shape:
                 wrong = "missing" if stored is None else "of another shape"
                 raise ReferenceModelError(
-                    f"{path} does not fit this version of dicache: {part}.{name} is {wrong}. Reinstall dicache."
+                    f"{path} does not fit this version of dicache: {model}.{name} is {wrong}. Reinstall dicache."
                 )
             parameter.copy_(stored)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dicache.controllers.base import ProfileUse
+from dicache.files.atomic import write_text
 from dicache.reporting.promise_note import fits, promise_note
 from dicache.runtime.trace import Record, Trace
 from dicache.types import MARKS, REASONS, Action, Grid, Reason, Rows
@@ -61,16 +62,16 @@ class Report:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write `to_dict` as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1))
+        """Write `to_dict` as JSON. Raises FileError where that is impossible."""
+        write_text(path, json.dumps(self.to_dict(), indent=1))
 
     def plot(self) -> "Figure":
         """A matplotlib figure: every sample's decisions over the steps, and its estimated error against its budget."""
         return import_module("dicache.reporting.page").figure(self.to_dict())
 
     def save_html(self, path: str | Path) -> None:
-        """Write one page with everything in it."""
-        Path(path).write_text(import_module("dicache.reporting.page").page(self.to_dict()), encoding="utf-8")
+        """Write one page with everything in it. Raises FileError where that is impossible."""
+        write_text(path, import_module("dicache.reporting.page").page(self.to_dict()))
 
     def strip(self, i: int) -> str:
         """The decisions of one sample, a mark per step: # computed, = reused, / extrapolated, ~ aligned, * corrected,

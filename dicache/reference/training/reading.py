@@ -70,12 +70,12 @@ def _score(heads: nn.ModuleDict, features: Tensor, targets: dict[str, Tensor]) -
 
 def _thing_targets(drawn: list[Scene]) -> dict[str, Tensor]:
     things = [thing for scene in drawn for thing in scene.things]
-    return {name: torch.tensor([values.index(getattr(t, name)) for t in things]) for name, values in _THING.items()}
+    return {name: torch.tensor([values.index(t.attributes[name]) for t in things]) for name, values in _THING.items()}
 
 
 def _background_targets(drawn: list[Scene]) -> dict[str, Tensor]:
     return {
-        name: torch.tensor([values.index(getattr(s.background, name)) for s in drawn])
+        name: torch.tensor([values.index(s.background.attributes[name] or "") for s in drawn])
         for name, values in _BACKGROUND.items()
     }
 
