@@ -72,7 +72,7 @@ class Cache:
         run = self._session.run
         if run is None or run.samples == 0:
             return None
-        return run.states[0].rule.describe(run.states[0].controller, run.negative_conditions)
+        return run.states[0].rule.describe(run.states[0].controller)
 
     def _audit(self) -> dict[str, Any] | None:
         """What audits found in all runs so far; None without audits."""

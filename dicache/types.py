@@ -5,8 +5,10 @@ approximators to choose from, S the sites. Everything the controller thinks with
 float64; only features, outputs and histories live on the device.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -154,8 +156,32 @@ class Step(NamedTuple):
     """None in a hand-written loop, where nobody knows what comes."""
 
 
-def untold() -> None:
-    return None
+@dataclass(frozen=True, eq=False)
+class RunFacts:
+    """What a run shows of itself: whether something that was measured on other runs holds for it. The runtime fills it
+    once the guidance branches were told apart, and anew where others come half-way.
+    """
+
+    timetable: Timetable | None = None
+    guidance: float | None = None
+    """Weight of the strongest branch, the median over samples; None until it was measured."""
+    own_conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    """What that branch was conditioned by at the first step (`dicache.models.conditioning`), (B, 32) each, by input."""
+    other_conditions: Sequence[Mapping[str, Tensor]] = ()
+    """The same of the branches that it is told apart from."""
+
+    @cached_property
+    def negative_conditions(self) -> Mapping[str, Tensor]:
+        """What the other branches are conditioned by and the strongest is not, (B, 32) on the host, as "0.name",
+        "1.name", ... The host waits for the device when this is first asked for.
+        """
+        own = {name: each.cpu() for name, each in self.own_conditions.items()}
+        others = [
+            (f"{i}.{name}", name, each.cpu())
+            for i, conditions in enumerate(self.other_conditions)
+            for name, each in conditions.items()
+        ]
+        return {key: each for key, name, each in others if name not in own or not torch.equal(each, own[name])}
 
 
 class Quote(NamedTuple):
@@ -167,10 +193,8 @@ class Quote(NamedTuple):
     """The same as a relative error of the final latent."""
     action: Rows
     """How it would be filled in."""
-    guidance: Rows | None = None
-    """Weight of the strongest branch, (B,); None until it was measured."""
-    negative_conditions: Callable[[], Mapping[str, Tensor] | None] = untold
-    """What the other branches are conditioned by (`dicache.models.conditioning`), (B, 32) each; None until then."""
+    facts: RunFacts = RunFacts()
+    """What the run has shown of itself so far; the same object at every step until it shows more."""
 
 
 class Decision(NamedTuple):

@@ -1,12 +1,12 @@
 """The contract of an estimator: predict before, observe after, state in and out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from dicache.types import Grid, Rows, Step, untold
+from dicache.types import Grid, Rows, Step
 
 S = TypeVar("S")
 
@@ -39,10 +39,6 @@ class Evidence(NamedTuple):
     """What the step gave, (B, ...), all branches mixed; only when observing, and None where not all branches were
     computed.
     """
-    guidance: Rows | None = None
-    """Weight of the strongest branch, (B,); None until it was measured."""
-    negative_conditions: Callable[[], Mapping[str, Tensor] | None] = untold
-    """What the other branches are conditioned by, as `Quote.negative_conditions`."""
 
 
 class Estimator(ABC, Generic[S]):

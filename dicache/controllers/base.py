@@ -1,18 +1,15 @@
 """The contract of a controller: a cost in, a decision out, state beside it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
 
 from dicache.planning.budget import Budget
 from dicache.types import Decision, Quote, Rows, Site, Step
 
 S = TypeVar("S")
-Conditions = Callable[[], Mapping[str, Tensor] | None]
-"""Tells what the negative branches of a run were conditioned by (`dicache.models.conditioning`)."""
 
 
 class ProfileUse(NamedTuple):
@@ -46,7 +43,7 @@ class Controller(ABC, Generic[S]):
         """What a sample may spend in all, as it was asked for; None where the rule goes by something else."""
         return None
 
-    def describe(self, state: S, conditions: Conditions) -> ProfileUse | None:
+    def describe(self, state: S) -> ProfileUse | None:
         """By which profile a run in this state goes; None without one."""
         return None
 

@@ -40,7 +40,7 @@ from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.keep_budget import FixedLevel
 from dicache.promise.metrics import Metric, Metrics, loss, relative_error, resolved
 from dicache.promise.profile import LATENT_LOSS, LOSS, NEEDED, Facts, Profile
-from dicache.types import LATENT, Timetable
+from dicache.types import LATENT, RunFacts, Timetable
 
 LEVELS = (0.002, 0.0035, 0.006, 0.01, *(0.014 * 1.25**k for k in range(11)), 0.18, 0.27, 0.4)
 """Internal budgets: dense where the errors lie that people ask for. The largest one that keeps a budget may lie between
@@ -147,12 +147,12 @@ class _Work:
         with enable(self.pipe, config=Config(Planned(0.0), estimator=Recorder(seen.append))) as enabled:
             drawn = self._draw(indices)
             assert enabled.trace is not None and enabled._session.run is not None  # the run is closed
-            negative_conditions = enabled._session.run.negative_conditions() or {}
-        timetable, guidance = _course(seen)
+            facts = enabled._session.run.facts
+        timetable, guidance = _course(seen, facts)
         shown = {
             "course": np.array([*timetable.sigmas, guidance]),
             "solver": np.frombuffer(timetable.solver.encode(), np.uint8),
-            **{NEGATIVE_CONDITIONS + name: each.numpy() for name, each in negative_conditions.items()},
+            **{NEGATIVE_CONDITIONS + name: each.numpy() for name, each in facts.negative_conditions.items()},
         }
         return _Uncached(drawn, shown)
 
@@ -195,18 +195,16 @@ def _shown(uncached: Callable[[], _Uncached]) -> Entry:
     return uncached().shown
 
 
-def _course(seen: Sequence[Evidence]) -> tuple[Timetable, float]:
-    """Timetable and guidance of what a `Recorder` heard. Raises ProfileError where they cannot be known."""
-    steps = [evidence.step for evidence in seen if evidence.step is not None]
-    timetable = steps[0].timetable if steps else None
-    if timetable is None or len(steps) != len(timetable.sigmas) or len(steps) < SHORTEST:
+def _course(seen: Sequence[Evidence], facts: RunFacts) -> tuple[Timetable, float]:
+    """Timetable and guidance of a run of which a `Recorder` heard. Raises ProfileError where they cannot be known."""
+    timetable = facts.timetable
+    if timetable is None or len(seen) != len(timetable.sigmas) or len(seen) < SHORTEST:
         raise ProfileError(
             f"only whole runs of {SHORTEST} steps or more, with a scheduler whose course is known, can be calibrated."
         )
-    guidance = [evidence.guidance for evidence in seen if evidence.guidance is not None]
-    if not guidance or any(evidence.output is None for evidence in seen[1:]):
+    if facts.guidance is None or any(evidence.output is None for evidence in seen[1:]):
         raise ProfileError("the run's guidance changed half-way: it cannot be calibrated.")
-    return timetable, max(1.0, float(torch.stack(guidance).median()))
+    return timetable, max(1.0, facts.guidance)
 
 
 def _untested(model: str, shown: Entry) -> Profile:

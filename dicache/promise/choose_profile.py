@@ -7,7 +7,7 @@ nearest    the one with the nearest course is taken for any run of this model, a
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from dicache.errors import ProfileError
-from dicache.models.conditioning import Prints
 from dicache.promise.profile import Profile, load_profile
-from dicache.types import Timetable
+from dicache.types import RunFacts, Timetable
 
 SHIPPED = Path(__file__).parents[1] / "profiles"
 HOW_TO = "Make one with dicache.calibrate(pipe, prompts, steps=...).save('mine.json') and pass profile='mine.json'"
@@ -30,56 +29,43 @@ class ProfileChoice:
     profiles: tuple[Profile, ...]
     kind: Literal["named", "found", "nearest"] = "found"
 
-    def fitting(
-        self,
-        timetable: Timetable | None,
-        guidance: float | None,
-        negative_conditions: Callable[[], Prints | None] = lambda: None,
-        *,
-        needed: bool,
-    ) -> Profile | None:
-        """The profile for this run; None if none fits or `guidance` is not known yet. `negative_conditions` tells what
-        the weaker branches of guidance are conditioned by.
+    def fitting(self, facts: RunFacts, *, needed: bool) -> Profile | None:
+        """The profile for this run; None if none fits or its guidance is not known yet.
 
         Raises ProfileError where none fits but was named or is `needed`. Other negative prompts are an error there too,
         and so are those of several profiles in one batch: no sample is decided by its mates'.
         """
+        timetable, guidance = facts.timetable, facts.guidance
         if timetable is None or not timetable.half_log_snrs:
             self._refuse("the course of a hand-written loop or of an unknown scheduler is not known", needed)
             return None
         reasons = [profile.differs(timetable, guidance) for profile in self.profiles]
         fits = [p for p, reason in zip(self.profiles, reasons, strict=True) if reason is None]
-        if fits:
-            strict = self.kind == "named" or needed
-            return (
-                None
-                if guidance is None
-                else self._with_same_conditions(fits, negative_conditions)
-                if strict
-                else fits[0]
-            )
-        if self.kind == "nearest" and self.profiles:
-            return None if guidance is None else _moved(self._nearest(timetable, guidance), timetable, guidance)
-        told = [f"{p.name!r} differs in {r}" for p, r in zip(self.profiles, reasons, strict=True)]
-        self._refuse("; ".join(told) or "there is none of this model", needed)
-        return None
+        if not fits and (self.kind != "nearest" or not self.profiles):
+            texts = [f"{p.name!r} differs in {r}" for p, r in zip(self.profiles, reasons, strict=True)]
+            self._refuse("; ".join(texts) or "there is none of this model", needed)
+            return None
+        if guidance is None:
+            return None
+        if not fits:
+            return _moved(self._nearest(timetable, guidance), timetable, guidance)
+        return self._with_same_conditions(fits, facts) if self.kind == "named" or needed else fits[0]
 
-    def _with_same_conditions(
-        self, fits: Sequence[Profile], negative_conditions: Callable[[], Prints | None]
-    ) -> Profile:
+    def _with_same_conditions(self, fits: Sequence[Profile], facts: RunFacts) -> Profile:
         """The first that has every sample's negative prompt."""
-        prints = negative_conditions() if any(profile.facts.negative_conditions for profile in fits) else None
-        if prints is None:
+        if not any(profile.facts.negative_conditions for profile in fits):
             return fits[0]
-        rows = torch.stack(torch.broadcast_tensors(*(profile.same_conditions(prints) for profile in fits)))
+        rows = torch.stack(
+            torch.broadcast_tensors(*(profile.same_conditions(facts.negative_conditions) for profile in fits))
+        )
         if not rows.any(0).all():
-            others = (~rows.any(0)).nonzero().flatten().tolist()
-            which = "every sample" if len(others) == rows.shape[1] else f"samples {', '.join(map(str, others))}"
+            misfits = (~rows.any(0)).nonzero().flatten().tolist()
+            which = "every sample" if len(misfits) == rows.shape[1] else f"samples {', '.join(map(str, misfits))}"
             self._refuse(f"{fits[0].name!r} differs in negative prompt: that of {which} is another", True)
-        chosen = set(rows.int().argmax(0).tolist())
-        if len(chosen) > 1:
+        indices = set(rows.int().argmax(0).tolist())
+        if len(indices) > 1:
             raise ProfileError("one batch has negative prompts of several profiles. Draw them apart.")
-        return fits[chosen.pop()]
+        return fits[indices.pop()]
 
     def _refuse(self, why: str, needed: bool) -> None:
         if self.kind == "named" or needed:
@@ -98,7 +84,6 @@ class ProfileChoice:
         return min(self.profiles, key=apart)
 
 
-@lru_cache(maxsize=16)
 def _moved(profile: Profile, timetable: Timetable, guidance: float) -> Profile:
     """Its levels and what they lost, as if they had been tested on this run's steps: nothing is promised by that."""
     scale = max(1.0, round(guidance, 3))

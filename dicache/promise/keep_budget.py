@@ -12,13 +12,13 @@ to make one.
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from dicache.controllers.base import Conditions, Controller, ProfileUse
+from dicache.controllers.base import Controller, ProfileUse
 from dicache.controllers.planned import Planned, Way, cautious
 from dicache.errors import ProfileError
 from dicache.planning.budget import Budget, per_sample, validate
 from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.profile import Profile
-from dicache.types import LATENT, Decision, Quote, Rows, Step, Wanted
+from dicache.types import LATENT, Decision, Quote, Rows, RunFacts, Step, Wanted
 
 
 class Aim(Protocol):
@@ -81,6 +81,8 @@ class FixedLevel(Aim):
 
 
 class Chosen(NamedTuple):
+    facts: RunFacts | None
+    """What the run had shown when the profile was chosen."""
     profile: Profile | None
     way: Way
 
@@ -90,23 +92,21 @@ class Promised(Controller[Chosen]):
     choice: ProfileChoice
     aim: Aim
     inner: Controller[Way] = field(init=False)
-    """What decides without a profile."""
+    """What decides, by the budget that a profile says or, without one, by the one that was asked for."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inner", self.aim.fallback())
 
-    def describe(self, state: Chosen, conditions: Conditions) -> ProfileUse | None:
-        if state.profile is None:
+    def describe(self, state: Chosen) -> ProfileUse | None:
+        if state.facts is None or state.profile is None:
             return None
-        negative_conditions = conditions()
         return ProfileUse(
             name=state.profile.name,
             prompts=state.profile.prompts,
             kind=self.choice.kind,
             confidence=None if self.choice.kind == "nearest" else self.aim.confidence,
             levels=state.way.account.budget,
-            same_conditions=negative_conditions is None
-            or bool(state.profile.same_conditions(negative_conditions).all()),
+            same_conditions=bool(state.profile.same_conditions(state.facts.negative_conditions).all()),
             true_error=state.profile.true_error,
         )
 
@@ -121,28 +121,28 @@ class Promised(Controller[Chosen]):
         return "the LoRA was changed after dicache.enable: the profile was measured without that change."
 
     def init(self, samples: int) -> Chosen:
-        return Chosen(None, self.inner.init(samples))
+        return Chosen(None, None, self.inner.init(samples))
 
     def decide(self, quote: Quote, step: Step, state: Chosen) -> tuple[Decision, Chosen]:
-        guidance = None if quote.guidance is None else float(quote.guidance.median())
-        profile = self.choice.fitting(step.timetable, guidance, quote.negative_conditions, needed=self.aim.needed)
+        if quote.facts is not state.facts:
+            state = self._chosen(quote.facts, len(quote.cost), state)
+        decision, way = self.inner.decide(quote, step, state.way)
+        return decision, state._replace(way=way)
+
+    def _chosen(self, facts: RunFacts, samples: int, state: Chosen) -> Chosen:
+        """By what the run shows. Where guidance is measured anew, the profile stays until that is done."""
+        profile = self.choice.fitting(facts, needed=self.aim.needed)
+        if profile is None and facts.guidance is None:
+            profile = state.profile
         way = state.way
-        if profile is None:
-            held = state.profile if guidance is None else None
-            if held is not state.profile:  # guidance changed half-way: the budget is again what was asked for
-                asked = self.inner.init(len(quote.cost)).account.budget
-                way = way._replace(account=way.account._replace(budget=asked))
-            decision, way = self.inner.decide(quote, step, way)
-            return decision, Chosen(held, way)
-        if profile is not state.profile:
-            way = way._replace(account=way.account._replace(budget=self.aim.levels(profile, len(quote.cost))))
-        decision, way = Planned(0.0).decide(quote, step, way)
-        return decision, Chosen(profile, way)
+        if profile is not state.profile:  # without one, the budget is again what was asked for
+            asked = self.inner.init(samples).account.budget
+            budget = asked if profile is None else self.aim.levels(profile, samples)
+            way = way._replace(account=way.account._replace(budget=budget))
+        return Chosen(facts, profile, way)
 
     def settle(self, ratio: Rows, computed: Rows, state: Chosen) -> Chosen:
-        if state.profile is None:
-            return state._replace(way=self.inner.settle(ratio, computed, state.way))
-        return state._replace(way=Planned(0.0).settle(ratio, computed, state.way))
+        return state._replace(way=self.inner.settle(ratio, computed, state.way))
 
 
 def keep(error_budget: Any, confidence: float | None = None) -> BudgetAim:  # noqa: ANN401

@@ -69,7 +69,7 @@ def price_of(config: Config, run: Run, state: SiteState, predicted: Grid) -> Quo
     guidance = torch.ones_like(error) if run.guided.strength is None else run.guided.strength
     cost = (error * share * run.step.coefficient * scale * remaining(guidance)).nan_to_num(torch.inf, torch.inf)
     actions = torch.tensor([int(a.action) for a in config.approximators])
-    return Quote(error, cost, actions[best], run.guided.strength, run.negative_conditions)
+    return Quote(error, cost, actions[best], run.facts)
 
 
 def choose_approximator(config: Config, predicted: Grid, decision: Decision) -> Rows:

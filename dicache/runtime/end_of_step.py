@@ -29,7 +29,7 @@ def end_step(config: Config, run: Run, after: Tensor | None) -> None:
     if run.guided.changed:
         _forget(config, run)
     elif run.guided.mixture is None and after is not None:
-        run.guided = run.guided.fitted(run.latent[: run.samples], after[: run.samples])
+        run.know_mixture(run.guided.fitted(run.latent[: run.samples], after[: run.samples]))
 
 
 def _samples(run: Run, after: Tensor | None) -> int:
@@ -81,7 +81,7 @@ def _learn(config: Config, run: Run, state: SiteState, errors: Grid) -> None:
 
 def _forget(config: Config, run: Run) -> None:
     """The branches are not those that were learned about: nothing is known of the errors of their mixture."""
-    run.guided.mixture, run.scale = None, None
+    run.forget_mixture()
     for state in run.states:
         state.estimator, state.share = config.estimator.init(run.samples, len(config.approximators)), None
 

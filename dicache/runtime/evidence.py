@@ -26,8 +26,6 @@ def nothing(config: Config, run: Run, feature: Tensor | None = None) -> Evidence
         innovation=unknown,
         innovation_growth=unknown,
         step=run.step,
-        guidance=run.guided.strength,
-        negative_conditions=run.negative_conditions,
         latent=run.latent[: run.samples],
         feature=None if feature is None else feature[: run.samples],
     )

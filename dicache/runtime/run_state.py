@@ -7,7 +7,7 @@ Nothing is kept on a module, a class or a global.
 import time
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from dicache.runtime.guidance import Guided
 from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.trace import Record
 from dicache.tensors.tree import tensors
-from dicache.types import Action, Decision, Grid, Quote, Rows, Site, Step
+from dicache.types import Action, Decision, Grid, Quote, Rows, RunFacts, Site, Step
 
 
 @dataclass
@@ -108,8 +108,6 @@ class Run:
     """||v|| / ||x_N|| at the last computed step, (B,)."""
     prints: dict[str, Prints] = field(default_factory=dict)
     """By branch: what it was conditioned by at the first step."""
-    beside: Prints | None = None
-    """That of the weaker branches, once it was asked for."""
     strongest: Tensor | None = None
     """What the strongest branch gave at this step, where the others are sites."""
     records: list[Record] = field(default_factory=list)
@@ -119,32 +117,32 @@ class Run:
     gone: bool = False
     """Whether the model's tensors were let go: nothing is learned any more."""
     begun: float = field(default_factory=time.perf_counter)
+    facts: RunFacts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.facts = RunFacts(self.step.timetable)
 
     def chunks(self, rows: int) -> int:
         """How many guidance branches a call of that many rows holds."""
         return rows // self.samples
 
-    def negative_conditions(self) -> Prints | None:
-        """What the branches but the strongest are conditioned by and it is not, (B, 32) on the host, as "0.name",
-        "1.name", ..; nothing where none is known to be the strongest, None until the mixture was measured. The host
-        waits for the device when this is first asked for.
-        """
-        strongest = self.guided.strongest
-        if self.beside is None and strongest is not None:
-            own = self._conditions(*strongest)
-            told_apart = self.guided.streams if self.guided.told_apart else []
-            streams = [stream for stream in told_apart if stream != strongest]
-            self.beside = {
-                f"{i}.{name}": each
-                for i, stream in enumerate(streams)
-                for name, each in self._conditions(*stream).items()
-                if name not in own or not torch.equal(each, own[name])
-            }
-        return self.beside
+    def know_mixture(self, guided: Guided) -> None:
+        """The guidance branches were told apart: that of the largest weight, and the others."""
+        assert guided.strongest is not None and guided.strength is not None
+        others = [stream for stream in guided.streams if stream != guided.strongest] if guided.told_apart else []
+        conditions = [self._conditions(*stream) for stream in (guided.strongest, *others)]
+        self.guided = guided
+        self.facts = RunFacts(self.step.timetable, float(guided.strength.median()), conditions[0], conditions[1:])
+
+    def forget_mixture(self) -> None:
+        """Other branches came."""
+        self.guided.mixture, self.scale = None, None
+        self.facts = replace(self.facts, guidance=None)
 
     def _conditions(self, branch: str, chunk: int) -> Prints:
+        """Of one branch, (B, 32) each."""
         prints = self.prints.get(branch, {}).items()
-        return {name: each.reshape(-1, self.samples, each.shape[1])[chunk].cpu() for name, each in prints}
+        return {name: each.reshape(-1, self.samples, each.shape[1])[chunk] for name, each in prints}
 
     @property
     def at_end(self) -> bool:
@@ -171,7 +169,6 @@ class Run:
 
     def let_go(self) -> None:
         """Of the model's tensors."""
-        self.negative_conditions()
         self.guided, self.strongest, self.prints, self.gone = Guided(), None, {}, True
         self.forget()
 

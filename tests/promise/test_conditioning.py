@@ -44,9 +44,9 @@ def test_weaker_branches_are_told_in_one_call_or_in_several(name):
     make = PIPELINES[name]
     with dicache.enable(pipe := make.make(), error_budget=0.1) as cache:
         make.draw(pipe, [1, 2], 4)
-        together = cache._session.run.negative_conditions()
+        together = cache._session.run.facts.negative_conditions
         make.draw(pipe, [2], 4)
-        alone = cache._session.run.negative_conditions()
+        alone = cache._session.run.facts.negative_conditions
     assert together and alone.keys() == together.keys()
     for name, each in together.items():
         assert each.shape == (2, SIZE) and alike(each[1], alone[name][0]) and not alike(each[0], alone[name][0])

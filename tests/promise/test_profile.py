@@ -16,7 +16,7 @@ from dicache.errors import DicacheError, ProfileError
 from dicache.models.conditioning import SIZE
 from dicache.promise.choose_profile import profiles_for
 from dicache.promise.profile import Profile, load_profile
-from dicache.types import Timetable
+from dicache.types import RunFacts, Timetable
 from pipelines.calibrating import made_up
 from pipelines.hostile import refuses_what_is_no_file_of_its_kind
 
@@ -167,14 +167,14 @@ def timetable(steps=10, solver="Solver()", begin=0, shift=0.0):
 def test_a_run_that_a_named_profile_does_not_fit_is_refused_by_name(run, guidance, word):
     profile = made_up()
     with pytest.raises(ProfileError, match=word):
-        profiles_for("Model-0", profile).fitting(run, guidance, needed=False)
-    assert profiles_for("Model-0", [profile, "nearest"]).fitting(run, guidance, needed=False) is not None
+        profiles_for("Model-0", profile).fitting(RunFacts(run, guidance), needed=False)
+    assert profiles_for("Model-0", [profile, "nearest"]).fitting(RunFacts(run, guidance), needed=False) is not None
 
 
 def test_a_fitting_run_gets_its_profile_once_the_guidance_is_known():
     choice = profiles_for("Model-0", [made_up(steps=12), made_up()])
-    assert choice.fitting(timetable(), None, needed=True) is None
-    assert choice.fitting(timetable(), 1.0, needed=True).facts.steps == 10
+    assert choice.fitting(RunFacts(timetable()), needed=True) is None
+    assert choice.fitting(RunFacts(timetable(), 1.0), needed=True).facts.steps == 10
 
 
 @pytest.mark.parametrize("told", [[0.1] * (SIZE - 1), [0.1] * SIZE + ["1"], [math.inf] * SIZE, [True] * SIZE, 0.1])

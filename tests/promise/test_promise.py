@@ -17,7 +17,7 @@ from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.keep_budget import Promised, keep
 from dicache.promise.learn_then_test import CERTAINTY, accepted, failures_allowed, prompts_needed, rising
 from dicache.promise.metrics import loss, resolved
-from dicache.types import LATENT, Quote, Step, Timetable, Wanted
+from dicache.types import LATENT, Quote, RunFacts, Step, Timetable, Wanted
 from pipelines.calibrating import GUIDED, LEVELS, PROMPTS, STEPS, Captioned, calibrated, made_up
 
 
@@ -238,7 +238,7 @@ def test_the_nearest_profile_is_moved_to_the_run_with_what_its_levels_lost():
     one, other = made_up(), made_up(steps=20)
     twice = tuple(1 - k / (2 * STEPS) for k in range(2 * STEPS))
     timetable = Timetable(twice, (0.05,) * 2 * STEPS, twice, 0, solver="Other()")
-    moved = ProfileChoice((one, other), "nearest").fitting(timetable, 2.0, needed=False)
+    moved = ProfileChoice((one, other), "nearest").fitting(RunFacts(timetable, 2.0), needed=False)
     assert moved.arrays is other.arrays
     assert (moved.facts.scheduler, moved.facts.sigmas, moved.facts.guidance) == ("Other()", twice, 2.0)
 
@@ -251,14 +251,27 @@ def test_where_a_profile_stops_to_fit_half_way_the_budget_is_again_what_was_aske
     rule = Promised(ProfileChoice((profile,), "found"), keep(budget))
     state, cost = rule.init(2), torch.full((2,), 0.01, dtype=torch.float64)
     for i, guidance in enumerate((None, 1.0, 1.0, 2.0)):
-        quote = Quote(
-            cost, cost, torch.ones(2, dtype=torch.int64), None if guidance is None else torch.full((2,), guidance)
-        )
+        quote = Quote(cost, cost, torch.ones(2, dtype=torch.int64), RunFacts(timetable, guidance))
         step = Step(i, STEPS, sigmas[i], 0.1, (i + 1) / STEPS, (1.0, 0.0), timetable=timetable)
         _, state = rule.decide(quote, step, state)
         level = profile.level(Wanted(LATENT, budget), None) if guidance == 1.0 else budget / MARGIN
         assert state.way.account.budget.tolist() == pytest.approx([level] * 2)
         assert (state.profile is profile) == (guidance == 1.0)
+
+
+def test_the_profile_is_chosen_once_a_run_and_not_at_every_step(monkeypatch):
+    pipe, choices = Captioned(), []
+    choose = ProfileChoice.fitting
+    monkeypatch.setattr(
+        ProfileChoice,
+        "fitting",
+        lambda self, facts, needed: choices.append(facts) or choose(self, facts, needed=needed),
+    )
+    with dicache.enable(pipe, error_budget=0.5, profile=fitted(pipe)) as cache:
+        choices.clear()
+        pipe.draw([1, 2])
+        assert [facts.guidance is None for facts in choices] == [True, False], "before and after guidance is measured"
+        assert choices[-1] is cache._session.run.facts
 
 
 def test_a_confidence_without_any_profile_of_the_model_says_how_to_make_one():
