@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
 from dicache.planning.budget import Budget
-from dicache.types import Decision, Quote, Rows, Site, Step
+from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
 
 S = TypeVar("S")
 
@@ -65,13 +66,80 @@ class Controller(ABC, Generic[S]):
     def decide(self, quote: Quote, step: Step, state: S) -> tuple[Decision, S]:
         """Skip where it is worth what it is quoted at; an infinite error computes."""
 
-    @abstractmethod
     def settle(self, ratio: Rows, computed: Rows, state: S) -> S:
         """Where `computed`, (B,) bool: the gap before this step cost `ratio` times what was predicted; nan where that
-        is not known.
+        is not known. Most rules make nothing of it.
         """
+        return state
+
+
+@dataclass(frozen=True)
+class Around(Controller[Any]):
+    """A rule around another one: what it does not say anew is the inner rule's, whose state it shares unless it keeps
+    one of its own.
+    """
+
+    inner: Controller[Any]
+
+    def at(self, site: Site, sites: int) -> Controller[Any]:
+        return replace(self, inner=self.inner.at(site, sites))
+
+    def check(self, step: Step) -> None:
+        self.inner.check(step)
+
+    @property
+    def error_budget(self) -> Budget | None:
+        return self.inner.error_budget
+
+    def describe(self, state: Any) -> ProfileUse | None:  # noqa: ANN401
+        return self.inner.describe(state)
+
+    def missed(self, work: Rows, steps: int) -> str | None:
+        return self.inner.missed(work, steps)
+
+    def on_other_weights(self) -> str | None:
+        return self.inner.on_other_weights()
+
+    def init(self, samples: int) -> Any:  # noqa: ANN401
+        return self.inner.init(samples)
+
+    def decide(self, quote: Quote, step: Step, state: Any) -> tuple[Decision, Any]:  # noqa: ANN401
+        return self.inner.decide(quote, step, state)
+
+    def settle(self, ratio: Rows, computed: Rows, state: Any) -> Any:  # noqa: ANN401
+        return self.inner.settle(ratio, computed, state)
+
+
+def decided(
+    quote: Quote,
+    skip: Rows,
+    spent: Rows,
+    *reasons: tuple[Rows, Reason],
+    skipped: Reason = Reason.WITHIN_BUDGET,
+) -> Decision:
+    """Skip where `skip`, (B,) bool, and compute elsewhere. `reasons` are pairs of rows and why they compute; the last
+    one that is true counts, and a row without any computes because its error is not known.
+    """
+    reason = torch.full_like(skip, int(Reason.UNKNOWN), dtype=torch.int64)
+    for rows, why in (*reasons, (skip, skipped)):
+        reason = torch.where(rows, int(why), reason)
+    action = torch.where(skip, quote.action, int(Action.COMPUTE))
+    return Decision(action[:, None], reason[:, None], spent)
+
+
+def cost_of(quote: Quote, skip: Rows) -> Rows:
+    """What the rows that skip are quoted, (B,); 0 elsewhere, and where no cost is known."""
+    return torch.where(skip & quote.cost.isfinite(), quote.cost, 0.0)
 
 
 def refused(quote: Quote, rows: Rows) -> Quote:
     """The same quote, unknown for `rows`, (B,) bool: those compute, and the controller's state says so."""
     return quote._replace(error=quote.error.masked_fill(rows, torch.inf), cost=quote.cost.masked_fill(rows, torch.inf))
+
+
+def overruled(decision: Decision, rows: Rows, why: Reason) -> Decision:
+    """The same decision where an inner rule had to compute `rows`, (B,) bool, and this is why; a budget of zero says
+    more than any other reason.
+    """
+    reason = torch.where(rows[:, None] & (decision.reason != Reason.NO_BUDGET), int(why), decision.reason)
+    return decision._replace(reason=reason)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from dicache.controllers.base import Controller
+from dicache.controllers.base import Controller, decided
 from dicache.planning.budget import Budget, per_sample, shared
-from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
+from dicache.types import Decision, Quote, Reason, Rows, Site, Step
 
 
 class Account(NamedTuple):
@@ -55,12 +55,9 @@ class Budgeted(Controller[Account]):
     def decide(self, quote: Quote, step: Step, state: Account) -> tuple[Decision, Account]:
         after = state._replace(pending=state.pending + quote.cost)
         skip = (after.spent <= state.budget * step.progress**0.5) & (state.budget > 0)
-        reason = torch.where(quote.cost.isfinite(), int(Reason.OVER_BUDGET), int(Reason.UNKNOWN))
-        reason = torch.where(state.budget > 0, reason, int(Reason.NO_BUDGET))
-        reason = torch.where(skip, int(Reason.WITHIN_BUDGET), reason)
         state = state._replace(pending=torch.where(skip, after.pending, state.pending))
-        action = torch.where(skip, quote.action, int(Action.COMPUTE))
-        return Decision(action[:, None], reason[:, None], state.spent), state
+        over = (quote.cost.isfinite(), Reason.OVER_BUDGET)
+        return decided(quote, skip, state.spent, over, (state.budget == 0, Reason.NO_BUDGET)), state
 
     def settle(self, ratio: Rows, computed: Rows, state: Account) -> Account:
         return state.closed(ratio, computed)

@@ -6,20 +6,18 @@ captions).
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
-from dicache.controllers.base import Controller, refused
-from dicache.planning.budget import Budget
-from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
-
-S = TypeVar("S")
+from dicache.controllers.base import Around, ProfileUse, overruled, refused
+from dicache.types import Action, Decision, Quote, Reason, Rows, Step
 
 
-class Clipped(NamedTuple, Generic[S]):
-    inner: S
+class Clipped(NamedTuple):
+    inner: Any
+    """State of the inner rule."""
     gap: Rows
     """Steps skipped in a row so far, (B,)."""
     begin: int
@@ -27,8 +25,7 @@ class Clipped(NamedTuple, Generic[S]):
 
 
 @dataclass(frozen=True)
-class Clip(Controller[Clipped[S]], Generic[S]):
-    inner: Controller[S]
+class Clip(Around):
     first: float = 0.1
     """Share of the run's steps that compute at its start."""
     last: int = 0
@@ -36,28 +33,21 @@ class Clip(Controller[Clipped[S]], Generic[S]):
     longest: int | None = None
     """Most steps skipped in a row."""
 
-    def at(self, site: Site, sites: int) -> "Clip[Any]":
-        return replace(self, inner=self.inner.at(site, sites))
+    def describe(self, state: Clipped) -> ProfileUse | None:
+        return self.inner.describe(state.inner)
 
-    @property
-    def error_budget(self) -> Budget | None:
-        return self.inner.error_budget
-
-    def init(self, samples: int) -> Clipped[S]:
+    def init(self, samples: int) -> Clipped:
         return Clipped(self.inner.init(samples), torch.zeros(samples, dtype=torch.int64), -1)
 
-    def decide(self, quote: Quote, step: Step, state: Clipped[S]) -> tuple[Decision, Clipped[S]]:
+    def decide(self, quote: Quote, step: Step, state: Clipped) -> tuple[Decision, Clipped]:
         begin = step.index if state.begin < 0 else state.begin
-        outside = (
-            step.index - begin < math.ceil(self.first * (step.total - begin)) or step.index >= step.total - self.last
-        )
-        too_long = state.gap >= (step.total if self.longest is None else self.longest)
-        forced = too_long | outside
+        early = step.index - begin < math.ceil(self.first * (step.total - begin))
+        outside = early or step.index >= step.total - self.last
+        forced = (state.gap >= (step.total if self.longest is None else self.longest)) | outside
         decision, inner = self.inner.decide(refused(quote, forced), step, state.inner)
-        reason = torch.where(forced, int(Reason.WARM_UP if outside else Reason.TOO_LONG), decision.reason[:, 0])
-        reason = torch.where(decision.reason[:, 0] == Reason.NO_BUDGET, decision.reason[:, 0], reason)
         gap = torch.where(decision.action[:, 0] == Action.COMPUTE, 0, state.gap + 1)
-        return decision._replace(reason=reason[:, None]), Clipped(inner, gap, begin)
+        decision = overruled(decision, forced, Reason.WARM_UP if outside else Reason.TOO_LONG)
+        return decision, Clipped(inner, gap, begin)
 
-    def settle(self, ratio: Rows, computed: Rows, state: Clipped[S]) -> Clipped[S]:
+    def settle(self, ratio: Rows, computed: Rows, state: Clipped) -> Clipped:
         return state._replace(inner=self.inner.settle(ratio, computed, state.inner))

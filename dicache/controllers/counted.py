@@ -21,12 +21,12 @@ from typing import NamedTuple
 
 import torch
 
-from dicache.controllers.base import Controller
+from dicache.controllers.base import Controller, decided
 from dicache.controllers.budgeted import Account
 from dicache.controllers.planned import TINY, Planned
 from dicache.planning.budget import Budget, per_sample
 from dicache.planning.law_plan import Plan, plan_of
-from dicache.types import Action, Decision, Quote, Reason, Rows, Step
+from dicache.types import Decision, Quote, Reason, Rows, Step
 
 TURNS = 10
 
@@ -61,20 +61,17 @@ class Counted(Controller[Counts]):
         return Counts(account, none, none.clone(), none.clone(), torch.zeros_like(none), none.clone(), zero.clone())
 
     def decide(self, quote: Quote, step: Step, state: Counts) -> tuple[Decision, Counts]:
-        i, known = step.index, quote.cost.isfinite()
+        i, finite = step.index, quote.cost.isfinite()
         first = torch.where(state.first < 0, i, state.first)
-        lot = torch.where(known & (state.lot == 0), quote.cost.clamp(min=TINY), state.lot)
+        lot = torch.where(finite & (state.lot == 0), quote.cost.clamp(min=TINY), state.lot)
         state, due = state._replace(first=first, lot=lot), state.due.clone()
-        for b in (known & (state.before >= 0)).nonzero().flatten().tolist():
+        for b in (finite & (state.before >= 0)).nonzero().flatten().tolist():
             due[b] = self._due(step, state, b)
-        skip = known & (due > i)
+        skip = finite & (due > i)
         account = state.account._replace(pending=state.account.pending + torch.where(skip, quote.cost, 0.0))
         last, before = torch.where(skip, state.last, i), torch.where(skip, state.before, state.last)
-        action = torch.where(skip, quote.action, int(Action.COMPUTE))
-        reason = torch.where(known, int(Reason.PLANNED), int(Reason.UNKNOWN))
-        reason = torch.where(skip, int(Reason.SCHEDULED), reason)
-        after = Counts(account, first, last, before, state.computed + ~skip, due, lot)
-        return Decision(action[:, None], reason[:, None], account.spent), after
+        decision = decided(quote, skip, account.spent, (finite, Reason.PLANNED), skipped=Reason.SCHEDULED)
+        return decision, Counts(account, first, last, before, state.computed + ~skip, due, lot)
 
     def _due(self, step: Step, state: Counts, b: int) -> int:
         """The step that sample b computes next."""

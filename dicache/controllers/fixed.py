@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from dicache.controllers.base import Controller
+from dicache.controllers.base import Controller, cost_of, decided
 from dicache.errors import BudgetError
-from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
+from dicache.types import Decision, Quote, Reason, Rows, Site, Step
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,8 @@ class Fixed(Controller[Rows]):
     def decide(self, quote: Quote, step: Step, state: Rows) -> tuple[Decision, Rows]:
         due = torch.tensor([step.index in steps for steps in self.computed]).expand(len(quote.cost))
         skip = ~due & quote.cost.isfinite()
-        spent = state + torch.where(skip, quote.cost, 0.0)
-        reason = torch.where(due, int(Reason.SCHEDULED), int(Reason.UNKNOWN))
-        reason = torch.where(skip, int(Reason.SCHEDULED), reason)
-        return Decision(torch.where(skip, quote.action, int(Action.COMPUTE))[:, None], reason[:, None], spent), spent
-
-    def settle(self, ratio: Rows, computed: Rows, state: Rows) -> Rows:
-        return state
+        spent = state + cost_of(quote, skip)
+        return decided(quote, skip, spent, (due, Reason.SCHEDULED), skipped=Reason.SCHEDULED), spent
 
 
 @dataclass(frozen=True)

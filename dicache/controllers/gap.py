@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from dicache.controllers.base import Controller
-from dicache.types import Action, Decision, Quote, Reason, Rows, Step
+from dicache.controllers.base import Controller, decided
+from dicache.types import Decision, Quote, Reason, Rows, Step
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,8 @@ class PerGap(Controller[Rows]):
     def decide(self, quote: Quote, step: Step, state: Rows) -> tuple[Decision, Rows]:
         pending = state + quote.cost
         skip = pending <= self.limit
-        reason = torch.where(quote.cost.isfinite(), int(Reason.OVER_BUDGET), int(Reason.UNKNOWN))
-        reason = torch.where(skip, int(Reason.WITHIN_BUDGET), reason)
-        action = torch.where(skip, quote.action, int(Action.COMPUTE))
-        return Decision(action[:, None], reason[:, None], pending.nan_to_num(0.0, 0.0)), pending
+        over = (quote.cost.isfinite(), Reason.OVER_BUDGET)
+        return decided(quote, skip, pending.nan_to_num(0.0, 0.0), over), pending
 
     def settle(self, ratio: Rows, computed: Rows, state: Rows) -> Rows:
         """What was really done counts, whoever decided it."""

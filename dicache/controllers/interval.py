@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from dicache.controllers.base import Controller
+from dicache.controllers.base import Controller, cost_of, decided
 from dicache.errors import ModeError
-from dicache.types import Action, Decision, Quote, Reason, Rows, Step
+from dicache.types import Decision, Quote, Reason, Rows, Step
 
 
 class Count(NamedTuple):
@@ -38,13 +38,7 @@ class Interval(Controller[Count]):
     def decide(self, quote: Quote, step: Step, state: Count) -> tuple[Decision, Count]:
         warm, due = state.left > 0, state.since + 1 >= self.interval
         skip = ~warm & ~due & quote.error.isfinite()
-        reason = torch.where(due | skip, int(Reason.SCHEDULED), int(Reason.UNKNOWN))
-        reason = torch.where(warm, int(Reason.WARM_UP), reason)
-        spent = state.spent + torch.where(skip & quote.cost.isfinite(), quote.cost, 0.0)
-        action = torch.where(skip, quote.action, int(Action.COMPUTE))
-        return Decision(action[:, None], reason[:, None], spent), Count(
-            (state.left - 1).clamp(min=0), torch.where(skip, state.since + 1, 0), spent
-        )
-
-    def settle(self, ratio: Rows, computed: Rows, state: Count) -> Count:
-        return state
+        spent = state.spent + cost_of(quote, skip)
+        after = Count((state.left - 1).clamp(min=0), torch.where(skip, state.since + 1, 0), spent)
+        reasons = (due, Reason.SCHEDULED), (warm, Reason.WARM_UP)
+        return decided(quote, skip, spent, *reasons, skipped=Reason.SCHEDULED), after

@@ -6,22 +6,18 @@ Timesteps from 0 to 1000, as papers give them, are thousandths of it. Where no c
 go.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from dicache.controllers.base import Controller, refused
+from dicache.controllers.base import Around, overruled, refused
 from dicache.errors import ModeError
-from dicache.planning.budget import Budget
-from dicache.types import Decision, Quote, Reason, Rows, Site, Step
-
-S = TypeVar("S")
+from dicache.types import Decision, Quote, Reason, Step
 
 
 @dataclass(frozen=True)
-class NoiseWindow(Controller[S], Generic[S]):
-    inner: Controller[S]
+class NoiseWindow(Around):
     low: float = 0.0
     high: float = 1.0
     """Steps with low < level <= high may be skipped: windows tile the run."""
@@ -30,26 +26,12 @@ class NoiseWindow(Controller[S], Generic[S]):
         if not self.low < self.high:
             raise ModeError(f"NoiseWindow({self.low}, {self.high}): expected low below high, as shares of the noise.")
 
-    def at(self, site: Site, sites: int) -> "NoiseWindow[Any]":
-        return replace(self, inner=self.inner.at(site, sites))
-
-    @property
-    def error_budget(self) -> Budget | None:
-        return self.inner.error_budget
-
-    def init(self, samples: int) -> S:
-        return self.inner.init(samples)
-
-    def decide(self, quote: Quote, step: Step, state: S) -> tuple[Decision, S]:
+    def decide(self, quote: Quote, step: Step, state: Any) -> tuple[Decision, Any]:  # noqa: ANN401
         if self.low < level(step) <= self.high:
             return self.inner.decide(quote, step, state)
         everything = torch.ones_like(quote.error, dtype=torch.bool)
         decision, state = self.inner.decide(refused(quote, everything), step, state)
-        reason = torch.where(decision.reason == Reason.NO_BUDGET, decision.reason, int(Reason.WARM_UP))
-        return decision._replace(reason=reason), state
-
-    def settle(self, ratio: Rows, computed: Rows, state: S) -> S:
-        return self.inner.settle(ratio, computed, state)
+        return overruled(decision, everything, Reason.WARM_UP), state
 
 
 def level(step: Step) -> float:

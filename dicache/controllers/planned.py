@@ -27,12 +27,12 @@ from typing import NamedTuple
 
 import torch
 
-from dicache.controllers.base import Controller
+from dicache.controllers.base import Controller, decided
 from dicache.controllers.budgeted import Account, Budgeted
 from dicache.planning.budget import Budget, per_sample, scaled, shared
 from dicache.planning.error_law import DECAY, MARGIN
 from dicache.planning.law_plan import Plan, plan_of
-from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
+from dicache.types import Decision, Quote, Reason, Rows, Site, Step
 
 TINY = 1e-12
 
@@ -75,23 +75,22 @@ class Planned(Controller[Way]):
             decision, account = Budgeted(self.budget).decide(quote, step, state.account)
             return decision, state._replace(account=account)
         plan = plan_of(step.timetable, self.longest, self.last, self.decay)
-        known, i = quote.cost.isfinite() & (state.account.budget > 0), step.index
-        due, amplitude, price, over = self._planned(plan, quote.cost, known, step, state)
-        skip = (due > i) & known
+        finite, broke, i = quote.cost.isfinite(), state.account.budget == 0, step.index
+        due, amplitude, price, over = self._planned(plan, quote.cost, finite & ~broke, step, state)
+        skip = (due > i) & finite & ~broke
         account = state.account._replace(pending=state.account.pending + torch.where(skip, price, 0.0))
         last, before = torch.where(skip, state.last, i), torch.where(skip, state.before, state.last)
-        action = torch.where(skip, quote.action, int(Action.COMPUTE))
-        reason = torch.where(skip, int(Reason.WITHIN_BUDGET), _why(quote, state.account, over))
-        return Decision(action[:, None], reason[:, None], account.spent), Way(account, last, before, due, amplitude)
+        reasons = (finite, Reason.PLANNED), (over, Reason.OVER_BUDGET), (broke, Reason.NO_BUDGET)
+        return decided(quote, skip, account.spent, *reasons), Way(account, last, before, due, amplitude)
 
-    def _planned(self, plan: Plan, cost: Rows, known: Rows, step: Step, state: Way) -> tuple[Rows, Rows, Rows, Rows]:
-        """The next computed steps, the amplitudes, what skipping this step would add, and whether that alone is too
-        much, (B,) each.
+    def _planned(self, plan: Plan, cost: Rows, rows: Rows, step: Step, state: Way) -> tuple[Rows, Rows, Rows, Rows]:
+        """For the `rows` whose error is known: the next computed steps, the amplitudes, what skipping this step would
+        add, and whether that alone is too much, (B,) each.
         """
         i = step.index
         due, amplitude, price = state.due.clone(), state.amplitude.clone(), torch.zeros_like(cost)
-        over = torch.zeros_like(known)
-        for b in (known & (state.before >= 0)).nonzero().flatten().tolist():
+        over = torch.zeros_like(rows)
+        for b in (rows & (state.before >= 0)).nonzero().flatten().tolist():
             last, before = int(state.last[b]), int(state.before[b])
             if last == i - 1:
                 amplitude[b] = cost[b] / max(plan.usual(last, before), TINY)
@@ -113,10 +112,3 @@ class Planned(Controller[Way]):
 def cautious(budget: Budget) -> Planned:
     """For a budget that no profile says how to keep."""
     return Planned(scaled(budget, 1 / MARGIN))
-
-
-def _why(quote: Quote, account: Account, over: Rows) -> Rows:
-    """A step computes, (B,)."""
-    reason = torch.where(over, int(Reason.OVER_BUDGET), int(Reason.PLANNED))
-    reason = torch.where(quote.cost.isfinite(), reason, int(Reason.UNKNOWN))
-    return torch.where(account.budget > 0, reason, int(Reason.NO_BUDGET))

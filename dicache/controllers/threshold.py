@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from dicache.controllers.base import Controller
-from dicache.types import Action, Decision, Quote, Reason, Rows, Step
+from dicache.controllers.base import Controller, cost_of, decided
+from dicache.types import Decision, Quote, Reason, Rows, Step
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,5 @@ class Threshold(Controller[Rows]):
     def decide(self, quote: Quote, step: Step, state: Rows) -> tuple[Decision, Rows]:
         early = self.early is not None and step.index < round(self.share * step.total)
         skip = quote.error < (self.early if early and self.early is not None else self.threshold)
-        spent = state + torch.where(skip & quote.cost.isfinite(), quote.cost, 0.0)
-        reason = torch.where(quote.error.isfinite(), int(Reason.OVER_BUDGET), int(Reason.UNKNOWN))
-        reason = torch.where(skip, int(Reason.WITHIN_BUDGET), reason)
-        action = torch.where(skip, quote.action, int(Action.COMPUTE))
-        return Decision(action[:, None], reason[:, None], spent), spent
-
-    def settle(self, ratio: Rows, computed: Rows, state: Rows) -> Rows:
-        return state
+        spent = state + cost_of(quote, skip)
+        return decided(quote, skip, spent, (quote.error.isfinite(), Reason.OVER_BUDGET)), spent

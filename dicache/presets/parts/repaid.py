@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import torch
 
-from dicache.controllers.base import Controller
+from dicache.controllers.base import Controller, cost_of, decided
 from dicache.errors import ModeError
-from dicache.types import Action, Decision, Quote, Reason, Rows, Step
+from dicache.types import Decision, Quote, Reason, Rows, Step
 
 
 class Debt(NamedTuple):
@@ -46,12 +46,7 @@ class Repaid(Controller[Debt]):
         skip = ~warm & ~risky & (~due | (state.owed > 0))
         early = ~warm & ~due & risky & quote.error.isfinite()
         owed = state.owed + early.long() - (skip & due).long()
-        spent = state.spent + torch.where(skip & quote.cost.isfinite(), quote.cost, 0.0)
-        reason = torch.where(quote.error.isfinite(), int(Reason.OVER_BUDGET), int(Reason.UNKNOWN))
-        for rows, why in ((due, Reason.SCHEDULED), (warm, Reason.WARM_UP), (skip, Reason.WITHIN_BUDGET)):
-            reason = torch.where(rows, int(why), reason)
-        action = torch.where(skip, quote.action, int(Action.COMPUTE))
-        return Decision(action[:, None], reason[:, None], spent), Debt(state.passed + 1, owed, spent)
-
-    def settle(self, ratio: Rows, computed: Rows, state: Debt) -> Debt:
-        return state
+        spent = state.spent + cost_of(quote, skip)
+        over = (quote.error.isfinite(), Reason.OVER_BUDGET)
+        decision = decided(quote, skip, spent, over, (due, Reason.SCHEDULED), (warm, Reason.WARM_UP))
+        return decision, Debt(state.passed + 1, owed, spent)

@@ -10,19 +10,17 @@ sites of one block each: what a span of blocks adds is the sum of what they add.
 from dataclasses import dataclass
 from typing import Any
 
-from dicache.controllers.base import Controller
+from dicache.controllers.base import Around, Controller
 from dicache.controllers.interval import Interval
 from dicache.controllers.noise_window import NoiseWindow
 from dicache.errors import ModeError
-from dicache.planning.budget import Budget
-from dicache.types import Decision, Quote, Rows, Site, Step
+from dicache.types import Site
 
 
 @dataclass(frozen=True)
-class Staged(Controller[Any]):
+class Staged(Around):
     """Sites decided together, or a single one, follow the inner rule at all times."""
 
-    inner: Controller[Any]
     share: float = 0.75
     gate: float = 0.5
     """Level of noise, `dicache.controllers.noise_window`."""
@@ -39,16 +37,3 @@ class Staged(Controller[Any]):
         if not front and not rear:
             return Interval(1)
         return NoiseWindow(rule, high=self.gate) if front else NoiseWindow(rule, low=self.gate)
-
-    @property
-    def error_budget(self) -> Budget | None:
-        return self.inner.error_budget
-
-    def init(self, samples: int) -> Any:  # noqa: ANN401
-        return self.inner.init(samples)
-
-    def decide(self, quote: Quote, step: Step, state: Any) -> tuple[Decision, Any]:  # noqa: ANN401
-        return self.inner.decide(quote, step, state)
-
-    def settle(self, ratio: Rows, computed: Rows, state: Any) -> Any:  # noqa: ANN401
-        return self.inner.settle(ratio, computed, state)

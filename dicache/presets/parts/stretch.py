@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import torch
 
-from dicache.controllers.base import Controller
+from dicache.controllers.base import Controller, cost_of, decided
 from dicache.errors import ModeError
-from dicache.types import Action, Decision, Quote, Reason, Rows, Step
+from dicache.types import Decision, Quote, Reason, Rows, Step
 
 
 class Stretched(NamedTuple):
@@ -46,13 +46,7 @@ class Stretch(Controller[Stretched]):
         over = step.index >= trigger + (1 - self.tail) * (step.total - trigger)
         full = state.gap >= max(1, round(self.share * step.total))
         skip = small & ~full & ~over
-        spent = state.spent + torch.where(skip & quote.cost.isfinite(), quote.cost, 0.0)
-        reason = torch.where(quote.error.isfinite(), int(Reason.OVER_BUDGET), int(Reason.UNKNOWN))
-        for rows, why in ((full, Reason.TOO_LONG), (small & over, Reason.WARM_UP), (skip, Reason.WITHIN_BUDGET)):
-            reason = torch.where(rows, int(why), reason)
-        action = torch.where(skip, quote.action, int(Action.COMPUTE))
-        gap = torch.where(skip, state.gap + 1, 0.0)
-        return Decision(action[:, None], reason[:, None], spent), Stretched(gap, trigger, spent)
-
-    def settle(self, ratio: Rows, computed: Rows, state: Stretched) -> Stretched:
-        return state
+        spent = state.spent + cost_of(quote, skip)
+        changed = (quote.error.isfinite(), Reason.OVER_BUDGET)
+        decision = decided(quote, skip, spent, changed, (full, Reason.TOO_LONG), (small & over, Reason.WARM_UP))
+        return decision, Stretched(torch.where(skip, state.gap + 1, 0.0), trigger, spent)
