@@ -30,7 +30,7 @@ from dicache.bench.harness.measure import draw, fresh
 from dicache.finders.annealing import Annealing
 from dicache.finders.base import Finder
 from dicache.finders.block_caching import BlockCaching
-from dicache.finders.dynamic_programming import Optimal
+from dicache.finders.dynamic_programming import DynamicProgramming
 from dicache.finders.ecad import Ecad
 from dicache.finders.fixed import FixedInterval
 from dicache.finders.invardiff import InvarDiff
@@ -58,7 +58,7 @@ ANNEALING = Annealing(trials=40, rounds=0, fill=LINE)
 WHOLE = Evaluation()
 ECAD = Ecad(generations=10, population=12, fill=LINE)
 ORDER = Nested(fill=LINE)
-ALONE: dict[str, Finder] = {"optimal, line": Optimal(fill=LINE), "annealing, line": ANNEALING}
+ALONE: dict[str, Finder] = {"optimal, line": DynamicProgramming(fill=LINE), "annealing, line": ANNEALING}
 ROUTER = LearningToCache(iterations=2)
 ROUTED = (0.8, 0.66, 0.55)
 CHANCE = 3
@@ -84,9 +84,9 @@ def asked() -> list[Asked]:
         ("SmoothCache, line", SmoothCache(fill=LINE)),
         ("Block Caching", BlockCaching()),
         ("InvarDiff", InvarDiff()),
-        ("optimal, unweighted", Optimal(weighted=False)),
-        ("optimal", Optimal()),
-        ("optimal, line", Optimal(fill=LINE)),
+        ("optimal, unweighted", DynamicProgramming(weighted=False)),
+        ("optimal", DynamicProgramming()),
+        ("optimal, line", DynamicProgramming(fill=LINE)),
         ("the law's way, line", Law()),
         ("nested, line", ORDER),
         ("annealing, line", ANNEALING),

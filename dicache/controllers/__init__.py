@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from dicache._lazy import lazy
 
 if TYPE_CHECKING:
+    from dicache.controllers.base import Around as Around
     from dicache.controllers.base import Controller as Controller
     from dicache.controllers.budgeted import Budgeted as Budgeted
     from dicache.controllers.by_kind import ByKind as ByKind
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__, __getattr__, __dir__ = lazy(
     __name__,
     {
-        "dicache.controllers.base": ("Controller",),
+        "dicache.controllers.base": ("Around", "Controller"),
         "dicache.controllers.budgeted": ("Budgeted",),
         "dicache.controllers.by_kind": ("ByKind",),
         "dicache.controllers.clip": ("Clip",),

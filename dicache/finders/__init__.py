@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dicache.finders.annealing import Annealing as Annealing
     from dicache.finders.base import Finder as Finder
     from dicache.finders.block_caching import BlockCaching as BlockCaching
-    from dicache.finders.dynamic_programming import Optimal as Optimal
+    from dicache.finders.dynamic_programming import DynamicProgramming as DynamicProgramming
     from dicache.finders.eb_cache import EBCache as EBCache
     from dicache.finders.ecad import Ecad as Ecad
     from dicache.finders.fixed import FixedInterval as FixedInterval
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dicache.finders.nested import Nested as Nested
     from dicache.finders.smoothcache import SmoothCache as SmoothCache
     from dicache.finders.stages import Stages as Stages
-    from dicache.finders.t_gate import Gate as Gate
+    from dicache.finders.t_gate import TGate as TGate
     from dicache.finders.windows import Windows as Windows
     from dicache.measuring.schedule_measurements import Calibration as Calibration
 
@@ -32,7 +32,7 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.finders.annealing": ("Annealing",),
         "dicache.finders.base": ("Finder",),
         "dicache.finders.block_caching": ("BlockCaching",),
-        "dicache.finders.dynamic_programming": ("Optimal",),
+        "dicache.finders.dynamic_programming": ("DynamicProgramming",),
         "dicache.finders.eb_cache": ("EBCache",),
         "dicache.finders.ecad": ("Ecad",),
         "dicache.finders.fixed": ("FixedInterval",),
@@ -43,7 +43,7 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.finders.nested": ("Nested",),
         "dicache.finders.smoothcache": ("SmoothCache",),
         "dicache.finders.stages": ("Stages",),
-        "dicache.finders.t_gate": ("Gate",),
+        "dicache.finders.t_gate": ("TGate",),
         "dicache.finders.windows": ("Windows",),
         "dicache.measuring.schedule_measurements": ("Calibration",),
     },

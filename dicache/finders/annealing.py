@@ -16,7 +16,7 @@ import numpy as np
 
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
-from dicache.finders.dynamic_programming import Optimal
+from dicache.finders.dynamic_programming import DynamicProgramming
 from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.action_table import Table, computes
 from dicache.types import Action
@@ -42,7 +42,7 @@ class Annealing(Finder):
             raise ScheduleError(f"{self}: expected trials of 1 or more, rounds of 0 or more, and 0 < cold <= hot.")
 
     def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
-        family = Optimal(fill=self.fill).tables(measurements, cost, seed)
+        family = DynamicProgramming(fill=self.fill).tables(measurements, cost, seed)
         work = measurements.basis.work(np.stack(family))
         starts = {}
         shares = WORKS if cost is None else (cost,)

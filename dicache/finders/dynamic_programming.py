@@ -25,7 +25,7 @@ PRICES = 200
 
 
 @dataclass(frozen=True)
-class Optimal(Finder):
+class DynamicProgramming(Finder):
     name: ClassVar[str] = "optimal"
     weighted: bool = True
     """By sensitivity; without, every stale value counts the same and nothing but the uncached run is needed."""

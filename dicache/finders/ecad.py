@@ -20,7 +20,7 @@ from dicache.errors import ScheduleError
 from dicache.files.checkpoint import Checkpoint, Entry
 from dicache.finders.base import Finder
 from dicache.finders.block_caching import BlockCaching
-from dicache.finders.dynamic_programming import Optimal
+from dicache.finders.dynamic_programming import DynamicProgramming
 from dicache.finders.fixed import FixedInterval
 from dicache.finders.smoothcache import SmoothCache
 from dicache.measuring.schedule_measurements import ScheduleMeasurements
@@ -41,7 +41,7 @@ class Ecad(Finder):
     flips: float = 2.0
     fill: Action = Action.REUSE
     seeded: bool = True
-    seeds: tuple[Finder, ...] = (FixedInterval(), SmoothCache(), BlockCaching(), Optimal())
+    seeds: tuple[Finder, ...] = (FixedInterval(), SmoothCache(), BlockCaching(), DynamicProgramming())
     """Whose tables make the first generation, spread evenly over their work, after those that no other beats."""
     checkpoint: Path | None = None
     """A folder."""

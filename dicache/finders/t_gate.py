@@ -21,7 +21,7 @@ from dicache.types import Kind
 
 
 @dataclass(frozen=True)
-class Gate(Finder):
+class TGate(Finder):
     name: ClassVar[str] = "gate"
     warm: int = 2
     """The last step of the start, in which self-attention always computes; steps count from 0."""

@@ -25,7 +25,7 @@ from dicache.finders.annealing import Annealing, swaps
 from dicache.finders.base import MOST, Finder
 from dicache.finders.block_caching import BlockCaching
 from dicache.finders.by_name import made
-from dicache.finders.dynamic_programming import Optimal, gap_costs, segmentations
+from dicache.finders.dynamic_programming import DynamicProgramming, gap_costs, segmentations
 from dicache.finders.eb_cache import EBCache, mask_of
 from dicache.finders.ecad import Ecad
 from dicache.finders.fixed import FixedInterval
@@ -35,7 +35,7 @@ from dicache.finders.multistep import Multistep
 from dicache.finders.nested import Nested
 from dicache.finders.smoothcache import SmoothCache, scan
 from dicache.finders.stages import Stages
-from dicache.finders.t_gate import Gate
+from dicache.finders.t_gate import TGate
 from dicache.finders.windows import Windows
 from dicache.measuring.fit_coefficients import fit
 from dicache.measuring.schedule_measurements import Calibration
@@ -75,11 +75,11 @@ ALL = (
     SmoothCache(),
     BlockCaching(),
     InvarDiff(plans=4),
-    Optimal(),
+    DynamicProgramming(),
     Annealing(trials=4, rounds=1),
     Multistep(),
 )
-INNER = (Windows(), Stages(), EBCache(), Optimal(weighted=False))
+INNER = (Windows(), Stages(), EBCache(), DynamicProgramming(weighted=False))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_what_cannot_be_asked_or_had_is_one_clear_error(pipe, calibration):
         Annealing(trials=1).find(pipe, Evaluation(), calibration, cost=0.01)
     with pytest.raises(ScheduleError, match=r"curves reach 2 steps. Use Calibration\(longest"):
         SmoothCache().find(pipe, Evaluation(), Calibration(PROMPTS[:1], 8, longest=2), cost=0.5)
-    for finder, message in ((Gate(), "no site is a cross-attention"), (EBCache(), r"Use sites=Sublayers\(\)")):
+    for finder, message in ((TGate(), "no site is a cross-attention"), (EBCache(), r"Use sites=Sublayers\(\)")):
         with pytest.raises(ScheduleError, match=message):
             finder.find(pipe, Spans(), calibration)
     for broken in (
@@ -346,7 +346,7 @@ def test_windows_gates_stages_and_levels_are_those_of_their_papers():
     kinds = [ATTENTION, CROSS, FEED]
     windows = Windows(begin=0.25, end=0.75).mask(2, 8, kinds)
     assert [np.flatnonzero(~column).tolist() for column in windows.T] == [[3, 5], [2, 3, 4, 5], []]
-    gate = Gate(warm=1, before=3, after=2).mask(5, 8, kinds)
+    gate = TGate(warm=1, before=3, after=2).mask(5, 8, kinds)
     assert [np.flatnonzero(column).tolist() for column in gate.T] == [[0, 1, 3, 6], [0, 1, 2, 3, 4], list(range(8))]
     stages = Stages(share=0.5, gate=0.5).mask(2, 8, 4)
     assert [np.flatnonzero(~row).tolist() for row in stages] == [[], [2, 3], [], [2, 3], [], [0, 1], [], [0, 1]]
@@ -356,7 +356,7 @@ def test_windows_gates_stages_and_levels_are_those_of_their_papers():
 
 
 def test_annealing_keeps_every_sites_count_and_ends_where_no_swap_helps(pipe, calibration):
-    start = Optimal().find(pipe, Spans(), calibration, cost=0.6)
+    start = DynamicProgramming().find(pipe, Spans(), calibration, cost=0.6)
     found = Annealing(trials=6, rounds=0).find(pipe, Spans(), calibration, cost=0.6)
     assert (computes(found.table).sum(0) == computes(start.table).sum(0)).all() and found.macs == start.macs
     measurements = calibration.on(pipe, Evaluation())

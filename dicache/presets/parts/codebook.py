@@ -22,7 +22,7 @@ FAST = ((0.08, 6), (0.16, 5), (0.24, 4), (0.32, 3), (0.40, 2), (1.0, 1))
 SLOW = ((0.08, 3), (0.16, 2), (1.0, 1))
 
 
-class Gap(NamedTuple):
+class LookedUp(NamedTuple):
     n_approximators: int
     output: Tensor | None
     """v_a, (B, ...)."""
@@ -33,20 +33,20 @@ class Gap(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Codebook(Estimator[Gap]):
+class Codebook(Estimator[LookedUp]):
     entries: tuple[tuple[float, int], ...] = FAST
 
     def held(self, feature: int, output: int, latent: int) -> int:
         return output
 
-    def init(self, samples: int, n_approximators: int) -> Gap:
+    def init(self, samples: int, n_approximators: int) -> LookedUp:
         one = torch.ones(samples, dtype=torch.float64)
-        return Gap(n_approximators, None, one, one.clone())
+        return LookedUp(n_approximators, None, one, one.clone())
 
-    def predict(self, evidence: Evidence, state: Gap) -> Grid:
+    def predict(self, evidence: Evidence, state: LookedUp) -> Grid:
         return (state.since / state.gap)[:, None].repeat(1, state.n_approximators)
 
-    def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: Gap) -> Gap:
+    def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: LookedUp) -> LookedUp:
         output, gap = state.output, state.gap
         if evidence.output is None:
             return state._replace(
@@ -56,7 +56,7 @@ class Codebook(Estimator[Gap]):
             change = finite(relative_change_l1(evidence.output, output), 1)[:, 0] / state.since
             gap = torch.where(computed, self._looked_up(change), gap)
         output = updated(output, evidence.output, None if bool(computed.all()) else computed)
-        return Gap(state.n_approximators, output, torch.where(computed, 1.0, state.since + 1), gap)
+        return LookedUp(state.n_approximators, output, torch.where(computed, 1.0, state.since + 1), gap)
 
     def _looked_up(self, change: Rows) -> Rows:
         gap = torch.ones_like(change)
