@@ -26,6 +26,7 @@ from dicache.approximators.noise import ExtrapolateNoise
 from dicache.errors import ModeError, UnsupportedModelError
 from dicache.types import Kind, Site
 
+__all__ = ["Branches", "Drafted", "Evaluation", "Kind", "Sites", "Spans", "Sublayers", "Tail"]
 _ATTENTION = ("attn", "attn1", "self_attn", "attention", "self_attention")
 _CROSS_ATTENTION = ("attn2", "cross_attn", "cross_attention")
 _FEED_FORWARD = ("ff", "ffn", "mlp", "feed_forward", "ff_context", "ffn_context", "mlp_context")

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EVERY = house.sources(ROOT)
 TESTS = house.sources(ROOT, ["tests"])
 LAYERS = [
-    ("errors", "_version", "_checkout", "_moved", "_lazy"),
+    ("errors", "_version", "_checkout", "_moved"),
+    ("_lazy",),
     ("extension",),
     ("types",),
     ("tensors", "files"),
@@ -24,8 +25,8 @@ LAYERS = [
     ("config",),
     ("runtime", "schedules"),
     ("hosts", "reporting", "presets"),
-    ("cache", "reference", "reference/training"),
-    ("defaults",),
+    ("cache", "reference"),
+    ("defaults", "reference/training"),
     ("enable_options",),
     ("api",),
     ("measuring",),

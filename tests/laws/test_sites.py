@@ -22,7 +22,7 @@ from dicache.presets.parts.online_rate import OnlineRate
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.raw_latent import RawLatent
 from dicache.probes.site_input import SiteInput
-from dicache.sites import Branches, Drafted, Sites, Spans, Sublayers, Tail
+from dicache.sites import Branches, Drafted, Evaluation, Sites, Spans, Sublayers, Tail
 from dicache.tensors.block_output import layout_of, output_of, value_of
 from dicache.types import Action, Kind, Reason
 from pipelines.tiny import PIPELINES, Tiny, count_macs, make_flux
@@ -234,6 +234,13 @@ def test_memory_is_capped_and_the_report_says_so(name, share):
 def test_a_composition_that_cannot_work_is_refused(parts, error):
     with pytest.raises(error):
         dicache.Config(Budgeted(0.1), **parts)
+
+
+def test_sites_say_what_fills_them_in_unless_a_composition_does():
+    for sites in (Evaluation(), Branches(), Spans(), Sublayers()):
+        assert dicache.Config(Budgeted(0.1), sites=sites).approximators == sites.approximators
+    assert dicache.Config(Budgeted(0.1), approximators=(Reuse(),)).approximators == (Reuse(),)
+    assert Evaluation().approximators != Spans().approximators
 
 
 @pytest.mark.parametrize("sites", [Spans(back=5), Tail(back=9), Drafted(check=5), Sublayers((Kind.CROSS_ATTENTION,))])

@@ -6,8 +6,7 @@ import pytest
 
 import dicache
 from dicache.approximators.hold import Reuse
-from dicache.controllers.by_kind import ByKind
-from dicache.controllers.interval import Interval
+from dicache.controllers import Budgeted, ByKind, Clip, Interval, NoiseWindow
 from dicache.reporting.page import PARTLY
 from dicache.sites import Sublayers
 from dicache.types import Kind
@@ -64,6 +63,11 @@ def test_a_cache_says_on_what_it_is_and_what_it_has_done():
     assert "samples 2, steps 8" in str(cache) and "decisions" in cache._repr_html_()
     cache.disable()
     assert "disabled, was on FluxTransformer2DModel" in repr(cache)
+
+
+def test_a_rule_tells_its_budget_also_from_inside_another():
+    assert NoiseWindow(Clip(Budgeted([0.1, 0.2])), low=0.2).error_budget == [0.1, 0.2]
+    assert Clip(Interval(2)).error_budget is None
 
 
 def test_a_report_is_a_figure_and_a_page(report, tmp_path):
