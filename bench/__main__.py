@@ -5,10 +5,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dicache.bench.harness.store import load
+from dicache.bench.harness.store import RESULTS, load
 from dicache.bench.showing import show
 from dicache.bench.showing.tables import markdown, summary_table
 from dicache.bench.studies import ablation, coverage, kernels, pareto, peer_warmup, schedules
+from dicache.files.atomic import write_text
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
     ablation.add_arguments(commands.add_parser("ablation", help="what each ingredient of the default is worth"))
     kernels.add_arguments(commands.add_parser("kernels", help="the fused operations against copy, eager and compiled"))
     shown = commands.add_parser("show", help="tables, plots and a page from the result files")
-    shown.add_argument("--results", type=Path, default=pareto.RESULTS)
+    shown.add_argument("--results", type=Path, default=RESULTS)
     shown.add_argument("--readme", type=Path, help="put the table of --setting into this README")
     shown.add_argument(
         "--setting", default="euler-28-guidance3.5-shift1-batch8", help="result file that the README shows"
@@ -50,7 +51,7 @@ def _one(path: Path) -> None:
     facts = load(path)
     show.plot(facts, path.with_suffix(".png"))
     text = show.text(facts)
-    path.with_suffix(".md").write_text(text)
+    write_text(path.with_suffix(".md"), text)
     Console(width=240).print(text, highlight=False)
 
 

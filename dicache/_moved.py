@@ -30,7 +30,7 @@ MOVED = {
     "dicache.bench.arms": "dicache.bench.arms.arm",
     "dicache.bench.batched": "dicache.bench.arms.batched_guidance",
     "dicache.bench.budgets": "dicache.bench.studies.budgets",
-    "dicache.bench.check": "dicache.bench.studies.check_again",
+    "dicache.bench.check": "dicache.bench.harness.check_again",
     "dicache.bench.costs": "dicache.bench.harness.costs",
     "dicache.bench.coverage": "dicache.bench.studies.coverage",
     "dicache.bench.curves": "dicache.bench.harness.curves",

@@ -13,35 +13,10 @@ from typing import Any, Literal
 
 from diffusers import FluxPipeline
 
+from dicache.bench.models.reference import Setting
 from dicache.cache import Cache
 
 Kind = Literal["baseline", "dicache", "peer", "preset", "oracle"]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How pictures are drawn. `guidance` 1 means none; above, cond and uncond run in calls of their own, or, if
-    `batched`, in one call.
-    """
-
-    steps: int = 28
-    guidance: float = 3.5
-    batch: int = 8
-    shift: float = 1.0
-    """Bend of the flow-matching sigmas; above 1, more steps at high noise."""
-    solver: Literal["euler", "dpm++"] = "euler"
-    batched: bool = False
-    warmup: float = 0.2
-    """Share of the steps that an arm with a warm-up computes at the start. The harness fills in `Arm.warmup`."""
-
-    @property
-    def calls_per_step(self) -> int:
-        return 2 if self.guidance > 1 and not self.batched else 1
-
-    @property
-    def name(self) -> str:
-        grid = f"{self.solver}-{self.steps}-guidance{self.guidance:g}-shift{self.shift:g}-batch{self.batch}"
-        return grid + ("-batched" if self.batched else "")
 
 
 @dataclass(frozen=True)

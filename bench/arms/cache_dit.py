@@ -12,8 +12,9 @@ from typing import Any
 
 from diffusers import FluxPipeline
 
-from dicache.bench.arms.arm import Arm, Setting
+from dicache.bench.arms.arm import Arm
 from dicache.bench.arms.diffusers_caches import warm_up
+from dicache.bench.models.reference import Setting
 
 Prepare = Callable[[FluxPipeline, Any, Setting], AbstractContextManager[Setting]]
 

@@ -17,8 +17,8 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor, nn
 
-from dicache.bench.arms.arm import Arm, Setting
-from dicache.bench.harness.measure import draw
+from dicache.bench.arms.arm import Arm
+from dicache.bench.models.reference import Setting, draw
 from dicache.reference.scenes import prompts
 
 CALIBRATION_CAPTIONS = 4
@@ -134,21 +134,21 @@ def _seacache(pipe: FluxPipeline, threshold: float, setting: Setting) -> Iterato
         max_consecutive_cached=0,
         raw_vision_callback=frames,
     )
-    with _enabled(pipe, config), _steps_told(pipe, setting):
+    with _enabled(pipe, config), _steps_named(pipe, setting):
         yield setting
 
 
 @contextmanager
-def _steps_told(pipe: FluxPipeline, setting: Setting) -> Iterator[None]:
+def _steps_named(pipe: FluxPipeline, setting: Setting) -> Iterator[None]:
     """`cache_context` also says which step it is, which SeaCache needs and FluxPipeline leaves out."""
-    untold = pipe.transformer.cache_context
+    without_step = pipe.transformer.cache_context
 
-    def told(name: str) -> AbstractContextManager[None]:
+    def with_step(name: str) -> AbstractContextManager[None]:
         step = pipe.scheduler.step_index or 0
         sigma = float(pipe.scheduler.sigmas[step])
-        return untold(name, step_index=step, sigma=sigma, num_inference_steps=setting.steps)
+        return without_step(name, step_index=step, sigma=sigma, num_inference_steps=setting.steps)
 
-    pipe.transformer.cache_context = told
+    pipe.transformer.cache_context = with_step
     try:
         yield
     finally:

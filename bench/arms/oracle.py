@@ -23,8 +23,8 @@ from torch import Tensor
 
 from dicache.api import enable
 from dicache.approximators.noise import ExtrapolateNoise
-from dicache.bench.arms.arm import Arm, Setting
-from dicache.bench.harness.measure import draw_batch, fresh
+from dicache.bench.arms.arm import Arm
+from dicache.bench.models.reference import Setting, draw_batch, fresh
 from dicache.config import Config
 from dicache.controllers.fixed import masks
 from dicache.finders.annealing import Masks, anneal
@@ -50,7 +50,7 @@ class Search:
 
     def __init__(self, captions: Sequence[str], setting: Setting) -> None:
         self.captions, self.setting = list(captions), dataclasses.replace(setting, batch=len(captions))
-        self.found: dict[tuple[int, bool], Masks] = {}
+        self.masks: dict[tuple[int, bool], Masks] = {}
 
     @cached_property
     def pipe(self) -> FluxPipeline:
@@ -68,10 +68,10 @@ class Search:
 
     def best(self, computed: int, *, trials: int, shared: bool) -> Masks:
         """(B, steps); searched once."""
-        if (computed, shared) not in self.found:
+        if (computed, shared) not in self.masks:
             start = np.array([planned(computed, fresh(self.setting), self.setting.steps)] * len(self.captions))
-            self.found[computed, shared] = anneal(start, self.cost, heats=heats(trials), seed=0, shared=shared, first=2)
-        return self.found[computed, shared]
+            self.masks[computed, shared] = anneal(start, self.cost, heats=heats(trials), seed=0, shared=shared, first=2)
+        return self.masks[computed, shared]
 
 
 def _config(rows: Masks) -> Config:

@@ -13,8 +13,8 @@ from dicache.approximators.base import Approximator
 from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
 from dicache.approximators.newton import Newton
-from dicache.bench.arms.arm import Arm, Kind, Setting
-from dicache.bench.harness.measure import fresh, scheduler
+from dicache.bench.arms.arm import Arm, Kind
+from dicache.bench.models.reference import Setting, fresh, scheduler
 from dicache.cache import Cache
 from dicache.config import Config
 from dicache.controllers.fixed import every
@@ -89,16 +89,16 @@ def _measurements(setting: Setting) -> tuple[FluxPipeline, Calibration]:
 def multistep(setting: Setting, cost: float) -> Schedule:
     """Found on FITTED_ON calibration captions."""
     pipe, calibration = _measurements(setting)
-    found = Multistep().find(pipe, Evaluation(), calibration, cost=cost)
-    assert isinstance(found, Schedule)
-    return found
+    schedule = Multistep().find(pipe, Evaluation(), calibration, cost=cost)
+    assert isinstance(schedule, Schedule)
+    return schedule
 
 
 def _multistep(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
     return enable(pipe, schedule=multistep(setting, value))
 
 
-def _calibrated(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
+def _profiled(pipe: FluxPipeline, value: float, setting: Setting) -> Cache:
     """By the shipped profile that fits the setting, at internal budgets as they are; fails where none does."""
     choice = ProfileChoice(shipped(identity(pipe.transformer)), "named")
     return enable(pipe, config=for_profile(choice, FixedLevel(value)))
@@ -116,6 +116,6 @@ BASELINES = (
 DICACHE = (
     _made_of_dicache("dicache", "dicache", "error_budget", BUDGETS, _budget),
     _made_of_dicache("dicache, speedup", "dicache", "speedup", SPEEDUPS, _paced),
-    _made_of_dicache("dicache, calibrated", "dicache", "internal budget", LEVELS, _calibrated),
+    _made_of_dicache("dicache, calibrated", "dicache", "internal budget", LEVELS, _profiled),
 )
 SCHEDULED = (_made_of_dicache("dicache, multistep schedule", "dicache", "cost", COSTS, _multistep),)

@@ -16,9 +16,10 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor, nn
 
-from dicache.bench.arms.arm import Arm, Setting
+from dicache.bench.arms.arm import Arm
 from dicache.bench.arms.cache_dit import CACHE_DIT
 from dicache.bench.arms.diffusers_caches import DIFFUSERS, calibration_run, warm_up
+from dicache.bench.models.reference import Setting
 
 LONGEST = 6
 """Most steps in a row that a schedule skips."""
@@ -28,15 +29,15 @@ Changes = dict[tuple[int, int], float]
 
 @dataclass(frozen=True)
 class Kind:
-    """Layers that share a schedule: those called `judged` in the blocks of one stack."""
+    """Layers that share a schedule: those called `layer` in the blocks of one stack."""
 
     stack: str
-    judged: str
+    layer: str
     feeding: tuple[str, ...] = ()
-    """What only feeds the judged layer."""
+    """What only feeds it."""
 
     def layers(self, transformer: nn.Module) -> list[nn.Module]:
-        return [getattr(block, self.judged) for block in getattr(transformer, self.stack)]
+        return [block.get_submodule(self.layer) for block in transformer.get_submodule(self.stack).children()]
 
 
 KINDS = (
@@ -53,20 +54,20 @@ class Recorder:
     def __init__(self, setting: Setting) -> None:
         self.branches = setting.calls_per_step
         self.calls: dict[nn.Module, int] = defaultdict(int)
-        self.past: dict[tuple[nn.Module, int], deque[Tensor]] = defaultdict(lambda: deque(maxlen=LONGEST))
-        self.seen: dict[tuple[int, int], list[float]] = defaultdict(list)
+        self.previous: dict[tuple[nn.Module, int], deque[Tensor]] = defaultdict(lambda: deque(maxlen=LONGEST))
+        self.relative_changes: dict[tuple[int, int], list[float]] = defaultdict(list)
 
     def __call__(self, layer: nn.Module, args: Any, output: Tensor | tuple[Tensor, ...]) -> None:  # noqa: ANN401
         step, branch = divmod(self.calls[layer], self.branches)
         self.calls[layer] += 1
-        now = output if isinstance(output, Tensor) else torch.cat(output, dim=1)
-        past = self.past[layer, branch]
-        for gap, then in enumerate(reversed(past), start=1):
-            self.seen[step, gap].append(((now - then).abs().sum() / then.abs().sum()).item())
-        past.append(now)
+        value = output if isinstance(output, Tensor) else torch.cat(output, dim=1)
+        previous = self.previous[layer, branch]
+        for gap, before in enumerate(reversed(previous), start=1):
+            self.relative_changes[step, gap].append(((value - before).abs().sum() / before.abs().sum()).item())
+        previous.append(value)
 
     def changes(self) -> Changes:
-        return {key: sum(values) / len(values) for key, values in self.seen.items()}
+        return {key: sum(values) / len(values) for key, values in self.relative_changes.items()}
 
 
 def _calibrate(pipe: FluxPipeline, setting: Setting) -> list[Changes]:
@@ -101,8 +102,8 @@ def _helpers(pipe: FluxPipeline, schedules: list[list[int]]) -> list[Any]:
         from SmoothCache import SmoothCacheHelper
     helpers = []
     for kind, schedule in zip(KINDS, schedules, strict=True):
-        names = [kind.judged, *kind.feeding]
-        classes = [type(block) for block in getattr(pipe.transformer, kind.stack)[:1]]
+        names = [kind.layer, *kind.feeding]
+        classes = [type(pipe.transformer.get_submodule(f"{kind.stack}.0"))]
         helpers.append(SmoothCacheHelper(pipe.transformer, classes, names, dict.fromkeys(names, schedule)))
     return helpers
 

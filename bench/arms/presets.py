@@ -15,8 +15,8 @@ from diffusers import FluxPipeline
 from dicache import presets
 from dicache.api import enable
 from dicache.approximators.fitted.coefficients import Fitted
-from dicache.bench.arms.arm import Arm, Setting
-from dicache.bench.harness.measure import draw_batch, fresh
+from dicache.bench.arms.arm import Arm
+from dicache.bench.models.reference import Setting, draw_batch, fresh
 from dicache.cache import Cache
 from dicache.config import Config
 from dicache.measuring.fit_coefficients import fit
@@ -32,14 +32,14 @@ FITTING_CAPTIONS = 8
 INTERVALS = (2, 3, 4, 5)
 
 
-def _calibrated(setting: Setting) -> tuple[FluxPipeline, Callable[[], Any]]:
+def _calibration(setting: Setting) -> tuple[FluxPipeline, Callable[[], Any]]:
     pipe, captions = fresh(setting), prompts("calibration", CALIBRATION_CAPTIONS)
     return pipe, lambda: draw_batch(pipe, captions, 0, setting)
 
 
 @lru_cache
 def _ratios(setting: Setting) -> tuple[float, ...]:
-    pipe, calibrate = _calibrated(setting)
+    pipe, calibrate = _calibration(setting)
     return measure_ratios(pipe.transformer, calibrate, setting.steps)
 
 
@@ -63,7 +63,7 @@ def _fitted(setting: Setting, kind: str, sites: Sites, longest: int) -> Fitted:
 
 @lru_cache
 def _sensitivities(setting: Setting) -> SensitivityTable:
-    pipe, calibrate = _calibrated(setting)
+    pipe, calibrate = _calibration(setting)
     calibrate()  # the pipeline sets its scheduler's times
     clock = SchedulerClock(lambda: pipe.scheduler)
     clock.read(pipe.scheduler.timesteps[0])
@@ -74,7 +74,7 @@ def _arm(
     name: str,
     knob: str,
     published: float,
-    others: tuple[float, ...],
+    around: tuple[float, ...],
     config: Callable[[Any, Setting], Config],
     note: str = "",
 ) -> Arm:
@@ -89,7 +89,7 @@ def _arm(
             yield setting
 
     note = note or f"published default: {knob} {published}"
-    return Arm(f"preset {name}", "preset", knob, (published, *others), prepare, note, cache=cache)
+    return Arm(f"preset {name}", "preset", knob, (published, *around), prepare, note, cache=cache)
 
 
 def _scaled(scale: float) -> tuple[tuple[float, int], ...]:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from diffusers import FluxPipeline
 
-from dicache.bench.arms.arm import Arm, Setting
+from dicache.bench.arms.arm import Arm
 from dicache.bench.harness import host_waits, live_bytes
-from dicache.bench.harness.measure import Point, draw_batch, fresh
+from dicache.bench.harness.measure import Point
+from dicache.bench.models.reference import Setting, draw_batch, fresh
 from dicache.cache import Cache
 
 TURNS = 2
@@ -73,15 +74,15 @@ class Drawing:
         return None if trace is None else trace.overhead_seconds
 
     def bytes(self) -> int:
-        with live_bytes.at_last_call(self.pipe, self.setting.steps * self.setting.calls_per_step) as held:
+        with live_bytes.at_last_call(self.pipe, self.setting.steps * self.setting.calls_per_step) as readings:
             self.draw()
-        return held[0] - self.bytes_before
+        return readings[0] - self.bytes_before
 
     def waits(self) -> float:
         """Per step."""
-        with host_waits.counted(self.pipe) as found:
+        with host_waits.counted(self.pipe) as counter:
             self.draw()
-        return found.waits / self.setting.steps
+        return counter.waits / self.setting.steps
 
 
 class Meter:
@@ -100,11 +101,11 @@ class Meter:
         named = (arm.name, arm.kind, arm.knob, point.value, point.work)
         try:
             with torch.no_grad(), self._prepared(arm, point.value) as drawing:
-                held, waits = drawing.bytes() - self.bytes, drawing.waits() - self.waits
+                cache_bytes, waits = drawing.bytes() - self.bytes, drawing.waits() - self.waits
                 times, own = self._in_turns(drawing)
-        except Exception as error:  # as in `Judge.point`
+        except Exception as error:  # as in `Comparison.point`
             return Cost(*named, failure=f"{type(error).__name__}: {error}")
-        return Cost(*named, time=times, own_time=own, cache_bytes=held, waits=waits)
+        return Cost(*named, time=times, own_time=own, cache_bytes=cache_bytes, waits=waits)
 
     @contextmanager
     def _prepared(self, arm: Arm, value: Any) -> Iterator[Drawing]:  # noqa: ANN401
@@ -124,7 +125,7 @@ class Meter:
         return seconds / min(turn[0] for turn in turns), None if own is None else own / seconds
 
 
-def chosen(points: Sequence[Point]) -> Point | None:
+def at_half_work(points: Sequence[Point]) -> Point | None:
     """The point whose work is nearest one half; None if none ran."""
     ran = [point for point in points if point.work is not None]
     return min(ran, key=lambda point: abs(point.work - NEAR), default=None)  # type: ignore[operator]

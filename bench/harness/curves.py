@@ -6,7 +6,7 @@ of its own arm (more work and more error), and one that lost nothing because it 
 curve, never out of the table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,15 +57,15 @@ def curves(facts: dict[str, Any]) -> list[Curve]:
 
 def _curve(points: Sequence[dict[str, Any]]) -> Curve:
     ordered = sorted(points, key=lambda p: (p["work"], np.median(p["errors"])))
-    kept: list[dict[str, Any]] = []
+    front: list[dict[str, Any]] = []
     for point in ordered:
         if np.median(point["errors"]) <= TINY:  # it never skipped; a logarithm has no place for it
             continue
-        if not kept or np.median(point["errors"]) < np.median(kept[-1]["errors"]):
-            kept.append(point)
-    kept.reverse()
-    speedups = np.array([1 / p["work"] for p in kept])
-    errors = np.array([p["errors"] for p in kept]).reshape(len(kept), len(points[0]["errors"]))
+        if not front or np.median(point["errors"]) < np.median(front[-1]["errors"]):
+            front.append(point)
+    front.reverse()
+    speedups = np.array([1 / p["work"] for p in front])
+    errors = np.array([p["errors"] for p in front]).reshape(len(front), len(points[0]["errors"]))
     return Curve(points[0]["arm"], points[0]["kind"], speedups, errors)
 
 
@@ -73,8 +73,8 @@ def median_interval(errors: np.ndarray) -> tuple[float, float]:
     """95 % bootstrap interval of the median."""
     if np.ptp(errors) == 0:
         return float(errors[0]), float(errors[0])
-    found = stats.bootstrap((errors,), np.median, n_resamples=2000, rng=np.random.default_rng(0), method="percentile")
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    interval = _bootstrap(errors, np.median)
+    return float(interval.low), float(interval.high)
 
 
 def paired_ratio(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
@@ -84,6 +84,11 @@ def paired_ratio(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, fl
     logs = np.log(np.maximum(theirs, TINY)) - np.log(np.maximum(ours, TINY))
     if np.ptp(logs) == 0:
         return (float(np.exp(logs[0])),) * 3
-    found = stats.bootstrap((logs,), np.mean, n_resamples=2000, rng=np.random.default_rng(0), method="percentile")
-    low, high = found.confidence_interval
+    low, high = _bootstrap(logs, np.mean)
     return float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high))
+
+
+def _bootstrap(values: np.ndarray, statistic: Callable[..., Any]) -> Any:  # noqa: ANN401
+    """95 % percentile interval, `low` and `high`."""
+    rng = np.random.default_rng(0)
+    return stats.bootstrap((values,), statistic, n_resamples=2000, rng=rng, method="percentile").confidence_interval

@@ -55,16 +55,16 @@ class Syncs(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-        given = self.holds((args, kwargs))
-        if given and self._waits(name, args, kwargs):
+        on_device = self.holds((args, kwargs))
+        if on_device and self._waits(name, args, kwargs):
             self.names[name] = self.names.get(name, 0) + 1
         output = func(*args, **kwargs)
         if name == "__iter__":
             output = list(output)
         if name in ("to", "cpu") and output is args[0]:  # here, a copy that moved nothing; there, another tensor
             output = output.detach()
-            given = self.holds(args[0])
-        if (given and not _to_host(name, args, kwargs)) or _to_device(name, args, kwargs):
+            on_device = self.holds(args[0])
+        if (on_device and not _to_host(name, args, kwargs)) or _to_device(name, args, kwargs):
             self.mark(output)
         return iter(output) if name == "__iter__" else output
 

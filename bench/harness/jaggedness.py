@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dicache.bench.arms.arm import Setting
-from dicache.bench.harness.measure import draw_batch, fresh
+from dicache.bench.models.reference import Setting, draw_batch, fresh
 from dicache.reference.scenes import prompts
 
 WINDOW = 4

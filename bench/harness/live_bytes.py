@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 def live_bytes() -> int:
     """Of all tensors in this process that are no parameters."""
     gc.collect()
-    found, parameters = {}, set()
+    sizes, parameters = {}, set()
     for item in gc.get_objects():
         if not issubclass(type(item), Tensor) or item.layout.__str__() != "torch.strided":
             continue
@@ -30,22 +30,22 @@ def live_bytes() -> int:
         storage = item.untyped_storage()
         if isinstance(item, nn.Parameter):
             parameters.add(storage.data_ptr())
-        found[storage.data_ptr()] = storage.nbytes()
-    return sum(size for pointer, size in found.items() if pointer not in parameters)
+        sizes[storage.data_ptr()] = storage.nbytes()
+    return sum(size for pointer, size in sizes.items() if pointer not in parameters)
 
 
 @contextmanager
 def at_last_call(pipe: FluxPipeline, calls: int) -> Iterator[list[int]]:
     """Fills the list with `live_bytes` at the end of the denoiser's call number `calls`."""
-    seen, held = [0], []
+    seen, readings = [0], []
 
     def after(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
         seen[0] += 1
         if seen[0] == calls:
-            held.append(live_bytes())
+            readings.append(live_bytes())
 
     handle = pipe.transformer.register_forward_hook(after)
     try:
-        yield held
+        yield readings
     finally:
         handle.remove()

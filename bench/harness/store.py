@@ -1,8 +1,8 @@
 """One result file: begun, filled point by point, interrupted, resumed, merged into, compared.
 
 A file holds what it was measured with (setting, captions, package versions, threads, trials) and the arms still
-`pending`. It is written anew after every point, to a temporary file that then replaces it, so an interruption loses one
-point. Points of pending arms are kept and not drawn again; points of arms that are done are replaced only when those
+`pending`. It is written anew after every point, whole or not at all, so an interruption loses one point. Points of
+pending arms stay and are not drawn again; points of arms that are done are replaced only when those
 arms are asked for again.
 """
 
@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
-from dicache.bench.arms.arm import Setting
 from dicache.bench.harness.costs import Cost
 from dicache.bench.harness.measure import Point
+from dicache.bench.models.reference import Setting
+from dicache.files.atomic import write_text
 
 FORMAT = 2
+RESULTS = Path(__file__).parents[1] / "results"
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "torchmetrics", "cache-dit", "dit-smoothcache", "DeepCache")
 Facts = dict[str, Any]
 """A result file's content."""
@@ -84,13 +86,11 @@ class Store:
     def done(self, arm: str, order: Iterable[str]) -> None:
         """The arm has all its points and its cost; arms stand in this order."""
         self.facts["pending"].remove(arm)
-        place = {name: i for i, name in enumerate(order)}
+        position = {name: i for i, name in enumerate(order)}
         for kind in ("points", "costs"):
-            self.facts[kind].sort(key=lambda entry: place.get(entry["arm"], len(place)))
+            self.facts[kind].sort(key=lambda entry: position.get(entry["arm"], len(position)))
         self.save()
 
     def save(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".part")
-        temporary.write_text(json.dumps(self.facts, indent=1))
-        temporary.replace(self.path)
+        write_text(self.path, json.dumps(self.facts, indent=1))

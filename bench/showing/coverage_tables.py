@@ -39,7 +39,7 @@ def _row(line: dict[str, Any]) -> list[str]:
         f"{ratio.std():.2f}" if work.min() < 0.999 else "-",
         f"{work.mean():.3f}",
         f"{work.std():.3f}",
-        " to ".join(f"{part.mean():.3f}" if len(part) else "-" for part in by_things),
+        " to ".join(f"{group.mean():.3f}" if len(group) else "-" for group in by_things),
     ]
 
 
@@ -52,12 +52,12 @@ def brief(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
     """`table` with the confidences of a budget side by side, for the README."""
     asked = " / ".join(f"{confidence:g}" for confidence in CONFIDENCES)
     head = ["setting", "captions", "budget", f"within at {asked}", "median / budget", "work"]
-    found: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    merged: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for name, captions, budget, confidence, within, p, used, _, work, *_ in table(lines)[1:]:
-        kept = " ".join([within, *p.split()[1:]])
-        found.setdefault((name, captions, budget), {})[confidence] = [kept, used, work]
+        shares = " ".join([within, *p.split()[1:]])
+        merged.setdefault((name, captions, budget), {})[confidence] = [shares, used, work]
     rows = [head]
-    for key, cells in found.items():
+    for key, cells in merged.items():
         columns = zip(*(cells.get(f"{c:g}", ["-"] * 3) for c in CONFIDENCES), strict=True)
         shown = cells["none"] if "none" in cells else [" / ".join(column) for column in columns]
         rows.append([*key, *shown])
@@ -69,8 +69,8 @@ def speed_table(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
     for line in lines:
         if line["speedup"] is not None:
             work, errors = np.array(line["work"]), np.array(line["errors"])
-            found = 1 / work.mean()
-            numbers = [f"{found:.3f}", f"{found / line['speedup'] - 1:+.1%}", f"{work.std():.3f}"]
+            speedup = 1 / work.mean()
+            numbers = [f"{speedup:.3f}", f"{speedup / line['speedup'] - 1:+.1%}", f"{work.std():.3f}"]
             numbers += [f"{np.median(errors):.4f}", f"{np.quantile(errors, 0.9):.4f}"]
             rows.append([line["case"], str(len(work)), f"{line['speedup']:g}", *numbers])
     return rows

@@ -27,6 +27,7 @@ from dicache.bench.showing.tables import (
     title,
     verdict_table,
 )
+from dicache.files.atomic import write_text
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 _PAGE = """<!doctype html><meta charset="utf-8"><title>dicache bench</title>
@@ -70,8 +71,8 @@ def plot(facts: Facts, path: Path) -> None:
 
 def tables(facts: Facts) -> list[Table]:
     """What is shown of one setting; without costs, no cost table."""
-    found = [verdict_table(facts), speedup_table(facts), cost_table(facts), point_table(facts)]
-    return [table for table in found if len(table) > 1]
+    tables = [verdict_table(facts), speedup_table(facts), cost_table(facts), point_table(facts)]
+    return [table for table in tables if len(table) > 1]
 
 
 def text(facts: Facts) -> str:
@@ -92,7 +93,7 @@ def page(results: dict[Path, Facts], path: Path) -> None:
         for source, facts in results.items()
     ]
     template = jinja2.Environment(autoescape=True).from_string(_PAGE)
-    path.write_text(template.render(settings=settings, summary=summary_table(list(results.values()))))
+    write_text(path, template.render(settings=settings, summary=summary_table(list(results.values()))))
 
 
 def into_readme(readme: Path, source: Path, everywhere: Sequence[Facts]) -> None:
@@ -112,10 +113,10 @@ def into_readme(readme: Path, source: Path, everywhere: Sequence[Facts]) -> None
     ]
     if len(everywhere) > 1:
         body += ["All settings:", markdown(summary_table(everywhere))]
-    readme.write_text(before + BEGIN + "\n" + "\n\n".join(body) + "\n" + END + after)
+    write_text(readme, before + BEGIN + "\n" + "\n\n".join(body) + "\n" + END + after)
 
 
 def results(folder: Path) -> dict[Path, Facts]:
     """Every sweep, those with most captions first."""
-    found = [(path, load(path)) for path in sorted(folder.glob("*-batch*.json"))]
-    return dict(sorted(found, key=lambda item: -len(item[1]["captions"])))
+    sweeps = [(path, load(path)) for path in sorted(folder.glob("*-batch*.json"))]
+    return dict(sorted(sweeps, key=lambda item: -len(item[1]["captions"])))

@@ -33,8 +33,8 @@ def scale(facts: Facts) -> str:
 
 def speedup_table(facts: Facts) -> Table:
     """Speed-up in executed MACs at three median errors, and the paired error ratio to dicache at 2x."""
-    found = curves(facts)
-    ours = _ours(found)
+    drawn = curves(facts)
+    ours = _ours(drawn)
     head = [
         "arm",
         *[f"speed-up at error {t:g}" for t in TARGETS],
@@ -42,12 +42,12 @@ def speedup_table(facts: Facts) -> Table:
         "90th pct",
         "error / dicache's",
     ]
-    return [head, *[_speedup_row(curve, ours) for curve in found]]
+    return [head, *[_speedup_row(curve, ours) for curve in drawn]]
 
 
-def _ours(found: Sequence[Curve]) -> Curve | None:
+def _ours(drawn: Sequence[Curve]) -> Curve | None:
     """dicache's curve; None in a file it has not been drawn into yet."""
-    return next((c for c in found if c.kind == "dicache"), None)
+    return next((c for c in drawn if c.kind == "dicache"), None)
 
 
 def _speedup_row(curve: Curve, ours: Curve | None) -> list[str]:
@@ -71,23 +71,23 @@ RIVALS = (
 """Words, kind, and what the arm's name contains."""
 
 
-def best(found: Sequence[Curve], kind: str, only: str, target: float) -> tuple[float, str] | None:
+def best(drawn: Sequence[Curve], kind: str, only: str, target: float) -> tuple[float, str] | None:
     """The largest speed-up at this median error among the arms of a kind, and whose it is."""
-    rivals = [c for c in found if c.kind == kind and only in c.name]
+    rivals = [c for c in drawn if c.kind == kind and only in c.name]
     return max(((s, c.name) for c in rivals if (s := c.speedup_at(target)) is not None), default=None)
 
 
 def verdict_table(facts: Facts) -> Table:
     """dicache's speed-up over the best peer's, the best baseline's and the best static schedule's."""
-    found = curves(facts)
+    drawn = curves(facts)
     rows = [["dicache's speed-up over", *[f"at error {t:g}" for t in TARGETS]]]
     for words, kind, only in RIVALS:
-        rows.append([f"the {words}", *[_against(found, kind, only, target) for target in TARGETS]])
+        rows.append([f"the {words}", *[_against(drawn, kind, only, target) for target in TARGETS]])
     return rows
 
 
-def _against(found: Sequence[Curve], kind: str, only: str, target: float) -> str:
-    ours, rival = _ours(found), best(found, kind, only, target)
+def _against(drawn: Sequence[Curve], kind: str, only: str, target: float) -> str:
+    ours, rival = _ours(drawn), best(drawn, kind, only, target)
     mine = None if ours is None else ours.speedup_at(target)
     return "-" if mine is None or rival is None else f"{mine / rival[0]:.2f} ({rival[1]})"
 
@@ -99,10 +99,10 @@ def summary_table(results: Sequence[Facts]) -> Table:
 
 
 def _summary_row(facts: Facts, target: float) -> list[str]:
-    found = curves(facts)
-    ours = _ours(found)
+    drawn = curves(facts)
+    ours = _ours(drawn)
     mine = None if ours is None else ours.speedup_at(target)
-    rivals = [best(found, kind, only, target) for _, kind, only in RIVALS]
+    rivals = [best(drawn, kind, only, target) for _, kind, only in RIVALS]
     cells = ["-" if rival is None else f"{rival[0]:.2f}x ({rival[1]})" for rival in rivals]
     ratio = "-" if mine is None or rivals[0] is None else f"{mine / rivals[0][0]:.2f}"
     return [title(facts), f"{target:g}", _times(mine), *cells, ratio]
@@ -145,8 +145,8 @@ def markdown(table: Table) -> str:
 
 def losses(facts: Facts) -> str:
     """The line that says where dicache does not win."""
-    found = curves(facts)
-    ours = _ours(found)
+    drawn = curves(facts)
+    ours = _ours(drawn)
     if ours is None:
         return "dicache has not been drawn at this setting yet."
     lost = []
@@ -155,7 +155,7 @@ def losses(facts: Facts) -> str:
         if mine is None:
             lost.append(f"median error {target:g} lies beyond dicache's sweep")
             continue
-        ahead = [c.name for c in found if c.kind not in ("oracle", "dicache") and (c.speedup_at(target) or 0) > mine]
+        ahead = [c.name for c in drawn if c.kind not in ("oracle", "dicache") and (c.speedup_at(target) or 0) > mine]
         if ahead:
             lost.append(f"at median error {target:g} {', '.join(ahead)} {'is' if len(ahead) == 1 else 'are'} faster")
     return "Where dicache does not win: " + ("; ".join(lost) if lost else "nowhere in this table") + "."

@@ -8,7 +8,7 @@ ingredient was worth.
 against the same plan without budgets, on test captions that nothing else was measured on: eight captions tell variants
 apart, and are too few to say how far apart they are.
 
-What was measured is kept setting by setting: interrupted, the same command goes on there.
+What was measured is written setting by setting: interrupted, the same command goes on there.
 """
 
 import argparse
@@ -33,11 +33,13 @@ from dicache.approximators.alignment import Align
 from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
 from dicache.approximators.noise import ExtrapolateNoise
-from dicache.bench.arms.arm import Arm, Setting
+from dicache.bench.arms.arm import Arm
 from dicache.bench.arms.ours import multistep
 from dicache.bench.arms.presets import PRESETS
 from dicache.bench.harness.curves import curves
-from dicache.bench.harness.measure import Judge
+from dicache.bench.harness.measure import Comparison
+from dicache.bench.harness.store import RESULTS, Facts
+from dicache.bench.models.reference import Setting
 from dicache.bench.showing.tables import markdown
 from dicache.config import Config
 from dicache.controllers.base import Controller
@@ -48,6 +50,7 @@ from dicache.controllers.fixed import every
 from dicache.controllers.planned import Planned
 from dicache.estimators.amplitude import Amplitude
 from dicache.estimators.closed_loop import ClosedLoop
+from dicache.files.atomic import write_text
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.reference.scenes import Split, prompts
 from dicache.sites import Branches, Evaluation, Sites, Spans, Sublayers, Tail
@@ -58,7 +61,7 @@ WORK = (0.5, 0.35)
 BUDGETS = (0.006, 0.012, 0.03, 0.07, 0.15)
 SMALL = (0.003, 0.01, 0.03, 0.1)
 """For sites below the evaluation, whose share in the stream underrates what they do to the output."""
-RESULT = Path(__file__).parents[1] / "results" / "ablation.json"
+RESULT = RESULTS / "ablation.json"
 HELD_OUT = RESULT.with_name("held-out.json")
 SEEDS = {"calibration": 3, "test": 60}
 
@@ -180,63 +183,60 @@ def held_out() -> list[Arm]:
     ]
 
 
-def measure(
-    swept: list[Arm], captions: list[str], known: list[dict[str, Any]], progress: Progress
-) -> Iterator[list[dict[str, Any]]]:
-    """After every setting what was found so far, from the settings that are `known` on."""
-    found, due = [*known], SETTINGS[len(known) :]
+def measure(swept: list[Arm], captions: list[str], before: list[Facts], progress: Progress) -> Iterator[list[Facts]]:
+    """After every setting what was measured so far; the settings `before` were already."""
+    done, due = [*before], SETTINGS[len(before) :]
     task = progress.add_task("ablation", total=len(due) * sum(len(arm.values) for arm in swept))
     for setting in due:
-        judge = Judge(captions, setting)
+        comparison = Comparison(captions, setting)
         points = []
         for arm in swept:
             for value in arm.values:
                 progress.update(task, description=f"{setting.steps} steps, shift {setting.shift:g}: {arm.name}")
-                points.append(asdict(judge.point(arm, value)))
+                points.append(asdict(comparison.point(arm, value)))
                 progress.advance(task)
-        found.append({"setting": asdict(setting), "points": points})
-        yield found
+        done.append({"setting": asdict(setting), "points": points})
+        yield done
 
 
-def part_of(path: Path, swept: list[Arm], captions: list[str]) -> Path:
-    """Where a measurement that is not done is kept; another one has another name."""
+def partial_file(path: Path, swept: list[Arm], captions: list[str]) -> Path:
+    """Where a measurement that is not done lies; another one has another name."""
     asked = [[asdict(s) for s in SETTINGS], [[arm.name, list(arm.values)] for arm in swept], captions]
     return path.with_suffix(f".{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}.part")
 
 
-def resumed(swept: list[Arm], captions: list[str], part: Path) -> list[dict[str, Any]]:
-    """All settings, from those on that `part` holds."""
-    found = json.loads(part.read_text()) if part.is_file() else []
+def resumed(swept: list[Arm], captions: list[str], partial: Path) -> list[Facts]:
+    """All settings, from those on that `partial` holds."""
+    done = json.loads(partial.read_text()) if partial.is_file() else []
     with Progress(console=Console(stderr=True)) as progress:
-        for so_far in measure(swept, captions, found, progress):
-            found = so_far
-            written = part.with_suffix(".written")
-            written.write_text(json.dumps(found) + "\n")
-            written.replace(part)
-    return found
+        for so_far in measure(swept, captions, done, progress):
+            done = so_far
+            write_text(partial, json.dumps(done) + "\n")
+    return done
 
 
-def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def merged(old: list[Facts], new: list[Facts]) -> list[Facts]:
     """The old points with those of the arms that were measured again replaced."""
     return [
-        {**before, "points": [p for p in before["points"] if p["arm"] not in _names(now)] + now["points"]}
-        for before, now in zip(old, new, strict=True)
+        {**before, "points": [p for p in before["points"] if p["arm"] not in _names(after)] + after["points"]}
+        for before, after in zip(old, new, strict=True)
     ]
 
 
-def _names(found: dict[str, Any]) -> set[str]:
-    return {point["arm"] for point in found["points"]}
+def _names(facts: Facts) -> set[str]:
+    return {point["arm"] for point in facts["points"]}
 
 
-def table(found: list[dict[str, Any]], swept: list[Arm]) -> list[list[str]]:
-    names = [f"{f['setting']['steps']} steps, shift {f['setting']['shift']:g}" for f in found]
+def table(settings: list[Facts], swept: list[Arm]) -> list[list[str]]:
+    names = [f"{f['setting']['steps']} steps, shift {f['setting']['shift']:g}" for f in settings]
     head = ["median error at", *[f"{name}, work {work:g}" for name in names for work in WORK]]
-    by_name = [{curve.name: curve for curve in curves(f)} for f in found]
+    by_name = [{curve.name: curve for curve in curves(f)} for f in settings]
     rows = []
     for arm in swept:
         drawn = [curves_here.get(arm.name) for curves_here in by_name for _ in WORK]
         cells = [
-            curve.at_speedup(1 / work) if curve else None for curve, work in zip(drawn, WORK * len(found), strict=True)
+            curve.at_speedup(1 / work) if curve else None
+            for curve, work in zip(drawn, WORK * len(settings), strict=True)
         ]
         rows.append([arm.name, *["-" if cell is None else f"{np.median(cell):.4f}" for cell in cells]])
     return [head, *rows]
@@ -257,11 +257,11 @@ def run(args: argparse.Namespace) -> None:
     if not args.show:
         torch.set_num_threads(1)
         captions = prompts(split, args.captions or (48 if args.held_out else 8), seed=SEEDS[split])
-        chosen = [arm for arm in swept if re.search(args.arms, arm.name)]
-        part = part_of(path, chosen, captions)
-        found = resumed(chosen, captions, part)
+        asked = [arm for arm in swept if re.search(args.arms, arm.name)]
+        partial = partial_file(path, asked, captions)
+        settings = resumed(asked, captions, partial)
         if args.arms:
-            found = merged(json.loads(path.read_text()), found)
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        part.unlink()
+            settings = merged(json.loads(path.read_text()), settings)
+        write_text(path, json.dumps(settings, indent=1) + "\n")
+        partial.unlink()
     Console(width=240).print(markdown(table(json.loads(path.read_text()), swept)), highlight=False)

@@ -62,16 +62,16 @@ def stopwatch() -> Iterator[list[float]]:
 
         return inner
 
-    places: list[tuple[Any, str]] = [
+    functions: list[tuple[Any, str]] = [
         (evaluation_site, "noise_of"),
         (EvaluationSite, "_filled"),
         (Guided, "add"),
         (Guided, "measure"),
     ]
-    places += [(type(a), "guess") for a in Config(FirstRows(1)).approximators]
+    functions += [(type(a), "guess") for a in Config(FirstRows(1)).approximators]
     with ExitStack() as stack:
-        for place, name in dict.fromkeys(places):
-            stack.enter_context(patch.object(place, name, watched(getattr(place, name))))
+        for owner, name in dict.fromkeys(functions):
+            stack.enter_context(patch.object(owner, name, watched(getattr(owner, name))))
         yield total
 
 

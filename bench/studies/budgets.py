@@ -47,7 +47,7 @@ class Line:
     """Fewest different decision patterns in any batch."""
 
 
-class Measured:
+class Bench:
     """Draws all captions, in batches, and reads the pictures."""
 
     def __init__(self, pipe: FluxPipeline, captions: list[str], steps: int, progress: Progress) -> None:
@@ -106,7 +106,7 @@ class Measured:
 def measure(captions: list[str], steps: int, shift: float, progress: Progress) -> list[Line]:
     pipe = pipeline(shift=shift)
     pipe.set_progress_bar_config(disable=True)
-    bench = Measured(pipe, captions, steps, progress)
+    bench = Bench(pipe, captions, steps, progress)
     reference = bench.uncached(steps)
     fine = bench.uncached(4 * steps)
     lines = [

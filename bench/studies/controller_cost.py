@@ -79,7 +79,7 @@ def inputs(tokens: int) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def measure(heads: int, tokens: int, turns: int) -> list[Line]:
-    denoiser, given = model(heads), inputs(tokens)
+    denoiser, arguments = model(heads), inputs(tokens)
     arms = {"plain": _twin(denoiser), "around": _twin(denoiser, blocks=False), "everything computed": _twin(denoiser)}
     enable(arms["everything computed"], error_budget=0.0)
     for name, sites in FILLED.items():
@@ -90,28 +90,28 @@ def measure(heads: int, tokens: int, turns: int) -> list[Line]:
     for step in track(range(steps), description="turns", console=Console(stderr=True)):
         for name, arm in arms.items():
             if step >= WARM_UP or name not in ("plain", "around"):
-                seconds[name].append(_timed(arm, given, 1 - step / steps))
-    kept = {name: torch.tensor(times[-turns:], dtype=torch.float64) for name, times in seconds.items()}
-    plain, around = kept.pop("plain"), kept.pop("around")
+                seconds[name].append(_timed(arm, arguments, 1 - step / steps))
+    timed = {name: torch.tensor(times[-turns:], dtype=torch.float64) for name, times in seconds.items()}
+    plain, around = timed.pop("plain"), timed.pop("around")
     lines = []
-    for name, times in kept.items():
+    for name, times in timed.items():
         own = times - (plain if name == "everything computed" else around)
         lines.append(Line(name, float((own / plain).median()), float((times / plain).median())))
     return lines
 
 
-def _timed(denoiser: FluxTransformer2DModel, given: dict[str, torch.Tensor], now: float) -> float:
+def _timed(denoiser: FluxTransformer2DModel, arguments: dict[str, torch.Tensor], timestep: float) -> float:
     """CPU seconds of one call."""
     started = time.process_time()
-    denoiser(**given, timestep=torch.tensor([now]))
+    denoiser(**arguments, timestep=torch.tensor([timestep]))
     return time.process_time() - started
 
 
 def table(lines: list[Line]) -> Table:
-    found = Table("site", "cache's own share of a plain call", "whole call", title="What the cache itself costs")
+    drawn = Table("site", "cache's own share of a plain call", "whole call", title="What the cache itself costs")
     for line in lines:
-        found.add_row(line.name, f"{line.own:.2%}", f"{line.call:.2%}")
-    return found
+        drawn.add_row(line.name, f"{line.own:.2%}", f"{line.call:.2%}")
+    return drawn
 
 
 def main() -> None:

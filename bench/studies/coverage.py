@@ -24,10 +24,11 @@ from rich.progress import Progress
 from torch import Tensor
 
 from dicache.api import enable
-from dicache.bench.arms.arm import Setting
-from dicache.bench.harness.measure import fresh
+from dicache.bench.harness.store import RESULTS
+from dicache.bench.models.reference import Setting, fresh
 from dicache.bench.showing.coverage_tables import CONFIDENCES, brief, speed_table, table
 from dicache.bench.showing.tables import markdown
+from dicache.files.atomic import write_text
 from dicache.models.identity import identity
 from dicache.promise.choose_profile import shipped
 from dicache.promise.metrics import relative_error
@@ -35,7 +36,7 @@ from dicache.promise.profile import Profile
 from dicache.reference.scenes import caption, prompts, scenes, split_of
 from dicache.types import LATENT, Wanted
 
-RESULT = Path(__file__).parents[1] / "results" / "coverage.json"
+RESULT = RESULTS / "coverage.json"
 BUDGETS, SPEEDUPS = (0.02, 0.05, 0.1), (1.5, 2.0, 3.0)
 CAPTION_SEED, NOISE_SEED = 50, 70_000
 BATCH, SPEED_CAPTIONS = 16, 256
@@ -127,8 +128,8 @@ class Draws:
     def draw(self, batch: Sequence[int]) -> Tensor:
         setting, seeds = self.case.setting, [NOISE_SEED + i for i in batch]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        others = [self.following[i] if self.case.negative else "" for i in batch]
-        guided = {"negative_prompt": others, "true_cfg_scale": setting.guidance}
+        negative = [self.following[i] if self.case.negative else "" for i in batch]
+        guided = {"negative_prompt": negative, "true_cfg_scale": setting.guidance}
         latents: Tensor = self.pipe(
             [self.captions[i] for i in batch],
             num_inference_steps=setting.steps,
@@ -154,17 +155,17 @@ def asked_for(case: Case) -> list[Asked]:
     if case.nearest:
         return [(budget, None, None) for budget in case.budgets]
     confidences = CONFIDENCES if len(case.budgets) > 1 else (0.9,)
-    found: list[Asked] = [(budget, confidence, None) for budget in case.budgets for confidence in confidences]
-    return [*found, *((None, None, speedup) for speedup in case.speedups)]
+    within: list[Asked] = [(budget, confidence, None) for budget in case.budgets for confidence in confidences]
+    return [*within, *((None, None, speedup) for speedup in case.speedups)]
 
 
-def measure(case: Case, n: int, known: list[dict[str, Any]], progress: Progress) -> Iterator[list[Line]]:
-    """All lines of the case, after every batch of captions; those of `known` go on there if their internal budget is
+def measure(case: Case, n: int, old_lines: list[dict[str, Any]], progress: Progress) -> Iterator[list[Line]]:
+    """All lines of the case, after every batch of captions; `old_lines` go on there if their internal budget is
     still the same (a speed-up has none, and goes on). Lines of one internal budget are the same runs, and are drawn
     once.
     """
     draws = Draws(case, n)
-    lines = [_begun(draws, asked, known) for asked in asked_for(case)]
+    lines = [_begun(draws, asked, old_lines) for asked in asked_for(case)]
     batches = [batch for batch in draws.batches() if any(_due(line, batch) for line in lines)]
     task = progress.add_task(case.name, total=len(batches))
     for batch in batches:
@@ -182,12 +183,12 @@ def measure(case: Case, n: int, known: list[dict[str, Any]], progress: Progress)
         progress.advance(task)
 
 
-def _begun(draws: Draws, asked: Asked, known: list[dict[str, Any]]) -> Line:
-    """A line with what is known of it: whole batches."""
+def _begun(draws: Draws, asked: Asked, old_lines: list[dict[str, Any]]) -> Line:
+    """A line with what an old one says of it: whole batches."""
     things, size = [text.count(",") + 1 for text in draws.captions], draws.case.setting.batch
-    line = Line(draws.case.name, *asked, _level(draws.profile, *asked[:2]), things)
+    line = Line(draws.case.name, *asked, _internal_budget(draws.profile, *asked[:2]), things)
     mine = (line.case, *asked, line.level)
-    for old in known:
+    for old in old_lines:
         if tuple(old[key] for key in ("case", "budget", "confidence", "speedup", "level")) == mine:
             count = min(len(old["errors"]), len(things)) // size * size
             line.errors, line.estimates, line.work = (old[key][:count] for key in ("errors", "estimates", "work"))
@@ -210,7 +211,7 @@ def _asked(draws: Draws, line: Line) -> dict[str, Any]:
     return {"error_budget": line.budget, "confidence": line.confidence, "speedup": line.speedup, "profile": blind}
 
 
-def _level(profile: Profile, budget: float | None, confidence: float | None) -> float:
+def _internal_budget(profile: Profile, budget: float | None, confidence: float | None) -> float:
     """The internal budget that is spent, 0 for a speed-up. Raises ProfileError as `enable` does."""
     if budget is None:
         return 0.0
@@ -232,28 +233,22 @@ def run(args: argparse.Namespace) -> None:
         with Progress(console=Console(stderr=True)) as progress:
             for case in CASES:
                 if args.cases in case.name:
-                    others = [line for line in facts["lines"] if line["case"] != case.name]
+                    rest = [line for line in facts["lines"] if line["case"] != case.name]
                     for drawn in measure(case, args.captions, facts["lines"], progress):
-                        facts["lines"] = [*others, *map(vars, drawn)]
-                        _save(args.out, facts)
+                        facts["lines"] = [*rest, *map(vars, drawn)]
+                        write_text(args.out, json.dumps(facts) + "\n")
     order = {case.name: i for i, case in enumerate(CASES)}
     lines = sorted(facts["lines"], key=lambda line: order[line["case"]])
     text = f"{markdown(table(lines))}\n\n{markdown(speed_table(lines))}\n"
     if args.readme:
         _into(args.readme, f"{markdown(brief(lines))}\n\n{markdown(speed_table(lines))}\n")
-    args.out.with_suffix(".md").write_text(text)
+    write_text(args.out.with_suffix(".md"), text)
     Console(width=240).print(text, highlight=False)
 
 
 def _short(value: float) -> float:
     """Five digits, for the file's size."""
     return float(f"{value:.5g}")
-
-
-def _save(path: Path, facts: dict[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(facts) + "\n")
-    part.replace(path)
 
 
 def _into(readme: Path, text: str) -> None:

@@ -77,8 +77,8 @@ class FirstRows(Controller[None]):
 
     def decide(self, quote: Quote, step: Step, state: None) -> tuple[Decision, None]:
         computes = (torch.arange(len(quote.action)) < self.computed) | (step.index < WARM_UP)
-        chosen = torch.where(computes, int(Action.COMPUTE), quote.action)[:, None]
-        return Decision(chosen, torch.zeros_like(chosen), torch.zeros_like(quote.cost)), None
+        actions = torch.where(computes, int(Action.COMPUTE), quote.action)[:, None]
+        return Decision(actions, torch.zeros_like(actions), torch.zeros_like(quote.cost)), None
 
     def settle(self, ratio: Rows, computed: Rows, state: None) -> None:
         return None
@@ -115,8 +115,8 @@ Turn = Callable[[float], None]
 
 
 def plain(model: Stack, latent: Tensor) -> Turn:
-    def turn(now: float) -> None:
-        model(latent, torch.full((len(latent),), now))
+    def turn(timestep: float) -> None:
+        model(latent, torch.full((len(latent),), timestep))
 
     return turn
 
@@ -151,10 +151,10 @@ def measure(width: int, blocks: int, repeats: int) -> list[Line]:
     turns += [plain(model, latent[:computed]) for computed in COMPUTED if computed]
     seconds = timed(turns, repeats)
     arms, rows = seconds[:, : len(COMPUTED)], nn.functional.pad(seconds[:, len(COMPUTED) :], (0, 1))
-    whole = rows[:, :1]
-    ideal = (whole + (blocks - 1) * rows) / blocks
-    ratios = [(times / whole).median(0).values.tolist() for times in (arms, ideal)]
-    gaps = [(gap.median(0).values * 1e6).tolist() for gap in (arms - ideal, whole - ideal)]
+    all_rows = rows[:, :1]
+    ideal = (all_rows + (blocks - 1) * rows) / blocks
+    ratios = [(times / all_rows).median(0).values.tolist() for times in (arms, ideal)]
+    gaps = [(gap.median(0).values * 1e6).tolist() for gap in (arms - ideal, all_rows - ideal)]
     return [Line(width, blocks, *row) for row in zip(COMPUTED, *ratios, *gaps, strict=True)]
 
 
@@ -167,12 +167,12 @@ def costs(lines: list[Line]) -> list[Cost]:
 def _costs(lines: list[Line]) -> list[Cost]:
     few, many = (pick(line.blocks for line in lines) for pick in (min, max))
     short, long = ([line for line in lines if line.blocks == blocks] for blocks in (few, many))
-    found: list[Cost] = []
+    by_rows: list[Cost] = []
     for a, b in zip(short, long, strict=True):
         per_block, saved = ((y - x) / (many - few) for x, y in ((a.overhead, b.overhead), (a.saved, b.saved)))
-        gathering = per_block - found[0].per_block if 0 < a.computed < BATCH else None
-        found.append(Cost(a.width, a.computed, a.overhead - few * per_block, per_block, gathering, saved))
-    return found
+        gathering = per_block - by_rows[0].per_block if 0 < a.computed < BATCH else None
+        by_rows.append(Cost(a.width, a.computed, a.overhead - few * per_block, per_block, gathering, saved))
+    return by_rows
 
 
 def ratio_table(lines: list[Line]) -> Table:
@@ -184,10 +184,10 @@ def ratio_table(lines: list[Line]) -> Table:
     return drawn
 
 
-def cost_table(found: list[Cost]) -> Table:
+def cost_table(by_rows: list[Cost]) -> Table:
     columns = ("width", "rows computed", "per step", "per block", "of it gather and scatter", "rows saved, per block")
     drawn = _table("Overhead in us", *columns)
-    for cost in found:
+    for cost in by_rows:
         gathering = "-" if cost.gathering is None else f"{cost.gathering:.0f}"
         numbers = (f"{cost.per_step:.0f}", f"{cost.per_block:.0f}", gathering, f"{cost.saved:.0f}")
         row = (str(cost.width), f"{cost.computed} of {BATCH}", *numbers)
@@ -211,11 +211,11 @@ def main() -> None:
     grid, repeats = (QUICK, 25) if args.quick else (GRID, 40)
     sizes = track(grid, "measuring", console=Console(stderr=True))
     lines = [line for width, blocks in sizes for line in measure(width, blocks, repeats)]
-    found = costs(lines)
-    for drawn in (ratio_table(lines), cost_table(found)):
+    by_rows = costs(lines)
+    for drawn in (ratio_table(lines), cost_table(by_rows)):
         Console().print(drawn)
     if args.json:
-        facts = {"lines": [asdict(line) for line in lines], "costs": [asdict(cost) for cost in found]}
+        facts = {"lines": [asdict(line) for line in lines], "costs": [asdict(cost) for cost in by_rows]}
         args.json.write_text(json.dumps(facts, indent=1))
 
 

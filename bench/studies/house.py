@@ -64,12 +64,12 @@ def _source(checkout: Path, path: Path) -> Source:
 
 def imports(modules: Mapping[str, Source]) -> list[Import]:
     """From module to module among these, each pair once."""
-    found: dict[tuple[str, str], bool] = {}
+    lazily: dict[tuple[str, str], bool] = {}
     for importer, source in modules.items():
         for name, lazy in _imported(source.tree, modules):
             if name != importer:
-                found[importer, name] = found.get((importer, name), True) and lazy
-    return [Import(importer, name, lazy) for (importer, name), lazy in found.items()]
+                lazily[importer, name] = lazily.get((importer, name), True) and lazy
+    return [Import(importer, name, lazy) for (importer, name), lazy in lazily.items()]
 
 
 def _imported(node: ast.AST, modules: Collection[str], lazy: bool = False) -> Iterator[tuple[str, bool]]:
@@ -149,8 +149,8 @@ def functions(source: Source) -> Iterator[int]:
 def comments(source: Source) -> int:
     """Comments that say something to a reader: not `# noqa` nor `# type:`."""
     tokens = tokenize.generate_tokens(io.StringIO(source.text).readline)
-    found = [token.string for token in tokens if token.type == tokenize.COMMENT]
-    return sum(not text.startswith(("# noqa", "# type:")) for text in found)
+    texts = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    return sum(not text.startswith(("# noqa", "# type:")) for text in texts)
 
 
 def sniffs(source: Source) -> int:

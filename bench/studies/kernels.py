@@ -100,11 +100,11 @@ def combine_arms(shape: tuple[int, ...], dtype: torch.dtype, device: str, compil
         "guess ours, fill eager": lambda: filled(output, combine([newest, before, latent], guess), where),
     }
     if compiled:
-        whole = torch.compile(
+        line_filled = torch.compile(
             lambda: torch.where(skips.to(device)[:, None, None], line(newest, before, latent, ratio, a, b), output),
             dynamic=False,
         )
-        arms["compiled"] = whole
+        arms["compiled"] = line_filled
     return arms | {OURS: lambda: combine([output, newest, before, latent], fill)}
 
 
@@ -112,12 +112,12 @@ def timed(arms: dict[str, Arm], device: str, seconds: float) -> dict[str, float]
     """Median milliseconds of every arm; all take turns until the time is up, three times at least."""
     for arm in arms.values():
         _once(arm, device)
-    found: dict[str, list[float]] = {name: [] for name in arms}
+    milliseconds: dict[str, list[float]] = {name: [] for name in arms}
     until = time.perf_counter() + seconds
-    while len(found[OURS]) < 3 or (time.perf_counter() < until and len(found[OURS]) < 200):
+    while len(milliseconds[OURS]) < 3 or (time.perf_counter() < until and len(milliseconds[OURS]) < 200):
         for name, arm in arms.items():
-            found[name].append(_once(arm, device))
-    return {name: float(torch.tensor(times).median()) for name, times in found.items()}
+            milliseconds[name].append(_once(arm, device))
+    return {name: float(torch.tensor(times).median()) for name, times in milliseconds.items()}
 
 
 def _once(arm: Arm, device: str) -> float:

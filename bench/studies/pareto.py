@@ -16,47 +16,46 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from dicache.bench.arms.arm import Arm, Setting, coarse
+from dicache.bench.arms.arm import Arm, coarse
 from dicache.bench.arms.oracle import Search, prompt_arm, static_arm
 from dicache.bench.arms.ours import BASELINES, DICACHE, SCHEDULED
 from dicache.bench.arms.peers import PEERS
 from dicache.bench.arms.presets import PRESETS
-from dicache.bench.harness.costs import Cost, Meter, chosen
+from dicache.bench.harness.check_again import check
+from dicache.bench.harness.costs import Cost, Meter, at_half_work
 from dicache.bench.harness.jaggedness import path_ratio
-from dicache.bench.harness.measure import Judge, draw, fresh
-from dicache.bench.harness.store import Facts, Store, circumstances, differences, load
-from dicache.bench.studies.check_again import check
+from dicache.bench.harness.measure import Comparison
+from dicache.bench.harness.store import RESULTS, Facts, Store, circumstances, differences, load
+from dicache.bench.models.reference import Setting, draw, fresh
 from dicache.promise.metrics import relative_error
 from dicache.reference.scenes import prompts
 
-RESULTS = Path(__file__).parents[1] / "results"
 
-
-def all_arms(judge: Judge, args: argparse.Namespace) -> list[Arm]:
+def all_arms(comparison: Comparison, args: argparse.Namespace) -> list[Arm]:
     """In the order of the tables."""
-    steps = judge.setting.steps
+    steps = comparison.setting.steps
     counts = sorted({max(3, round(share * steps)) for share in (0.6, 0.5, 0.4, 0.3)}, reverse=True)
     ours = [*DICACHE, *(() if args.quick else SCHEDULED)]
-    found = [*ours, *BASELINES, *(() if args.no_peers else PEERS), *(PRESETS if args.presets else ())]
+    arms = [*ours, *BASELINES, *(() if args.no_peers else PEERS), *(PRESETS if args.presets else ())]
     if args.coarse:
-        return coarse(found)
+        return coarse(arms)
     if args.trials:
-        search = Search(prompts("calibration", 8, seed=11), judge.setting)
-        found += [
+        search = Search(prompts("calibration", 8, seed=11), comparison.setting)
+        arms += [
             static_arm(search, counts, trials=args.trials),
-            prompt_arm(judge.captions, judge.setting, counts, trials=args.trials),
+            prompt_arm(comparison.captions, comparison.setting, counts, trials=args.trials),
         ]
-    return found
+    return arms
 
 
-def discretisation(judge: Judge) -> list[float]:
+def discretisation(comparison: Comparison) -> list[float]:
     """Per caption: the error of the uncached run itself, against one of four times the steps."""
-    setting = dataclasses.replace(judge.setting, steps=4 * judge.setting.steps)
-    fine = draw(fresh(setting), judge.captions, setting)
-    return relative_error(judge.reference.latents, fine.latents).tolist()
+    setting = dataclasses.replace(comparison.setting, steps=4 * comparison.setting.steps)
+    fine = draw(fresh(setting), comparison.captions, setting)
+    return relative_error(comparison.reference.latents, fine.latents).tolist()
 
 
-def opened(path: Path, judge: Judge, wanted: Facts, *, some: bool) -> Store:
+def opened(path: Path, comparison: Comparison, wanted: Facts, *, some: bool) -> Store:
     """The file to fill: the one that is there, if it was measured with the same, else an empty one.
 
     Raises SystemExit where only some arms were asked for and the others, in the file, were measured with something
@@ -70,25 +69,25 @@ def opened(path: Path, judge: Judge, wanted: Facts, *, some: bool) -> Store:
         if some:
             raise SystemExit(f"{path} was measured with other {', '.join(changed)}: leave out --arms to begin anew.")
     scale = {
-        "uncached_seconds": judge.reference.seconds,
-        "discretisation": discretisation(judge),
-        "jaggedness": path_ratio(judge.setting),
+        "uncached_seconds": comparison.reference.seconds,
+        "discretisation": discretisation(comparison),
+        "jaggedness": path_ratio(comparison.setting),
     }
     return Store(path, wanted | scale | {"notes": {}, "warmups": {}, "pending": [], "points": [], "costs": []})
 
 
-def sweep(store: Store, judge: Judge, arms: Sequence[Arm], order: Sequence[str], *, costs: bool) -> None:
+def sweep(store: Store, comparison: Comparison, arms: Sequence[Arm], order: Sequence[str], *, costs: bool) -> None:
     """Draw what is missing of these arms, and save after every point."""
-    meter = Meter(judge.captions, judge.setting) if costs and arms else None
+    meter = Meter(comparison.captions, comparison.setting) if costs and arms else None
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("arms", total=sum(len(arm.values) for arm in arms))
         for arm in arms:
             _describe(store.facts, arm)
-            known = [point.value for point in store.points(arm.name)]
+            drawn = [point.value for point in store.points(arm.name)]
             for value in arm.values:
                 progress.update(task, description=f"{arm.name}, {arm.knob} {value}")
-                if value not in known:
-                    store.add(judge.point(arm, value))
+                if value not in drawn:
+                    store.add(comparison.point(arm, value))
                 progress.advance(task)
             if meter:
                 _price(store, meter, arm)
@@ -104,7 +103,7 @@ def _describe(facts: Facts, arm: Arm) -> None:
 
 def _price(store: Store, meter: Meter, arm: Arm) -> None:
     """Add the arm's cost, unless nothing ran or it is a searched schedule."""
-    point = chosen(store.points(arm.name))
+    point = at_half_work(store.points(arm.name))
     if point is not None and arm.kind != "oracle" and arm.name not in [c["arm"] for c in store.facts["costs"]]:
         cost: Cost = meter.cost(arm, point)
         store.add(cost)
@@ -141,15 +140,15 @@ def run(args: argparse.Namespace) -> Path:
     path: Path = args.out / f"{setting.name}.json"
     if args.check and not path.is_file():
         raise SystemExit(f"{path} does not exist: there is nothing to check.")
-    judge = Judge(prompts("test", args.captions, seed=0), setting)
-    wanted = circumstances(setting, judge.captions, trials=0 if args.coarse else args.trials)
-    arms = all_arms(judge, args)
+    comparison = Comparison(prompts("test", args.captions, seed=0), setting)
+    wanted = circumstances(setting, comparison.captions, trials=0 if args.coarse else args.trials)
+    arms = all_arms(comparison, args)
     asked = [arm for arm in arms if re.search(args.arms or "", arm.name)]
     if args.check:
-        check(load(path), wanted, judge, asked)
+        check(load(path), wanted, comparison, asked)
         return path
-    store = opened(path, judge, wanted, some=bool(args.arms))
+    store = opened(path, comparison, wanted, some=bool(args.arms))
     drawn = store.select([arm.name for arm in asked])
     order = [arm.name for arm in arms]
-    sweep(store, judge, [arm for arm in asked if arm.name in drawn], order, costs=not args.no_costs)
+    sweep(store, comparison, [arm for arm in asked if arm.name in drawn], order, costs=not args.no_costs)
     return path

@@ -150,10 +150,13 @@ class Rig:
         """One request, a loop of Euler steps with nothing reset before or after: latents and strips."""
         x, texts, watched = numbers(samples, 0, 4, 1, 8, 8), numbers(samples, 1, 8, 32), ""
         for i in range(STEPS):
-            given = {"timestep": torch.full((len(samples),), 1000 * (1 - i / STEPS)), "encoder_hidden_states": texts}
+            conditions = {
+                "timestep": torch.full((len(samples),), 1000 * (1 - i / STEPS)),
+                "encoder_hidden_states": texts,
+            }
             self.ran.clear()
             with self.model.cache_context("cond"):
-                x = x - self.model(hidden_states=x, return_dict=False, **given)[0] / STEPS
+                x = x - self.model(hidden_states=x, return_dict=False, **conditions)[0] / STEPS
             watched += "#" if self.ran else "="
         return x, self.system.strips(watched, len(samples))
 
@@ -161,7 +164,7 @@ class Rig:
 Make = Callable[[], System]
 
 
-def found(defect: str, peer: System, experiment: Callable[[Make], tuple[str, bool]]) -> Finding:
+def compared(defect: str, peer: System, experiment: Callable[[Make], tuple[str, bool]]) -> Finding:
     ours, ours_has_it = experiment(lambda: Dicache("dicache"))
     try:
         theirs, has_it = experiment(lambda: replace(peer))
@@ -182,7 +185,7 @@ def shared_batches(peer: System) -> Finding:
         did = f"{len(changed)} of {len(BATCH)} samples changed their steps; outputs moved by up to {error:.1e}"
         return did + "".join(changed[:1]), bool(changed) or error > ROUNDING
 
-    return found("shared batches", peer, experiment)
+    return compared("shared batches", peer, experiment)
 
 
 def leaked_state(peer: System, defect: str = "leaked state") -> Finding:
@@ -195,7 +198,7 @@ def leaked_state(peer: System, defect: str = "leaked state") -> Finding:
         did = f"second request {strip}, fresh {other}, off by {relative_error(second, fresh).item():.1e}"
         return f"{did}; {used.system.remark()}", not torch.equal(second, fresh)
 
-    return found(defect, peer, experiment)
+    return compared(defect, peer, experiment)
 
 
 def parity_of_branches(peer: System) -> Finding:
@@ -214,7 +217,7 @@ def blocks_in_place(peer: System) -> Finding:
             strip != other and not warned,
         )
 
-    return found("blocks in place, NaN", peer, experiment)
+    return compared("blocks in place, NaN", peer, experiment)
 
 
 def findings() -> list[Callable[[], Finding]]:

@@ -1,19 +1,20 @@
 """What every finder finds, at equal executed work. `python -m dicache.bench schedules --steps 20`
 
-Found on calibration captions, judged on test captions against uncached runs of the same seeds. Four questions more:
+Found on calibration captions, held against uncached runs of the same seeds on test captions. Four questions more:
 does evolution improve on the schedules it was seeded with, does a router beat chance and its paper's own loss, what
 does one nested order for all budgets lose against a search for each, and is it worth deciding the edges of gaps per
 sample.
 
-A row is kept as soon as it is measured: interrupted, the same command goes on there.
+A row is written as soon as it is measured: interrupted, the same command goes on there.
 """
 
 import argparse
 import copy
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -24,21 +25,27 @@ from rich.console import Console
 from rich.table import Table as Shown
 
 from dicache.api import enable
-from dicache.bench.arms.arm import Setting
+from dicache.bench.arms.finders import (
+    ALONE,
+    ANNEALING,
+    COSTS,
+    ECAD,
+    NESTED,
+    ORDER,
+    ROUTED,
+    ROUTER,
+    Request,
+    requests,
+)
 from dicache.bench.arms.ours import FITTED_ON, multistep
-from dicache.bench.harness.measure import draw, fresh
-from dicache.finders.annealing import Annealing
+from dicache.bench.harness.store import RESULTS
+from dicache.bench.models.reference import Setting, draw, fresh
+from dicache.files.atomic import write_text
 from dicache.finders.base import Finder
 from dicache.finders.block_caching import BlockCaching
-from dicache.finders.dynamic_programming import DynamicProgramming
 from dicache.finders.ecad import Ecad
-from dicache.finders.fixed import FixedInterval
-from dicache.finders.invardiff import InvarDiff
-from dicache.finders.law_plan import Law
-from dicache.finders.learning_to_cache import LearningToCache, ranked
+from dicache.finders.learning_to_cache import ranked
 from dicache.finders.multistep import Multistep
-from dicache.finders.nested import Nested
-from dicache.finders.smoothcache import SmoothCache
 from dicache.measuring.fit_coefficients import fit
 from dicache.measuring.schedule_measurements import Calibration, ScheduleMeasurements
 from dicache.promise.metrics import relative_error
@@ -47,176 +54,143 @@ from dicache.schedules.action_table import Table, computes
 from dicache.schedules.pareto import ParetoSet
 from dicache.schedules.schedule import Schedule
 from dicache.schedules.setting import Dynamic
-from dicache.sites import Evaluation, Sites, Spans, Sublayers
+from dicache.sites import Evaluation, Sites, Spans
 from dicache.types import Action
 
-LINE = Action.EXTRAPOLATE
-COSTS = (0.51, 0.36)
-"""Half and a third of the steps, and what runs around the blocks at every step."""
+EVALUATION = Evaluation()
 GUIDANCE = 3.5
-ANNEALING = Annealing(trials=40, rounds=0, fill=LINE)
-WHOLE = Evaluation()
-ECAD = Ecad(generations=10, population=12, fill=LINE)
-ORDER = Nested(fill=LINE)
-ALONE: dict[str, Finder] = {"optimal, line": DynamicProgramming(fill=LINE), "annealing, line": ANNEALING}
-ROUTER = LearningToCache(iterations=2)
-ROUTED = (0.8, 0.66, 0.55)
 CHANCE = 3
 """Random schedules that a router is held against."""
-NESTED = (0.8, 0.6, 0.4)
 SEEDS = 3
 """Evolution, the nested order and routers are repeated, each time on other calibration captions."""
 
-
-@dataclass(frozen=True)
-class Asked:
-    name: str
-    finder: Finder
-    sites: Sites
-    costs: tuple[float, ...] = COSTS
+Row = dict[str, Any]
+"""What one schedule did: its name, and numbers."""
 
 
-def asked() -> list[Asked]:
-    whole: list[tuple[str, Finder]] = [
-        ("fixed interval", FixedInterval()),
-        ("fixed interval, line", FixedInterval(LINE)),
-        ("SmoothCache", SmoothCache()),
-        ("SmoothCache, line", SmoothCache(fill=LINE)),
-        ("Block Caching", BlockCaching()),
-        ("InvarDiff", InvarDiff()),
-        ("optimal, unweighted", DynamicProgramming(weighted=False)),
-        ("optimal", DynamicProgramming()),
-        ("optimal, line", DynamicProgramming(fill=LINE)),
-        ("the law's way, line", Law()),
-        ("nested, line", ORDER),
-        ("annealing, line", ANNEALING),
-        ("ECAD, line", ECAD),
-    ]
-    return [Asked(name, finder, Evaluation()) for name, finder in whole] + [
-        Asked("nested by the law, line", replace(ORDER, prices="law"), Evaluation(), (*NESTED, *COSTS)),
-        Asked("fixed interval, sublayers", FixedInterval(), Sublayers(), (0.7,)),
-        Asked("SmoothCache, sublayers", SmoothCache(), Sublayers(), (0.7,)),
-        Asked("Block Caching, blocks", BlockCaching(), Spans(), (0.51,)),
-    ]
+class Trial:
+    """One setting: the calibration captions that schedules are found on, and the test captions that tell what they
+    are worth.
+    """
 
-
-class Bench:
-    """One setting: where schedules are found and where they are judged."""
-
-    def __init__(self, steps: int, captions: int, found_on: int) -> None:
+    def __init__(self, steps: int, captions: int, calibration_captions: int) -> None:
         self.setting = Setting(steps=steps, guidance=GUIDANCE)
         self.captions, self.pipe = prompts("test", captions, seed=0), fresh(self.setting)
-        self.found_on, self.calibration = found_on, self.calibrated(found_on, 0)
+        self.calibration_captions = calibration_captions
+        self.calibration = self._calibration(0)
         self.reference = draw(self.pipe, self.captions, self.setting)
 
-    def calibrated(self, found_on: int, seed: int) -> Calibration:
+    def _calibration(self, seed: int) -> Calibration:
         call = {"negative_prompt": "", "true_cfg_scale": GUIDANCE}
-        captions = prompts("calibration", found_on, seed=12 + seed)
+        captions = prompts("calibration", self.calibration_captions, seed=12 + seed)
         return Calibration(captions, self.setting.steps, seed=12_000 + 100 * seed, call=call)
 
-    def seeded(self, seed: int) -> "Bench":
+    def seeded(self, seed: int) -> "Trial":
         """The same with other calibration captions."""
         other = copy.copy(self)
-        other.calibration = self.calibrated(self.found_on, seed)
+        other.calibration = self._calibration(seed)
         return other
 
-    def judged(self, found: Schedule) -> dict[str, Any]:
+    def find(self, finder: Finder, cost: float, sites: Sites = EVALUATION, seed: int = 0) -> Schedule:
+        schedule = finder.find(self.pipe, sites, self.calibration, cost=cost, seed=seed)
+        assert isinstance(schedule, Schedule)
+        return schedule
+
+    def front(self, finder: Finder, sites: Sites = EVALUATION, seed: int = 0) -> ParetoSet:
+        schedules = finder.find(self.pipe, sites, self.calibration, seed=seed)
+        assert isinstance(schedules, ParetoSet)
+        return schedules
+
+    def row(self, name: str, cost: float, schedule: Schedule, **more: float) -> Row:
         """Work that was really executed, and errors on the test captions."""
-        with torch.no_grad(), enable(self.pipe, schedule=found):
+        with torch.no_grad(), enable(self.pipe, schedule=schedule):
             drawn = draw(self.pipe, self.captions, self.setting)
         errors = relative_error(drawn.latents, self.reference.latents).tolist()
-        return {"work": drawn.macs / self.reference.macs, "calibration": found.error, "errors": errors}
+        facts = {"work": drawn.macs / self.reference.macs, "calibration": schedule.error, "errors": errors}
+        return {"name": name, "cost": cost, **more, **facts}
 
     def measurements(self, sites: Sites) -> ScheduleMeasurements:
         return self.calibration.on(self.pipe, sites)
 
 
-def rows(bench: Bench, keep: Callable[[str, Callable[[], list[dict[str, Any]]]], None]) -> None:
-    """All that is measured, a few rows at a time."""
-    for one in asked():
-        keep(one.name, lambda one=one: _found(bench, one))  # type: ignore[misc]
-    keep("multistep", lambda: _found(bench, Asked("multistep", Multistep(), WHOLE)))
-    keep(f"multistep, {FITTED_ON} captions", lambda: _multistep(bench))
-    keep("scale and shift", lambda: _corrected(bench))
-    keep("dynamic", lambda: _dynamic(bench))
+def questions(trial: Trial) -> Iterator[tuple[str, Callable[[], list[Row]]]]:
+    """All that is measured, a few rows at a time, by name."""
+    for request in (*requests(), Request("multistep", Multistep(), EVALUATION)):
+        yield request.name, partial(_requested, trial, request)
+    yield f"multistep, {FITTED_ON} captions", partial(_multistep, trial)
+    yield "scale and shift", partial(_corrected, trial)
+    yield "dynamic", partial(_dynamic, trial)
     for seed in range(SEEDS):
-        other = bench.seeded(seed)
-        keep(f"nested, seed {seed}", lambda other=other, seed=seed: _nested(other, seed))  # type: ignore[misc]
-        keep(f"evolution, seed {seed}", lambda other=other, seed=seed: _evolved(other, seed))  # type: ignore[misc]
-        keep(
-            f"evolution of blocks, seed {seed}",
-            lambda other=other, seed=seed: _evolved(other, seed, Spans(), Ecad()),  # type: ignore[misc]
-        )
-        keep(f"routers, seed {seed}", lambda other=other, seed=seed: _routers(other, seed))  # type: ignore[misc]
+        other = trial.seeded(seed)
+        yield f"nested, seed {seed}", partial(_nested, other, seed)
+        yield f"evolution, seed {seed}", partial(_evolved, other, seed)
+        yield f"evolution of blocks, seed {seed}", partial(_evolved, other, seed, Spans(), Ecad())
+        yield f"routers, seed {seed}", partial(_routers, other, seed)
 
 
-def _found(bench: Bench, one: Asked) -> list[dict[str, Any]]:
-    made = []
-    for cost in one.costs:
+def _requested(trial: Trial, request: Request) -> list[Row]:
+    rows = []
+    for cost in request.costs:
         started = perf_counter()
-        found = one.finder.find(bench.pipe, one.sites, bench.calibration, cost=cost)
-        assert isinstance(found, Schedule)
-        made.append({"name": one.name, "cost": cost, "seconds": perf_counter() - started, **bench.judged(found)})
-    return made
+        schedule = trial.find(request.finder, cost, request.sites)
+        rows.append(trial.row(request.name, cost, schedule, seconds=perf_counter() - started))
+    return rows
 
 
-def _multistep(bench: Bench) -> list[dict[str, Any]]:
-    """As the arm of the other benches is found."""
-    found = [(cost, multistep(bench.setting, cost)) for cost in COSTS]
-    return [{"name": f"multistep, {FITTED_ON} captions", "cost": cost, **bench.judged(s)} for cost, s in found]
+def _multistep(trial: Trial) -> list[Row]:
+    """As the arm of the other studies is found."""
+    name = f"multistep, {FITTED_ON} captions"
+    return [trial.row(name, cost, multistep(trial.setting, cost)) for cost in COSTS]
 
 
-def _corrected(bench: Bench) -> list[dict[str, Any]]:
+def _corrected(trial: Trial) -> list[Row]:
     """Block Caching on blocks, with and without its scale and shift."""
     fitted = fit(
-        bench.pipe,
+        trial.pipe,
         prompts("calibration", 8, seed=13),
-        steps=bench.setting.steps,
+        steps=trial.setting.steps,
         kind="scale_shift",
         progress=False,
         negative_prompt="",
         true_cfg_scale=GUIDANCE,
     )
-    plain = BlockCaching().find(bench.pipe, Spans(), bench.calibration, cost=COSTS[0])
-    assert isinstance(plain, Schedule)
+    plain = trial.find(BlockCaching(), COSTS[0], Spans())
     table = np.where(computes(plain.table), Action.COMPUTE, Action.CORRECT).astype(np.uint8)
-    moved = replace(plain, table=table, fitted=fitted, error=None)
-    return [{"name": "Block Caching, blocks, scale and shift", "cost": COSTS[0], **bench.judged(moved)}]
+    corrected = replace(plain, table=table, fitted=fitted, error=None)
+    return [trial.row("Block Caching, blocks, scale and shift", COSTS[0], corrected)]
 
 
-def _evolved(bench: Bench, seed: int, sites: Sites = WHOLE, finder: Ecad = ECAD) -> list[dict[str, Any]]:
+def _evolved(trial: Trial, seed: int, sites: Sites = EVALUATION, finder: Ecad = ECAD) -> list[Row]:
     """Hypervolumes on the calibration captions, reference point (1, 1)."""
+    measurements = trial.measurements(sites)
+    seeds = tuple(finder.schedules(measurements, finder.first(measurements, seed), seed))
+    rows: list[Row] = [{"name": "the seeds of ECAD", "hypervolume": _volume(seeds)}]
+    for name, evolution in (("seeded ECAD", finder), ("ECAD from chance", replace(finder, seeded=False))):
+        front = trial.front(evolution, sites, seed).members
+        better = [any(s.work <= seed.work and s.error <= seed.error for s in front) for seed in seeds]  # type: ignore[operator]
+        rows.append({"name": name, "hypervolume": _volume(front), "dominates": float(np.mean(better))})
+    return rows
+
+
+def _volume(schedules: tuple[Schedule, ...]) -> float:
     from pymoo.indicators.hv import HV
 
-    def volume(schedules: tuple[Schedule, ...]) -> float:
-        return float(HV(ref_point=[1.0, 1.0])(np.array([[s.error, s.work] for s in schedules])))
-
-    measurements = bench.measurements(sites)
-    seeds = tuple(finder.schedules(measurements, finder.first(measurements, seed), seed))
-    made = [{"name": "the seeds of ECAD", "hypervolume": volume(seeds)}]
-    for name, evolved in (("seeded ECAD", finder), ("ECAD from chance", replace(finder, seeded=False))):
-        front = evolved.find(bench.pipe, sites, bench.calibration, seed=seed)
-        assert isinstance(front, ParetoSet)
-        better = [any(s.work <= seed.work and s.error <= seed.error for s in front.members) for seed in seeds]  # type: ignore[operator]
-        made.append({"name": name, "hypervolume": volume(front.members), "dominates": float(np.mean(better))})
-    return made
+    return float(HV(ref_point=[1.0, 1.0])(np.array([[s.error, s.work] for s in schedules])))
 
 
-def _nested(bench: Bench, seed: int) -> list[dict[str, Any]]:
+def _nested(trial: Trial, seed: int) -> list[Row]:
     """One order for all budgets, and what was searched for each alone."""
-    order, made = replace(ORDER, least=min(NESTED) - 0.01).find(bench.pipe, Evaluation(), bench.calibration), []
-    assert isinstance(order, ParetoSet)
+    order, rows = trial.front(replace(ORDER, least=min(NESTED) - 0.01)), []
     for cost in NESTED:
-        alone = [f.find(bench.pipe, Evaluation(), bench.calibration, cost=cost, seed=seed) for f in ALONE.values()]
-        for name, found in zip(("nested", *ALONE), (order.at(cost), *alone), strict=True):
-            assert isinstance(found, Schedule)
-            made.append({"name": name, "cost": cost, **bench.judged(found)})
-    return made
+        alone = [trial.find(finder, cost, seed=seed) for finder in ALONE.values()]
+        for name, schedule in zip(("nested", *ALONE), (order.at(cost), *alone), strict=True):
+            rows.append(trial.row(name, cost, schedule))
+    return rows
 
 
-def _routers(bench: Bench, seed: int) -> list[dict[str, Any]]:
-    """Learned scores on blocks against those of chance, of time alone and of the paper's loss, at equal work."""
-    measurements, made = bench.measurements(Spans()), []
+def _routers(trial: Trial, seed: int) -> list[Row]:
+    """Trained scores on blocks against those of chance, of time alone and of the paper's loss, at equal work."""
+    measurements, rows = trial.measurements(Spans()), []
     steps, sites = measurements.basis.shape
     rng, late = np.random.default_rng(seed), np.linspace(1, 0, steps)[:, None] * np.ones(sites)
     scores = {
@@ -226,10 +200,9 @@ def _routers(bench: Bench, seed: int) -> list[dict[str, Any]]:
     scores |= {f"chance {k}": rng.uniform(size=(steps, sites)) for k in range(CHANCE)}
     for cost in ROUTED:
         for name, score in scores.items():
-            table = _at(measurements, score, cost)
-            found = ROUTER.schedules(measurements, [table], 0)[0]
-            made.append({"name": name, "cost": cost, **bench.judged(found)})
-    return made
+            schedule = ROUTER.schedules(measurements, [_at(measurements, score, cost)], 0)[0]
+            rows.append(trial.row(name, cost, schedule))
+    return rows
 
 
 def _at(measurements: ScheduleMeasurements, scores: np.ndarray, cost: float) -> Table:
@@ -238,21 +211,25 @@ def _at(measurements: ScheduleMeasurements, scores: np.ndarray, cost: float) -> 
     return family[int(np.flatnonzero(work <= cost + 1e-9)[0])]
 
 
-def _dynamic(bench: Bench) -> list[dict[str, Any]]:
+def _dynamic(trial: Trial) -> list[Row]:
     """The best static schedule, and the same with the edges of its gaps decided per sample, at equal mean work."""
-    measurements, made = bench.measurements(Evaluation()), []
+    measurements, rows = trial.measurements(EVALUATION), []
     for cost in COSTS:
-        static = ANNEALING.find(bench.pipe, Evaluation(), bench.calibration, cost=cost)
-        assert isinstance(static, Schedule)
-        made.append({"name": "static", "cost": cost, **bench.judged(static)})
-        table = edges(static.table)
-        low, high = 1e-5, 1.0
-        for _ in range(9):
-            limit = float(np.sqrt(low * high))
-            found = replace(static, table=table, dynamic=Dynamic(limit, 8), error=None)
-            low, high = (low, limit) if _mean_work(measurements, found) < static.work else (limit, high)
-        made.append({"name": "its edges per sample", "cost": cost, "limit": limit, **bench.judged(found)})
-    return made
+        static = trial.find(ANNEALING, cost)
+        rows.append(trial.row("static", cost, static))
+        limit, dynamic = _dynamic_like(measurements, static)
+        rows.append(trial.row("its edges per sample", cost, dynamic, limit=limit))
+    return rows
+
+
+def _dynamic_like(measurements: ScheduleMeasurements, static: Schedule) -> tuple[float, Schedule]:
+    """By bisection of the limit: the last one tried, and its schedule."""
+    table, low, high = edges(static.table), 1e-5, 1.0
+    for _ in range(9):
+        limit = float(np.sqrt(low * high))
+        schedule = replace(static, table=table, dynamic=Dynamic(limit, 8), error=None)
+        low, high = (low, limit) if _mean_work(measurements, schedule) < static.work else (limit, high)
+    return limit, schedule
 
 
 def edges(table: Table) -> Table:
@@ -264,20 +241,20 @@ def edges(table: Table) -> Table:
     return opened
 
 
-def _mean_work(measurements: ScheduleMeasurements, found: Schedule) -> float:
+def _mean_work(measurements: ScheduleMeasurements, schedule: Schedule) -> float:
     """On the calibration captions."""
     executed = 0.0
     for start in range(0, measurements.prompts, measurements.calibration.batch):
-        with enable(measurements.pipe, schedule=found) as cache:
+        with enable(measurements.pipe, schedule=schedule) as cache:
             measurements.drawer.draw(range(measurements.prompts)[start : start + measurements.calibration.batch])
         assert cache.trace is not None
         executed += float(cache.trace.executed.sum())
     return executed / measurements.prompts / measurements.basis.uncached
 
 
-def show(measured: dict[str, list[dict[str, Any]]]) -> None:
+def show(groups: Iterable[list[Row]]) -> None:
     table = Shown("schedule", "asked", "work", "median error", "mean", "90th pct", "on calibration captions")
-    for row in (row for group in measured.values() for row in group):
+    for row in (row for rows in groups for row in rows):
         if "errors" not in row:
             share = f", of the seeds it beats {row['dominates']:.0%}" if "dominates" in row else ""
             table.add_row(row["name"], "", f"hypervolume {row['hypervolume']:.4f}{share}")
@@ -292,12 +269,10 @@ def show(measured: dict[str, list[dict[str, Any]]]) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--captions", type=int, default=8, help="to judge on")
+    parser.add_argument("--captions", type=int, default=8, help="test captions")
     parser.add_argument("--found-on", type=int, default=3, help="calibration captions")
     parser.add_argument("--rows", default="", metavar="REGEX", help="measure only these, such as 'evolution, seed 0'")
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder for the JSON file"
-    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
     parser.add_argument("--show", action="store_true", help="print what the file holds, measure nothing")
 
 
@@ -307,23 +282,22 @@ def run(args: argparse.Namespace) -> None:
     if args.show and not path.is_file():
         raise SystemExit(f"{path} does not exist: there is nothing to show. Measure first, without --show.")
     drawn = {"steps": args.steps, "captions": args.captions, "found_on": args.found_on}
-    held = json.loads(path.read_text()) if path.is_file() else {"drawn": drawn, "measured": {}}
+    facts = json.loads(path.read_text()) if path.is_file() else {"drawn": drawn, "measured": {}}
     if not args.show:
-        if held["drawn"] != drawn:
-            raise SystemExit(f"{path} was measured with {held['drawn']}: delete it, or give the same.")
-        args.out.mkdir(parents=True, exist_ok=True)
-        bench, names = Bench(args.steps, args.captions, args.found_on), []
+        if facts["drawn"] != drawn:
+            raise SystemExit(f"{path} was measured with {facts['drawn']}: delete it, or give the same.")
+        _measure(path, facts, args)
+    show(facts["measured"].values())
 
-        def keep(name: str, make: Callable[[], list[dict[str, Any]]]) -> None:
-            names.append(name)
-            if name not in held["measured"] and re.search(args.rows, name):
-                held["measured"][name] = make()
-                part = path.with_suffix(".part")
-                part.write_text(json.dumps(held, indent=1) + "\n")
-                part.replace(path)
-                show({name: held["measured"][name]})
 
-        rows(bench, keep)
-        if not any(re.search(args.rows, name) for name in names):
-            raise SystemExit(f"no row matches {args.rows!r}. There are: {'; '.join(names)}.")
-    show(held["measured"])
+def _measure(path: Path, facts: dict[str, Any], args: argparse.Namespace) -> None:
+    """What is missing of the rows that are asked for, written as soon as it is measured."""
+    every = dict(questions(Trial(args.steps, args.captions, args.found_on)))
+    if not any(re.search(args.rows, name) for name in every):
+        raise SystemExit(f"no row matches {args.rows!r}. There are: {'; '.join(every)}.")
+    for name, answer in every.items():
+        if name in facts["measured"] or not re.search(args.rows, name):
+            continue
+        facts["measured"][name] = answer()
+        write_text(path, json.dumps(facts, indent=1) + "\n")
+        show([facts["measured"][name]])

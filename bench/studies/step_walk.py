@@ -27,7 +27,7 @@ import dicache
 from dicache.reference import pipeline, prompts
 
 PACKAGE = Path(dicache.__file__).resolve().parent
-BESIDE = ("probes", "estimators", "extension")
+SIBLINGS = ("probes", "estimators", "extension")
 """Folders that are part of the package and lie beside it in a checkout."""
 BUDGETS = (0.05, 0.005)
 """Under the first most steps are skipped, under the second most are computed one after another."""
@@ -63,7 +63,7 @@ class Walk:
 
 def _within_package(filename: str) -> str | None:
     path, checkout = Path(filename).resolve(), PACKAGE.parent
-    inside = path.is_relative_to(PACKAGE) or any(path.is_relative_to(checkout / folder) for folder in BESIDE)
+    inside = path.is_relative_to(PACKAGE) or any(path.is_relative_to(checkout / folder) for folder in SIBLINGS)
     return str(path.relative_to(checkout)) if inside else None
 
 
@@ -100,17 +100,17 @@ def walks_of(budget: float) -> dict[str, list[Walk]]:
         cache.report()
     assert cache.trace is not None
     did = ["skipped" if bool((record.action != 0).all()) else "computed" for record in cache.trace.records]
-    found: dict[str, list[Walk]] = defaultdict(list)
+    kinds: dict[str, list[Walk]] = defaultdict(list)
     for i, walk in enumerate(walks):
-        found[["the first", "the second"][i] if i < 2 else f"{did[i]}, after a {did[i - 1]} step"].append(walk)
-    return found
+        kinds[["the first", "the second"][i] if i < 2 else f"{did[i]}, after a {did[i - 1]} step"].append(walk)
+    return kinds
 
 
-def table(found: dict[str, list[Walk]]) -> Table:
+def table(kinds: dict[str, list[Walk]]) -> Table:
     drawn = Table(title=f"One denoiser call of {STEPS}: the most that a call of its kind does")
     for column in ("call", "calls", "files entered", "changes of file"):
         drawn.add_column(column, justify="left" if column == "call" else "right")
-    for kind, walks in sorted(found.items(), key=lambda entry: entry[0] != STEP):
+    for kind, walks in sorted(kinds.items(), key=lambda entry: entry[0] != STEP):
         files, changes = max(len(walk.files) for walk in walks), max(walk.changes for walk in walks)
         drawn.add_row(kind, str(len(walks)), str(files), str(changes))
     return drawn
@@ -120,13 +120,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How far does a denoising step walk through the package?")
     parser.add_argument("--files", action="store_true", help="name the files of a computed step, and how often")
     args = parser.parse_args()
-    found: dict[str, list[Walk]] = defaultdict(list)
+    kinds: dict[str, list[Walk]] = defaultdict(list)
     for budget in BUDGETS:
         for kind, walks in walks_of(budget).items():
-            found[kind] += walks
-    Console().print(table(found))
+            kinds[kind] += walks
+    Console().print(table(kinds))
     if args.files:
-        for name, calls in sorted(max(found[STEP], key=lambda walk: walk.changes).files.items()):
+        for name, calls in sorted(max(kinds[STEP], key=lambda walk: walk.changes).files.items()):
             Console().print(f"{calls:5} {name}", highlight=False)
 
 

@@ -12,18 +12,19 @@ import pytest
 import torch
 from rich.progress import Progress
 
-from dicache.bench.arms.arm import Arm, Setting, coarse
+from dicache.bench.arms.arm import Arm, coarse
 from dicache.bench.arms.oracle import heats
 from dicache.bench.arms.ours import BASELINES, DICACHE
 from dicache.bench.harness import live_bytes
+from dicache.bench.harness.check_again import difference
 from dicache.bench.harness.costs import Meter, chosen
 from dicache.bench.harness.curves import curves, paired_ratio
 from dicache.bench.harness.host_waits import Syncs
-from dicache.bench.harness.measure import Judge, Point, draw_batch, fresh
+from dicache.bench.harness.measure import Comparison, Point
 from dicache.bench.harness.store import Store
+from dicache.bench.models.reference import Setting, draw_batch, fresh
 from dicache.bench.showing import show, tables
 from dicache.bench.studies import ablation, coverage, schedules
-from dicache.bench.studies.check_again import difference
 from dicache.finders.annealing import anneal
 from dicache.promise.metrics import relative_error
 from dicache.reference.scenes import prompts
@@ -116,7 +117,7 @@ def test_an_ablation_goes_on_with_the_setting_it_was_killed_in(tmp_path, monkeyp
         def point(self, arm, value):
             return Point(arm.name, "dicache", "value", value, work=0.5, errors=[0.1])
 
-    monkeypatch.setattr(ablation, "Judge", Counting)
+    monkeypatch.setattr(ablation, "Comparison", Counting)
     swept = ablation.intervals(0.1)[:2]
     part = ablation.part_of(tmp_path / "a.json", swept, ["a"])
     with pytest.raises(KeyboardInterrupt):
@@ -160,7 +161,7 @@ def test_an_arm_that_fails_is_in_the_results_with_its_reason_and_one_that_runs_i
     def refuses(pipe, value, setting):
         raise RuntimeError("needs a UNet")
 
-    judge = Judge(prompts("calibration", 2, seed=5), Setting(steps=8, batch=2))
+    judge = Comparison(prompts("calibration", 2, seed=5), Setting(steps=8, batch=2))
     assert judge.point(Arm("other", "peer", "k", (1,), refuses), 1).failure == "RuntimeError: needs a UNet"
     half = judge.point(BASELINES[0], 0.5)
     assert half.work == pytest.approx(0.5, abs=1e-3) and len(half.errors) == 2

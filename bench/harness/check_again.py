@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from dicache.bench.arms.arm import Arm
-from dicache.bench.harness.measure import Judge, Point
+from dicache.bench.harness.measure import Comparison, Point
 from dicache.bench.harness.store import Facts, differences
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-6
 SAME_WORK = 1e-9
 
 
-def check(facts: Facts, wanted: Facts, judge: Judge, arms: Sequence[Arm]) -> None:
+def check(facts: Facts, wanted: Facts, comparison: Comparison, arms: Sequence[Arm]) -> None:
     """Prints a line per point of these arms. Raises SystemExit(1) if one differs, or if there is none."""
     console = Console()
     if changed := differences(facts, wanted):
@@ -25,21 +25,21 @@ def check(facts: Facts, wanted: Facts, judge: Judge, arms: Sequence[Arm]) -> Non
     pairs = [(arm, value) for arm in arms for value in arm.values if (arm.name, str(value)) in points]
     differing = 0
     for arm, value in pairs:
-        found = difference(points[arm.name, str(value)], judge.point(arm, value))
-        differing += found is not None
-        console.print(f"{arm.name}, {arm.knob} {value}: {found or 'the same'}", highlight=False)
+        change = difference(points[arm.name, str(value)], comparison.point(arm, value))
+        differing += change is not None
+        console.print(f"{arm.name}, {arm.knob} {value}: {change or 'the same'}", highlight=False)
     console.print(f"{len(pairs)} points drawn again, {differing} differ")
     if differing or not pairs:
         raise SystemExit(1)
 
 
-def difference(before: Point, now: Point) -> str | None:
+def difference(before: Point, after: Point) -> str | None:
     """In words; None if there is none."""
-    if before.work is None or now.work is None:
-        return None if before.failure == now.failure else f"failure was {before.failure}, is {now.failure}"
-    if not math.isclose(before.work, now.work, rel_tol=SAME_WORK):
-        return f"work was {before.work}, is {now.work}"
-    pairs = list(zip(before.errors, now.errors, strict=True))
+    if before.work is None or after.work is None:
+        return None if before.failure == after.failure else f"failure was {before.failure}, is {after.failure}"
+    if not math.isclose(before.work, after.work, rel_tol=SAME_WORK):
+        return f"work was {before.work}, is {after.work}"
+    pairs = list(zip(before.errors, after.errors, strict=True))
     if all(math.isclose(a, b, rel_tol=RELATIVE, abs_tol=ABSOLUTE) for a, b in pairs):
         return None
     a, b = max(pairs, key=lambda pair: abs(pair[0] - pair[1]))

@@ -1,0 +1,1 @@
+"""What is drawn with: models, and the settings they draw in."""
