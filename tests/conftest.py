@@ -1,6 +1,7 @@
 """Every test runs offline and on one thread, so that it does not depend on what else the machine does."""
 
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -40,3 +41,21 @@ def reference():
     pipe = pipeline()
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys):
+    """Runs a `main` in this process as a shell would: exit code, output, errors."""
+
+    def run(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+            if isinstance(ended.code, str):
+                print(ended.code, file=sys.stderr)
+        return (code, *capsys.readouterr())
+
+    return run

@@ -164,8 +164,8 @@ def median_and_tail(values: Iterable[int]) -> str:
     return f"{statistics.median(ordered):g} / {ordered[round(0.9 * (len(ordered) - 1))]}"
 
 
-def share(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
+def share(count: float, total: float) -> float:
+    return count / total if total else 0.0
 
 
 def figures(checkout: Path) -> dict[str, str]:

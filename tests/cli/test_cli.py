@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,19 +12,10 @@ from dicache.cli import app
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
+def command(run_main, monkeypatch, tmp_path):
     """Runs `dicache ...` in an empty folder: its exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dicache", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        code = ended.value.code
-        assert code is None or isinstance(code, int)
-        return (code or 0, *capsys.readouterr())
-
-    return run
+    return partial(run_main, app.main)
 
 
 @pytest.mark.parametrize(
