@@ -10,7 +10,7 @@ from diffusers import FluxTransformer2DModel
 import dicache
 from dicache.errors import CopyError
 from dicache.models.identity import identity
-from pipelines.beside import BUDGET, STEPS, int8_weights, quiet
+from pipelines.neighbours import BUDGET, STEPS, int8_weights, quiet
 from pipelines.tiny import draw_flux, make_flux
 
 

@@ -17,7 +17,7 @@ import dicache
 from dicache import presets
 from dicache.errors import ModeError
 from dicache.sites import Spans
-from pipelines.beside import (
+from pipelines.neighbours import (
     BUDGET,
     EAGER,
     FLUX,
@@ -40,10 +40,10 @@ from pipelines.beside import (
     plainly,
     quiet,
     sequential_offload,
-    strips,
     traces,
 )
 from pipelines.tiny import PIPELINES, Tiny, draw_flux, draw_wan, embeds, make_flux, make_wan
+from pipelines.watching import strips
 
 
 def generations(tiny: Tiny, pipe: Any, cache: dicache.Cache) -> tuple[list[torch.Tensor], list[float]]:

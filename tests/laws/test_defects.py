@@ -40,7 +40,7 @@ from dicache.controllers.planned import Planned
 from dicache.errors import AlreadyEnabledError, ModeError, UnsupportedModelError
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.sites import Spans, Sublayers
-from pipelines.beside import BUDGET, FLUX, SD3, STEPS, WAN, draw, quiet, strips
+from pipelines.neighbours import BUDGET, FLUX, SD3, STEPS, WAN, draw, quiet
 from pipelines.tiny import (
     PIPELINES,
     draw_flux,
@@ -54,6 +54,7 @@ from pipelines.tiny import (
     make_sd3,
     make_wan,
 )
+from pipelines.watching import strips
 
 FLUX_SIZES = {"num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2}
 AXES = {"axes_dims_rope": (4, 6, 6)}

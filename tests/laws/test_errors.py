@@ -14,16 +14,7 @@ from dicache.defaults import for_budget
 from dicache.errors import AlreadyEnabledError, BudgetError, CaptionError, ModeError, UnsupportedModelError
 from dicache.probes.first_blocks import FirstBlocks
 from pipelines.tiny import draw_flux, make_flux
-
-
-def untouched(pipe) -> bool:
-    """No hook of anyone, and no wrapped forward. (Diffusers itself puts an empty registry on the denoiser when it names
-    a branch.)
-    """
-    registries = [vars(m).get("_diffusers_hook") for m in pipe.transformer.modules()]
-    return not any(r and r.hooks for r in registries) and all(
-        "forward" not in vars(m) and not m._forward_hooks for m in pipe.transformer.modules()
-    )
+from pipelines.watching import untouched
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from laws.test_laws import STEPS
 
 import dicache
 from dicache import presets
@@ -32,8 +31,8 @@ from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.first_blocks_residual import FirstBlocksResidual
 from dicache.probes.modulated_input import ModulatedInput
 from dicache.probes.raw_latent import RawLatent
-from pipelines.tiny import PIPELINES, make_flux
-from pipelines.toy import COURSE, UNEVEN, N, past_at, step
+from pipelines.tiny import PIPELINES, STEPS, make_flux
+from pipelines.toy import TIMETABLE, UNEVEN, N, histories_at, step
 
 FLUX = PIPELINES["two streams and one (flux)"]
 
@@ -45,17 +44,17 @@ def test_polynomials_of_their_order_are_exact_at_uneven_times(times, order):
     def value(sigma, degree=order):
         return sum(c * sigma**k for k, c in enumerate(coefficients[: degree + 1]))
 
-    guess = Newton(order).guess(past_at(times[: order + 1], value), Target(times[order + 1], None))
+    guess = Newton(order).guess(histories_at(times[: order + 1], value), Target(times[order + 1], None))
     torch.testing.assert_close(guess, value(times[order + 1]), rtol=1e-6, atol=1e-6)
     for linear in (Taylor(order), FoCa()):
-        histories = past_at(times[: linear.needs], lambda sigma: value(sigma, 1))
+        histories = histories_at(times[: linear.needs], lambda sigma: value(sigma, 1))
         guess = linear.guess(histories, Target(times[linear.needs], None))
         torch.testing.assert_close(guess, value(times[linear.needs], 1), rtol=1e-6, atol=1e-6)
 
 
 def test_alignment_is_exact_where_probe_and_output_go_along_a_line():
     value = feature = lambda sigma: torch.full((2, 3), 3 - 2 * sigma)
-    guess = Align().guess(past_at((1.0, 0.8), value, feature), Target(0.7, value(0.7)))
+    guess = Align().guess(histories_at((1.0, 0.8), value, feature), Target(0.7, value(0.7)))
     torch.testing.assert_close(guess, value(0.7))
 
 
@@ -161,7 +160,7 @@ def test_the_filtered_feature_is_wieners_by_the_whole_transform(size):
     for index in (2, N - 3):
         view = View(nothing, nothing, nothing, torch.nn.Identity(), (), {}, step(index))
         found = SpectrumFiltered(Given(feature), 2.0, size)(view)
-        a = math.exp(COURSE.half_log_snrs[index])  # b = 1
+        a = math.exp(TIMETABLE.half_log_snrs[index])  # b = 1
         frequency = np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.fftfreq(size[1])[None, :])
         power = np.where(frequency == 0, 1.0, frequency) ** -2
         power = power / power[frequency > 0].mean()

@@ -28,7 +28,7 @@ from dicache.sites import Branches, Evaluation, Spans, Tail
 from dicache.types import Decision
 from pipelines.controls import make_unet
 from pipelines.table import MIXTURES, PIPELINES, Made
-from pipelines.tiny import count_macs
+from pipelines.watching import count_macs
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),  # Mochi, at every run

@@ -18,28 +18,15 @@ from dicache.estimators.base import Estimator
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.tensors.mac_meter import MacCounter
 from dicache.types import Action, Decision
-from pipelines.tiny import PIPELINES, Tiny, make_flux, make_wan
+from pipelines.tiny import PIPELINES, STEPS, Tiny, make_flux, make_wan
+from pipelines.watching import snapshot, strips
 
-STEPS = 10
 BUDGET = 0.4
 
 
 @pytest.fixture(params=PIPELINES.values(), ids=PIPELINES.keys())
 def tiny(request) -> Tiny:
     return request.param
-
-
-def decisions(cache: dicache.Cache) -> list[str]:
-    report = cache.report()
-    return [report.strip(i) for i in range(len(report.to_dict()["samples"]))]
-
-
-def snapshot(module: torch.nn.Module) -> dict[str, dict[str, Any]]:
-    """What can be seen of every module: its attributes, with containers copied."""
-    frozen = {}
-    for path, part in module.named_modules():
-        frozen[path] = {name: dict(value) if isinstance(value, dict) else value for name, value in vars(part).items()}
-    return frozen
 
 
 # 1. Budget 0 computes everything, bitwise; disabling restores the model exactly.
@@ -76,9 +63,9 @@ def test_decisions_do_not_depend_on_batch_mates(name, data):
     place = data.draw(st.integers(0, len(mates)))
     pipe = tiny.make()
     with dicache.enable(pipe, error_budget=BUDGET) as cache:
-        alone, alone_decisions = tiny.draw(pipe, [1], STEPS), decisions(cache)
+        alone, alone_decisions = tiny.draw(pipe, [1], STEPS), strips(cache)
         together = tiny.draw(pipe, [*mates[:place], 1, *mates[place:]], STEPS)
-        together_decisions = decisions(cache)
+        together_decisions = strips(cache)
     assert together_decisions[place] == alone_decisions[0]
     torch.testing.assert_close(together[place], alone[0], rtol=1e-3, atol=1e-4)
 
@@ -181,7 +168,7 @@ ENDINGS = ("finished", "raised", "interrupted", "other size", "other steps", "ot
 def test_the_second_run_equals_a_fresh_one(tiny, ending):
     fresh_pipe = tiny.make()
     with dicache.enable(fresh_pipe, error_budget=BUDGET) as fresh_cache:
-        fresh, fresh_decisions = tiny.draw(fresh_pipe, [1, 2], STEPS), decisions(fresh_cache)
+        fresh, fresh_decisions = tiny.draw(fresh_pipe, [1, 2], STEPS), strips(fresh_cache)
     pipe = tiny.make()
     with dicache.enable(pipe, error_budget=BUDGET) as cache:
         if ending == "finished":
@@ -198,7 +185,7 @@ def test_the_second_run_equals_a_fresh_one(tiny, ending):
             usual, pipe.scheduler = pipe.scheduler, type(pipe.scheduler).from_config(pipe.scheduler.config)
             tiny.draw(pipe, [3, 4], STEPS)
             pipe.scheduler = usual
-        second, second_decisions = tiny.draw(pipe, [1, 2], STEPS), decisions(cache)
+        second, second_decisions = tiny.draw(pipe, [1, 2], STEPS), strips(cache)
     assert torch.equal(second, fresh)
     assert second_decisions == fresh_decisions
 
@@ -210,7 +197,7 @@ def test_a_multistep_scheduler_and_one_without_a_step_index_are_followed():
         pipe.scheduler = scheduler
         with dicache.enable(pipe, error_budget=1.0) as cache:
             tiny.draw(pipe, [1], STEPS)
-        assert len(decisions(cache)[0]) == STEPS
+        assert len(strips(cache)[0]) == STEPS
         assert cache.report().compute_speedup > 1.0
 
 
@@ -261,11 +248,11 @@ def test_two_pipelines_of_one_class_do_not_touch_each_other():
     one, other, untouched = make_flux(), make_flux(), make_flux()
     plain = tiny.draw(untouched, [5], STEPS)
     with dicache.enable(one, error_budget=BUDGET) as first, dicache.enable(other, error_budget=0.0) as second:
-        alone, alone_decisions = tiny.draw(one, [1], STEPS), decisions(first)
+        alone, alone_decisions = tiny.draw(one, [1], STEPS), strips(first)
         assert torch.equal(tiny.draw(other, [5], STEPS), plain)
         assert torch.equal(tiny.draw(untouched, [5], STEPS), plain)
         assert torch.equal(tiny.draw(one, [1], STEPS), alone)
-        assert decisions(first) == alone_decisions and "=" not in decisions(second)[0]
+        assert strips(first) == alone_decisions and "=" not in strips(second)[0]
 
 
 # 7. What is reported as saved was really not executed.

@@ -25,7 +25,8 @@ from dicache.probes.site_input import SiteInput
 from dicache.sites import Branches, Drafted, Evaluation, Sites, Spans, Sublayers, Tail
 from dicache.tensors.block_output import layout_of, output_of, value_of
 from dicache.types import Action, Kind, Reason
-from pipelines.tiny import PIPELINES, Tiny, count_macs, make_flux
+from pipelines.tiny import PIPELINES, Tiny, make_flux
+from pipelines.watching import count_macs
 
 STEPS = 8
 SITES: dict[str, Sites] = {

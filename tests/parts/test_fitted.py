@@ -10,9 +10,6 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from hypothesis import given
-from laws.test_errors import untouched
-from laws.test_laws import decisions
-from presets.test_presets import FLUX
 
 import dicache
 from dicache import presets
@@ -28,9 +25,11 @@ from dicache.presets.parts.residual import ReuseResidual
 from dicache.sites import Drafted, Evaluation, Spans, Sublayers
 from dicache.tensors import history
 from pipelines.fits import EVERY, PLACES, STEPS, C, Captioned, fitted, made
-from pipelines.tiny import draw_wan, make_flux, make_wan
+from pipelines.tiny import PIPELINES, draw_wan, make_flux, make_wan
 from pipelines.toy import SIGMAS, B, N
+from pipelines.watching import strips, untouched
 
+FLUX = PIPELINES["two streams and one (flux)"]
 # Where a site is what the map is, the guess is exact.
 
 
@@ -164,7 +163,7 @@ def test_a_model_of_linear_blocks_is_drawn_exactly_from_half_of_its_blocks(kind)
     config = Config(Interval(2), ClosedLoop(), (found.approximator(),), found.probe, found.sites)
     with dicache.enable(pipe, config=config) as cache:
         drawn = pipe(["b"], generator=generators[1], **options)
-    assert "*" in decisions(cache)[0]
+    assert "*" in strips(cache)[0]
     torch.testing.assert_close(drawn, plain, rtol=1e-4, atol=1e-4)
     with dicache.enable(pipe, config=Config(Interval(2), ClosedLoop(), sites=Spans(1))) as cache:
         held = pipe(["b"], generator=generators[2], **options)

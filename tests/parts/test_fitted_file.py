@@ -9,7 +9,6 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
-from presets.test_presets import FLUX
 from safetensors.torch import load_file, save_file
 
 import dicache
@@ -19,7 +18,9 @@ from dicache.errors import FittedError
 from dicache.reference.weights import MODEL
 from dicache.sites import Sublayers
 from pipelines.fits import PLACES, STEPS, fitted
-from pipelines.tiny import make_flux
+from pipelines.tiny import PIPELINES, make_flux
+
+FLUX = PIPELINES["two streams and one (flux)"]
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from laws.test_laws import STEPS
 from numpy.polynomial import chebyshev
 
 import dicache
@@ -40,8 +39,8 @@ from dicache.presets.parts.stretch import Stretch
 from dicache.solvers.clock import TimestepClock
 from dicache.tensors import history
 from dicache.types import Action, Kind, Quote, Site
-from pipelines.tiny import PIPELINES, make_flux
-from pipelines.toy import COURSE, SIGMAS, UNEVEN, N, past_at, step
+from pipelines.tiny import PIPELINES, STEPS, make_flux
+from pipelines.toy import SIGMAS, TIMETABLE, UNEVEN, N, histories_at, step
 
 RULES: dict[str, Controller[Any]] = {
     "interval": Interval(4),
@@ -197,9 +196,9 @@ def test_a_chebyshev_fit_with_hardly_a_ridge_is_exact_on_polynomials_at_uneven_t
     def value(sigma):
         return sum(c * sigma**k for k, c in enumerate(coefficients))
 
-    target = Target(times[4], None, timetable=COURSE._replace(sigmas=(2.0, 1.0, 0.0)) if timetable else None)
+    target = Target(times[4], None, timetable=TIMETABLE._replace(sigmas=(2.0, 1.0, 0.0)) if timetable else None)
     for known in range(order + 1, 5):
-        guess = Chebyshev(order, 1e-18, window=5).guess(past_at(times[:known], value), target)
+        guess = Chebyshev(order, 1e-18, window=5).guess(histories_at(times[:known], value), target)
         torch.testing.assert_close(guess, value(times[4]), rtol=1e-4, atol=1e-4)
 
 
@@ -213,7 +212,7 @@ def test_a_chebyshev_fit_is_the_ridge_regression_of_every_row_at_its_own_times(s
         held = history.push(held, value, SIGMAS[i], computed)
         for row in computed.nonzero().flatten().tolist():
             known[row] = [(SIGMAS[i], value[row].numpy()), *known[row]][:8]
-    guess = Chebyshev(order, ridge, 8).guess(Histories(held, held, held), Target(SIGMAS[14], None, timetable=COURSE))
+    guess = Chebyshev(order, ridge, 8).guess(Histories(held, held, held), Target(SIGMAS[14], None, timetable=TIMETABLE))
     for row in range(2):
         low, high = min(SIGMAS), max(SIGMAS)
         times, values = np.array([t for t, _ in known[row]]), np.array([v for _, v in known[row]])
@@ -237,7 +236,7 @@ def test_racers_parts_compose_and_the_window_is_what_is_kept():
 @given(times=UNEVEN, kappa=st.floats(0.01, 1.0))
 def test_a_shrunk_guess_lies_between_the_newest_value_and_the_guess(times, kappa):
     offset, slope = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
-    histories, target = past_at(times[:2], lambda sigma: offset + sigma * slope), Target(times[2], None)
+    histories, target = histories_at(times[:2], lambda sigma: offset + sigma * slope), Target(times[2], None)
     newest, base = histories.outputs.values[0], Extrapolate().guess(histories, target)
     guess = Shrunk(Extrapolate(), kappa).guess(histories, target)
     torch.testing.assert_close(guess - newest, kappa * (base - newest))
@@ -248,10 +247,10 @@ def test_a_shrunk_guess_lies_between_the_newest_value_and_the_guess(times, kappa
 
 
 def test_a_gain_holds_in_its_part_of_the_run_and_elsewhere_the_value_is_held():
-    histories = past_at(SIGMAS[8:10], lambda sigma: torch.full((2, 3), sigma, dtype=torch.float64))
+    histories = histories_at(SIGMAS[8:10], lambda sigma: torch.full((2, 3), sigma, dtype=torch.float64))
     newest, before = histories.outputs.values[:2]
     for i, inside in ((11, False), (12, True), (17, True), (18, False)):
-        guess = Gained(1.2, 0.5, 0.75).guess(histories, Target(SIGMAS[i], None, timetable=COURSE))
+        guess = Gained(1.2, 0.5, 0.75).guess(histories, Target(SIGMAS[i], None, timetable=TIMETABLE))
         torch.testing.assert_close(guess, newest + 1.2 * (newest - before) if inside else newest)
     torch.testing.assert_close(Gained(1.2, 0.5).guess(histories, Target(SIGMAS[12], None)), newest)
     torch.testing.assert_close(Gained(0.3).guess(histories, Target(SIGMAS[12], None)), newest + 0.3 * (newest - before))
@@ -275,8 +274,8 @@ def test_bands_are_the_same_of_tokens_and_of_pictures_and_add_up(height, width, 
 
 
 def test_bands_hold_where_there_is_no_difference_or_no_course():
-    histories = past_at((1.0,), lambda sigma: torch.randn(2, 25, 3))
-    for target in (Target(0.5, None, timetable=COURSE), Target(0.5, None, difference=True)):
+    histories = histories_at((1.0,), lambda sigma: torch.randn(2, 25, 3))
+    for target in (Target(0.5, None, timetable=TIMETABLE), Target(0.5, None, difference=True)):
         assert torch.equal(Bands().guess(histories, target), histories.outputs.values[0])
     with pytest.raises(UnsupportedModelError, match="size"):
-        Bands(size=(4, 4)).guess(histories, Target(0.5, None, timetable=COURSE, difference=True))
+        Bands(size=(4, 4)).guess(histories, Target(0.5, None, timetable=TIMETABLE, difference=True))

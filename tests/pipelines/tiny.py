@@ -27,9 +27,8 @@ from diffusers import (
 )
 from torch import Tensor
 
-from dicache.tensors.mac_meter import MacCounter
-
 GUIDANCE = 4.0
+STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -61,33 +60,6 @@ def lively(model: torch.nn.Module) -> torch.nn.Module:
             std=0.6 / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.02,
         )
     return model.eval()
-
-
-def count_macs(transformer: torch.nn.Module) -> list[float]:
-    """What every call executes from now on, appended call by call."""
-    inner, macs = transformer.forward, list[float]()
-
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        with MacCounter() as counter:
-            output = inner(*args, **kwargs)
-        macs.append(counter.total)
-        return output
-
-    transformer.forward = counting
-    return macs
-
-
-def watch_pasts(transformer: torch.nn.Module, session: Any) -> list[dict[str, Any]]:
-    """What every site remembers after the latest call, by branch, in the order of places: a run that is over keeps
-    nothing.
-    """
-    held: list[dict[str, Any]] = []
-
-    def after(*_: Any) -> None:
-        held[:] = [dict(state.histories) for state in session.run.states]
-
-    transformer.register_forward_hook(after)
-    return held
 
 
 def make_flux() -> FluxPipeline:

@@ -16,7 +16,7 @@ from dicache.types import Action, Quote, Step, Timetable
 
 N, B = 24, 3
 SIGMAS = [1 - i / N for i in range(N)]
-COURSE = Timetable(tuple(SIGMAS), (1 / N,) * N, tuple(-s for s in SIGMAS), 0)
+TIMETABLE = Timetable(tuple(SIGMAS), (1 / N,) * N, tuple(-s for s in SIGMAS), 0)
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Toy:
 
 
 def step(i: int) -> Step:
-    return Step(i, N, SIGMAS[i], 1 / N, (i + 1) / N, (1.0, 0.0), timetable=COURSE)
+    return Step(i, N, SIGMAS[i], 1 / N, (i + 1) / N, (1.0, 0.0), timetable=TIMETABLE)
 
 
 def played(config: Config, toy: Toy) -> tuple[list[str], np.ndarray]:
@@ -58,7 +58,7 @@ def played(config: Config, toy: Toy) -> tuple[list[str], np.ndarray]:
         computed = decision.action[:, 0] == Action.COMPUTE
         enough = len(histories.outputs.values) >= approximator.needs
         guess = (
-            approximator.guess(histories, Target(SIGMAS[i], feature, latent, timetable=COURSE)) if enough else output
+            approximator.guess(histories, Target(SIGMAS[i], feature, latent, timetable=TIMETABLE)) if enough else output
         )
         handed.append(torch.where(computed.view(B, *[1] * (output.ndim - 1)), output, guess).numpy())
         realised = torch.where(known, relative_change(guess, output), torch.nan)
@@ -92,7 +92,7 @@ class Poisoned(Estimator[Any]):
         return self.inner.observe(realised, evidence, computed, state)
 
 
-def past_at(times, value, feature=lambda sigma: torch.ones(2, 3)) -> Histories:
+def histories_at(times, value, feature=lambda sigma: torch.ones(2, 3)) -> Histories:
     outputs, features = history.empty(len(times), 2), history.empty(len(times), 2)
     for sigma in times:
         outputs = history.push(outputs, value(sigma), sigma, torch.ones(2, dtype=torch.bool))

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from presets.test_presets import FLUX, counted
 
 import dicache
 from dicache import presets
@@ -20,9 +19,12 @@ from dicache.estimators.closed_loop import ClosedLoop
 from dicache.probes.site_input import SiteInput
 from dicache.sites import Spans, Sublayers
 from pipelines.fits import STEPS, C, fitted, made
-from pipelines.tiny import count_macs, make_flux, watch_pasts
+from pipelines.published import counted
+from pipelines.tiny import PIPELINES, make_flux
 from pipelines.toy import B, N, Poisoned, Toy, played
+from pipelines.watching import count_macs, watch_histories
 
+FLUX = PIPELINES["two streams and one (flux)"]
 DRAWN = np.random.default_rng(3)
 
 
@@ -142,7 +144,7 @@ def test_the_laws_hold_for_every_preset(name):
             )
             for site in session.sites
         ]
-        macs, held = count_macs(pipe.transformer), watch_pasts(pipe.transformer, session)
+        macs, held = count_macs(pipe.transformer), watch_histories(pipe.transformer, session)
         together, decided = FLUX.draw(pipe, [1, 2, 3], STEPS), grids(cache)
         del pipe.transformer.forward
         for handle in handles:
@@ -211,7 +213,7 @@ def test_the_probe_shows_every_site_its_own_input():
     block = pipe.transformer.transformer_blocks[1]
     with dicache.enable(pipe, config=config) as cache:
         block.register_forward_pre_hook(lambda m, a, kw: inputs.update(kw), with_kwargs=True)
-        held = watch_pasts(pipe.transformer, cache._session)
+        held = watch_histories(pipe.transformer, cache._session)
         FLUX.draw(pipe, [1, 2], 4)
         (histories,) = held[1].values()
         joined = torch.cat([inputs["encoder_hidden_states"], inputs["hidden_states"]], dim=1)

@@ -17,7 +17,7 @@ from pipelines.calibrating import STEPS, Captioned
 
 LONG = 28
 BALANCES = tuple(math.log((i + 0.5) / (LONG - i)) for i in range(LONG))
-COURSE = Timetable(tuple(1 - i / LONG for i in range(LONG)), (1 / LONG,) * LONG, BALANCES, 0)
+TIMETABLE = Timetable(tuple(1 - i / LONG for i in range(LONG)), (1 / LONG,) * LONG, BALANCES, 0)
 
 
 def strip(speedup, steps=LONG, first=0, timetable=None):
@@ -46,7 +46,7 @@ def test_a_speedup_is_so_many_computed_steps(speedup):
 @given(speedup=st.floats(1.0, 3.5), seed=st.integers(0, 99))
 def test_a_speedup_that_is_no_whole_number_of_steps_is_met_in_the_mean(speedup, seed):
     """Over samples whose costs differ as little as those of one model do."""
-    plan = Plan(COURSE, longest=8, last=1)
+    plan = Plan(TIMETABLE, longest=8, last=1)
     lots = np.random.default_rng(seed).lognormal(-9, 0.3, 4000)
     counts = [dealt(plan, speedup, float(lot)) for lot in lots]
     assert max(counts) - min(counts) <= 1 and np.mean(counts) == pytest.approx(28 / speedup, rel=0.005)
@@ -67,8 +67,8 @@ def test_samples_are_dealt_their_number_of_steps_by_themselves():
 
 @given(speedup=st.floats(1.0, 5.0), first=st.integers(0, LONG // 2))
 def test_what_a_run_computes_at_its_beginning_is_paid_from_its_count_wherever_it_begins(speedup, first):
-    marks = strip(speedup, first=first, timetable=COURSE)
-    fewest = Plan(COURSE, longest=8, last=1).fewest(first)
+    marks = strip(speedup, first=first, timetable=TIMETABLE)
+    fewest = Plan(TIMETABLE, longest=8, last=1).fewest(first)
     assert abs(marks.count("#") - max(len(marks) / speedup, fewest)) < 1 and marks[-1] == "#"
 
 

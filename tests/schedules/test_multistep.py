@@ -27,7 +27,7 @@ from dicache.sites import Evaluation, Spans
 from dicache.types import Action
 from pipelines.calibrating import PROMPTS, Captioned
 from pipelines.tiny import embeds
-from pipelines.toy import past_at
+from pipelines.toy import histories_at
 
 STEPS = 8
 GUIDED = {"negative_prompt": "", "true_cfg_scale": 3.5}
@@ -51,8 +51,8 @@ def coefficients(a, b, newest, before):
 def test_a_guess_is_its_equation_and_holds_where_a_row_comes_from_other_steps():
     sigmas = (1.0, 0.8, 0.5, 0.3)
     line = RunSlopes(coefficients([0, 0, 0, 0.5], [0, 0, 0, -2.0], [-1, -1, -1, 2], [-1, -1, -1, 0]), sigmas)
-    outputs = past_at([1.0, 0.5], lambda s: torch.full((2, 3), 10 * s)).outputs
-    noises = past_at([1.0, 0.5], lambda s: torch.full((2, 3), s)).outputs
+    outputs = histories_at([1.0, 0.5], lambda s: torch.full((2, 3), 10 * s)).outputs
+    noises = histories_at([1.0, 0.5], lambda s: torch.full((2, 3), s)).outputs
     other = outputs._replace(sigmas=torch.tensor([[0.5, 0.5], [1.0, 0.8]], dtype=torch.float64))
     guess = line.guess(Histories(other, outputs, noises), Target(0.3, None))
     assert torch.allclose(guess[0], torch.full((3,), 5 + 0.5 * (5 - 10) - 2.0 * (0.5 - 1.0)))

@@ -152,8 +152,3 @@ def enabled(tiny: Tiny, neighbour: Any, order: str, **how: Any) -> tuple[Any, di
     if order == "after dicache":
         neighbour(pipe)
     return pipe, cache
-
-
-def strips(cache: dicache.Cache) -> list[str]:
-    report = cache.report()
-    return [report.strip(i) for i in range(len(report.to_dict()["samples"]))]
