@@ -12,8 +12,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from dicache.bench.arms.arm import Arm
 from dicache.bench.models.reference import Drawn, Setting, draw, fresh
-from dicache.reference.draw import pictures
 from dicache.promise.metrics import relative_error
+from dicache.reference.draw import pictures
 from dicache.reference.reader import Reader
 
 
