@@ -295,6 +295,7 @@ def _measure(path: Path, facts: dict[str, Any], args: argparse.Namespace) -> Non
     every = dict(questions(Trial(args.steps, args.captions, args.found_on)))
     if not any(re.search(args.rows, name) for name in every):
         raise SystemExit(f"no row matches {args.rows!r}. There are: {'; '.join(every)}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
     for name, answer in every.items():
         if name in facts["measured"] or not re.search(args.rows, name):
             continue
