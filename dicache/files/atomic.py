@@ -3,7 +3,7 @@
     write `.mine.1f3a.part.json`,    fsync,    rename to `mine.json`,    fsync the folder
 
 A kill or a full disk leaves what was there before. A symbolic link stays one: what it points to is replaced. What a
-kill left half written is taken away by a later write of the same file.
+kill left half written is taken away by a later write into the folder.
 """
 
 import os
@@ -13,7 +13,6 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from glob import escape
 from pathlib import Path
 
 from dicache.errors import FileError
@@ -45,7 +44,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             yield target
             return
         _check_writable(target)
-        _sweep(target)
+        _sweep(target.parent)
         yield part
         _flush(part)
         if target.exists():
@@ -75,9 +74,9 @@ def _check_writable(target: Path) -> None:
         raise PermissionError("it is read-only")
 
 
-def _sweep(target: Path) -> None:
+def _sweep(folder: Path) -> None:
     """Take away what killed writers left."""
-    for left in target.parent.glob(f".{escape(target.stem[:40])}.{'[0-9a-f]' * 8}.part{escape(target.suffix)}"):
+    for left in folder.glob(f".*.{'[0-9a-f]' * 8}.part*"):
         with suppress(FileNotFoundError):  # another writer swept first
             if time.time() - left.stat().st_mtime > STALE:
                 left.unlink()

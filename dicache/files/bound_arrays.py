@@ -44,7 +44,7 @@ def write_facts(path: Path, facts: Facts) -> None:
 
 def write_bound(path: Path, facts: Facts, key: str, data: bytes) -> None:
     """Facts that name these arrays under `key`, and the arrays. Raises as `write_facts`."""
-    digest, usual = hashlib.sha256(data).hexdigest(), _arrays_path(path, path.with_suffix(".safetensors").name)
+    digest, usual = hashlib.sha256(data).hexdigest(), _usual(path)
     interim = usual.with_name(f"{usual.stem}.{digest}.safetensors")
     foreign = usual.exists() and _digest(usual) != digest
     for arrays in (interim, usual) if foreign else (usual,):
@@ -82,6 +82,12 @@ def _arrays_path(path: Path, name: str) -> Path:
     if here.exists() or not path.is_symlink():
         return here
     return Path(os.path.realpath(path)).with_name(name)
+
+
+def _usual(path: Path) -> Path:
+    """Where arrays are written: in the place of those that are read, under the name of the facts."""
+    here = path.with_suffix(".safetensors")
+    return here if here.exists() else Path(os.path.realpath(path)).with_suffix(".safetensors")
 
 
 def _is_interim(name: str, stem: str) -> bool:

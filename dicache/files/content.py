@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,11 @@ def _function(value: FunctionType) -> list[Any]:
     return [value.__module__, value.__qualname__, value.__code__, value.__defaults__, value.__kwdefaults__, cells]
 
 
+def _builtin(value: BuiltinFunctionType) -> list[Any]:
+    owner = value.__self__
+    return [owner.__name__ if isinstance(owner, ModuleType) else owner, value.__qualname__]
+
+
 _CONTENTS: list[tuple[Any, Callable[[Any], bytes | list[Any]]]] = [
     (enum.Enum, lambda value: [value.name]),
     ((bool, int, float, complex, type(None), torch.dtype, torch.device), lambda value: repr(value).encode()),
@@ -99,6 +104,8 @@ _CONTENTS: list[tuple[Any, Callable[[Any], bytes | list[Any]]]] = [
     ((set, frozenset), lambda value: sorted(map(digest_of, value))),
     (type, lambda value: f"{value.__module__}.{value.__qualname__}".encode()),
     (FunctionType, _function),
+    (np.ufunc, lambda value: value.__name__.encode()),
+    (BuiltinFunctionType, _builtin),
     (MethodType, lambda value: [value.__self__, value.__func__]),
     (partial, lambda value: [value.func, value.args, value.keywords]),
     (CodeType, lambda value: [value.co_code, list(value.co_consts), list(value.co_names)]),

@@ -1,0 +1,97 @@
+"""What a long measurement has done so far goes on after a kill, and is refused where it is damaged or another's."""
+
+import os
+from functools import partial
+
+import numpy as np
+import pytest
+
+from dicache.errors import ProfileError, ScheduleError
+from dicache.files.arrays_file import arrays_bytes
+from dicache.files.checkpoint import Checkpoint
+from pipelines.killed import killed_at, on_a_full_disk
+
+
+def made() -> dict[str, np.ndarray]:
+    return {"errors": np.arange(5.0), "masks": np.ones((2, 3), np.uint8), "done": np.array([True, False])}
+
+
+def never() -> dict[str, np.ndarray]:
+    raise AssertionError("made again")
+
+
+def test_an_entry_is_made_once_and_comes_back(tmp_path):
+    first = Checkpoint(tmp_path / "c", ["call"]).entry("run-0", made)
+    again = Checkpoint(tmp_path / "c", ["call"])
+    for entry in (first, again.entry("run-0", never)):
+        assert entry.keys() == made().keys()
+        for key, array in made().items():
+            np.testing.assert_array_equal(entry[key], array)
+            assert entry[key].dtype == array.dtype
+    assert again.resumed == 1
+    assert Checkpoint(None, [object()]).entry("run-0", made).keys() == made().keys()
+
+
+def test_a_kill_while_it_is_written_costs_this_entry_only(tmp_path):
+    def measure(folder) -> None:
+        checkpoint = Checkpoint(folder, ["call"])
+        for name in ("run-0", "run-1"):
+            checkpoint.entry(name, made)
+
+    event, ended = 0, False
+    while not ended:
+        ended = killed_at(partial(measure, tmp_path / str(event)), event)
+        checkpoint = Checkpoint(tmp_path / str(event), ["call"])
+        for name in ("run-0", "run-1"):
+            assert checkpoint.entry(name, made).keys() == made().keys()
+        event += 1
+    assert event > 10 and checkpoint.resumed == 2
+
+
+def test_a_full_disk_and_a_folder_that_is_none_are_one_error(tmp_path):
+    Checkpoint(tmp_path / "c", ["call"])
+    entry = Checkpoint(tmp_path / "c", ["call"]).entry
+    assert on_a_full_disk(partial(entry, "run-0", made), 50, ProfileError)
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ScheduleError, match="cannot be used"):
+            Checkpoint(folder, [], ScheduleError)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x07"),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\xff" * 100),
+        lambda path: path.write_bytes(arrays_bytes(made())),
+        lambda path: os.truncate(path, 1 << 33),
+        lambda path: path.write_bytes(path.with_name("run-1.safetensors").read_bytes()),
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+    ids=["cut", "changed", "empty", "no file", "foreign", "giant", "of another name", "a folder"],
+)
+def test_a_damaged_or_foreign_entry_is_named(damage, tmp_path):
+    checkpoint = Checkpoint(tmp_path, ["call"])
+    for name in ("run-0", "run-1"):
+        checkpoint.entry(name, made)
+    damage(tmp_path / "run-0.safetensors")
+    with pytest.raises(ProfileError, match=r"run-0\.safetensors is damaged: .*Delete it"):
+        checkpoint.entry("run-0", never)
+
+
+def test_an_entry_of_another_call_is_refused(tmp_path):
+    Checkpoint(tmp_path / "one", ["one"]).entry("run-0", made)
+    checkpoint = Checkpoint(tmp_path / "two", ["two"])
+    (tmp_path / "one" / "run-0.safetensors").rename(tmp_path / "two" / "run-0.safetensors")
+    with pytest.raises(ProfileError, match="of other measurements"):
+        checkpoint.entry("run-0", never)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xff\xfe\x00", b"x" * 5000])
+def test_a_damaged_mark_is_one_error(mark, tmp_path):
+    Checkpoint(tmp_path, ["call"])
+    (tmp_path / "arguments.sha256").write_bytes(mark)
+    with pytest.raises(ProfileError, match=r"other measurements|cannot be used"):
+        Checkpoint(tmp_path, ["call"])
