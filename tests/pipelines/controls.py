@@ -28,9 +28,10 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from pipelines.images import draw_hunyuan_dit, draw_qwen, make_hunyuan_dit, make_qwen
+from pipelines.one_stream import draw_hunyuan_dit, make_hunyuan_dit
 from pipelines.parts import autoencoder, common, pictures, prompts, without
 from pipelines.tiny import Tiny, draw_flux, draw_pixart, draw_sd3, guided_flux, lively, make_flux, make_pixart, make_sd3
+from pipelines.two_streams import draw_qwen, make_qwen
 
 
 def components(pipe: Any, *without: str) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
-from pipelines.images import TEXT, flow, make_flux2
-from pipelines.parts import autoencoder, common, pictures, pooled, prompts, without
+from pipelines.parts import TEXT, autoencoder, common, flow, pictures, pooled, prompts, without
 from pipelines.tiny import GUIDANCE, Tiny, embeds, lively, make_wan
+from pipelines.two_streams import make_flux2
 
 
 def make_krea() -> Krea2Pipeline:

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from pipelines.tiny import GUIDANCE, embeds, generators
 
 TOKENS, WIDTH = 8, 32
+TEXT = ("text_encoder", "tokenizer")
 
 
 def prompts(
@@ -57,3 +58,7 @@ def autoencoder(channels: int = 4) -> AutoencoderKL:
 def without(*names: str) -> dict[str, None]:
     """The components that a pipeline does not need when it is given embeddings."""
     return dict.fromkeys(names)
+
+
+def flow(**kwargs: Any) -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(**kwargs)

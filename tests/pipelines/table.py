@@ -8,12 +8,13 @@ from torch import nn
 from dicache.models.families import FAMILIES
 from dicache.models.family import Batch, Family, Inside
 from pipelines.controls import CONTROLS
-from pipelines.images import IMAGES
 from pipelines.more import MORE
+from pipelines.one_stream import ONE_STREAM
 from pipelines.tiny import GUIDANCE, Tiny
+from pipelines.two_streams import TWO_STREAMS
 from pipelines.videos import VIDEOS
 
-PIPELINES: dict[str, Tiny] = {**IMAGES, **VIDEOS, **CONTROLS, **MORE}
+PIPELINES: dict[str, Tiny] = {**ONE_STREAM, **TWO_STREAMS, **VIDEOS, **CONTROLS, **MORE}
 
 PLAIN = (1 - GUIDANCE, GUIDANCE)
 MIXTURES = {

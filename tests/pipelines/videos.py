@@ -40,8 +40,7 @@ from diffusers import (
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from torch import Tensor
 
-from pipelines.images import TEXT, flow
-from pipelines.parts import autoencoder, common, prompts, without
+from pipelines.parts import TEXT, autoencoder, common, flow, prompts, without
 from pipelines.tiny import Tiny, draw_wan, embeds, lively, make_wan
 
 

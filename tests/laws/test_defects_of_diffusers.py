@@ -1,53 +1,47 @@
-"""Defects that caches for diffusion are known to have, each a test that dicache has it not. After the dash is whose it
-is; the behaviour was reproduced on cache-dit 1.5.3 and diffusers 0.42.1, or is what an issue there reports.
+"""Defects that the caches of diffusers have (0.42.1), each a test that dicache has it not. After the dash is whose it
+is; the behaviour was reproduced there, or is what an issue there reports.
 
-Four more are shown side by side on the peers and here by `dicache.bench.studies.peer_defects`: batch mates that decide
-together, state that leaks into the next request, branches told apart by parity, blocks that work in place. Hooks that
-vanish under offload, copies that run the original's weights, graph breaks and a shared transformer are in
-test_ecosystem, test_copies and test_shared; runs that break off, caches that never engage and half-attached hooks in
-test_laws and test_errors.
+Hooks that vanish under offload, copies that run the original's weights, graph breaks and a shared transformer are in
+hosts/test_ecosystem, test_copies and test_shared; runs that break off, caches that never engage and half-attached hooks
+in test_laws and test_errors.
 """
 
 import contextlib
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from diffusers import (
-    BriaTransformer2DModel,
-    ChromaTransformer2DModel,
-    FirstBlockCacheConfig,
     FlowMatchHeunDiscreteScheduler,
-    Flux2Transformer2DModel,
-    FluxControlNetModel,
-    FluxControlNetPipeline,
-    LongCatImageTransformer2DModel,
-    OvisImageTransformer2DModel,
     UNet2DConditionModel,
     WanPipeline,
-    apply_first_block_cache,
 )
 
 import dicache
 from dicache import presets
-from dicache.approximators.hold import Reuse
 from dicache.config import Config
-from dicache.controllers.fixed import Fixed
 from dicache.controllers.interval import Interval
 from dicache.controllers.planned import Planned
-from dicache.errors import AlreadyEnabledError, ModeError, UnsupportedModelError
+from dicache.errors import UnsupportedModelError
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.sites import Spans, Sublayers
-from pipelines.neighbours import BUDGET, FLUX, SD3, STEPS, WAN, draw, quiet
+from pipelines.bare import (
+    UNREGISTERED,
+    bare_loop,
+    controlled_flux,
+    draw_controlled,
+    error,
+    flux_like,
+    make_flux2,
+)
+from pipelines.neighbours import BUDGET, FLUX, SD3, STEPS, draw, quiet
 from pipelines.tiny import (
     PIPELINES,
     draw_flux,
     draw_sd3,
     draw_wan,
     embeds,
-    generators,
     guided_flux,
     lively,
     make_flux,
@@ -55,166 +49,6 @@ from pipelines.tiny import (
     make_wan,
 )
 from pipelines.watching import strips
-
-FLUX_SIZES = {"num_layers": 2, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2}
-AXES = {"axes_dims_rope": (4, 6, 6)}
-
-
-def error(drawn: torch.Tensor, exact: torch.Tensor) -> float:
-    return float((drawn - exact).norm() / exact.norm())
-
-
-def bare_loop(model: torch.nn.Module, call: Callable[[torch.Tensor, torch.Tensor], Any], steps: int) -> torch.Tensor:
-    """Euler steps written by hand, with nothing reset before or after."""
-    latent = embeds([1, 2], 16, 4)
-    with torch.no_grad():
-        for i in range(steps):
-            latent = latent - call(latent, torch.full((2,), 1 - i / steps))[0] / steps
-    return latent
-
-
-def flux_like(model: Any, **kwargs: Any) -> Callable[[torch.Tensor, torch.Tensor], Any]:
-    """A call of a bare model of FLUX's kind."""
-    ids = torch.zeros(16, kwargs.pop("axes", 3))
-    text = {"encoder_hidden_states": embeds([1, 2], 8, 32, salt=1), "txt_ids": ids[:8], "img_ids": ids}
-    return lambda latent, time: model(latent, timestep=time, return_dict=False, **text, **kwargs)
-
-
-# cache-dit
-
-
-def test_ranks_decide_on_their_own(monkeypatch):
-    """One ungrouped all_reduce couples the decisions of all data-parallel ranks. - cache-dit"""
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("a collective was called")
-
-    collectives = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce", "barrier", "send")
-    for name in collectives:
-        monkeypatch.setattr(torch.distributed, name, refuse)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 2)
-    with dicache.enable(pipe := quiet(make_flux()), error_budget=BUDGET) as cache:
-        draw_flux(pipe, [1], STEPS)
-    assert cache.report().compute_speedup > 1.2
-
-
-@pytest.mark.parametrize("steps", [(8, 14), (14, 8)])
-def test_a_run_longer_or_shorter_than_the_last_is_a_run_of_its_own_and_reported_whole(steps):
-    """Configured for 20 and run for 30, the context restarts half-way and the report ends at 20. - cache-dit"""
-    model = make_wan().transformer
-    latent, text = embeds([1], 16, 2, 4, 4), embeds([1], 8, 32, salt=1)
-
-    def run(count: int) -> torch.Tensor:
-        x = latent
-        with torch.no_grad():
-            for i in range(count):
-                time = torch.tensor([1000 * (1 - i / count)])
-                x = x - model(x, time, text, return_dict=False)[0] / count
-        return x
-
-    with dicache.enable(model, error_budget=BUDGET) as cache:
-        fresh = run(steps[1])
-        (expected,) = strips(cache)
-    with dicache.enable(model, error_budget=BUDGET) as cache:
-        run(steps[0])
-        assert torch.equal(run(steps[1]), fresh)
-        assert strips(cache) == [expected] and len(expected) == steps[1]
-
-
-def test_disabling_one_of_two_pipelines_leaves_the_other_cached():
-    """Two pipelines of one class: the second crashes after the first was disabled. - cache-dit"""
-    one, other = quiet(make_flux()), quiet(make_flux())
-    first, second = dicache.enable(one, error_budget=BUDGET), dicache.enable(other, error_budget=BUDGET)
-    expected = draw_flux(other, [1], STEPS)
-    first.disable()
-    assert torch.equal(draw_flux(other, [1], STEPS), expected) and second.report().compute_speedup > 1.2
-    plain = draw_flux(one, [1], STEPS)
-    second.disable()
-    assert torch.equal(draw_flux(other, [1], STEPS), plain)
-
-
-@pytest.mark.parametrize(
-    "typo",
-    [
-        lambda pipe: dicache.enable(pipe, error_bugdet=0.1),
-        lambda pipe: dicache.enable(pipe, error_budget=0.1, compile_block=True),
-        lambda pipe: dicache.Config(Fixed(frozenset()), approximator=(Reuse(),)),
-        lambda pipe: presets.first_block_cache(residual_diff_threshold=0.1),
-    ],
-)
-def test_a_misspelt_option_is_refused(typo):
-    """Unknown keys of a configuration are accepted and ignored. - cache-dit"""
-    with pytest.raises(TypeError, match="unexpected keyword"):
-        typo(make_flux())
-
-
-@pytest.mark.parametrize("name", PIPELINES)
-@pytest.mark.parametrize("steps", [8, 12])
-def test_the_last_step_is_computed(name, steps):
-    """The last step, where a skip hurts most, is skipped like any other. - cache-dit"""
-    tiny = PIPELINES[name]
-    for budget in (0.1, BUDGET):
-        with dicache.enable(pipe := quiet(tiny.make()), error_budget=budget) as cache:
-            tiny.draw(pipe, [1, 2], steps)
-        assert all(strip[-1] == "#" for strip in strips(cache))
-
-
-def test_a_bare_transformer_of_sd3_is_wrapped():
-    """Refused for the prefix of its class's name. - cache-dit"""
-    model = make_sd3().transformer
-    given = {"encoder_hidden_states": embeds([1, 2], 8, 32, salt=1), "pooled_projections": embeds([1, 2], 64, salt=2)}
-
-    def run() -> torch.Tensor:
-        x = embeds([1, 2], 4, 8, 8)
-        with torch.no_grad():
-            for i in range(STEPS):
-                x = (
-                    x
-                    - model(x, timestep=torch.full((2,), 1000 * (1 - i / STEPS)), return_dict=False, **given)[0] / STEPS
-                )
-        return x
-
-    plain = run()
-    with dicache.enable(model, error_budget=BUDGET) as cache:
-        assert error(run(), plain) < BUDGET
-    assert cache.report().compute_speedup > 1.2
-
-
-def test_enabling_again_is_enabling():
-    """Disable and enable again is fragile. - cache-dit"""
-    drawn, pipe = [], quiet(make_flux())
-    for _ in range(3):
-        with dicache.enable(pipe, error_budget=BUDGET):
-            drawn.append(draw_flux(pipe, [1], STEPS))
-    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
-
-
-# diffusers
-
-
-def controlled_flux() -> FluxControlNetPipeline:
-    flux = make_flux()
-    sizes = {**FLUX_SIZES, "num_layers": 1, "num_single_layers": 1, "pooled_projection_dim": 32}
-    control = lively(FluxControlNetModel(1, 4, joint_attention_dim=32, **sizes, **AXES))
-    for block in (*control.controlnet_blocks, *control.controlnet_single_blocks):
-        torch.nn.init.normal_(block.weight, std=0.1)
-    flux.vae.register_to_config(shift_factor=0.06)
-    return quiet(FluxControlNetPipeline(**flux.components, controlnet=control))
-
-
-def draw_controlled(pipe: FluxControlNetPipeline, scale: float = 1.0) -> torch.Tensor:
-    return pipe(
-        prompt_embeds=embeds([1], 8, 32, salt=1),
-        pooled_prompt_embeds=embeds([1], 32, salt=2),
-        control_image=embeds([1], 3, 32, 32, salt=5).clamp(-1, 1),
-        controlnet_conditioning_scale=scale,
-        num_inference_steps=STEPS,
-        generator=generators([1]),
-        output_type="latent",
-        height=32,
-        width=32,
-    ).images
 
 
 @pytest.mark.parametrize("sites", ["evaluation", "spans", "sublayers"])
@@ -231,31 +65,6 @@ def test_a_pipeline_that_names_no_branches_is_cached_and_control_is_not_counted_
     with dicache.enable(pipe, **how) as cache:
         assert error(draw_controlled(pipe), plain) < 0.05
     assert cache.report().compute_speedup > 1.1
-
-
-def make_flux2() -> Any:
-    wide = {"attention_head_dim": 16, "timestep_guidance_channels": 32, "axes_dims_rope": (4, 4, 4, 4)}
-    return Flux2Transformer2DModel(1, 4, joint_attention_dim=32, guidance_embeds=False, **{**FLUX_SIZES, **wide})
-
-
-def make_chroma() -> Any:
-    small = {"approximator_num_channels": 32, "approximator_hidden_dim": 32, "approximator_layers": 1}
-    return ChromaTransformer2DModel(1, 4, joint_attention_dim=32, **FLUX_SIZES, **AXES, **small)
-
-
-def make_longcat() -> Any:
-    return LongCatImageTransformer2DModel(1, 4, joint_attention_dim=32, pooled_projection_dim=32, **FLUX_SIZES, **AXES)
-
-
-def make_ovis() -> Any:
-    return OvisImageTransformer2DModel(1, 4, 4, joint_attention_dim=32, **FLUX_SIZES, **AXES)
-
-
-def make_bria() -> Any:
-    return BriaTransformer2DModel(1, 4, joint_attention_dim=32, **FLUX_SIZES, **AXES)
-
-
-UNREGISTERED = {"chroma": make_chroma, "bria": make_bria, "ovis": make_ovis, "longcat": make_longcat}
 
 
 @pytest.mark.parametrize("make", [make_flux2, *UNREGISTERED.values()], ids=["flux2", *UNREGISTERED])
@@ -495,68 +304,3 @@ def test_two_experts_keep_their_caches_to_themselves():
     assert sum(len(trace.records) for trace in traces) == 14
     assert all(bool((trace.records[0].action == 0).all()) for trace in traces), "the first call of each computes"
     assert all(trace.executed.sum() < trace.uncached.sum() for trace in traces) and error(fresh, plain) < BUDGET
-
-
-# others
-
-
-def test_two_denoisers_in_one_loop_do_not_share_a_context():
-    """One global context for whatever is called. - ParaAttention"""
-    text = embeds([1], 8, 32, salt=1)
-
-    def loop(models: list[Any], latents: list[torch.Tensor]) -> list[torch.Tensor]:
-        with torch.no_grad():
-            for i in range(STEPS):
-                time = torch.tensor([1000 * (1 - i / STEPS)])
-                latents = [
-                    x - m(x, time, text, return_dict=False)[0] / STEPS for m, x in zip(models, latents, strict=True)
-                ]
-        return latents
-
-    models = [make_wan().transformer, make_wan().transformer]
-    torch.nn.init.normal_(models[1].proj_out.weight, std=0.2)
-    latents = [embeds([sample], 16, 2, 4, 4) for sample in (1, 2)]
-    with dicache.enable(models[0], error_budget=BUDGET), dicache.enable(models[1], error_budget=BUDGET):
-        alone = [loop([model], [x])[0] for model, x in zip(models, latents, strict=True)]
-        assert all(map(torch.equal, loop(models, latents), alone))
-
-
-def test_a_cache_of_diffusers_that_comes_later_is_told_apart():
-    """Two caches on one model, each caching the other's guesses. - any"""
-    other = quiet(make_flux())
-    plain = draw_flux(other, [1], STEPS)
-    other.transformer.enable_cache(FirstBlockCacheConfig(threshold=10.0))
-    theirs = draw_flux(other, [1], STEPS)
-    pipe = quiet(make_flux())
-    cache = dicache.enable(pipe, error_budget=BUDGET)
-    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=10.0))
-    with pytest.raises(AlreadyEnabledError, match="disable_cache"):
-        draw_flux(pipe, [1], STEPS)
-    cache.disable()
-    assert pipe.transformer.is_cache_enabled
-    assert torch.equal(draw_flux(pipe, [1], STEPS), theirs) and not torch.equal(theirs, plain)
-    pipe.transformer.disable_cache()
-    assert torch.equal(draw_flux(pipe, [1], STEPS), plain)
-    with dicache.enable(pipe, error_budget=BUDGET):
-        draw_flux(pipe, [1], STEPS)
-        apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig(threshold=10.0))  # on the model's blocks alone
-        with pytest.raises(AlreadyEnabledError, match="fbc_"):
-            draw_flux(pipe, [1], STEPS)
-    model = lively(make_flux2())  # nothing says here that a run is over
-    call = flux_like(model, axes=4)
-    with dicache.enable(model, error_budget=BUDGET):
-        bare_loop(model, call, STEPS)
-        apply_first_block_cache(model, FirstBlockCacheConfig(threshold=10.0))
-        with pytest.raises(AlreadyEnabledError, match="fbc_"):
-            bare_loop(model, call, STEPS)
-
-
-def test_a_threshold_that_means_nothing_here_is_not_needed():
-    """A threshold that works on one model is inert on another. - SGLang issue 33828, on cache-dit's default"""
-    for name in (FLUX, SD3, WAN):
-        tiny = PIPELINES[name]
-        with dicache.enable(pipe := tiny.make(), error_budget=0.2) as cache:
-            draw(tiny, pipe, 1)
-        assert cache.report().compute_speedup > 1
-    with pytest.raises(ModeError):
-        dicache.enable(make_flux())
