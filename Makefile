@@ -4,13 +4,17 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test install check sanitize bench clean
+.PHONY: demo test fuzz install check sanitize bench clean
 
 demo: install
 	$(BIN)/dicache demo --out demo.png
 
 test: install check
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# The long form of what `make test` fuzzes shortly.
+fuzz: install
+	DICACHE_FUZZ=1 $(BIN)/python -m pytest --numprocesses 2 -m hypothesis
 
 check: install
 	$(BIN)/ruff check .

@@ -12,6 +12,8 @@ import pytest
 import torch
 import transformers
 
+from pipelines.fuzzing import LONG
+
 torch.set_num_threads(1)
 diffusers.logging.set_verbosity_error()
 diffusers.logging.disable_progress_bar()
@@ -28,9 +30,8 @@ class TorchNumbers:
 
 TORCH_NUMBERS = TorchNumbers()
 hypothesis.register_random(TORCH_NUMBERS)
-hypothesis.settings.register_profile("dicache", deadline=None, derandomize=True, max_examples=25)
-hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=1000, print_blob=True)
-hypothesis.settings.load_profile(os.environ.get("DICACHE_FUZZ", "dicache"))
+hypothesis.settings.register_profile("dicache", deadline=None, derandomize=LONG == 1, max_examples=25 * LONG)
+hypothesis.settings.load_profile("dicache")
 
 
 @pytest.fixture(scope="session")

@@ -76,5 +76,5 @@ def test_the_cost_of_an_arm_is_held_against_the_uncached_pipeline():
     half = meter.cost(BASELINES[0], Point("fewer steps", "baseline", "share", 0.5, work=0.5))
     assert half.failure is None and half.waits == 0 and abs(half.cache_bytes) < 1e4 and half.own_time is None
     ours = meter.cost(DICACHE[0], Point("dicache", "dicache", "error_budget", 0.2, work=0.6))
-    assert ours.failure is None and ours.cache_bytes > 1e5 and ours.waits > 0 and 0 < ours.own_time < 1
+    assert ours.failure is None and ours.cache_bytes > 1e5 and ours.waits > 0 and ours.own_time > 0
     assert at_half_work([Point("a", "peer", "k", 1, failure="no")]) is None

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from hypothesis import given, settings
+from hypothesis import given
 from torch.utils.flop_counter import FlopCounterMode
 
 import dicache
@@ -18,6 +18,7 @@ from dicache.estimators.base import Estimator
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.tensors.mac_meter import MacCounter
 from dicache.types import Action, Decision
+from pipelines.fuzzing import examples
 from pipelines.tiny import PIPELINES, STEPS, Tiny, make_flux, make_wan
 from pipelines.watching import snapshot, strips
 
@@ -54,7 +55,7 @@ def test_disabling_restores_every_module_and_the_outputs(tiny):
 # 2. A sample's decisions do not depend on its batch mates.
 
 
-@settings(max_examples=6)
+@examples(6)
 @given(data=st.data())
 @pytest.mark.parametrize("name", PIPELINES)
 def test_decisions_do_not_depend_on_batch_mates(name, data):
@@ -90,7 +91,7 @@ class Scripted(Controller[None]):
         return None
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(skips=st.frozensets(st.integers(2, STEPS - 1)))
 @pytest.mark.parametrize("name", PIPELINES)
 def test_what_is_decided_for_a_step_is_what_that_step_runs(name, skips):

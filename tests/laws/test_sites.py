@@ -5,7 +5,7 @@ from dataclasses import replace
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 import dicache
 from dicache.approximators.hold import Reuse
@@ -25,6 +25,7 @@ from dicache.probes.site_input import SiteInput
 from dicache.sites import Branches, Drafted, Evaluation, Sites, Spans, Sublayers, Tail
 from dicache.tensors.block_output import layout_of, output_of, value_of
 from dicache.types import Action, Kind, Reason
+from pipelines.fuzzing import examples
 from pipelines.tiny import PIPELINES, Tiny, make_flux
 from pipelines.watching import count_macs
 
@@ -72,7 +73,7 @@ def test_budget_zero_is_bitwise_equal_and_disabling_restores(tiny, sites):
     assert torch.equal(tiny.draw(pipe, [1, 2], STEPS), plain)
 
 
-@settings(max_examples=2)
+@examples(2)
 @given(mates=st.lists(st.integers(10, 30), min_size=1, max_size=3, unique=True), state=st.integers(0, 3))
 @pytest.mark.parametrize("inner", SITES)
 @pytest.mark.parametrize("name", PIPELINES)
@@ -114,7 +115,7 @@ def test_a_second_run_equals_a_fresh_one(tiny, sites):
         assert torch.equal(tiny.draw(pipe, [3], STEPS), wanted)
 
 
-@settings(max_examples=4)
+@examples(4)
 @given(skips=st.frozensets(st.integers(2, STEPS - 1), min_size=1))
 @pytest.mark.parametrize(
     "inner", [Spans(), Spans(2), Tail(), Sublayers()], ids=["blocks", "pairs", "tail", "sublayers"]
@@ -205,7 +206,7 @@ CAPPED = {
 }
 
 
-@settings(max_examples=6)
+@examples(6)
 @given(share=st.floats(0.02, 1.2))
 @pytest.mark.parametrize("name", CAPPED)
 def test_memory_is_capped_and_the_report_says_so(name, share):

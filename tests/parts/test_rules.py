@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from numpy.polynomial import chebyshev
 
 import dicache
@@ -39,6 +39,7 @@ from dicache.presets.parts.stretch import Stretch
 from dicache.solvers.clock import TimestepClock
 from dicache.tensors import history
 from dicache.types import Action, Kind, Quote, Site
+from pipelines.fuzzing import examples
 from pipelines.tiny import PIPELINES, STEPS, make_flux
 from pipelines.toy import SIGMAS, TIMETABLE, UNEVEN, N, histories_at, step
 
@@ -81,7 +82,7 @@ SEEDS = st.lists(st.integers(0, 99), min_size=1, max_size=4)
 REFUSALS = st.frozensets(st.integers(0, N - 1))
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(seeds=SEEDS, refusals=REFUSALS)
 @pytest.mark.parametrize("name", RULES)
 def test_steps_of_unknown_error_compute_and_the_rule_goes_on_from_there(name, seeds, refusals):
@@ -95,7 +96,7 @@ def test_steps_of_unknown_error_compute_and_the_rule_goes_on_from_there(name, se
     assert set("".join(everything)) == {"#"}
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(seeds=SEEDS, refusals=REFUSALS)
 @pytest.mark.parametrize("name", RULES)
 def test_rules_do_not_depend_on_batch_mates(name, seeds, refusals):
@@ -256,7 +257,7 @@ def test_a_gain_holds_in_its_part_of_the_run_and_elsewhere_the_value_is_held():
     torch.testing.assert_close(Gained(0.3).guess(histories, Target(SIGMAS[12], None)), newest + 0.3 * (newest - before))
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(height=st.integers(5, 12), width=st.integers(5, 12), seed=st.integers(0, 99))
 def test_bands_are_the_same_of_tokens_and_of_pictures_and_add_up(height, width, seed):
     x = torch.randn(2, height * width, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

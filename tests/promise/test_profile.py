@@ -9,7 +9,7 @@ from dataclasses import replace
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from safetensors.numpy import save
 
 from dicache.errors import DicacheError, ProfileError
@@ -18,9 +18,10 @@ from dicache.promise.choose_profile import profiles_for
 from dicache.promise.profile import Profile, load_profile
 from dicache.types import RunFacts, Timetable
 from pipelines.calibrating import made_up
+from pipelines.fuzzing import examples
 from pipelines.hostile import refuses_what_is_no_file_of_its_kind
 
-HOSTILE = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+HOSTILE = examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import dicache
@@ -14,6 +14,7 @@ from dicache.errors import BudgetError
 from dicache.planning.law_plan import Plan
 from dicache.types import Action, Quote, Step, Timetable
 from pipelines.calibrating import STEPS, Captioned
+from pipelines.fuzzing import examples
 
 LONG = 28
 BALANCES = tuple(math.log((i + 0.5) / (LONG - i)) for i in range(LONG))
@@ -33,7 +34,7 @@ def strip(speedup, steps=LONG, first=0, timetable=None):
     return marks
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(speedup=st.floats(1.0, 2.6))
 def test_a_speedup_is_so_many_computed_steps(speedup):
     pipe = Captioned()

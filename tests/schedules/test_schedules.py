@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 
 import dicache
 from dicache.errors import DicacheError, ModeError, ScheduleError
@@ -24,12 +24,13 @@ from dicache.schedules.setting import Dynamic
 from dicache.sites import Branches, Evaluation, Spans, Sublayers
 from dicache.types import Action
 from pipelines.calibrating import PROMPTS, Captioned
+from pipelines.fuzzing import examples
 from pipelines.hostile import refuses_what_is_no_file_of_its_kind
 
 STEPS = 8
 ORIGIN = Origin("by hand", {"interval": 2}, 0, 2, "0" * 64, dicache.__version__)
-SOME = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
-HOSTILE = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SOME = examples(8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+HOSTILE = examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
