@@ -42,8 +42,10 @@ class Cache:
         return [self._all[i] for _, i in ran if self._all[i].shares_its_run_with(last)]
 
     @property
-    def _session(self) -> Session:
-        """Of the denoiser that ran last; the first one before any did."""
+    def session(self) -> Session:
+        """Of the denoiser that ran last; the first one before any did. Those who measure read it through
+        `dicache.measuring.recording`; what is in it may be another in the next version.
+        """
         return self._sessions[-1]
 
     @property
@@ -64,12 +66,12 @@ class Cache:
         """Where a finished run is slower than was asked for."""
         if trace is None or not trace.complete:
             return []
-        text = self._session.config.controller.missed(trace.executed / trace.uncached, len(trace.records))
+        text = self.session.config.controller.missed(trace.executed / trace.uncached, len(trace.records))
         return [] if text is None else [text]
 
     def _profile_use(self) -> ProfileUse | None:
         """By which profile the last run went; None without one."""
-        run = self._session.run
+        run = self.session.run
         if run is None or run.samples == 0:
             return None
         return run.states[0].rule.describe(run.states[0].controller)

@@ -8,17 +8,16 @@ steps that are left, with a quantile of its own per kind of site. A step that is
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from dicache.api import enable
 from dicache.errors import ScheduleError
 from dicache.extension import residual_sums
 from dicache.finders.base import Finder
-from dicache.measuring.error_curves import Remembered
+from dicache.measuring.recording import CallRecord, LongHistory, Recorder
 from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.schedules.action_table import Table
 from dicache.schedules.setting import config_of
@@ -80,24 +79,17 @@ def changes(measurements: ScheduleMeasurements, table: Table) -> np.ndarray:
     (T, S); the mean over rows, branches and prompts, 0 where there is none.
     """
     total, count = np.zeros(measurements.basis.shape), np.zeros(measurements.basis.shape)
-    config = replace(config_of(measurements.basis, table[None]), approximators=(Remembered(2),))
+    config = replace(config_of(measurements.basis, table[None]), approximators=(LongHistory(2),))
+
+    def read(call: CallRecord) -> None:
+        for site, values in call.sites:
+            if len(values) > 1 and values[0].steps_ago == 0:
+                sums = residual_sums(values[0].output, values[1].output)[:, 0].double().cpu().numpy()
+                total[call.step.index, site.index] += sums.sum()
+                count[call.step.index, site.index] += len(sums)
+
     with enable(measurements.pipe, config=config) as cache, torch.no_grad():
-
-        def read(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
-            run = cache._session.run
-            assert run is not None
-            *_, branch = run.guided.outputs
-            for state in run.states:
-                histories = state.histories[branch].outputs
-                if len(histories.values) > 1 and histories.sigmas[0, 0] == run.step.sigma:
-                    sums = residual_sums(histories.values[0], histories.values[1])[:, 0].double().cpu().numpy()
-                    total[run.step.index, state.site.index] += sums.sum()
-                    count[run.step.index, state.site.index] += len(sums)
-
-        handle = measurements.denoiser.register_forward_hook(read)
-        try:
+        with Recorder(cache).calls(measurements.denoiser, read):
             for start in range(0, measurements.prompts, measurements.calibration.batch):
                 measurements.drawer.draw(range(measurements.prompts)[start : start + measurements.calibration.batch])
-        finally:
-            handle.remove()
     return total / np.maximum(count, 1)

@@ -19,23 +19,25 @@ x comes from uncached runs of the calibration prompts, where the paper noises it
 it then comes from runs that follow what was learned so far, so that later pairs are trained on what earlier ones leave.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dicache.api import enable
 from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
+from dicache.measuring.recording import Recorder
 from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.measuring.soft_gates import Branch, Call, Recorded, SoftGates
 from dicache.planning.error_law import surviving_share
 from dicache.schedules.action_table import Table
 from dicache.schedules.setting import config_of
-from dicache.tensors.tree import map_tensors
+from dicache.tensors.tree import Tree, map_tensors
+from dicache.types import Step
 
 PATH = tuple(float(lam) for lam in np.geomspace(1e-5, 1e1, 13))
 """lambda, in x space."""
@@ -136,23 +138,15 @@ def recorded(measurements: ScheduleMeasurements, table: Table) -> Recorded:
     """All prompts in one batch, on runs that follow the table."""
     calls: list[list[Call]] = [[] for _ in table]
     with enable(measurements.pipe, config=config_of(measurements.basis, table[None])) as cache, torch.no_grad():
-        session = cache._session
+        recorder = Recorder(cache)
 
-        def read(module: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
-            assert session.run is not None
-            copied = map_tensors(Tensor.clone, (args, dict(kwargs)))
-            calls[session.run.step.index].append(Call(*copied))
+        def read(step: Step, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> None:
+            calls[step.index].append(Call(*map_tensors(Tensor.clone, (args, dict(kwargs)))))
 
-        handle = measurements.denoiser.register_forward_pre_hook(read, with_kwargs=True)
-        try:
+        with recorder.inputs(measurements.denoiser, read):
             measurements.drawer.draw(range(measurements.prompts))
-        finally:
-            handle.remove()
-        run = session.run
-        assert run is not None and run.step.timetable is not None
-        mixture = [[1.0]] * len(calls[0])
-        if run.guided.mixture is not None:
-            mixture = [m.tolist() for m in run.guided.mixture.mean(1).split(run.guided.widths)]
+        mixture, timetable = recorder.mixture or [[1.0]] * len(calls[0]), recorder.facts.timetable
+    assert timetable is not None
     if len({len(step) for step in calls}) != 1 or len(mixture) != len(calls[0]):
         raise ScheduleError("a router needs as many denoiser calls at every step; here guidance is switched on or off.")
-    return Recorded(calls, mixture, run.step.timetable.coefficients, session.sites)
+    return Recorded(calls, mixture, timetable.coefficients, recorder.sites)

@@ -29,10 +29,9 @@ from dicache.config import Config
 from dicache.controllers.planned import Planned
 from dicache.defaults import for_profile
 from dicache.errors import ProfileError
-from dicache.estimators.base import Evidence
-from dicache.estimators.recorder import Recorder
 from dicache.files.checkpoint import Checkpoint, Entry
 from dicache.measuring.prompt_runs import Drawer, Drawn
+from dicache.measuring.recording import Recorder
 from dicache.models.conditioning import alike
 from dicache.models.identity import identity
 from dicache.planning.error_law import RULE
@@ -40,6 +39,7 @@ from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.keep_budget import FixedLevel
 from dicache.promise.metrics import Metric, Metrics, loss, relative_error, resolved
 from dicache.promise.profile import LATENT_LOSS, LOSS, NEEDED, Facts, Profile
+from dicache.runtime.trace import Trace
 from dicache.types import LATENT, RunFacts, Timetable
 
 LEVELS = (0.002, 0.0035, 0.006, 0.01, *(0.014 * 1.25**k for k in range(11)), 0.18, 0.27, 0.4)
@@ -143,12 +143,11 @@ class _Work:
         return Profile(facts, {**tested, "levels": np.array(self.levels, dtype=np.float32)})
 
     def _uncached(self, indices: Sequence[int]) -> _Uncached:
-        seen: list[Evidence] = []
-        with enable(self.pipe, config=Config(Planned(0.0), estimator=Recorder(seen.append))) as enabled:
+        with enable(self.pipe, config=Config(Planned(0.0))) as enabled:
             drawn = self._draw(indices)
-            assert enabled.trace is not None and enabled._session.run is not None  # the run is closed
-            facts = enabled._session.run.facts
-        timetable, guidance = _course(seen, facts)
+            trace, facts = enabled.trace, Recorder(enabled).facts
+        assert trace is not None
+        timetable, guidance = _course(trace, facts)
         shown = {
             "course": np.array([*timetable.sigmas, guidance]),
             "solver": np.frombuffer(timetable.solver.encode(), np.uint8),
@@ -195,14 +194,14 @@ def _shown(uncached: Callable[[], _Uncached]) -> Entry:
     return uncached().shown
 
 
-def _course(seen: Sequence[Evidence], facts: RunFacts) -> tuple[Timetable, float]:
-    """Timetable and guidance of a run of which a `Recorder` heard. Raises ProfileError where they cannot be known."""
-    timetable = facts.timetable
-    if timetable is None or len(seen) != len(timetable.sigmas) or len(seen) < SHORTEST:
+def _course(trace: Trace, facts: RunFacts) -> tuple[Timetable, float]:
+    """Timetable and guidance of a run. Raises ProfileError where they cannot be known."""
+    timetable, steps = facts.timetable, len(trace.records)
+    if timetable is None or steps != len(timetable.sigmas) or steps < SHORTEST:
         raise ProfileError(
             f"only whole runs of {SHORTEST} steps or more, with a scheduler whose course is known, can be calibrated."
         )
-    if facts.guidance is None or any(evidence.output is None for evidence in seen[1:]):
+    if facts.guidance is None or len({frozenset(record.branches) for record in trace.records}) > 1:
         raise ProfileError("the run's guidance changed half-way: it cannot be calibrated.")
     return timetable, max(1.0, facts.guidance)
 

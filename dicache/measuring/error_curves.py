@@ -6,8 +6,7 @@
 Values are what a site remembers: a sublayer's output, what a block adds to its streams, a denoiser's output per branch.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,18 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from dicache.api import enable
-from dicache.approximators.hold import Reuse
 from dicache.config import Config
 from dicache.controllers.interval import Interval
 from dicache.errors import ScheduleError
 from dicache.extension import residual_sums
 from dicache.measuring.prompt_runs import Drawer
+from dicache.measuring.recording import CallRecord, LongHistory, Recorder
 from dicache.models.identity import identity
-from dicache.runtime.run_state import Run, SiteState
-from dicache.runtime.session import Session
 from dicache.schedules.setting import Basis, Cell
 from dicache.sites import Sites
-from dicache.types import Timetable
+from dicache.types import Site, Timetable
 
 if TYPE_CHECKING:
     from dicache.measuring.schedule_measurements import Calibration
@@ -41,17 +38,6 @@ class Curves(NamedTuple):
     """|o_s|_1, the mean over rows, branches and prompts, (T, S)."""
 
 
-@dataclass(frozen=True)
-class Remembered(Reuse):
-    """Holding, with a longer history kept: what a recorder reads."""
-
-    depth: int
-
-    @property
-    def history_depth(self) -> int:
-        return self.depth
-
-
 def record(
     denoiser: nn.Module, drawer: Drawer, sites: Sites, selector: dict[str, Any], calibration: "Calibration"
 ) -> tuple[Basis, Timetable, Curves, Tensor]:
@@ -60,30 +46,28 @@ def record(
     """
     steps, longest = calibration.steps, min(calibration.longest, calibration.steps - 1)
     model, latents = identity(denoiser), []
-    config = Config(Interval(1), approximators=(Remembered(longest + 1),), sites=sites)
+    config = Config(Interval(1), approximators=(LongHistory(longest + 1),), sites=sites)
     with enable(drawer.pipe, config=config) as cache, torch.no_grad():
-        recorder = _Recorder(cache._session, steps, longest)
-        handle = denoiser.register_forward_hook(recorder)
-        try:
+        recorder = Recorder(cache)
+        sums = _Sums(recorder.sites, steps, longest)
+        with recorder.calls(denoiser, sums.add):
             for start in range(0, len(drawer.prompts), calibration.batch):
-                chosen = range(len(drawer.prompts))[start : start + calibration.batch]
-                recorder.begin(len(chosen))
-                latents.append(drawer.draw(chosen).latents)
-                calibration.tick("uncached runs", chosen.stop, len(drawer.prompts))
-        finally:
-            handle.remove()
+                indices = range(len(drawer.prompts))[start : start + calibration.batch]
+                sums.begin(len(indices))
+                latents.append(drawer.draw(indices).latents)
+                calibration.tick("uncached runs", indices.stop, len(drawer.prompts))
         trace = cache.trace
     assert trace is not None
-    uncached = float(trace.uncached.sum()) / recorder.samples
-    return recorder.basis(model, selector, uncached), recorder.timetable, recorder.curves(), torch.cat(latents)
+    uncached = float(trace.uncached.sum()) / sums.samples
+    return sums.basis(model, selector, uncached), sums.timetable, sums.curves(), torch.cat(latents)
 
 
-class _Recorder:
-    """Called after the denoiser and the session's own hooks."""
+class _Sums:
+    """Over all calls."""
 
-    def __init__(self, session: Session, steps: int, longest: int) -> None:
-        self.session, self.steps, self.longest = session, steps, longest
-        shape = (steps, longest, len(session.sites))
+    def __init__(self, sites: Sequence[Site], steps: int, longest: int) -> None:
+        self.sites, self.steps, self.longest = sites, steps, longest
+        shape = (steps, longest, len(sites))
         self.sums, self.count = np.zeros((2, *shape)), np.zeros(shape)
         self.size, self.seen = np.zeros((steps, shape[2])), np.zeros((steps, shape[2]))
         self.samples = 0
@@ -91,34 +75,23 @@ class _Recorder:
     def begin(self, samples: int) -> None:
         """The next batch; rows and MACs are those of the last one."""
         self.samples = samples
-        self.rows, self.macs = np.zeros(self.steps), np.zeros((self.steps, len(self.session.sites)))
+        self.rows, self.macs = np.zeros(self.steps), np.zeros((self.steps, len(self.sites)))
         self.sigmas: dict[int, float] = {}
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
-        run = self.session.run
-        assert run is not None, "gradients are off"
-        timetable, step = run.step.timetable, run.step
+    def add(self, call: CallRecord) -> None:
+        timetable, step = call.step.timetable, call.step
         if timetable is None or step.total != self.steps:
             raise ScheduleError(f"the scheduler makes {step.total} steps of the {self.steps}, or does not tell them.")
         self.timetable, self.sigmas[step.index] = timetable, step.sigma
-        *_, branch = run.guided.outputs
-        rows = run.latent.shape[0]
-        self.rows[step.index] += rows / self.samples
-        self.macs[step.index] += rows / self.samples * np.array(self.session._site_macs())
-        for state in run.states:
-            for gap, then, target in self._pairs(run, state, branch):
-                self._add(step.index, state.site.index, gap, residual_sums(then, target).double().cpu().numpy())
-
-    def _pairs(self, run: Run, state: SiteState, branch: str) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Now with every step before that is remembered, while all are steps of this run; first with itself."""
-        if branch not in state.histories:
-            return
-        outputs, index = state.histories[branch].outputs, run.step.index
-        times = outputs.sigmas[:, 0].tolist()
-        for gap, value in enumerate(outputs.values[: self.longest + 1]):
-            if times[gap] != self.sigmas.get(index - gap):
-                return
-            yield gap, value, outputs.values[0]
+        share = call.rows / self.samples
+        self.rows[step.index] += share
+        self.macs[step.index] += share * np.array(call.site_macs)
+        for record in call.sites:
+            for gap, value in enumerate(record.values[: self.longest + 1]):
+                if value.steps_ago != gap:
+                    break
+                sums = residual_sums(value.output, record.values[0].output).double().cpu().numpy()
+                self._add(step.index, record.site.index, gap, sums)
 
     def _add(self, step: int, site: int, gap: int, sums: np.ndarray) -> None:
         """`sums`, (R, 6), of the value `gap` steps before against that of this step."""
@@ -142,7 +115,7 @@ class _Recorder:
         if set(self.sigmas) != set(range(self.steps)):
             raise ScheduleError(f"only {len(self.sigmas)} of {self.steps} steps ran. Search on whole runs.")
         costs = self.macs.sum(0) / self.rows.sum()
-        cells = tuple(Cell(s.path, s.kind, float(c)) for s, c in zip(self.session.sites, costs, strict=True))
+        cells = tuple(Cell(s.path, s.kind, float(c)) for s, c in zip(self.sites, costs, strict=True))
         sigmas = tuple(self.sigmas[i] for i in range(self.steps))
         rows = tuple(round(n) for n in self.rows)
         return Basis(model, self.timetable.solver, sigmas, selector, cells, rows, uncached)

@@ -10,7 +10,6 @@ All maps of one kind are of the exact values of uncached runs: what an earlier g
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,19 +19,18 @@ from tqdm import tqdm
 from dicache._version import __version__
 from dicache.api import denoisers, enable
 from dicache.approximators.fitted.coefficients import KINDS, About, Fitted, described
-from dicache.approximators.hold import Reuse
 from dicache.config import Config
 from dicache.controllers.interval import Interval
 from dicache.errors import FittedError, ModeError, UnsupportedModelError
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.measuring.moments import Increments, LowRankIncrements, Moments, Pair, StepMoments, Sums
+from dicache.measuring.recording import CallRecord, LongHistory, Recorder, SiteRecord
 from dicache.models.identity import identity
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.raw_latent import RawLatent
 from dicache.probes.site_input import SiteInput
-from dicache.runtime.run_state import Run, SiteState
-from dicache.runtime.session import Session
 from dicache.sites import Sites, Spans
+from dicache.types import Site
 
 
 def fit(
@@ -77,19 +75,16 @@ def fit(
     model = identity(denoiser)
     with enable(pipe, config=_recording(kind, sites, longest)) as cache, torch.no_grad():
         with tqdm(total=steps * -(-len(prompts) // batch), desc=f"fit {kind}", disable=not progress) as bar:
-            recorder = _Recorder(cache._session, _sums(kind, steps, longest, rank, ridge), steps, longest, bar.update)
-            handle = denoiser.register_forward_hook(recorder)
-            try:
+            sums = _SumsBySite(_sums(kind, steps, longest, rank, ridge), steps, longest, bar.update)
+            with Recorder(cache).calls(denoiser, sums.add):
                 for start in range(0, len(prompts), batch):
                     _draw(pipe, prompts, slice(start, start + batch), steps, seed, arguments)
-            finally:
-                handle.remove()
     about = About(
         kind=kind,
         model=model,
         scheduler=type(pipe.scheduler).__name__,
-        sigmas=recorder.timetable(),
-        guidance=recorder.guidance,
+        sigmas=sums.timetable(),
+        guidance=sums.guidance,
         sites=description,
         prompts=len(prompts),
         longest=longest,
@@ -97,7 +92,7 @@ def fit(
         ridge=float(ridge),
         version=__version__,
     )
-    return Fitted(about, recorder.solved())
+    return Fitted(about, sums.solved())
 
 
 def _validate(kind: str, prompts: Sequence[str], steps: int, longest: int, rank: int, ridge: float, batch: int) -> None:
@@ -111,23 +106,12 @@ def _validate(kind: str, prompts: Sequence[str], steps: int, longest: int, rank:
         raise ModeError(f"rank={rank}, batch={batch}, ridge={ridge}: expected 1 or more, 1 or more, and above 0.")
 
 
-@dataclass(frozen=True)
-class _Remembered(Reuse):
-    """Holding, with a longer history kept: what the recorder reads."""
-
-    depth: int
-
-    @property
-    def needs(self) -> int:  # type: ignore[override]
-        return self.depth
-
-
 def _recording(kind: str, sites: Sites, longest: int) -> Config:
     """Computes everything."""
     probe = SiteInput() if sites.inside_denoiser else RawLatent()
     reads = KINDS[kind].reads_feature
-    aim = (_Remembered(longest + 1),)
-    return Config(Interval(1), ClosedLoop(), aim, probe if reads else FirstBlocks(depth=0), sites)
+    history = (LongHistory(longest + 1, features=True),)
+    return Config(Interval(1), ClosedLoop(), history, probe if reads else FirstBlocks(depth=0), sites)
 
 
 def _sums(kind: str, steps: int, longest: int, rank: int, ridge: float) -> Callable[[], Sums]:
@@ -155,45 +139,35 @@ def _draw(pipe: Any, prompts: Sequence[str], rows: slice, steps: int, seed: int,
     )
 
 
-class _Recorder:
-    """Called after the denoiser and the session's own hooks."""
+class _SumsBySite:
+    """Over all calls."""
 
-    def __init__(
-        self, session: Session, new: Callable[[], Sums], steps: int, longest: int, tick: Callable[[], Any]
-    ) -> None:
-        self.session, self.new, self.steps, self.longest, self.tick = session, new, steps, longest, tick
+    def __init__(self, new: Callable[[], Sums], steps: int, longest: int, tick: Callable[[], Any]) -> None:
+        self.new, self.steps, self.longest, self.tick = new, steps, longest, tick
         self.sums: dict[str, Sums] = {}
         self.sigmas: dict[int, float] = {}
         self.guidance = 1.0
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
-        run = self.session.run
-        assert run is not None, "gradients are off"
-        if run.step.total != self.steps:
-            raise FittedError(f"the scheduler makes {run.step.total} steps where {self.steps} were asked for.")
-        *others, branch = run.guided.outputs
-        if not others:
+    def add(self, call: CallRecord) -> None:
+        if call.step.total != self.steps:
+            raise FittedError(f"the scheduler makes {call.step.total} steps where {self.steps} were asked for.")
+        if call.first:
             self.tick()
-        self.sigmas[run.step.index] = run.step.sigma
-        if run.guided.strength is not None:
-            self.guidance = float(run.guided.strength.mean())
-        for state in run.states:
-            for pair in self._pairs(run, state, branch):
-                self.sums.setdefault(state.site.path, self.new()).add(pair)
+        self.sigmas[call.step.index] = call.step.sigma
+        self.guidance = self.guidance if call.guidance is None else call.guidance
+        for record in call.sites:
+            for pair in self._pairs(record, call.step.index):
+                self.sums.setdefault(record.site.path, self.new()).add(pair)
 
-    def _pairs(self, run: Run, state: SiteState, branch: str) -> Iterator[Pair]:
-        """Now with every step before that is remembered, while all are steps of this run."""
-        if branch not in state.histories:
-            return
-        outputs, features = state.histories[branch].outputs, state.histories[branch].features
-        times, step = outputs.sigmas[:, 0].tolist(), run.step.index
-        for gap in range(1, min(self.longest + 1, len(outputs.values))):
-            if times[0] != run.step.sigma or times[gap] != self.sigmas.get(step - gap):
+    def _pairs(self, record: SiteRecord, step: int) -> Iterator[Pair]:
+        """Now with every step before that is remembered."""
+        now = record.values[0]
+        for gap, then in enumerate(record.values[: self.longest + 1]):
+            if then.steps_ago != gap:
                 return
-            pair = Pair(step, gap, outputs.values[0], outputs.values[gap])
-            if features.values:
-                pair = pair._replace(input_now=features.values[0], input_then=features.values[gap])
-            yield _checked(pair, state)
+            if gap > 0:
+                pair = Pair(step, gap, now.output, then.output, now.feature, then.feature)
+                yield _checked(pair, record.site)
 
     def timetable(self) -> tuple[float, ...]:
         """Sigmas of all steps. Raises FittedError where the runs began half-way."""
@@ -210,11 +184,11 @@ class _Recorder:
         return found
 
 
-def _checked(pair: Pair, state: SiteState) -> Pair:
+def _checked(pair: Pair, site: Site) -> Pair:
     shapes = [tuple(t.shape) for t in (pair.now, pair.input_now) if t is not None]
     if any(len(shape) != 3 or shape[:2] != shapes[0][:2] for shape in shapes):
         raise UnsupportedModelError(
-            f"fit needs values (and inputs) of shape (rows, tokens, channels), but {state.site.path or 'the denoiser'} "
+            f"fit needs values (and inputs) of shape (rows, tokens, channels), but {site.path or 'the denoiser'} "
             f"has {' and '.join(map(str, shapes))}. Use other sites."
         )
     return pair

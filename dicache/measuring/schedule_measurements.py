@@ -24,6 +24,7 @@ from dicache.controllers.interval import Interval
 from dicache.errors import FittedError, ScheduleError
 from dicache.measuring.error_curves import Curves, record
 from dicache.measuring.prompt_runs import Drawer
+from dicache.measuring.recording import Recorder
 from dicache.measuring.slopes_along_run import Taken, uncached
 from dicache.promise.metrics import relative_error
 from dicache.runtime.evidence import guessing
@@ -143,7 +144,7 @@ class ScheduleMeasurements:
         config = Config(Interval(1), approximators=(form,), probe=fitted.probe, sites=self.sites)
         with enable(self.pipe, config=config) as cache:
             self.drawer.draw([0])
-            booked = cache._session.meter.costs
+            booked = Recorder(cache).booked_macs
         cells = [cell._replace(guess=booked[guessing(form, cell.path)]) for cell in self.basis.cells]
         return replace(self.basis, cells=tuple(cells))
 

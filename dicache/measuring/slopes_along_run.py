@@ -27,7 +27,7 @@ from torch import Tensor
 from dicache.api import enable
 from dicache.approximators.noise import noise_of
 from dicache.errors import ScheduleError
-from dicache.runtime.run_state import Run
+from dicache.measuring.recording import Recorder, StepRecord
 from dicache.schedules.action_table import Table, computes
 from dicache.schedules.setting import config_of
 from dicache.tensors.norms import relative_change
@@ -71,8 +71,8 @@ class SlopesAlongRun(NamedTuple):
 
 CLOSE = 0.05
 """How far what the scheduler is given may be from the outputs mixed, relative: half precision rounds."""
-Step = Callable[[Run, Tensor, Tensor], Tensor]
-"""The run, the output that the scheduler is given and the latent; what it is given instead."""
+Step = Callable[[StepRecord, Tensor, Tensor], Tensor]
+"""The step, the output that the scheduler is given and the latent; what it is given instead."""
 
 
 def uncached(measurements: "ScheduleMeasurements", prompts: range) -> list[Taken]:
@@ -81,14 +81,14 @@ def uncached(measurements: "ScheduleMeasurements", prompts: range) -> list[Taken
     """
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def keep(run: Run, output: Tensor, latent: Tensor) -> Tensor:
-        truth = _own(run.guided.truth, output) if run.guided.complete and run.guided.truth is not None else None
+    def note(record: StepRecord, output: Tensor, latent: Tensor) -> Tensor:
+        truth = None if record.output is None else _own(record.output, output)
         if truth is not None and (truth.shape != output.shape or _far(output, truth)):
             raise _changed(measurements)
         seen.append((output.clone(), latent.clone()))
         return output
 
-    _, last = _drawn(measurements, prompts, [True] * len(measurements.basis.sigmas), keep)
+    _, last = _drawn(measurements, prompts, [True] * len(measurements.basis.sigmas), note)
     after = [latent for _, latent in seen[1:]] + [last]
     return [Taken(v, x, *_solved([x, v], y)) for (v, x), y in zip(seen, after, strict=True)]
 
@@ -130,12 +130,12 @@ class _Fitter:
         self.found: list[list[float]] = []
         self.guidance = 1.0
 
-    def __call__(self, run: Run, output: Tensor, latent: Tensor) -> Tensor:
-        t, strength = run.step.index, run.guided.strength
-        self.guidance = self.guidance if strength is None else float(strength.mean())
+    def __call__(self, record: StepRecord, output: Tensor, latent: Tensor) -> Tensor:
+        t = record.step.index
+        self.guidance = self.guidance if record.guidance is None else record.guidance
         if self.computed[t]:
-            seen = _own(run.latent[: len(latent)], latent)
-            self.histories = [(t, output.clone(), noise_of(seen, output, run.step.noise)), *self.histories[:1]]
+            seen = _own(record.latent[: len(latent)], latent)
+            self.histories = [(t, output.clone(), noise_of(seen, output, record.step.noise)), *self.histories[:1]]
             self.found.append([0.0, 0.0, -1.0, -1.0])
             return output
         if len(self.histories) < 2:
@@ -168,13 +168,13 @@ def _drawn(
     """The final latents of a run in which the scheduler is given what `step` says, and as the scheduler left them."""
     table = torch.where(torch.tensor(computed), int(Action.COMPUTE), int(Action.REUSE)).to(torch.uint8).numpy()
     with enable(measurements.pipe, config=config_of(measurements.basis, table[None, :, None])) as cache:
-        left: list[Tensor] = []
+        recorder, left = Recorder(cache), list[Tensor]()
 
         def seen(output: Tensor, latent: Tensor) -> Tensor:
-            run = cache._session.run
-            if run is None or output.shape != latent.shape or run.step.index != len(left):
+            record = recorder.step
+            if record is None or output.shape != latent.shape or record.step.index != len(left):
                 raise _changed(measurements)
-            return step(run, output, latent)
+            return step(record, output, latent)
 
         with _stepping(measurements.pipe.scheduler, seen, left.append):
             latents = measurements.drawer.draw(prompts).latents

@@ -264,9 +264,9 @@ class Session:
             run.let_go()
             raise
         if self.memory.planned is None:
-            self.memory.plan(run, self._site_macs())
+            self.memory.plan(run, self.site_macs())
 
-    def _site_macs(self) -> list[float]:
+    def site_macs(self) -> list[float]:
         return [sum(self.meter.costs.get(module_call, 0.0) for module_call in site.modules) for site in self.sites]
 
     def shares_its_run_with(self, other: "Session") -> bool:
@@ -289,7 +289,7 @@ class Session:
         samples = run.samples or len(self.meter.executed)
         executed, uncached = (macs.view(-1, samples).sum(0) for macs in (self.meter.executed, self.meter.uncached))
         told = (tuple(run.records), executed, uncached, run.bytes, run.overhead, run.complete)
-        return Trace(*told, self.sites, tuple(self._site_macs()), self.memory.planned)
+        return Trace(*told, self.sites, tuple(self.site_macs()), self.memory.planned)
 
 
 def _view(run: Run, call: Call, module_call: ModuleCall) -> View:

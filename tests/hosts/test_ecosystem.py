@@ -403,4 +403,4 @@ def test_a_run_that_broke_off_is_not_over_after_disable_and_nothing_of_it_is_kep
     for _ in range(2):
         facts = cache.report().to_dict()
         assert not facts["complete"] and len(facts["steps"]) == call - 1
-    assert all(state.judgement is None and not state.histories for state in cache._session.run.states)
+    assert all(state.judgement is None and not state.histories for state in cache.session.run.states)

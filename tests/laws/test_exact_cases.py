@@ -114,7 +114,7 @@ def test_probes_measure_what_they_say():
     pipe = make_flux()
     with dicache.enable(pipe, config=Config(Threshold(0.0), probe=looked)) as cache:
         FLUX.draw(pipe, [1, 2], 4)
-        assert torch.equal(looked.features.pop(), cache._session.run.latent)
+        assert torch.equal(looked.features.pop(), cache.session.run.latent)
     after, added, modulated = looked.features
     assert added.shape == modulated.shape == after.shape and 0 < float(added.norm()) != float(after.norm())
 

@@ -183,7 +183,7 @@ def _recorder(attachment: Any, outputs: list[list[Tensor]]) -> Any:
 def test_the_mixture_found_is_the_guidance_that_was_asked_for(made):
     mixtures = []
     cache = dicache.enable(made.pipe, error_budget=0.0)
-    handle = made.denoiser.register_forward_hook(lambda *_: mixtures.append(cache._session.run.guided.mixture))
+    handle = made.denoiser.register_forward_hook(lambda *_: mixtures.append(cache.session.run.guided.mixture))
     draw(made, [1, 2])
     handle.remove()
     cache.disable()

@@ -100,7 +100,7 @@ def test_what_is_decided_for_a_step_is_what_that_step_runs(name, skips):
     seen = set()
 
     def ran(*_):
-        seen.add(pipe.scheduler.step_index if hasattr(pipe.scheduler, "step_index") else cache._session.run.step.index)
+        seen.add(pipe.scheduler.step_index if hasattr(pipe.scheduler, "step_index") else cache.session.run.step.index)
 
     with dicache.enable(pipe, config=dicache.Config(Scripted(skips))) as cache:
         tiny.draw(pipe, [1], STEPS)  # the first run also measures MACs
@@ -219,7 +219,7 @@ def test_the_mixture_found_is_the_guidance_that_was_asked_for():
         def note(
             pipe: Any, index: int, timestep: Any, kwargs: dict[str, Any], cache=cache, seen=seen
         ) -> dict[str, Any]:
-            seen.append(cache._session.run.guided.mixture)
+            seen.append(cache.session.run.guided.mixture)
             return {}
 
         tiny.draw(pipe, [1, 2], 4, callback_on_step_end=note)

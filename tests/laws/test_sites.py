@@ -94,7 +94,7 @@ def test_work_is_what_ran_and_memory_is_what_was_planned(tiny, sites):
         tiny.draw(pipe, [1, 2], STEPS)  # costs are measured
         macs = count_macs(pipe.transformer)
         tiny.draw(pipe, [1, 2], STEPS)
-        run = cache._session.run
+        run = cache.session.run
         assert run.complete or tiny is not FLUX, "this pipeline says that its run is over"
         assert run.held == 0 or not run.complete
         trace = cache.trace
@@ -257,7 +257,7 @@ def test_a_budget_is_shared_out_among_sites():
     pipe = make_flux()
     with dicache.enable(pipe, config=dicache.Config(Planned(0.2), sites=Spans())) as cache:
         FLUX.draw(pipe, [1], STEPS)
-        budgets = [state.rule.budget for state in cache._session.run.states]
+        budgets = [state.rule.budget for state in cache.session.run.states]
     assert budgets == pytest.approx([0.2 / 5**0.5] * 5)
 
 

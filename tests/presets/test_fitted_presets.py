@@ -137,7 +137,7 @@ def test_the_laws_hold_for_every_preset(name):
     with dicache.enable(pipe, config=config) as cache:
         alone = [(FLUX.draw(pipe, [sample], STEPS), grids(cache)) for sample in (1, 2, 3)]
         FLUX.draw(pipe, [1, 2, 3], STEPS)  # costs of a batch of three are measured
-        session = cache._session
+        session = cache.session
         handles = [
             pipe.transformer.get_submodule(site.modules[0]).register_forward_hook(
                 seen(site, session, exact), with_kwargs=True
@@ -213,7 +213,7 @@ def test_the_probe_shows_every_site_its_own_input():
     block = pipe.transformer.transformer_blocks[1]
     with dicache.enable(pipe, config=config) as cache:
         block.register_forward_pre_hook(lambda m, a, kw: inputs.update(kw), with_kwargs=True)
-        held = watch_histories(pipe.transformer, cache._session)
+        held = watch_histories(pipe.transformer, cache.session)
         FLUX.draw(pipe, [1, 2], 4)
         (histories,) = held[1].values()
         joined = torch.cat([inputs["encoder_hidden_states"], inputs["hidden_states"]], dim=1)

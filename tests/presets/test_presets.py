@@ -84,7 +84,7 @@ def test_the_laws_hold_for_every_preset(name):
     exact: dict[float, torch.Tensor] = {}
     with dicache.enable(pipe, config=config) as cache:
         alone = [(FLUX.draw(pipe, [sample], STEPS), strips(cache)[0]) for sample in (1, 2, 3)]
-        session = cache._session
+        session = cache.session
 
         def seen(module, args, output):
             exact[session.run.step.sigma] = output.clone()

@@ -77,7 +77,7 @@ class Watched:
     """What every site was given and gave, by its time, seen from outside."""
 
     def __init__(self, model: nn.Module, cache: dicache.Cache) -> None:
-        self.session: Any = cache._session
+        self.session: Any = cache.session
         self.given: dict[tuple[float, str], list[Tensor]] = {}
         self.gave: dict[tuple[float, str], Any] = {}
         self.outputs: dict[float, list[Tensor]] = {}
@@ -131,7 +131,7 @@ def test_the_laws_hold_for_every_preset(name):
         alone, alone_decided = tiny.draw(pipe, [2], STEPS), actions(cache)
         tiny.draw(pipe, [1, 2, 3], STEPS)  # costs of a batch of three are measured
         watched = Watched(pipe.transformer, cache)
-        macs, held = count_macs(pipe.transformer), watch_histories(pipe.transformer, cache._session)
+        macs, held = count_macs(pipe.transformer), watch_histories(pipe.transformer, cache.session)
         together, decided, trace = tiny.draw(pipe, [1, 2, 3], STEPS), actions(cache), cache.trace
         for handle in watched.handles:
             handle.remove()

@@ -44,9 +44,9 @@ def test_weaker_branches_are_told_in_one_call_or_in_several(name):
     make = PIPELINES[name]
     with dicache.enable(pipe := make.make(), error_budget=0.1) as cache:
         make.draw(pipe, [1, 2], 4)
-        together = cache._session.run.facts.negative_conditions
+        together = cache.session.run.facts.negative_conditions
         make.draw(pipe, [2], 4)
-        alone = cache._session.run.facts.negative_conditions
+        alone = cache.session.run.facts.negative_conditions
     assert together and alone.keys() == together.keys()
     for name, each in together.items():
         assert each.shape == (2, SIZE) and alike(each[1], alone[name][0]) and not alike(each[0], alone[name][0])
@@ -75,7 +75,7 @@ def test_another_negative_prompt_is_refused_where_a_promise_was_tested_with_one(
         with pytest.raises(ProfileError, match="of several profiles"):
             pipe.draw([1, 2])
         pipe.draw([2])
-    assert cache._session.run.states[0].controller.profile is free
+    assert cache.session.run.states[0].controller.profile is free
     for profiles, fits in (([one, "nearest"], False), (free, True)):
         with dicache.enable(pipe, error_budget=0.5, profile=profiles) as cache:
             pipe.draw([1, 2])

@@ -271,7 +271,7 @@ def test_the_profile_is_chosen_once_a_run_and_not_at_every_step(monkeypatch):
         choices.clear()
         pipe.draw([1, 2])
         assert [facts.guidance is None for facts in choices] == [True, False], "before and after guidance is measured"
-        assert choices[-1] is cache._session.run.facts
+        assert choices[-1] is cache.session.run.facts
 
 
 def test_a_confidence_without_any_profile_of_the_model_says_how_to_make_one():
@@ -331,13 +331,13 @@ def test_a_model_whose_weights_are_offloaded_runs_without_a_profile_and_says_so_
     pipe = Captioned()
     pipe.transformer.to("meta")
     with dicache.enable(pipe, error_budget=0.1) as cache:
-        assert isinstance(cache._session.config.controller, Planned)
+        assert isinstance(cache.session.config.controller, Planned)
     with pytest.raises(UnsupportedModelError, match="offloaded"):
         dicache.enable(pipe, error_budget=0.1, profile="nearest")
     reference = dicache.reference.pipeline()
     reference.transformer.to("meta")
     with dicache.enable(reference, error_budget=0.1) as cache:
-        assert isinstance(cache._session.config.controller, Planned)
+        assert isinstance(cache.session.config.controller, Planned)
 
 
 def test_the_identity_is_of_the_weights_and_of_nothing_else():
