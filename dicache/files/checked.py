@@ -101,8 +101,8 @@ class Fields:
     or out of its range.
     """
 
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        self.content = content
+    def __init__(self, content: Mapping[str, Any], within: str = "") -> None:
+        self.content, self._within = content, within
 
     def has(self, key: str) -> bool:
         """Whether it is there, and not null."""
@@ -112,7 +112,7 @@ class Fields:
         return self._of_kind(key, str)
 
     def fields(self, key: str) -> "Fields":
-        return Fields(self._of_kind(key, dict))
+        return Fields(self._of_kind(key, dict), key)
 
     def values(self, key: str) -> list[Any]:
         """A list of anything."""
@@ -121,43 +121,46 @@ class Fields:
     def each(self, key: str) -> list["Fields"]:
         """A list of objects."""
         if not all(isinstance(value, dict) for value in self.values(key)):
-            raise FileFault(f"{key!r} is not a list of objects")
-        return [Fields(value) for value in self.values(key)]
+            raise self._fault(f"{key!r} is not a list of objects")
+        return [Fields(value, key) for value in self.values(key)]
 
     def texts(self, key: str) -> list[str]:
         if not all(isinstance(value, str) for value in self.values(key)):
-            raise FileFault(f"{key!r} are not all strings")
+            raise self._fault(f"{key!r} are not all strings")
         return self.values(key)
 
     def integer(self, key: str, least: float = -math.inf, most: float = math.inf) -> int:
         value = self.content.get(key)
         if type(value) is not int:
-            raise FileFault(f"{key!r} is missing or of another kind")
+            raise self._fault(f"{key!r} is missing or of another kind")
         if not least <= value <= most:
-            raise FileFault(f"{key!r} is {value}, not from {least:g} to {most:.0f}")
+            raise self._fault(f"{key!r} is {value}, not from {least:g} to {most:.0f}")
         return value
 
     def number(self, key: str, least: float = -math.inf) -> float:
         """Finite, from `least` on."""
         value = _finite(self.content.get(key))
         if value is None:
-            raise FileFault(f"{key!r} is missing or of another kind, not a finite number")
+            raise self._fault(f"{key!r} is missing or of another kind, not a finite number")
         if value < least:
-            raise FileFault(f"{key!r} is {value:g}, not a finite number from {least:g} on")
+            raise self._fault(f"{key!r} is {value:g}, not a finite number from {least:g} on")
         return value
 
     def numbers(self, key: str) -> tuple[float, ...]:
         """A list of finite numbers."""
         numbers = [_finite(value) for value in self.values(key)]
         if None in numbers:
-            raise FileFault(f"{key!r} are not all finite numbers")
+            raise self._fault(f"{key!r} are not all finite numbers")
         return tuple(number for number in numbers if number is not None)
 
     def _of_kind(self, key: str, kind: type[T]) -> T:
         value = self.content.get(key)
         if not isinstance(value, kind):
-            raise FileFault(f"{key!r} is missing or of another kind")
+            raise self._fault(f"{key!r} is missing or of another kind")
         return value
+
+    def _fault(self, what: str) -> FileFault:
+        return FileFault(f"in {self._within!r}, {what}" if self._within else what)
 
 
 def _finite(value: Any) -> float | None:  # noqa: ANN401

@@ -1,17 +1,10 @@
-"""What calibration measured for one model, scheduler, step count and guidance: a JSON file, with its arrays in a
-safetensors file beside it, bound to it by sha256.
+"""What calibration measured for one model, scheduler, step count and guidance.
 
-    levels          (m,)      internal budgets, rising
-    estimate, work  (n, m)    of every prompt that the promise was tested on, at every level
-    loss.M          (n, m)    the same for every metric; larger is worse (PSNR and SSIM are stored negated)
-
-A file is read as data and checked before anything is used: format, sizes, names, digest, shapes, signs. Nothing is
-unpickled, nothing outside the JSON file's folder is opened. Arrays of other names, which earlier versions wrote, are
-left unread.
+levels          (m,)      internal budgets, rising
+estimate, work  (n, m)    of every prompt that the promise was tested on, at every level
+loss.M          (n, m)    the same for every metric; larger is worse (PSNR and SSIM are stored negated)
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,20 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
-from dicache.errors import BudgetError, ProfileError
-from dicache.files.checked import FileFault, plain_bytes, sibling
-from dicache.models.conditioning import SIZE, Prints, alike
+from dicache.errors import ProfileError
+from dicache.models.conditioning import Prints, alike
 from dicache.planning.error_law import RULE
 from dicache.promise.learn_then_test import accepted, failures_allowed, prompts_needed, rising
 from dicache.solvers.same_steps import differs
 from dicache.types import LATENT, Rows, Timetable, Wanted
 
-FORMAT = "dicache.profile/1"
-LARGEST = {"json": 4 << 20, "arrays": 256 << 20}
-"""Bytes; more is no profile."""
 LOSS = "loss."
 LATENT_LOSS = LOSS + LATENT
 NEEDED = ("levels", "estimate", "work", LATENT_LOSS)
@@ -164,82 +151,9 @@ class Profile:
 
     def save(self, path: str | Path) -> None:
         """Write `path` (.json) and the arrays beside it (.safetensors). Raises ProfileError if that is impossible."""
-        path = Path(path)
-        if path.suffix != ".json":
-            raise ProfileError(f"{path} is not a profile's name. Expected one that ends in .json.")
-        data = save({key: np.ascontiguousarray(value, dtype=np.float32) for key, value in self.arrays.items()})
-        beside = path.with_suffix(".safetensors")
-        content = {
-            "format": FORMAT,
-            "model": self.facts.model,
-            "scheduler": self.facts.scheduler,
-            "sigmas": list(self.facts.sigmas),
-            "guidance": self.facts.guidance,
-            "rule": self.facts.rule,
-            "weaker": {key: list(numbers) for key, numbers in self.facts.negative_conditions.items()},
-            "about": dict(self.about),
-            "arrays": {"file": beside.name, "sha256": hashlib.sha256(data).hexdigest()},
-        }
-        try:
-            beside.write_bytes(data)
-            path.write_text(json.dumps(content, indent=1) + "\n")
-        except OSError as error:
-            raise ProfileError(f"the profile cannot be written to {path}: {error}.") from error
+        from dicache.promise.profile_file import save
 
-
-def load_profile(path: str | Path) -> Profile:
-    """Read what `Profile.save` wrote. Raises ProfileError, whatever is wrong with the files; nothing is loaded then."""
-    path = Path(path)
-    try:
-        content = json.loads(plain_bytes(path, LARGEST["json"]).decode())
-        facts, bound = _facts(content)
-        data = plain_bytes(path.parent / bound["file"], LARGEST["arrays"])
-        if hashlib.sha256(data).hexdigest() != bound["sha256"]:
-            raise FileFault(f"{bound['file']} is not the file it was saved with (sha256 differs)")
-        read = {key: value for key, value in load(data).items() if key in NEEDED or key.startswith(LOSS)}
-        return Profile(facts, read, content["about"])
-    except (FileFault, BudgetError, OSError, ValueError, OverflowError, RecursionError, SafetensorError) as error:
-        raise ProfileError(
-            f"{path} is no profile that can be used: {error}. Calibrate again: dicache.calibrate(...)."
-        ) from error
-
-
-def _facts(content: Any) -> tuple[Facts, dict[str, str]]:  # noqa: ANN401
-    """Of the JSON, and the name and digest of the arrays' file."""
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise FileFault(f"its format is not {FORMAT}")
-    kinds: dict[str, Any] = {
-        "model": str,
-        "scheduler": str,
-        "sigmas": list,
-        "guidance": (int, float),
-        "rule": int,
-        "about": dict,
-        "arrays": dict,
-    }
-    for key, kind in kinds.items():
-        if not isinstance(content.get(key), kind) or isinstance(content[key], bool):
-            raise FileFault(f"{key!r} is missing or of another kind")
-    bound = content["arrays"]
-    if not all(isinstance(bound.get(key), str) for key in ("file", "sha256")):
-        raise FileFault("'arrays' does not name a file and its sha256")
-    sibling(bound["file"])
-    if not all(isinstance(s, int | float) and not isinstance(s, bool) for s in content["sigmas"]):
-        raise FileFault("'sigmas' are not all numbers")
-    sigmas = tuple(float(s) for s in content["sigmas"])
-    if content.get("prices", "law") != "law":
-        raise FileFault("its runs were planned by measured prices, which this version of dicache does not plan by")
-    about = content["model"], content["scheduler"], sigmas, float(content["guidance"])
-    return Facts(*about, content["rule"], _negative_conditions(content.get("weaker", {}))), bound
-
-
-def _negative_conditions(content: Any) -> dict[str, tuple[float, ...]]:  # noqa: ANN401
-    if not isinstance(content, dict) or not all(isinstance(numbers, list) for numbers in content.values()):
-        raise FileFault("'weaker' is no list of numbers by name")
-    found = {key: tuple(n for n in numbers if type(n) in (int, float)) for key, numbers in content.items()}
-    if any(len(numbers) != SIZE or len(content[key]) != SIZE for key, numbers in found.items()):
-        raise FileFault(f"'weaker' does not hold {SIZE} numbers by name")
-    return {key: tuple(map(float, numbers)) for key, numbers in found.items()}
+        save(self, Path(path))
 
 
 def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:

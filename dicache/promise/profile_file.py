@@ -1,0 +1,76 @@
+"""Profiles as files: the facts as JSON, with the arrays in a safetensors file beside it, bound to it by sha256
+(`dicache.files.bound_arrays`).
+
+A file is read as data and checked before anything is used: format, sizes, names, digest, shapes, signs. Nothing is
+unpickled, nothing outside the JSON file's folder is opened. Arrays of other names, which earlier versions wrote, are
+left unread.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from dicache.errors import ProfileError
+from dicache.files.arrays_file import ArraysFile, arrays_bytes
+from dicache.files.bound_arrays import bound_arrays, read_facts, write_bound, writing
+from dicache.files.checked import Fields, FileFault, refusing
+from dicache.models.conditioning import SIZE
+from dicache.promise.profile import LOSS, NEEDED, Facts, Profile
+
+FORMAT = "dicache.profile/1"
+LARGEST = 256 << 20
+"""Bytes of arrays; more are no profile's."""
+
+
+def save(profile: Profile, path: Path) -> None:
+    """Write `path` (.json) and the arrays beside it (.safetensors). Raises ProfileError if that is impossible."""
+    facts = profile.facts
+    content = {
+        "format": FORMAT,
+        "model": facts.model,
+        "scheduler": facts.scheduler,
+        "sigmas": list(facts.sigmas),
+        "guidance": facts.guidance,
+        "rule": facts.rule,
+        "weaker": {key: list(numbers) for key, numbers in facts.negative_conditions.items()},
+        "about": dict(profile.about),
+    }
+    with writing(ProfileError, "profile", path):
+        arrays = {key: np.asarray(value, np.float32) for key, value in profile.arrays.items()}
+        write_bound(path, content, "arrays", arrays_bytes(arrays))
+
+
+def load_profile(path: str | Path) -> Profile:
+    """Read what `Profile.save` wrote. Raises ProfileError, whatever is wrong with the files; nothing is loaded then."""
+    path = Path(path)
+    remedy = "Calibrate again: dicache.calibrate(...)."
+    with refusing(ProfileError, f"{path} is no profile that can be used", remedy):
+        content = read_facts(path, FORMAT)
+        facts, about = _facts(content), content.fields("about").content
+        with bound_arrays(path, content, "arrays", LARGEST) as file:
+            return Profile(facts, _arrays(file), about)
+
+
+def _arrays(file: ArraysFile) -> dict[str, np.ndarray]:
+    return {key: file.array(key) for key in file.stored if key in NEEDED or key.startswith(LOSS)}
+
+
+def _facts(content: Fields) -> Facts:
+    if content.content.get("prices", "law") != "law":
+        raise FileFault("its runs were planned by measured prices, which this version of dicache does not plan by")
+    return Facts(
+        content.text("model"),
+        content.text("scheduler"),
+        content.numbers("sigmas"),
+        content.number("guidance"),
+        content.integer("rule"),
+        _negative_conditions(content.fields("weaker")) if "weaker" in content.content else {},
+    )
+
+
+def _negative_conditions(weaker: Fields) -> dict[str, tuple[float, ...]]:
+    """What files call by its older name."""
+    conditions = {key: weaker.numbers(key) for key in weaker.content}
+    if any(len(numbers) != SIZE for numbers in conditions.values()):
+        raise FileFault(f"'weaker' does not hold {SIZE} numbers by name")
+    return conditions
