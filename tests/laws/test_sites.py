@@ -241,7 +241,8 @@ def test_a_composition_that_cannot_work_is_refused(parts, error):
 def test_sites_say_what_fills_them_in_unless_a_composition_does():
     for sites in (Evaluation(), Branches(), Spans(), Sublayers()):
         assert dicache.Config(Budgeted(0.1), sites=sites).approximators == sites.approximators
-    assert dicache.Config(Budgeted(0.1), approximators=(Reuse(),)).approximators == (Reuse(),)
+    held = (Reuse(),)
+    assert dicache.Config(Budgeted(0.1), approximators=held).approximators is held
     assert Evaluation().approximators != Spans().approximators
 
 
