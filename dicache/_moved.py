@@ -28,7 +28,7 @@ MOVED = {
     "dicache.basis": "dicache.schedules.setting",
     "dicache.bench.ablation": "dicache.bench.studies.ablation",
     "dicache.bench.arms": "dicache.bench.arms.arm",
-    "dicache.bench.batched": "dicache.bench.arms.batched_guidance",
+    "dicache.bench.batched": "dicache.bench.models.batched_guidance",
     "dicache.bench.budgets": "dicache.bench.studies.budgets",
     "dicache.bench.check": "dicache.bench.harness.check_again",
     "dicache.bench.costs": "dicache.bench.harness.costs",
