@@ -133,6 +133,27 @@ MOVED = {
     "dicache.whole": "dicache.runtime.evaluation_site",
 }
 """Old place: new place."""
+RENAMED = {
+    "dicache.api.Cache": "dicache.cache.Cache",
+    "dicache.approximators.base.Now": "dicache.approximators.Target",
+    "dicache.approximators.base.Past": "dicache.approximators.Histories",
+    "dicache.approximators.calibrated.Calibrated": "dicache.approximators.fitted.base.FromCoefficients",
+    "dicache.approximators.multistep.Multistep": "dicache.approximators.fitted.run_slopes.RunSlopes",
+    "dicache.config.budgeted": "dicache.defaults.for_budget",
+    "dicache.config.calibrated": "dicache.defaults.for_profile",
+    "dicache.controllers.within.Within": "dicache.controllers.NoiseWindow",
+    "dicache.demo.draw": "dicache.reference.draw.draw",
+    "dicache.demo.pictures": "dicache.reference.draw.pictures",
+    "dicache.estimators.sensitivities.Table": "dicache.presets.SensitivityTable",
+    "dicache.finders.gate.Gate": "dicache.finders.TGate",
+    "dicache.finders.optimal.Optimal": "dicache.finders.DynamicProgramming",
+    "dicache.report.Promise": "dicache.controllers.base.ProfileUse",
+    "dicache.schedule.Found": "dicache.schedules.schedule.Origin",
+    "dicache.sensitivity.Gap": "dicache.measuring.gap_weights.SingleGap",
+    "dicache.shelf.Shelf": "dicache.promise.choose_profile.ProfileChoice",
+    "dicache.types.Course": "dicache.types.Timetable",
+}
+"""Classes and functions that a composition, a finder or a loop of one's own may use: old name and place, new ones."""
 REMOVED = {
     "dicache.approximators.least_squares": "use dicache.approximators.Align",
     "dicache.controllers.audited": "use enable(..., audit=0.05)",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import dicache
-from dicache._moved import MOVED
+from dicache._moved import MOVED, RENAMED
 
 ROOT = Path(__file__).resolve().parents[2]
 LAZY = [
@@ -75,3 +75,9 @@ def test_a_deep_import_of_an_old_place_names_the_new_one():
 @pytest.mark.parametrize("old", MOVED)
 def test_every_new_place_is_there(old):
     assert find_spec(MOVED[old]) is not None
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_every_new_name_is_there(old):
+    home, _, name = RENAMED[old].rpartition(".")
+    assert callable(getattr(import_module(home), name))
