@@ -6,7 +6,6 @@ prompts.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -130,10 +129,9 @@ def _errors(measurements: ScheduleMeasurements, tables: Sequence[Table], fitted:
 
 
 def _origin(finder: Finder, calibration: Calibration, seed: int) -> Origin:
-    options = {field.name: getattr(finder, field.name) for field in fields(finder)}  # type: ignore[arg-type]  # dataclasses
     arguments = {
         name: value.name.lower() if isinstance(value, Action) else value
-        for name, value in options.items()
+        for name, value in vars(finder).items()
         if isinstance(value, str | int | float)
     }
     return Origin(finder.name, arguments, seed, len(calibration.prompts), calibration.digest, __version__)

@@ -6,10 +6,10 @@ Steps come in pairs, a full one and one that may reuse. For a pair, with beta = 
     L = k ||F(x) - F_beta(x)||^2 / ||F||^2  +  lambda sum over sites of  c beta
 
     space = "eps"    the paper: k = 1, c = 1, w from N(0, 1), one lambda, guidance branches each for itself
-    space = "x"      k the square of the output's coefficient in the solver's step times what later steps leave of an
-                     error made there (`dicache.planning.error_law.kept`), 1 in the mean; branches mixed as the pipeline
-                     mixes them; c the site's share of MACs, 1 in the mean; lambda rises along a path, from a price at
-                     which everything computes to one at which nothing does
+    space = "x"      k the square of the output's coefficient in the solver's step times what survives of an error made
+                     there (`dicache.planning.error_law`), 1 in the mean; branches mixed as the pipeline mixes them;
+                     c the site's share of MACs, 1 in the mean; lambda rises along a path, from a price at which
+                     everything computes to one at which nothing does
 
 In x space a site's score is its mean beta along the path: scores of one lambda saturate, and cannot be ranked. Sites
 are skipped from the lowest score on until the work is what was asked for. Half of all site calls can be skipped at
