@@ -83,7 +83,7 @@ def test_a_search_that_measures_on_the_way_chooses_from_all_it_measured(pipe, ca
     assert len(schedules) > MOST
     front = finder.find(pipe, Evaluation(), calibration).members
     for s in schedules:
-        assert any(surviving_share.work <= s.work and surviving_share.error <= s.error for surviving_share in front)
+        assert any(best.work <= s.work and best.error <= s.error for best in front)
 
 
 def test_a_seeded_front_dominates_its_seeds_and_the_first_step_is_no_gene(pipe, calibration):
