@@ -23,7 +23,7 @@ def check_out(out: Tensor, a: Tensor) -> None:
     wanted = (a.shape[0], 6)
     if out.shape != wanted or out.dtype != torch.float32 or out.device != a.device or not out.is_contiguous():
         raise ArgumentError(
-            f"residual_sums got out={_told(out)}. Expected a contiguous float32 {wanted} on {a.device}; "
+            f"residual_sums got out={_shown(out)}. Expected a contiguous float32 {wanted} on {a.device}; "
             "leave it away to get a new one."
         )
 
@@ -47,7 +47,7 @@ def check_combine(terms: Sequence[Tensor], coefficients: Tensor) -> None:
     wanted = (terms[0].shape[0], len(terms))
     if coefficients.shape != wanted or not coefficients.is_floating_point() or coefficients.device.type != "cpu":
         raise ArgumentError(
-            f"combine got coefficients {_told(coefficients)}. Expected floating {wanted}, "
+            f"combine got coefficients {_shown(coefficients)}. Expected floating {wanted}, "
             "one row per sample and one column per term, on the cpu."
         )
 
@@ -55,19 +55,19 @@ def check_combine(terms: Sequence[Tensor], coefficients: Tensor) -> None:
 def _check_alike(name: str, what: str, tensors: Sequence[Tensor]) -> None:
     first = tensors[0]
     if first.ndim == 0 or any(t.shape != first.shape for t in tensors):
-        told = ", ".join(str(tuple(t.shape)) for t in tensors)
-        raise ArgumentError(f"{name} needs {what} of one shape with a batch axis, not {told}.")
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+        raise ArgumentError(f"{name} needs {what} of one shape with a batch axis, not {shapes}.")
     if first.dtype not in DTYPES or any(t.dtype != first.dtype for t in tensors):
-        told = ", ".join(str(t.dtype).removeprefix("torch.") for t in tensors)
-        raise ArgumentError(f"{name} needs {what} of one dtype, float32, bfloat16, float16 or float64, not {told}.")
+        dtypes = ", ".join(str(t.dtype).removeprefix("torch.") for t in tensors)
+        raise ArgumentError(f"{name} needs {what} of one dtype, float32, bfloat16, float16 or float64, not {dtypes}.")
     if any(t.device != first.device for t in tensors):
-        told = ", ".join(str(t.device) for t in tensors)
-        raise ArgumentError(f"{name} needs {what} on one device, not {told}: move them to one first.")
+        devices = ", ".join(str(t.device) for t in tensors)
+        raise ArgumentError(f"{name} needs {what} on one device, not {devices}: move them to one first.")
     if any(t.layout != torch.strided for t in tensors):
         raise ArgumentError(f"{name} needs dense {what}: call to_dense() first.")
 
 
-def _told(t: Tensor) -> str:
+def _shown(t: Tensor) -> str:
     return f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)} on {t.device}"
 
 

@@ -40,19 +40,19 @@ def digest(kind: str) -> str:
 def compiler() -> str:
     """The C++ compiler. Raises BuildError where there is none."""
     wanted = os.environ.get("CXX", "").split()[:1] or ["g++", "clang++", "c++"]
-    found = next((path for path in map(shutil.which, wanted) if path), None)
-    if found is None:
+    compiler = next((path for path in map(shutil.which, wanted) if path), None)
+    if compiler is None:
         raise BuildError(f"no C++ compiler was found (looked for {', '.join(wanted)}).")
-    return found
+    return compiler
 
 
 def nvcc() -> str:
     """CUDA's compiler. Raises BuildError where there is none."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
-    found = shutil.which("nvcc") or shutil.which("nvcc", path=str(Path(home) / "bin"))
-    if found is None:
+    compiler = shutil.which("nvcc") or shutil.which("nvcc", path=str(Path(home) / "bin"))
+    if compiler is None:
         raise BuildError("no nvcc was found.")
-    return found
+    return compiler
 
 
 def cpu(out: Path, *, sanitize: bool = False) -> Path:

@@ -80,8 +80,8 @@ def choose(device: str) -> Choice:
 def describe() -> str:
     """What runs here, in words: every kind of device that is there."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    chosen = [(device, *choose(device)) for device in devices]
-    return ", ".join(f"{device}: {path.name}" + (f" ({why})" if why else "") for device, path, why in chosen)
+    choices = [(device, *choose(device)) for device in devices]
+    return ", ".join(f"{device}: {path.name}" + (f" ({why})" if why else "") for device, path, why in choices)
 
 
 def _wish() -> str:

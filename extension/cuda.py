@@ -84,9 +84,9 @@ class Cuda:
         a, b, samples, each = at.a, at.b, len(a), blocks_per_sample(at)
         partials = torch.empty(samples * each * 6 if each > 1 else 0, dtype=torch.float32, device=a.device)
         strides = (a.stride(0), at.a_stride, b.stride(0), at.b_stride)
-        told = LinesStruct(a.data_ptr(), b.data_ptr(), samples, at.outer, at.inner, *strides)
+        lines = LinesStruct(a.data_ptr(), b.data_ptr(), samples, at.outer, at.inner, *strides)
         pointers = (partials.data_ptr(), tickets.data_ptr(), out.data_ptr())
-        self.launcher.sums(NATIVE[a.dtype], _index(a), samples * each, told, pointers, stream)
+        self.launcher.sums(NATIVE[a.dtype], _index(a), samples * each, lines, pointers, stream)
 
     def _counters(self, a: Tensor, stream: int) -> Tensor:
         """Two streams must not share tickets, nor a graph what lives outside it."""
@@ -107,27 +107,27 @@ class Cuda:
         terms, (samples, count) = [rows(t, out) for t in terms], coefficients.shape
         elements, at_once = out.numel() // samples, MOST_COEFFICIENTS // count
         dtype, to_float = NATIVE[terms[0].dtype], out.dtype != terms[0].dtype
-        told = CombinationStruct(out=out.data_ptr(), elements=elements, terms=count)
-        told.term[:count] = [t.data_ptr() for t in terms]
-        told.stride[:count] = [t.stride(0) for t in terms]
+        task = CombinationStruct(out=out.data_ptr(), elements=elements, terms=count)
+        task.term[:count] = [t.data_ptr() for t in terms]
+        task.stride[:count] = [t.stride(0) for t in terms]
         for first in range(0, samples, at_once):
             weights = coefficients[first : first + at_once].flatten().tolist()
-            told.first, told.samples, told.c[: len(weights)] = first, len(weights) // count, weights
+            task.first, task.samples, task.c[: len(weights)] = first, len(weights) // count, weights
             blocks = len(weights) // count * -(-elements // TILE)
-            self.launcher.combine(dtype, to_float, _index(out), blocks, told, stream)
+            self.launcher.combine(dtype, to_float, _index(out), blocks, task, stream)
 
 
 def _index(t: Tensor) -> int:
     return t.device.index or 0
 
 
-class Compiled:
+class CompiledLibrary:
     """A launcher: the library that nvcc built."""
 
     name = "native (nvcc)"
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._sums, self._combine, self._told = (
+        self._sums, self._combine, self._describe = (
             library.dicache_cuda_sums,
             library.dicache_cuda_combine,
             library.dicache_cuda_error,
@@ -135,7 +135,7 @@ class Compiled:
         unsigned, number = ctypes.c_uint, ctypes.c_int
         self._sums.argtypes = (number, number, unsigned, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER)
         self._combine.argtypes = (number, number, number, unsigned, _POINTER, _POINTER)
-        self._told.restype = ctypes.c_char_p
+        self._describe.restype = ctypes.c_char_p
 
     def sums(
         self, dtype: int, device: int, blocks: int, at: LinesStruct, pointers: tuple[int, int, int], stream: int
@@ -149,14 +149,14 @@ class Compiled:
 
     def _check(self, status: int) -> None:
         if status:
-            told = self._told(status).decode()
-            raise ExtensionError(f"a CUDA launch failed: {told}. Set DICACHE_EXTENSION=eager to go on without.")
+            reason = self._describe(status).decode()
+            raise ExtensionError(f"a CUDA launch failed: {reason}. Set DICACHE_EXTENSION=eager to go on without.")
 
 
 def library() -> Cuda:
     """What nvcc built. Raises Unavailable where it is missing or cannot run on this driver and device."""
     loaded = load("cuda")
-    compiled = Compiled(loaded)
+    compiled = CompiledLibrary(loaded)
     status = loaded.dicache_cuda_usable(torch.cuda.current_device())
     if status:
         raise Unavailable(f"the CUDA library cannot run here: {loaded.dicache_cuda_error(status).decode()}")

@@ -42,8 +42,8 @@ def load(kind: str, folder: Path = Path(__file__).parent) -> ctypes.CDLL:
 def paths(library: ctypes.CDLL) -> list[str]:
     """The instruction sets that this processor can run, best last."""
     library.dicache_path.restype = ctypes.c_char_p
-    found = (library.dicache_path(i) for i in range(3))
-    return [name.decode() for name in found if name]
+    names = (library.dicache_path(i) for i in range(3))
+    return [name.decode() for name in names if name]
 
 
 @cache
@@ -62,9 +62,9 @@ class Native:
     """`path`: an instruction set of `paths`; the best by default."""
 
     def __init__(self, library: ctypes.CDLL, path: str | None = None) -> None:
-        known = paths(library)
-        self.path = known[-1] if path is None else path
-        self.index = known.index(self.path)
+        every = paths(library)
+        self.path = every[-1] if path is None else path
+        self.index = every.index(self.path)
         self.name = f"native ({self.path})"
         self._sums, self._combine, self._pool = library.dicache_residual_sums, library.dicache_combine, pool()
         self._sums.argtypes, self._combine.argtypes = _SUMS, _COMBINE

@@ -12,7 +12,7 @@ import argparse
 import copy
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table as Shown
 
 from dicache.api import enable
 from dicache.bench.arms.finders import (
@@ -40,6 +38,7 @@ from dicache.bench.arms.finders import (
 from dicache.bench.arms.ours import FITTED_ON, multistep
 from dicache.bench.harness.store import RESULTS
 from dicache.bench.models.reference import Setting, draw, fresh
+from dicache.bench.showing.schedule_tables import Row, show
 from dicache.files.atomic import write_text
 from dicache.finders.base import Finder
 from dicache.finders.block_caching import BlockCaching
@@ -63,9 +62,6 @@ CHANCE = 3
 """Random schedules that a router is held against."""
 SEEDS = 3
 """Evolution, the nested order and routers are repeated, each time on other calibration captions."""
-
-Row = dict[str, Any]
-"""What one schedule did: its name, and numbers."""
 
 
 class Trial:
@@ -250,21 +246,6 @@ def _mean_work(measurements: ScheduleMeasurements, schedule: Schedule) -> float:
         assert cache.trace is not None
         executed += float(cache.trace.executed.sum())
     return executed / measurements.prompts / measurements.basis.uncached
-
-
-def show(groups: Iterable[list[Row]]) -> None:
-    table = Shown("schedule", "asked", "work", "median error", "mean", "90th pct", "on calibration captions")
-    for row in (row for rows in groups for row in rows):
-        if "errors" not in row:
-            share = f", of the seeds it beats {row['dominates']:.0%}" if "dominates" in row else ""
-            table.add_row(row["name"], "", f"hypervolume {row['hypervolume']:.4f}{share}")
-            continue
-        e, on = np.array(row["errors"]), row["calibration"]
-        numbers = (f"{np.median(e):.4f}", f"{e.mean():.4f}", f"{np.quantile(e, 0.9):.4f}")
-        table.add_row(
-            row["name"], f"{row['cost']:g}", f"{row['work']:.4f}", *numbers, "-" if on is None else f"{on:.4f}"
-        )
-    Console(width=140).print(table)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dicache.extension import build, combine, native, reference, residual_sums
-from dicache.extension.cuda import CombinationStruct, Compiled, Cuda, LinesStruct
+from dicache.extension.cuda import CombinationStruct, CompiledLibrary, Cuda, LinesStruct
 from dicache.extension.cupy import OPTIONS, Cupy, source
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -42,7 +42,7 @@ def shim(tmp_path_factory):
         [compiler, *flags, build.SOURCES / "check" / "shim.cpp", "-o", target], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return Cuda(Compiled(ctypes.CDLL(str(target))))
+    return Cuda(CompiledLibrary(ctypes.CDLL(str(target))))
 
 
 def run_sums(cuda, a, b):
