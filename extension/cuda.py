@@ -84,9 +84,9 @@ class Cuda:
         a, b, samples, each = at.a, at.b, len(a), blocks_per_sample(at)
         partials = torch.empty(samples * each * 6 if each > 1 else 0, dtype=torch.float32, device=a.device)
         strides = (a.stride(0), at.a_stride, b.stride(0), at.b_stride)
-        lines = LinesStruct(a.data_ptr(), b.data_ptr(), samples, at.outer, at.inner, *strides)
+        task = LinesStruct(a.data_ptr(), b.data_ptr(), samples, at.outer, at.inner, *strides)
         pointers = (partials.data_ptr(), tickets.data_ptr(), out.data_ptr())
-        self.launcher.sums(NATIVE[a.dtype], _index(a), samples * each, lines, pointers, stream)
+        self.launcher.sums(NATIVE[a.dtype], _index(a), samples * each, task, pointers, stream)
 
     def _counters(self, a: Tensor, stream: int) -> Tensor:
         """Two streams must not share tickets, nor a graph what lives outside it."""
