@@ -176,12 +176,12 @@ class RunFacts:
         "1.name", ... The host waits for the device when this is first asked for.
         """
         own = {name: each.cpu() for name, each in self.own_conditions.items()}
-        others = [
+        rest = [
             (f"{i}.{name}", name, each.cpu())
             for i, conditions in enumerate(self.other_conditions)
             for name, each in conditions.items()
         ]
-        return {key: each for key, name, each in others if name not in own or not torch.equal(each, own[name])}
+        return {key: each for key, name, each in rest if name not in own or not torch.equal(each, own[name])}
 
 
 class Quote(NamedTuple):
