@@ -3,13 +3,14 @@
 where a file means it so.
 """
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dicache.errors import ScheduleError
-from dicache.importers.common import blocks_of, json_of, schedule
+from dicache.importers.published import Published, number_of
 from dicache.measuring.schedule_measurements import Calibration
 from dicache.schedules.schedule import Schedule
 from dicache.sites import Sites
@@ -28,40 +29,39 @@ def read(
     """Raises ScheduleError for a file of another form, with other numbers of steps or blocks, or that reuses a
     component which is no site here.
     """
-    content, measurements = json_of(Path(path)), calibration.on(pipe, sites)
-    cells, (steps, _) = measurements.basis.cells, measurements.basis.shape
-    numbers = blocks_of(cells)
-    positions = {
+    published = Published(path, pipe, sites, calibration)
+    content = published.json()
+    published.check_steps(len(content))
+    sites_of = {
         (block, cell.path.rpartition(".")[2]): site
-        for site, (cell, block) in enumerate(zip(cells, numbers, strict=True))
+        for site, (cell, block) in enumerate(zip(published.cells, published.blocks, strict=True))
     }
-    if len(content) != steps:
-        raise ScheduleError(f"{path} is for {len(content)} steps. Expected {steps}: search or import at its own.")
-    mask = np.ones(measurements.basis.shape, dtype=bool)
+    computed = np.ones(published.shape, dtype=bool)
     for t, step in enumerate(_ordered(content, path)):
         blocks = _ordered(step, path)
-        if len(blocks) != max(numbers) + 1:
-            raise ScheduleError(f"{path} has {len(blocks)} blocks at step {t}. This model has {max(numbers) + 1}.")
+        if len(blocks) != published.n_blocks:
+            raise ScheduleError(f"{path} has {len(blocks)} blocks at step {t}. This model has {published.n_blocks}.")
         for block, components in enumerate(blocks):
             for name, value in _components(components, path).items():
-                position = positions.get((block, _plain(name)))
-                if position is None and value != true_computes:
+                site = sites_of.get((block, _without_prefix(name)))
+                if site is not None:
+                    computed[t, site] = value == true_computes
+                elif value != true_computes:
                     raise ScheduleError(f"{path} reuses {name!r} of block {block}, which is no site of {sites}.")
-                if position is not None:
-                    mask[t, position] = value == true_computes
-    return schedule(measurements, mask, "ECAD")
+    return published.schedule(computed, "ECAD")
 
 
 def _ordered(content: Any, path: str | Path) -> list[Any]:  # noqa: ANN401
     """Values by their keys' numbers, which leave none out; as they come where keys are no numbers."""
     if not isinstance(content, dict):
         raise ScheduleError(f"{path} is not of the form step, block, component.")
-    if not all(key.isdecimal() for key in content):
+    numbered = {number_of(key): value for key, value in content.items()}
+    if None in numbered:
         return list(content.values())
-    numbered = {int(key): value for key, value in content.items()}
-    if len(numbered) != len(content) or max(numbered, default=0) - min(numbered, default=0) >= max(1, len(numbered)):
+    numbers = sorted(number for number in numbered if number is not None)
+    if len(numbers) != len(content) or any(later - number != 1 for number, later in pairwise(numbers)):
         raise ScheduleError(f"{path} numbers its steps or blocks with gaps. Expected all of them, one after another.")
-    return [numbered[number] for number in sorted(numbered)]
+    return [numbered[number] for number in numbers]
 
 
 def _components(content: Any, path: str | Path) -> dict[str, bool]:  # noqa: ANN401
@@ -70,5 +70,5 @@ def _components(content: Any, path: str | Path) -> dict[str, bool]:  # noqa: ANN
     return content
 
 
-def _plain(name: str) -> str:
+def _without_prefix(name: str) -> str:
     return next((name.removeprefix(prefix) for prefix in _PREFIXES if name.startswith(prefix)), name)

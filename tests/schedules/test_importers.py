@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+import zipfile
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 import dicache
 from dicache.errors import ScheduleError
 from dicache.importers import ecad, l2c, smoothcache
-from dicache.importers.common import blocks_of
+from dicache.importers.published import blocks_of
 from dicache.measuring.schedule_measurements import Calibration
 from dicache.schedules.action_table import computes
 from dicache.sites import Spans, Sublayers
@@ -139,6 +140,7 @@ def test_files_of_another_form_or_size_are_one_clear_error(pipe, calibration, tm
         ({"attn": [1, 0]}, "is for 2 steps"),
         ({"attn": [1, 2] * 4}, "no list of 0 and 1"),
         ({"conv": [1, 0] * 4}, "names none of this model's modules"),
+        ({"attn": [1] * STEPS, f"attn-{'9' * 5000}": []}, "is for 0 steps"),
         ({"attn": [1] * STEPS, "attn-12": [1, 0] * 4}, "it has 'attn-12'. This model has 5"),
         ([], "no JSON object"),
     ):
@@ -149,11 +151,16 @@ def test_files_of_another_form_or_size_are_one_clear_error(pipe, calibration, tm
         ({str(t): [] for t in range(STEPS)}, "not of the form"),
         ({str(t): {str(b): {"full_attn": 1} for b in range(5)} for t in range(STEPS)}, "not all true or false"),
         ({str(t): {"0": {}} for t in range(STEPS)}, "has 1 blocks at step 0. This model has 5"),
+        ({"9" * 5000: {}} | {str(t): {} for t in range(STEPS - 1)}, "has 0 blocks"),
         ({str(t): {str(b): {} for b in (0, 1, 2, 3, 7)} for t in range(STEPS)}, "with gaps"),
         ({str(3 * t): {str(b): {} for b in range(5)} for t in range(STEPS)}, "with gaps"),
     ):
         with pytest.raises(ScheduleError, match=message):
             ecad.read(written(path, content), pipe, Sublayers(), calibration)
+    with zipfile.ZipFile(tmp_path / "zip.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("archive/data.pkl", bytes(1 << 26))
+    with (tmp_path / "giant.pt").open("wb") as giant:
+        giant.truncate(1 << 33)
     (tmp_path / "bomb.pt").write_bytes(pickle.dumps(Bomb(), protocol=2))
     torch.save({"a": torch.zeros(3), "b": torch.zeros(4)}, tmp_path / "odd.pt")
     torch.save({f"{i}": torch.zeros(4) for i in range(STEPS)}, tmp_path / "small.pt")
@@ -162,6 +169,7 @@ def test_files_of_another_form_or_size_are_one_clear_error(pipe, calibration, tm
         "complex": torch.zeros(10, dtype=torch.complex64),
         "sparse": torch.ones(10).to_sparse(),
         "meta": torch.empty(10, device="meta"),
+        "expanded": torch.zeros(1).expand(10**9),
     }
     for name, value in kinds.items():
         torch.save({f"{i}": value for i in range(STEPS)}, tmp_path / f"{name}.pt")
@@ -169,6 +177,8 @@ def test_files_of_another_form_or_size_are_one_clear_error(pipe, calibration, tm
     for name, message in (
         *((f"{name}.pt", "is no router") for name in (*kinds, "same")),
         ("bomb.pt", "cannot be read as a router"),
+        ("zip.pt", "cannot be read as a router: it unpacks to"),
+        ("giant.pt", "cannot be read as a router: .* more than"),
         ("odd.pt", "is no router"),
         ("small.pt", "is for 2 blocks. This model has 5"),
         ("nothing.pt", "cannot be read"),
