@@ -128,6 +128,15 @@ class Timetable(NamedTuple):
     """The run's first step: image-to-image starts half-way."""
     solver: str = ""
     """The scheduler's class, and those of its options that change what it does with the same sigmas."""
+    gains: tuple[float, ...] = ()
+    """How far an output moves with the velocity of the straight path that it stands for, the latent as it is; empty
+    where the outputs are velocities.
+    """
+    random: bool = False
+    """Whether the solver draws new noise."""
+
+    def gain(self, index: int) -> float:
+        return self.gains[index] if self.gains else 1.0
 
     def half_log_snrs_at(self, sigmas: Tensor) -> Tensor:
         """Those of the steps at `sigmas`, any shape, which are steps of this timetable or nan."""
@@ -154,6 +163,8 @@ class Step(NamedTuple):
     """(a, b) such that a * latent + b * output estimates the noise in the latent."""
     timetable: Timetable | None = None
     """None in a hand-written loop, where nobody knows what comes."""
+    calls: int = 1
+    """How often the solver calls the denoiser in it, guidance aside."""
 
 
 @dataclass(frozen=True, eq=False)

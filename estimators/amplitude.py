@@ -59,7 +59,7 @@ class Amplitude(Estimator[Amplitudes]):
     def predict(self, evidence: Evidence, state: Amplitudes) -> Grid:
         log = state.log if evidence.typical is None else self._shrunk(state)
         predicted = log.exp() * _typical(evidence)
-        return torch.where(predicted.isfinite() & (state.seen > 0), predicted, torch.inf)
+        return torch.where(predicted.isfinite() & (predicted > 0) & (state.seen > 0), predicted, torch.inf)
 
     def _shrunk(self, state: Amplitudes) -> Grid:
         """log s, (B, A)."""

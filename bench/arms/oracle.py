@@ -30,7 +30,7 @@ from dicache.controllers.fixed import masks
 from dicache.finders.annealing import Masks, anneal
 from dicache.planning.law_plan import plan_of
 from dicache.promise.metrics import relative_error
-from dicache.solvers.clock import timeline
+from dicache.solvers.timeline import timeline
 
 
 def planned(computed: int, pipe: FluxPipeline, steps: int) -> list[bool]:

@@ -56,6 +56,8 @@ class ExtrapolateNoise(Approximator):
     def _fading(self, oldest: Rows, target: Target) -> Rows:
         if target.timetable is None or math.isinf(self.memory):
             return torch.ones_like(oldest)
+        if target.timetable.random:
+            return torch.zeros_like(oldest)
         times = target.timetable.half_log_snrs_at(torch.stack([oldest, torch.full_like(oldest, target.sigma)]))
         return (-(times[1] - times[0]).abs() / self.memory).exp()
 

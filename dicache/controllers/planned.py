@@ -7,8 +7,8 @@ final latent,
 
 with one amplitude s per sample, read off what the estimator quotes for the next step: in the law's own time errors grow
 alike everywhere, so that every gap to come has a price. The errors of different gaps add in squares. Those made in
-noise fade, so which way is best is asked of F(i, g), which is E with every term times what survives of it
-(`dicache.planning.error_law`). Dynamic programming over the timetable gives
+noise are forgotten, so which way is best is asked of F(i, g), which is E with every term times what is kept of it
+(`dicache.planning.error_law`). Dynamic programming over the course gives
 
     V(i, n) = min_g  F(i, g)^2 + V(i + 1 + g, n - 1)
 
@@ -19,7 +19,7 @@ plans long gaps early and pays for them later; with E for both it errs a tenth m
 
 What is left is the budget less what the gaps so far turned out to cost, but never less than the share that belongs to
 the rest of the run: a sample that was unlucky early goes on at its pace instead of computing everything. In a
-hand-written loop nobody knows the timetable; there the rule is that of `Budgeted`.
+hand-written loop nobody knows the course; there the rule is that of `Budgeted`.
 """
 
 from dataclasses import dataclass, replace
@@ -74,7 +74,8 @@ class Planned(Controller[Way]):
         if step.timetable is None:
             decision, account = Budgeted(self.budget).decide(quote, step, state.account)
             return decision, state._replace(account=account)
-        plan = plan_of(step.timetable, self.longest, self.last, self.decay)
+        decay = 0.0 if step.timetable.random else self.decay  # noise covers errors, and its prices know
+        plan = plan_of(step.timetable, self.longest, self.last, decay)
         finite, broke, i = quote.cost.isfinite(), state.account.budget == 0, step.index
         due, amplitude, price, over = self._planned(plan, quote.cost, finite & ~broke, step, state)
         skip = (due > i) & finite & ~broke
@@ -103,7 +104,10 @@ class Planned(Controller[Way]):
     def _left(self, account: Account, step: Step, b: int) -> float:
         """Of the squared budget."""
         budget = float(account.budget[b]) ** 2
-        return max(budget - float(account.settled[b]), budget * (1 - step.progress))
+        left = budget - float(account.settled[b])
+        if step.timetable is not None and step.timetable.random:
+            return max(left, 0.0)
+        return max(left, budget * (1 - step.progress))
 
     def settle(self, ratio: Rows, computed: Rows, state: Way) -> Way:
         return state._replace(account=state.account.closed(ratio, computed))

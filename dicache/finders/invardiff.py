@@ -37,15 +37,14 @@ class InvarDiff(Finder):
             raise ScheduleError(f"{self}: expected modules from 0 to 1 and plans of 1 or more.")
 
     def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
-        evaluations = measurements.calibration.on(measurements.pipe, Evaluation())
-        change = evaluations.curves.l1[:-1, 0, 0] * evaluations.curves.size[1:, 0]
-        tables = []
+        whole = measurements.calibration.on(measurements.pipe, Evaluation())
+        change = whole.curves.l1[:-1, 0, 0] * whole.curves.size[1:, 0]
+        found = []
         for q in np.linspace(0.0, 0.95, self.plans):
             due = ~low(rates(change), q)
             mask = np.repeat(due[:, None], measurements.basis.shape[1], axis=1)
-            mask = self._within(measurements, mask, q) if measurements.inner and q else mask
-            tables.append(measurements.filled(mask))
-        return tables
+            found.append(measurements.filled(self._within(measurements, mask, q) if measurements.inner and q else mask))
+        return found
 
     def _within(self, measurements: ScheduleMeasurements, mask: np.ndarray, q: float) -> np.ndarray:
         """The same with modules reused too at the steps that compute."""
@@ -53,13 +52,13 @@ class InvarDiff(Finder):
         change = changes(measurements, measurements.filled(mask))[due]
         rate = np.full(change.shape, np.inf)
         rate[2:] = change[2:] / np.maximum(change[1:-1], np.finfo(float).tiny)
-        inside = mask.copy()
+        chosen = mask.copy()
         for kind in np.unique(kinds):
             of_kind = rate[:, kinds == kind]
-            finite = of_kind[np.isfinite(of_kind)]
-            if len(finite):
-                inside[np.ix_(due, kinds == kind)] = ~(of_kind < np.quantile(finite, self.modules * q))
-        return inside
+            known = of_kind[np.isfinite(of_kind)]
+            if len(known):
+                chosen[np.ix_(due, kinds == kind)] = ~(of_kind < np.quantile(known, self.modules * q))
+        return chosen
 
 
 def rates(change: np.ndarray) -> np.ndarray:
@@ -71,8 +70,8 @@ def rates(change: np.ndarray) -> np.ndarray:
 
 def low(rate: np.ndarray, quantile: float) -> np.ndarray:
     """Which are below their quantile, bool."""
-    finite = rate[np.isfinite(rate)]
-    return np.asarray(rate < np.quantile(finite, quantile)) if len(finite) else np.zeros(len(rate), dtype=bool)
+    known = rate[np.isfinite(rate)]
+    return np.asarray(rate < np.quantile(known, quantile)) if len(known) else np.zeros(len(rate), dtype=bool)
 
 
 def changes(measurements: ScheduleMeasurements, table: Table) -> np.ndarray:

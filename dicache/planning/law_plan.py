@@ -19,7 +19,7 @@ class Plan:
     def __init__(self, timetable: Timetable, longest: int, last: int, decay: float = DECAY) -> None:
         self.time, self.longest, self.last = np.array(timetable.half_log_snrs), longest, last
         self.unit = np.array(timetable.coefficients) * [
-            error_rate(half_log_snr) for half_log_snr in timetable.half_log_snrs
+            error_rate(half_log_snr) * timetable.gain(i) for i, half_log_snr in enumerate(timetable.half_log_snrs)
         ]
         self.surviving_share = np.array(
             [surviving_share(half_log_snr, decay) for half_log_snr in timetable.half_log_snrs]
@@ -30,7 +30,8 @@ class Plan:
         """What each of the next steps adds, (steps,); `before` is the anchor before the anchor."""
         ahead = slice(anchor + 1, anchor + 1 + steps)
         law = np.abs((self.time[ahead] - self.time[anchor]) * (self.time[ahead] - self.time[before]))
-        return np.asarray(self.unit[ahead] * law)
+        prices = self.unit[ahead] * law
+        return np.where(prices > 0, prices, np.inf)  # what costs nothing by the law is not known
 
     def usual(self, anchor: int, before: int) -> float:
         """What the step after `anchor` adds at amplitude 1."""

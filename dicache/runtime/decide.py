@@ -68,6 +68,7 @@ def price_of(config: Config, run: Run, state: SiteState, predicted: Grid) -> Quo
     share = (unknown if state.site.inside_denoiser else 1.0) if state.share is None else state.share
     guidance = torch.ones_like(error) if run.guided.strength is None else run.guided.strength
     cost = (error * share * run.step.coefficient * scale * remaining(guidance)).nan_to_num(torch.inf, torch.inf)
+    cost = torch.where(cost > 0, cost, torch.inf)  # what seems to cost nothing is not known
     actions = torch.tensor([int(a.action) for a in config.approximators])
     return Quote(error, cost, actions[best], run.facts)
 

@@ -43,7 +43,7 @@ def gather(config: Config, run: Run, meter: Meter, histories: Histories | None, 
         times, time = timetable.half_log_snrs_at(times), timetable.half_log_snrs[step.index]
     known = bare._replace(
         growth=torch.stack([_growth(a, times, time) for a in config.approximators], dim=1),
-        typical=None if timetable is None else error_rate(time),
+        typical=None if timetable is None else error_rate(time) * timetable.gain(step.index),
         guess=lambda form: _guess(config, run, meter, histories, target, form),
     )
     if not config.estimator.reads_innovation or target.feature is None or len(histories.features.values) < 2:

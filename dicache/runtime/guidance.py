@@ -20,6 +20,8 @@ from torch import Tensor
 from dicache.extension import combine, residual_sums
 from dicache.types import Grid, Rows
 
+_PART = ", part "
+
 
 def fit(before: Tensor, after: Tensor, outputs: Sequence[Tensor]) -> Tensor:
     """The mixture (len(outputs), B) float64, from latents and outputs of one step, all (B, ...)."""
@@ -95,8 +97,25 @@ class Guided:
     guesses: dict[int, Tensor] = field(default_factory=dict)
     """The same sum over guess_b, per approximator; rounded as the truth is, so that equal guesses miss by exactly 0."""
 
-    def next_step(self) -> "Guided":
-        return replace(self, outputs={}, truth=None, guesses={})
+    def next_step(self, calls: int = 1) -> "Guided":
+        """`calls` is how many the solver makes: where they are fewer, as in a last step, the others' weights go."""
+        staying = [i for i, name in enumerate(self.order) if _part(name) < calls]
+        if self.mixture is None or len(staying) in (0, len(self.order)):
+            return replace(self, outputs={}, truth=None, guesses={})
+        weights = torch.cat([self.mixture.split(self.widths)[i] for i in staying])
+        return Guided(
+            tuple(self.order[i] for i in staying),
+            tuple(self.widths[i] for i in staying),
+            torch.where(weights.sum(0).abs() > 1e-3, weights / weights.sum(0), 1.0),
+        )
+
+    def branch(self, name: str | None, part: int = 0) -> str:
+        """What a call is remembered by: the branch's name, or its place, and which of the solver's calls it is."""
+        place = sum(_part(output) == part for output in self.outputs)
+        return _PART.join([name or f"call {place}", *([str(part)] if part else [])])
+
+    def came(self, name: str, part: int) -> bool:
+        return self.branch(name, part) in self.outputs
 
     @property
     def complete(self) -> bool:
@@ -169,6 +188,10 @@ class Guided:
         first = parts[0][0]
         mixture = fit(denoised(before, first), denoised(after, first), [part for chunks in parts for part in chunks])
         return replace(self, order=tuple(self.outputs), widths=tuple(len(chunks) for chunks in parts), mixture=mixture)
+
+
+def _part(branch: str) -> int:
+    return int(branch.partition(_PART)[2] or 0)
 
 
 def _plus(total: Tensor | None, weights: Tensor, term: Tensor) -> Tensor:

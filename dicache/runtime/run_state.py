@@ -179,7 +179,7 @@ class Run:
 
     def go_on(self, step: Step, latent: Tensor) -> None:
         """The next step begins."""
-        self.step, self.latent, self.guided, self.strongest = step, latent, self.guided.next_step(), None
+        self.step, self.latent, self.guided, self.strongest = step, latent, self.guided.next_step(step.calls), None
         for state in self.states:
             state.next_step()
 

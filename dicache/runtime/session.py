@@ -35,7 +35,8 @@ from dicache.runtime.memory_plan import Memory
 from dicache.runtime.module_call import ModuleCall, RowsToRun, stream
 from dicache.runtime.run_state import Call, Run, SiteState
 from dicache.runtime.trace import Trace
-from dicache.solvers.clock import Reading, TimestepClock
+from dicache.solvers.clock import TimestepClock
+from dicache.solvers.timeline import Reading
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.tree import Tree, shapes_of, tensors
 from dicache.types import Kind, Site, Step
@@ -122,7 +123,7 @@ class Session:
             self._close(run, latent)
             run.go_on(self._released(reading.step, run.before), latent)
         self.meter.begin_call(key, latent.shape[0])
-        branch = name or f"call {len(run.guided.outputs)}"
+        branch = run.guided.branch(name, reading.part)
         if run.samples == 0:
             run.prints[branch] = conditions()
         whole = RowsToRun(latent.shape[0], gathered=gathered)
@@ -137,7 +138,7 @@ class Session:
         if run is None or run.complete or reading.run is not run.key:
             return None
         ahead = reading.step.index - run.step.index
-        if ahead not in (0, 1) or (ahead == 0 and name in run.guided.outputs):
+        if ahead not in (0, 1) or (ahead == 0 and name is not None and run.guided.came(name, reading.part)):
             return None
         then = run.latent if ahead else run.latent[: len(latent)]  # calls of one step may differ in their rows
         now = latent if ahead else latent[: len(run.latent)]

@@ -1,26 +1,15 @@
-"""Where a run stands, read off the host: the scheduler's own index and sigmas. No step count from the user, no
-synchronisation.
-
-A `Timeline` is worked out once per run. With x' = .. + h v for one solver step, v the denoiser's output:
-
-    flow matching              h = sigma' - sigma                          final latent ~ x - sigma v
-    variance preserving, eps   h = (sigma' - alpha' sigma / alpha) / alpha'   final latent ~ (x - sigma v) / alpha
-    variance exploding, eps    h = sigma' - sigma                          final latent ~ sqrt(1 + sigma^2) x - sigma v
-
-where x is what the denoiser sees. Flow sigmas above 1 are those of the latent, which such a pipeline divides by
-1 + sigma for the denoiser: in its eyes they are sigma / (1 + sigma), and h = (sigma' - sigma) / (1 + sigma). Outputs
-that predict v or the sample are turned into eps first. h is the coefficient in units of the final latent (the solver's
-linear part carries an error at alpha' to 1 / alpha' of itself at the end). For multistep solvers it is the first-order
-coefficient. Where nothing is known of the scheduler, every step counts the same.
+"""Where a run stands, read off the host: the scheduler's own count of its calls. No step count from the user, no
+synchronisation. Of a bare module only the timestep is known that it is called with.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from dicache.solvers.timeline import Reading, Timeline, timeline
 from dicache.types import Step, Timetable
 
 _SOLVING = (
@@ -37,30 +26,19 @@ _SOLVING = (
 )
 
 
-class Timeline(NamedTuple):
-    """A run's course and, per step, the estimates of the final latent and of the noise."""
+@runtime_checkable
+class _Indexed(Protocol):
+    """A scheduler that knows its next call; None before the first."""
 
-    timetable: Timetable
-    clean: tuple[tuple[float, float], ...]
-    noise: tuple[tuple[float, float], ...]
-
-    def reading(self, run: object, index: int) -> "Reading":
-        sigmas, coefficients, _, begin = self.timetable[:4]
-        index = min(index, len(sigmas) - 1)
-        whole = sum(coefficients[begin:]) or 1.0
-        progress, share = sum(coefficients[begin : index + 1]) / whole, coefficients[index] / whole
-        here = (sigmas[index], coefficients[index], progress, self.clean[index], self.noise[index])
-        return Reading(
-            run, Step(index, len(sigmas), *here, self.timetable if self.timetable.half_log_snrs else None), share
-        )
+    step_index: int | None
+    begin_index: int | None
 
 
-class Reading(NamedTuple):
-    run: object
-    """Changes identity with every run: the scheduler's timesteps, or None for a bare module."""
-    step: Step
-    share: float
-    """What this step adds to the progress."""
+@runtime_checkable
+class _Counted(Protocol):
+    """A scheduler that counts the steps it made."""
+
+    counter: int
 
 
 class SchedulerClock:
@@ -69,26 +47,83 @@ class SchedulerClock:
     def __init__(self, scheduler: Callable[[], Any]) -> None:
         self.scheduler = scheduler
         self.run: object = None
-        self.timeline = Timeline(Timetable((), (), (), 0), (), ())
+        self.timeline = Timeline(Timetable((), (), (), 0), (), (), ())
+        self.order = _Order(())
+
+    @property
+    def reason(self) -> str:
+        """Why no price is known of this run; empty where they are."""
+        return self.timeline.reason
 
     def read(self, timestep: torch.Tensor | float | None) -> Reading:
         scheduler = self.scheduler()
         if self.run is not scheduler.timesteps:
-            self.run, found = scheduler.timesteps, timeline(scheduler)
-            self.timeline = found._replace(timetable=found.timetable._replace(solver=solver(scheduler)))
-        return self.timeline.reading(self.run, self._index(scheduler, timestep))
+            trained = scheduler.config.get("num_train_timesteps", 1000)
+            self.run, self.order = scheduler.timesteps, _Order(tuple(scheduler.timesteps.tolist()), trained)
+            self.timeline = timeline_of(scheduler, self._begin(scheduler, timestep))
+        return self.timeline.reading(self.run, self._call(scheduler, timestep))
 
-    def _index(self, scheduler: Any, timestep: torch.Tensor | float | None) -> int:  # noqa: ANN401
-        if not hasattr(scheduler, "step_index"):
-            return _nearest(scheduler.timesteps, _number(timestep))
-        index = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index
-        return _first(scheduler, _number(timestep)) if index is None else int(index)
+    def _begin(self, scheduler: Any, timestep: torch.Tensor | float | None) -> int:  # noqa: ANN401
+        if isinstance(scheduler, _Indexed) and scheduler.step_index is not None:
+            return int(scheduler.begin_index or 0)  # another denoiser made the first steps
+        return self._call(scheduler, timestep)
+
+    def _call(self, scheduler: Any, timestep: torch.Tensor | float | None) -> int:  # noqa: ANN401
+        if isinstance(scheduler, _Indexed):
+            index = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index
+            return self.order.first(_number(timestep)) if index is None else int(index)
+        if isinstance(scheduler, _Counted):
+            self.order.begin = self.order.first(_number(timestep)) if scheduler.counter == 0 else self.order.begin
+            return self.order.begin + scheduler.counter
+        return self.order.next(_number(timestep))
+
+
+@dataclass
+class _Order:
+    """Counting the calls of a scheduler that does not: another time is the next call, or one further on."""
+
+    times: tuple[float, ...]
+    trained: int = 1000
+    """How many times the model was trained at."""
+    last: float = math.nan
+    call: int = -1
+    begin: int = 0
+
+    def first(self, time: float) -> int:
+        """Where a run begins: at `time`, counted as the scheduler does or as models want it, from 0 to 1 or forwards;
+        at the first call where it is none of these.
+        """
+        for meant in self._meant(time):
+            near = [i for i, t in enumerate(self.times) if abs(t - meant) < 0.005 * max(abs(t), 1.0)]
+            if near:
+                return min(near, key=lambda i: abs(self.times[i] - meant))
+        return 0
+
+    def next(self, time: float) -> int:
+        if self.call < 0:
+            self.call = self.first(time)
+        elif time != self.last:
+            self.call = self._after(time)
+        self.last = time
+        return self.call
+
+    def _after(self, time: float) -> int:
+        """The next call at `time`, this one or an earlier one if a run begins anew; the next one if none is."""
+        order = [*range(self.call + 1, len(self.times)), *range(self.call + 1)]
+        exact = [i for i in order for meant in self._meant(time) if self.times[i] == meant]
+        return exact[0] if exact else self.call + 1
+
+    def _meant(self, time: float) -> tuple[float, ...]:
+        scaled = time * self.trained if time <= 1 else time
+        return time, scaled, self.trained - scaled
 
 
 class TimestepClock:
     """For a bare module: time is the timestep it is called with, or what is left of it until `ends` where timesteps
     rise. More time than there was begins a new run.
     """
+
+    reason = ""
 
     def __init__(self, ends: float | None = None) -> None:
         self.ends = ends
@@ -117,94 +152,25 @@ def _number(timestep: torch.Tensor | float | None) -> float:
     return float(timestep.flatten()[0]) if isinstance(timestep, torch.Tensor) else float(timestep)
 
 
-def _nearest(timesteps: torch.Tensor, timestep: float) -> int:
-    return int((timesteps.detach().cpu().double() - timestep).abs().argmin())
+_known: dict[Hashable, Timeline] = {}
+"""The last timelines, by the numbers that they follow from: each is worked out once, and a second denoiser that takes
+over half-way reads the first one's.
+"""
+_MOST = 16
 
 
-def _first(scheduler: Any, timestep: float) -> int:  # noqa: ANN401
-    """Where a run begins of which the scheduler has made no step: at `timestep`, counted as the scheduler does or as
-    models want it, from 0 to 1 or forwards; at the first step where it is none of these.
-    """
-    known, last = scheduler.timesteps.detach().cpu().double(), scheduler.config.get("num_train_timesteps", 1000)
-    time = timestep * last if timestep <= 1 else timestep
-    for meant in (time, last - time):
-        distances = (known - meant).abs() / known.abs().clamp(min=1.0)
-        if float(distances.min()) < 0.005:  # half precision included
-            return int(distances.argmin())
-    return 0
+def timeline_of(scheduler: Any, begin: int) -> Timeline:  # noqa: ANN401
+    grids = [v.cpu().numpy().tobytes() for v in vars(scheduler).values() if isinstance(v, torch.Tensor) and v.ndim == 1]
+    key = (type(scheduler), repr(sorted(scheduler.config.items(), key=str)), tuple(grids), begin)
+    if key not in _known:
+        known = timeline(scheduler, begin)
+        while len(_known) >= _MOST:
+            _known.pop(next(iter(_known)), None)
+        _known[key] = known._replace(timetable=known.timetable._replace(solver=solver(scheduler)))
+    return _known[key]
 
 
 def solver(scheduler: Any) -> str:  # noqa: ANN401
     """The scheduler's class with the options that change what it does at the same sigmas."""
     options = {name: scheduler.config[name] for name in _SOLVING if scheduler.config.get(name) is not None}
     return f"{type(scheduler).__name__}({', '.join(f'{name}={value}' for name, value in options.items())})"
-
-
-def timeline(scheduler: Any) -> Timeline:  # noqa: ANN401
-    """The timeline of a scheduler whose `set_timesteps` has been called."""
-    config = scheduler.config
-    prediction = config.get("prediction_type", "epsilon")
-    begin = int(getattr(scheduler, "begin_index", None) or 0)
-    times = torch.as_tensor(scheduler.timesteps).tolist()  # one wait for the device, once per run
-    if (
-        type(scheduler).__name__.startswith("FlowMatch")
-        or prediction == "flow_prediction"
-        or config.get("use_flow_sigmas", False)
-    ):
-        sigmas = [*torch.as_tensor(scheduler.sigmas).tolist(), 0.0][: len(times) + 1]
-        gaps = _gaps(sigmas)
-        if sigmas[0] > 1.0:
-            gaps = tuple(gap / (1 + s) for gap, s in zip(gaps, sigmas, strict=False))
-            sigmas = [s / (1 + s) for s in sigmas]
-        timetable = Timetable(tuple(sigmas[:-1]), gaps, tuple(_half_log_snr(1 - s, s) for s in sigmas[:-1]), begin)
-        return Timeline(timetable, tuple((1.0, -s) for s in sigmas[:-1]), tuple((1.0, 1.0 - s) for s in sigmas[:-1]))
-    if hasattr(scheduler, "is_scale_input_called"):
-        sigmas = [*torch.as_tensor(scheduler.sigmas).tolist(), 0.0][: len(times) + 1]
-        timetable = Timetable(tuple(times), _gaps(sigmas), tuple(_half_log_snr(1, s) for s in sigmas[:-1]), begin)
-        return Timeline(timetable, tuple((math.sqrt(1 + s * s), -s) for s in sigmas[:-1]), ((0.0, 1.0),) * len(times))
-    alphas = _alphas(scheduler, times)
-    if alphas is None:
-        timetable = Timetable(tuple(times), (1 / len(times),) * len(times), (), begin)
-        return Timeline(timetable, ((1.0, 0.0),) * len(times), ((0.0, 1.0),) * len(times))
-    return _variance_preserving(times, alphas, prediction, begin)
-
-
-def _half_log_snr(signal: float, noise: float) -> float:
-    """log(signal / noise), both softened by 0.02 of their sum: pure noise has a finite place."""
-    soft = 0.02 * (signal + noise)
-    return math.log((signal + soft) / (noise + soft))
-
-
-def _gaps(sigmas: Sequence[float]) -> tuple[float, ...]:
-    return tuple(abs(b - a) for a, b in pairwise(sigmas))
-
-
-def _alphas(scheduler: Any, times: list[float]) -> list[float] | None:  # noqa: ANN401
-    """alpha per step and 1 at the end."""
-    if hasattr(scheduler, "sigmas") and len(scheduler.sigmas) > len(times):
-        return [1 / math.sqrt(1 + float(s) ** 2) for s in scheduler.sigmas[: len(times) + 1]]
-    if hasattr(scheduler, "alphas_cumprod"):
-        last = len(scheduler.alphas_cumprod) - 1
-        return [math.sqrt(float(scheduler.alphas_cumprod[min(int(t), last)])) for t in times] + [1.0]
-    return None
-
-
-def _variance_preserving(times: list[float], alphas: list[float], prediction: str, begin: int) -> Timeline:
-    coefficients, clean, noise, half_log_snrs = [], [], [], []
-    for alpha, after in pairwise(alphas):
-        sigma, sigma_after = math.sqrt(1 - alpha * alpha), math.sqrt(max(0.0, 1 - after * after))
-        per_eps = abs(sigma_after - after * sigma / alpha) / after
-        slope = {"v_prediction": alpha, "sample": alpha / max(sigma, 1e-6)}.get(prediction, 1.0)
-        coefficients.append(per_eps * slope)
-        clean.append(
-            {"v_prediction": (alpha, -sigma), "sample": (0.0, 1.0)}.get(prediction, (1 / alpha, -sigma / alpha))
-        )
-        noise.append(
-            {"v_prediction": (sigma, alpha), "sample": (1 / max(sigma, 1e-6), -alpha / max(sigma, 1e-6))}.get(
-                prediction, (0.0, 1.0)
-            )
-        )
-        half_log_snrs.append(_half_log_snr(alpha, sigma))
-    return Timeline(
-        Timetable(tuple(times), tuple(coefficients), tuple(half_log_snrs), begin), tuple(clean), tuple(noise)
-    )

@@ -23,7 +23,7 @@ LAYERS = [
     ("sites", "controllers"),
     ("approximators/fitted", "presets/parts", "promise"),
     ("config",),
-    ("runtime", "schedules", "presets/parts"),
+    ("runtime", "schedules"),
     ("hosts", "reporting", "presets"),
     ("cache", "reference"),
     ("defaults", "reference/training"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dicache import presets
 from dicache.config import Config
 from dicache.sites import Sublayers
-from dicache.solvers.clock import Reading
+from dicache.solvers.timeline import Reading
 from pipelines.published import differences
 from pipelines.toy import SIGMAS, N, step
 

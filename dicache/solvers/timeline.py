@@ -1,0 +1,172 @@
+"""What is known of a run before it begins, worked out once from how its scheduler plays (`dicache.solvers.play`).
+
+Per step, in units of the final latent:
+
+    coefficient     how far the step's outputs reach (`dicache.solvers.output_influence`), together; never less than
+                    half of what the step goes on the straight path: an output that hardly counts in the end still
+                    decides what the next call sees
+    half log SNR    the time in which models turn evenly
+    clean, noise    what to take of latent and output, as the denoiser sees and gives them, for the data and the noise
+                    in them. With a latent c (a x_0 + s eps) and an output d x_0 + e eps
+                    x_0 = (e x / c - s v) / (a e - s d),    eps = (a v - d x / c) / (a e - s d);
+                    where noise is drawn anew none of it stays, and the data takes its place
+
+Several calls that a solver makes for one step are one step here. Where a scheduler cannot be played, is not linear, or
+mixes latents that fit none of the predictions, nothing is known: no price is finite, and the reason is told.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dicache.solvers.output_influence import reach, steps_of, undecided, velocity_gain
+from dicache.solvers.play import LINEAR, NotPlayedError, Responses, play
+from dicache.solvers.prediction import CLOSE, Path, path_of
+from dicache.types import Step, Timetable
+
+TINY = 1e-9
+STRAIGHT = 1e-6
+"""How far signal and noise may be from adding up to 1 on a straight path."""
+LEAST = 0.5
+"""Share of a step's way that its outputs are worth at least."""
+
+
+class Reading(NamedTuple):
+    """Where one call stands."""
+
+    run: object
+    """Changes identity with every run: the scheduler's timesteps, or None for a bare module."""
+    step: Step
+    share: float
+    """What this step adds to the progress."""
+    part: int = 0
+    """Which of the calls that the solver makes in this step it is."""
+
+
+class Timeline(NamedTuple):
+    """A run's timetable and, per call, those before the run's first one included, the estimates of data and noise."""
+
+    timetable: Timetable
+    clean: tuple[tuple[float, float], ...]
+    noise: tuple[tuple[float, float], ...]
+    steps: tuple[int, ...]
+    """The step that each call belongs to."""
+    reason: str = ""
+    """Why no price is known; empty where they are."""
+
+    def reading(self, run: object, call: int) -> Reading:
+        call = min(call, len(self.steps) - 1)
+        index, timetable = self.steps[call], self.timetable
+        first, calls = self.steps.index(index), self.steps.count(index)
+        ways = [c * timetable.gain(i) for i, c in enumerate(timetable.coefficients)]
+        whole = sum(ways[timetable.begin :]) or 1.0
+        step = Step(
+            index,
+            len(ways),
+            timetable.sigmas[index],
+            timetable.coefficients[index] if not self.reason else math.inf,
+            sum(ways[timetable.begin : index + 1]) / whole,
+            self.clean[first],
+            self.noise[call],
+            timetable if timetable.half_log_snrs else None,
+            calls,
+        )
+        return Reading(run, step, ways[index] / whole, call - first)
+
+
+def timeline(
+    scheduler: Any,  # noqa: ANN401
+    begin: int = 0,
+    end: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Timeline:
+    """Of a scheduler whose `set_timesteps` was called, for a run of the calls from `begin` up to `end`; arguments as in
+    `dicache.solvers.play`.
+    """
+    name = type(scheduler).__name__
+    try:
+        responses = play(scheduler, begin, end, options)
+    except NotPlayedError as error:
+        return _unknown(scheduler, begin, end, str(error))
+    if not responses.bend < LINEAR:
+        why = f"{name} is not linear: at the size of a run it is {responses.bend:.1g} off what small changes do"
+        return _unknown(scheduler, begin, end, why)
+    path = path_of(responses)
+    if not path.miss < CLOSE:
+        why = f"{name} mixes latents that are {path.miss:.1g} off those of any prediction"
+        return _unknown(scheduler, begin, end, why)
+    return _known(responses, path, begin)
+
+
+def _known(responses: Responses, path: Path, begin: int) -> Timeline:
+    if path.levels[0, 0] < 0:
+        responses, path = _contracted(responses, path)
+    path = path._replace(levels=_rounded(path.levels))
+    steps, gains, shares = steps_of(responses, path), velocity_gain(path), path.levels[:, 1] / path.levels.sum(1)
+    first = np.array([steps.index(step) for step in range(steps[-1] + 1)])
+    ways = np.abs(np.diff(np.append(shares[first], shares[-1]))) / gains[first]
+    reached = np.abs(np.add.reduceat(reach(responses, path), first))
+    if responses.random:
+        reached = np.maximum(reached, np.add.reduceat(undecided(responses, path), first))
+    half_log_snrs = [half_log_snr(*path.levels[q]) for q in first]
+    straight = bool((np.abs(path.levels.sum(1) - 1) < STRAIGHT).all())
+    timetable = Timetable(
+        _padded(path.levels[first, 1] if straight else half_log_snrs, begin),
+        (0.0,) * begin + tuple(np.maximum(reached, LEAST * ways).tolist()),
+        _padded(half_log_snrs, begin),
+        begin,
+        gains=_padded(gains[first], begin),
+        random=responses.random,
+    )
+    clean, noise = (_padded(estimate, begin) for estimate in _estimates(responses, path))
+    noise = clean if responses.random else noise
+    return Timeline(timetable, clean, noise, (*range(begin), *(begin + step for step in steps)))
+
+
+def _contracted(responses: Responses, path: Path) -> tuple[Responses, Path]:
+    """A flow whose sigmas lie above 1: pipelines hand the denoiser such a latent, x_0 + sigma eps, over 1 + sigma, and
+    make noise of the velocity that it gives.
+    """
+    noise = path.levels[:, 1]
+    units = 1 / (1 + noise)
+    outputs = responses.outputs * units[:, None] * units[:-1]
+    latents = responses.latents * units[:, None] / units[:-1]
+    levels = np.stack([units, noise * units], axis=1)
+    return responses._replace(outputs=outputs, latents=latents), path._replace(levels=levels)
+
+
+def _rounded(levels: np.ndarray) -> np.ndarray:
+    """Schedulers think in float32. On a straight path the signal is what the noise leaves."""
+    noise = levels[:, 1].astype(np.float32).astype(float)
+    straight = np.abs(levels.sum(1) - 1) < STRAIGHT
+    return np.stack([np.where(straight, 1 - noise, levels[:, 0]), noise], axis=1)
+
+
+def _estimates(responses: Responses, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Of data and noise, (Q, 2) each."""
+    (signal, noise), (data, eps) = path.levels[:-1].T, path.mixtures.T
+    both = np.maximum(np.abs(signal * eps - noise * data), TINY) * np.sign(signal * eps - noise * data + TINY)
+    clean = np.stack([eps / responses.scales, -noise], axis=1) / both[:, None]
+    return clean, np.stack([-data / responses.scales, signal], axis=1) / both[:, None]
+
+
+def _padded(values: Any, begin: int) -> tuple[Any, ...]:  # noqa: ANN401
+    """As Python numbers, or tuples of them, with the first one for every step before the run."""
+    plain = [tuple(value) if isinstance(value, list) else value for value in np.asarray(values).tolist()]
+    return (plain[0],) * begin + tuple(plain)
+
+
+def _unknown(scheduler: Any, begin: int, end: int | None, reason: str) -> Timeline:  # noqa: ANN401
+    """Every step counts the same, and nothing is said of prices."""
+    times = np.asarray(scheduler.timesteps[:end].tolist(), dtype=float).reshape(len(scheduler.timesteps[:end]), -1)
+    n = len(times)
+    timetable = Timetable(tuple(times[:, 0].tolist()), (1 / n,) * n, (), begin)
+    return Timeline(timetable, ((1.0, 0.0),) * n, ((0.0, 1.0),) * n, tuple(range(n)), reason)
+
+
+def half_log_snr(signal: float, noise: float) -> float:
+    """log(signal / noise), both softened by 0.02 of their sum: pure noise has a finite place."""
+    soft = 0.02 * (signal + noise)
+    return math.log((signal + soft) / (noise + soft))
