@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from pipelines.fuzzing import LONG
+from helpers.fuzzing import LONG
 
 torch.set_num_threads(1)
 diffusers.logging.set_verbosity_error()

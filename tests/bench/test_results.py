@@ -11,7 +11,7 @@ from dicache.bench.harness.curves import curves, paired_ratio
 from dicache.bench.harness.measure import Point
 from dicache.bench.harness.store import RESULTS, Store
 from dicache.bench.showing import show, tables
-from pipelines.sweeps import facts
+from helpers.sweeps import facts
 
 
 def test_curves_interpolate_between_points_and_never_beyond_them():

@@ -9,7 +9,7 @@ import pytest
 from dicache.errors import ProfileError, ScheduleError
 from dicache.files.arrays_file import arrays_bytes
 from dicache.files.checkpoint import Checkpoint
-from pipelines.killed import killed_at, on_a_full_disk
+from helpers.killed import killed_at, on_a_full_disk
 
 
 def made() -> dict[str, np.ndarray]:

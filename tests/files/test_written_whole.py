@@ -14,7 +14,7 @@ from dicache.errors import DicacheError, FileError
 from dicache.files.arrays_file import arrays_bytes, arrays_file
 from dicache.files.atomic import STALE, replacing, write_bytes, write_text
 from dicache.files.bound_arrays import bound_arrays, read_facts, write_bound, writing
-from pipelines.killed import killed_after, killed_at, on_a_full_disk
+from helpers.killed import killed_after, killed_at, on_a_full_disk
 
 IN_ONE_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 SIZES = (50, 300_000)

@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, FluxKontextPip
 import dicache
 from dicache.errors import ModeError
 from dicache.hosts.audit import Audited, summary
-from pipelines.calibrating import STEPS, Captioned
+from helpers.calibrating import STEPS, Captioned
 from pipelines.controls import draw_unet, make_unet
 from pipelines.tiny import PIPELINES, draw_flux, draw_wan, make_flux, make_wan
 from pipelines.videos import make_wan_pair

@@ -17,6 +17,7 @@ import dicache
 from dicache import presets
 from dicache.errors import ModeError
 from dicache.sites import Spans
+from helpers.watching import strips
 from pipelines.neighbours import (
     BUDGET,
     EAGER,
@@ -43,7 +44,6 @@ from pipelines.neighbours import (
     traces,
 )
 from pipelines.tiny import PIPELINES, Tiny, draw_flux, draw_wan, embeds, make_flux, make_wan
-from pipelines.watching import strips
 
 
 def generations(tiny: Tiny, pipe: Any, cache: dicache.Cache) -> tuple[list[torch.Tensor], list[float]]:

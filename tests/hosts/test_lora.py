@@ -11,9 +11,9 @@ from peft import LoraConfig
 import dicache
 from dicache.errors import ProfileError
 from dicache.models.identity import identity
+from helpers.watching import count_macs, strips
 from pipelines.neighbours import BUDGET, FLUX, STEPS, WAN, draw, lora, lora_layers, quiet, traces
 from pipelines.tiny import PIPELINES, draw_flux, make_flux
-from pipelines.watching import count_macs, strips
 
 
 def scaled(pipe: Any, scale: float) -> None:

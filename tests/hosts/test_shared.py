@@ -8,9 +8,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, Flux
 
 import dicache
 from dicache.errors import AlreadyEnabledError
+from helpers.watching import strips
 from pipelines.neighbours import BUDGET, GENERATIONS, ORDERS, STEPS, quiet, traces
 from pipelines.tiny import draw_flux, embeds, generators, make_flux
-from pipelines.watching import strips
 
 
 @pytest.mark.parametrize("order", ORDERS)

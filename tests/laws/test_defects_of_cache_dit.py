@@ -13,6 +13,7 @@ import dicache
 from dicache import presets
 from dicache.approximators.hold import Reuse
 from dicache.controllers.fixed import Fixed
+from helpers.watching import strips
 from pipelines.bare import error
 from pipelines.neighbours import BUDGET, STEPS, quiet
 from pipelines.tiny import (
@@ -23,7 +24,6 @@ from pipelines.tiny import (
     make_sd3,
     make_wan,
 )
-from pipelines.watching import strips
 
 
 def test_ranks_decide_on_their_own(monkeypatch):

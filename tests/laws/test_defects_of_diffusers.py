@@ -26,6 +26,7 @@ from dicache.controllers.planned import Planned
 from dicache.errors import UnsupportedModelError
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.sites import Spans, Sublayers
+from helpers.watching import strips
 from pipelines.bare import (
     UNREGISTERED,
     bare_loop,
@@ -48,7 +49,6 @@ from pipelines.tiny import (
     make_sd3,
     make_wan,
 )
-from pipelines.watching import strips
 
 
 @pytest.mark.parametrize("sites", ["evaluation", "spans", "sublayers"])

@@ -13,8 +13,8 @@ from dicache.config import Config
 from dicache.defaults import for_budget
 from dicache.errors import AlreadyEnabledError, BudgetError, CaptionError, ModeError, UnsupportedModelError
 from dicache.probes.first_blocks import FirstBlocks
+from helpers.watching import untouched
 from pipelines.tiny import draw_flux, make_flux
-from pipelines.watching import untouched
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.first_blocks_residual import FirstBlocksResidual
 from dicache.probes.modulated_input import ModulatedInput
 from dicache.probes.raw_latent import RawLatent
+from helpers.toy import TIMETABLE, UNEVEN, N, histories_at, step
 from pipelines.tiny import PIPELINES, STEPS, make_flux
-from pipelines.toy import TIMETABLE, UNEVEN, N, histories_at, step
 
 FLUX = PIPELINES["two streams and one (flux)"]
 

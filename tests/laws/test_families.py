@@ -26,9 +26,9 @@ from dicache.models.refusals import REFUSALS
 from dicache.promise.metrics import relative_error
 from dicache.sites import Branches, Evaluation, Spans, Tail
 from dicache.types import Decision
+from helpers.watching import count_macs
 from pipelines.controls import make_unet
 from pipelines.table import MIXTURES, PIPELINES, Made
-from pipelines.watching import count_macs
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),  # Mochi, at every run

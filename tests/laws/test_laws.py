@@ -18,9 +18,9 @@ from dicache.estimators.base import Estimator
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.tensors.mac_meter import MacCounter
 from dicache.types import Action, Decision
-from pipelines.fuzzing import examples
+from helpers.fuzzing import examples
+from helpers.watching import snapshot, strips
 from pipelines.tiny import PIPELINES, STEPS, Tiny, make_flux, make_wan
-from pipelines.watching import snapshot, strips
 
 BUDGET = 0.4
 

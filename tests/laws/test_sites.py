@@ -25,9 +25,9 @@ from dicache.probes.site_input import SiteInput
 from dicache.sites import Branches, Drafted, Evaluation, Sites, Spans, Sublayers, Tail
 from dicache.tensors.block_output import layout_of, output_of, value_of
 from dicache.types import Action, Kind, Reason
-from pipelines.fuzzing import examples
+from helpers.fuzzing import examples
+from helpers.watching import count_macs
 from pipelines.tiny import PIPELINES, Tiny, make_flux
-from pipelines.watching import count_macs
 
 STEPS = 8
 SITES: dict[str, Sites] = {

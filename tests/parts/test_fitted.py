@@ -24,10 +24,10 @@ from dicache.measuring.moments import Increments, LowRankIncrements, Moments, Pa
 from dicache.presets.parts.residual import ReuseResidual
 from dicache.sites import Drafted, Evaluation, Spans, Sublayers
 from dicache.tensors import history
-from pipelines.fits import EVERY, PLACES, STEPS, C, Captioned, fitted, made
+from helpers.fits import EVERY, PLACES, STEPS, C, Captioned, fitted, made
+from helpers.toy import SIGMAS, B, N
+from helpers.watching import strips, untouched
 from pipelines.tiny import PIPELINES, draw_wan, make_flux, make_wan
-from pipelines.toy import SIGMAS, B, N
-from pipelines.watching import strips, untouched
 
 FLUX = PIPELINES["two streams and one (flux)"]
 # Where a site is what the map is, the guess is exact.

@@ -17,7 +17,7 @@ from dicache.approximators.fitted.coefficients import Fitted
 from dicache.errors import FittedError
 from dicache.reference.weights import MODEL
 from dicache.sites import Sublayers
-from pipelines.fits import PLACES, STEPS, fitted
+from helpers.fits import PLACES, STEPS, fitted
 from pipelines.tiny import PIPELINES, make_flux
 
 FLUX = PIPELINES["two streams and one (flux)"]

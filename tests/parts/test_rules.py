@@ -39,9 +39,9 @@ from dicache.presets.parts.stretch import Stretch
 from dicache.solvers.clock import TimestepClock
 from dicache.tensors import history
 from dicache.types import Action, Kind, Quote, Site
-from pipelines.fuzzing import examples
+from helpers.fuzzing import examples
+from helpers.toy import SIGMAS, TIMETABLE, UNEVEN, N, histories_at, step
 from pipelines.tiny import PIPELINES, STEPS, make_flux
-from pipelines.toy import SIGMAS, TIMETABLE, UNEVEN, N, histories_at, step
 
 RULES: dict[str, Controller[Any]] = {
     "interval": Interval(4),

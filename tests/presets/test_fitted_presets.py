@@ -18,11 +18,11 @@ from dicache.controllers.interval import Interval
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.probes.site_input import SiteInput
 from dicache.sites import Spans, Sublayers
-from pipelines.fits import STEPS, C, fitted, made
-from pipelines.published import counted
+from helpers.fits import STEPS, C, fitted, made
+from helpers.published import counted
+from helpers.toy import B, N, Poisoned, Toy, played
+from helpers.watching import count_macs, watch_histories
 from pipelines.tiny import PIPELINES, make_flux
-from pipelines.toy import B, N, Poisoned, Toy, played
-from pipelines.watching import count_macs, watch_histories
 
 FLUX = PIPELINES["two streams and one (flux)"]
 DRAWN = np.random.default_rng(3)

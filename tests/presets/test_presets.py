@@ -14,11 +14,11 @@ from dicache.approximators.base import Histories, Target
 from dicache.bench.arms.arm import coarse
 from dicache.bench.arms.presets import FITTED, PRESETS
 from dicache.bench.showing import show, tables
-from pipelines.published import METHODS, RATIOS, TABLE
-from pipelines.sweeps import facts
+from helpers.published import METHODS, RATIOS, TABLE
+from helpers.sweeps import facts
+from helpers.toy import B, N, Poisoned, Toy, played
+from helpers.watching import count_macs, strips, watch_histories
 from pipelines.tiny import PIPELINES, STEPS, make_flux
-from pipelines.toy import B, N, Poisoned, Toy, played
-from pipelines.watching import count_macs, strips, watch_histories
 
 
 @pytest.mark.parametrize("seed", range(4))

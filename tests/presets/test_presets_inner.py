@@ -23,11 +23,11 @@ from dicache.sites import Branches, Drafted, Sublayers
 from dicache.tensors.block_output import value_of
 from dicache.tensors.tree import map_tensors, tensors
 from dicache.types import Action, Reason
-from pipelines.published import METHODS
-from pipelines.published_blocks import INNER, B, Clock, Toy, drawn, guided
+from helpers.published import METHODS
+from helpers.published_blocks import INNER, B, Clock, Toy, drawn, guided
+from helpers.toy import SIGMAS, Poisoned
+from helpers.watching import count_macs, watch_histories
 from pipelines.tiny import PIPELINES, STEPS, make_flux
-from pipelines.toy import SIGMAS, Poisoned
-from pipelines.watching import count_macs, watch_histories
 
 
 def cached(config: Config, toy: Toy, seed: int) -> tuple[list[Tensor], Tensor, Attachment]:

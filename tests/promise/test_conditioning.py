@@ -11,7 +11,7 @@ import dicache
 from dicache.errors import ProfileError
 from dicache.models.conditioning import SIZE, alike, fingerprint
 from dicache.reference.scenes import prompts
-from pipelines.calibrating import LEVELS, Captioned, calibrated, made_up
+from helpers.calibrating import LEVELS, Captioned, calibrated, made_up
 from pipelines.tiny import PIPELINES
 
 

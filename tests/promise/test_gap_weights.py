@@ -13,7 +13,7 @@ from dicache.config import Config
 from dicache.controllers.fixed import Fixed
 from dicache.measuring.gap_weights import FIRST, Played, SingleGap, gaps_of, play, schedules, weights
 from dicache.measuring.prompt_runs import Drawer
-from pipelines.calibrating import GUIDED, PROMPTS, STEPS, Captioned
+from helpers.calibrating import GUIDED, PROMPTS, STEPS, Captioned
 
 
 def test_half_of_the_schedules_of_a_prompt_have_one_gap_and_prompts_in_turn_reach_all_steps():

@@ -18,9 +18,9 @@ from dicache.promise.choose_profile import profiles_for
 from dicache.promise.profile import Profile
 from dicache.promise.profile_file import load_profile
 from dicache.types import RunFacts, Timetable
-from pipelines.calibrating import made_up
-from pipelines.fuzzing import examples
-from pipelines.hostile import refuses_what_is_no_file_of_its_kind
+from helpers.calibrating import made_up
+from helpers.fuzzing import examples
+from helpers.hostile import refuses_what_is_no_file_of_its_kind
 
 HOSTILE = examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -18,7 +18,7 @@ from dicache.promise.keep_budget import Promised, keep
 from dicache.promise.learn_then_test import CERTAINTY, accepted, failures_allowed, prompts_needed, rising
 from dicache.promise.metrics import loss, resolved
 from dicache.types import LATENT, Quote, RunFacts, Step, Timetable, Wanted
-from pipelines.calibrating import GUIDED, LEVELS, PROMPTS, STEPS, Captioned, calibrated, made_up
+from helpers.calibrating import GUIDED, LEVELS, PROMPTS, STEPS, Captioned, calibrated, made_up
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from dicache.controllers.interval import Interval
 from dicache.measuring.recording import LongHistory, Recorder
 from dicache.probes.raw_latent import RawLatent
 from dicache.sites import Evaluation, Spans
-from pipelines.calibrating import STEPS, Captioned
+from helpers.calibrating import STEPS, Captioned
 
 
 def watched(config, samples=(1, 2)):

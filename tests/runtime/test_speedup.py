@@ -13,8 +13,8 @@ from dicache.controllers.counted import Counted, dealt
 from dicache.errors import BudgetError
 from dicache.planning.law_plan import Plan
 from dicache.types import Action, Quote, Step, Timetable
-from pipelines.calibrating import STEPS, Captioned
-from pipelines.fuzzing import examples
+from helpers.calibrating import STEPS, Captioned
+from helpers.fuzzing import examples
 
 LONG = 28
 BALANCES = tuple(math.log((i + 0.5) / (LONG - i)) for i in range(LONG))

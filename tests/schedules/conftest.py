@@ -4,7 +4,7 @@ import pytest
 
 from dicache.measuring.schedule_measurements import Calibration
 from dicache.reference.scenes import prompts
-from pipelines.calibrating import PROMPTS, Captioned
+from helpers.calibrating import PROMPTS, Captioned
 
 GUIDED = {"negative_prompt": "", "true_cfg_scale": 3.5}
 

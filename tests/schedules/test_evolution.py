@@ -15,7 +15,7 @@ from dicache.measuring.schedule_measurements import Calibration
 from dicache.schedules.action_table import computes, written
 from dicache.schedules.pareto import ParetoSet
 from dicache.sites import Evaluation
-from pipelines.calibrating import PROMPTS
+from helpers.calibrating import PROMPTS
 
 
 class Killed(Exception):

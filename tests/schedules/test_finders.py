@@ -44,8 +44,8 @@ from dicache.schedules.action_table import computes
 from dicache.schedules.pareto import ParetoSet
 from dicache.sites import Evaluation, Spans, Sublayers
 from dicache.types import Action, Kind
-from pipelines.calibrating import PROMPTS, Captioned
-from pipelines.fuzzing import examples
+from helpers.calibrating import PROMPTS, Captioned
+from helpers.fuzzing import examples
 
 GUIDED = {"negative_prompt": "", "true_cfg_scale": 3.5}
 ATTENTION, CROSS, FEED = Kind.ATTENTION, Kind.CROSS_ATTENTION, Kind.FEED_FORWARD

@@ -18,7 +18,7 @@ from dicache.measuring.schedule_measurements import Calibration
 from dicache.schedules.action_table import computes
 from dicache.sites import Spans, Sublayers
 from dicache.types import Kind
-from pipelines.calibrating import PROMPTS, Captioned
+from helpers.calibrating import PROMPTS, Captioned
 
 STEPS, BLOCKS = 8, 5
 

@@ -14,7 +14,7 @@ from dicache.measuring.soft_gates import Branch, SoftGates
 from dicache.schedules.action_table import computes, read
 from dicache.schedules.schedule import Origin, Schedule
 from dicache.sites import Evaluation, Spans, Sublayers
-from pipelines.calibrating import PROMPTS, Captioned
+from helpers.calibrating import PROMPTS, Captioned
 
 STEPS = 6
 ORIGIN = Origin("by hand", {}, 0, 1, "", dicache.__version__)

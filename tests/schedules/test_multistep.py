@@ -25,9 +25,9 @@ from dicache.schedules.action_table import read
 from dicache.schedules.schedule import Schedule
 from dicache.sites import Evaluation, Spans
 from dicache.types import Action
-from pipelines.calibrating import PROMPTS, Captioned
+from helpers.calibrating import PROMPTS, Captioned
+from helpers.toy import histories_at
 from pipelines.tiny import embeds
-from pipelines.toy import histories_at
 
 STEPS = 8
 GUIDED = {"negative_prompt": "", "true_cfg_scale": 3.5}

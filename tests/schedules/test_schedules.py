@@ -23,9 +23,9 @@ from dicache.schedules.schedule import Origin, Schedule
 from dicache.schedules.setting import Dynamic
 from dicache.sites import Branches, Evaluation, Spans, Sublayers
 from dicache.types import Action
-from pipelines.calibrating import PROMPTS, Captioned
-from pipelines.fuzzing import examples
-from pipelines.hostile import refuses_what_is_no_file_of_its_kind
+from helpers.calibrating import PROMPTS, Captioned
+from helpers.fuzzing import examples
+from helpers.hostile import refuses_what_is_no_file_of_its_kind
 
 STEPS = 8
 ORIGIN = Origin("by hand", {"interval": 2}, 0, 2, "0" * 64, dicache.__version__)
@@ -252,7 +252,7 @@ def test_what_is_saved_comes_back_and_runs_bitwise_alike_in_another_process(pipe
     after.save(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == saved.read_bytes()
     code = (
-        "import sys, torch, conftest, dicache; from pipelines.calibrating import Captioned; pipe = Captioned()\n"
+        "import sys, torch, conftest, dicache; from helpers.calibrating import Captioned; pipe = Captioned()\n"
         "with dicache.enable(pipe, schedule=sys.argv[1]): torch.save(pipe.draw([0, 1], 8), sys.argv[2])\n"
         "dicache.Schedule.load(sys.argv[1]).save(sys.argv[3])"
     )

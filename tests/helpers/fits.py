@@ -7,8 +7,8 @@ import torch
 import dicache
 from dicache.approximators.fitted.coefficients import About, Fitted, described
 from dicache.sites import Evaluation, Sites, Sublayers
+from helpers.toy import SIGMAS, B
 from pipelines.tiny import draw_flux, make_flux
-from pipelines.toy import SIGMAS, B
 
 STEPS = 6
 C = 4

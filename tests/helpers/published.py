@@ -15,7 +15,7 @@ from dicache import presets
 from dicache.config import Config
 from dicache.presets.parts.codebook import FAST
 from dicache.presets.parts.sensitivities import SensitivityTable
-from pipelines.toy import SIGMAS, N
+from helpers.toy import SIGMAS, N
 
 RATIOS = tuple(1 + 0.12 * math.sin(3 * i) for i in range(N))
 TABLE = SensitivityTable(tuple(0.5 + 0.1 * math.cos(i) for i in range(N)), tuple(0.3 + 0.01 * i for i in range(N)))

@@ -13,8 +13,8 @@ from dicache import presets
 from dicache.config import Config
 from dicache.sites import Sublayers
 from dicache.solvers.timeline import Reading
-from pipelines.published import differences
-from pipelines.toy import SIGMAS, N, step
+from helpers.published import differences
+from helpers.toy import SIGMAS, N, step
 
 B, SIDE, WIDTH, DEPTH, GUIDANCE = 3, 5, 4, 4, 4.0
 TOKENS = SIDE * SIDE
