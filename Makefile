@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test fuzz install check sanitize bench clean
+.PHONY: demo test docs fuzz install check sanitize bench clean
 
 demo: install
 	$(BIN)/dicache demo --out demo.png
@@ -23,6 +23,9 @@ check: install
 	ln -s $(CURDIR)/dicache/* $(CURDIR)/probes $(CURDIR)/estimators $(CURDIR)/extension $(CURDIR)/bench build/link/dicache
 	$(BIN)/mypy
 
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 sanitize: install
 	mkdir -p build/sanitize
 	$(BIN)/python extension/build.py --sanitize --out build/sanitize
@@ -36,9 +39,9 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,bench]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,bench,docs]"
 	-$(BIN)/pip install --quiet nvidia-cuda-nvrtc-cu12  # a test compiles the CUDA source with it, and is skipped without
 	touch $@
 
 clean:
-	rm -rf .venv build/link build/sanitize extension/*.so
+	rm -rf .venv build/link build/docs build/site build/sanitize extension/*.so

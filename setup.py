@@ -130,6 +130,7 @@ setup(
             "torchao>=0.15",
             "pymoo>=0.6",
         ],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29", "nbformat>=5.10"],
     },
     entry_points={"console_scripts": ["dicache=dicache.cli.app:main"]},
     classifiers=[

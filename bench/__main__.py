@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dicache.bench.harness.store import RESULTS, load
-from dicache.bench.showing import show
+from dicache.bench.showing import pages, show
 from dicache.bench.showing.tables import markdown, summary_table
 from dicache.bench.studies import ablation, coverage, kernels, pareto, peer_warmup, schedules
 from dicache.files.atomic import write_text
@@ -23,10 +23,9 @@ def main() -> None:
     kernels.add_arguments(commands.add_parser("kernels", help="the fused operations against copy, eager and compiled"))
     shown = commands.add_parser("show", help="tables, plots and a page from the result files")
     shown.add_argument("--results", type=Path, default=RESULTS)
-    shown.add_argument("--readme", type=Path, help="put the table of --setting into this README")
-    shown.add_argument(
-        "--setting", default="euler-28-guidance3.5-shift1-batch8", help="result file that the README shows"
-    )
+    shown.add_argument("--readme", type=Path, help="put the six rows of --setting into this README")
+    shown.add_argument("--docs", type=Path, help="put the tables into the pages of this folder")
+    shown.add_argument("--setting", default="euler-28-guidance3.5-shift1-batch8", help="result file shown in full")
     args = parser.parse_args()
     if args.command == "warmup":
         peer_warmup.run(args)
@@ -61,8 +60,13 @@ def _show(args: argparse.Namespace) -> None:
     for path in results:
         _one(path)
     show.page(results, args.results / "index.html")
+    named, swept = {path.stem: facts for path, facts in results.items()}, load(args.results / "fewer-steps.json")
     if args.readme:
-        show.into_readme(args.readme, args.results / f"{args.setting}.json", list(results.values()))
+        pages.fill(args.readme, "bench", markdown(pages.readme_table(named[args.setting], swept[args.setting])))
+    if args.docs:
+        pages.fill(args.docs / "choosing.md", "budgets", markdown(pages.budget_table(named[args.setting])))
+        for name, body in pages.sections(named, args.setting, swept).items():
+            pages.fill(args.docs / "benchmarks.md", name, body)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def _verdict(case: str) -> str:
 
 
 def brief(lines: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """`table` with the confidences of a budget side by side, for the README."""
+    """`table` with the confidences of a budget side by side."""
     asked = " / ".join(f"{confidence:g}" for confidence in CONFIDENCES)
     head = ["setting", "captions", "budget", f"within at {asked}", "median / budget", "work"]
     merged: dict[tuple[str, str, str], dict[str, list[str]]] = {}

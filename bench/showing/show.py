@@ -2,11 +2,9 @@
 
 Prints, over all settings, the largest speed-up at three median errors of dicache and of the best of each kind of rival;
 then, per setting, every arm's, every point, and what the arms cost; writes a plot per setting and one HTML page.
-`--readme` puts the table of one setting into the README between its markers.
+`--readme` and `--docs` put tables into the README and the docs (`dicache.bench.showing.pages`).
 """
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -29,7 +27,6 @@ from dicache.bench.showing.tables import (
 )
 from dicache.files.atomic import write_text
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 _PAGE = """<!doctype html><meta charset="utf-8"><title>dicache bench</title>
 <style>body{font:15px sans-serif;max-width:70em;margin:2em auto}table{border-collapse:collapse}
 td,th{border-bottom:1px solid #ccc;padding:.2em .7em;text-align:right}
@@ -94,26 +91,6 @@ def page(results: dict[Path, Facts], path: Path) -> None:
     ]
     template = jinja2.Environment(autoescape=True).from_string(_PAGE)
     write_text(path, template.render(settings=settings, summary=summary_table(list(results.values()))))
-
-
-def into_readme(readme: Path, source: Path, everywhere: Sequence[Facts]) -> None:
-    """Replace what stands between the README's markers: plot and tables of the result file `source`, and the summary of
-    all settings if there are several.
-    """
-    text, facts = readme.read_text(), load(source)
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    plotted = Path(os.path.relpath(source.with_suffix(".png").resolve(), readme.resolve().parent)).as_posix()
-    body = [
-        title(facts) + ". " + scale(facts),
-        f"![Median error against speed-up, a line per arm]({plotted})",
-        markdown(speedup_table(facts)),
-        markdown(verdict_table(facts)),
-        losses(facts),
-    ]
-    if len(everywhere) > 1:
-        body += ["All settings:", markdown(summary_table(everywhere))]
-    write_text(readme, before + BEGIN + "\n" + "\n\n".join(body) + "\n" + END + after)
 
 
 def results(folder: Path) -> dict[Path, Facts]:

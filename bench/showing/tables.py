@@ -51,7 +51,7 @@ def _ours(drawn: Sequence[Curve]) -> Curve | None:
 
 
 def _speedup_row(curve: Curve, ours: Curve | None) -> list[str]:
-    speedups = [_times(curve.speedup_at(target)) for target in TARGETS]
+    speedups = [times(curve.speedup_at(target)) for target in TARGETS]
     here, mine = curve.at_speedup(2.0), None if ours is None else ours.at_speedup(2.0)
     if here is None:
         return [curve.name, *speedups, "-", "-", "-"]
@@ -105,7 +105,7 @@ def _summary_row(facts: Facts, target: float) -> list[str]:
     rivals = [best(drawn, kind, only, target) for _, kind, only in RIVALS]
     cells = ["-" if rival is None else f"{rival[0]:.2f}x ({rival[1]})" for rival in rivals]
     ratio = "-" if mine is None or rivals[0] is None else f"{mine / rivals[0][0]:.2f}"
-    return [title(facts), f"{target:g}", _times(mine), *cells, ratio]
+    return [title(facts), f"{target:g}", times(mine), *cells, ratio]
 
 
 def cost_table(facts: Facts) -> Table:
@@ -161,5 +161,5 @@ def losses(facts: Facts) -> str:
     return "Where dicache does not win: " + ("; ".join(lost) if lost else "nowhere in this table") + "."
 
 
-def _times(speedup: float | None) -> str:
+def times(speedup: float | None) -> str:
     return "-" if speedup is None else f"{speedup:.2f}x"

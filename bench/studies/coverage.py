@@ -27,6 +27,7 @@ from dicache.api import enable
 from dicache.bench.harness.store import RESULTS
 from dicache.bench.models.reference import Setting, fresh
 from dicache.bench.showing.coverage_tables import CONFIDENCES, brief, speed_table, table
+from dicache.bench.showing.pages import fill
 from dicache.bench.showing.tables import markdown
 from dicache.files.atomic import write_text
 from dicache.models.identity import identity
@@ -223,7 +224,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", default="", help="only cases whose name contains this")
     parser.add_argument("--show", action="store_true", help="print the committed tables, measure nothing")
     parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--readme", type=Path, help="put the tables into this README")
+    parser.add_argument("--page", type=Path, help="put the tables into this page of the docs")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -237,21 +238,26 @@ def run(args: argparse.Namespace) -> None:
                     for drawn in measure(case, args.captions, facts["lines"], progress):
                         facts["lines"] = [*rest, *map(vars, drawn)]
                         write_text(args.out, json.dumps(facts) + "\n")
-    order = {case.name: i for i, case in enumerate(CASES)}
-    lines = sorted(facts["lines"], key=lambda line: order[line["case"]])
+    lines = in_order(facts)
     text = f"{markdown(table(lines))}\n\n{markdown(speed_table(lines))}\n"
-    if args.readme:
-        _into(args.readme, f"{markdown(brief(lines))}\n\n{markdown(speed_table(lines))}\n")
+    if args.page:
+        fill(args.page, "coverage", brief_tables(facts))
     write_text(args.out.with_suffix(".md"), text)
     Console(width=240).print(text, highlight=False)
+
+
+def in_order(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines as their cases stand above."""
+    order = {case.name: i for i, case in enumerate(CASES)}
+    return sorted(facts["lines"], key=lambda line: order[line["case"]])
+
+
+def brief_tables(facts: dict[str, Any]) -> str:
+    """What stands on the docs' page of benchmarks."""
+    lines = in_order(facts)
+    return f"{markdown(brief(lines))}\n\n{markdown(speed_table(lines))}"
 
 
 def _short(value: float) -> float:
     """Five digits, for the file's size."""
     return float(f"{value:.5g}")
-
-
-def _into(readme: Path, text: str) -> None:
-    before, rest = readme.read_text().split("<!-- coverage:begin -->")
-    after = rest.split("<!-- coverage:end -->")[1]
-    readme.write_text(f"{before}<!-- coverage:begin -->\n{text}<!-- coverage:end -->{after}")

@@ -2,7 +2,7 @@
 
 Every arm with a warm-up is swept over every second value of its knob, at each of four shares of the steps, on
 calibration captions at the main setting. The best share is the one with the least median error at twice the speed,
-interpolated along each sweep. `Arm.warmup` holds what was found; the table is in bench/README.md.
+interpolated along each sweep. `Arm.warmup` holds what was found; the table is in the laboratory notebook.
 """
 
 import argparse

@@ -1,0 +1,114 @@
+"""The pages that say what there is: `python docs/generate.py` writes them, a test holds that they are up to date.
+
+    models.md    every denoiser class of diffusers, as `dicache models --markdown` lists it
+    cli.md       every command and its options, from the command line itself
+    presets.md   a row for every published method, from the presets
+    CHANGELOG    where modules went, between its markers
+
+The tables of benchmarks.md and of the README come from the results: `python -m dicache.bench show`.
+"""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from typer.models import ArgumentInfo, OptionInfo
+
+from dicache._moved import MOVED
+from dicache.bench.showing.pages import filled
+from dicache.bench.showing.tables import markdown
+from dicache.cli.app import app
+from dicache.models.catalogue import catalogue
+from dicache.models.catalogue import markdown as models
+from dicache.presets import methods
+
+DOCS = Path(__file__).parent
+CHANGELOG = DOCS.parent / "CHANGELOG.md"
+
+
+def pages() -> dict[Path, str]:
+    return {
+        DOCS / "models.md": models(catalogue()),
+        DOCS / "cli.md": "\n".join(_commands()),
+        DOCS / "presets.md": "\n".join(_presets()),
+        CHANGELOG: filled(CHANGELOG.read_text(encoding="utf-8"), "moved", markdown(_moved())),
+    }
+
+
+def _commands() -> Iterator[str]:
+    yield "# Command line\n"
+    yield (
+        "`dicache COMMAND --help` prints what stands here. Every command takes `--json`; a user's mistake is one "
+        "clear line and exit code 2.\n"
+    )
+    commands = {str(inspect.unwrap(info.callback).__name__): info.callback for info in app.registered_commands}
+    for name, command in sorted(commands.items()):
+        hints = get_type_hints(command, include_extras=True)
+        parameters = [Parameter(p, *get_args(hints[p.name])) for p in inspect.signature(command).parameters.values()]
+        arguments = [p.name.upper() for p in parameters if isinstance(p.info, ArgumentInfo)]
+        yield f"## dicache {name}\n"
+        yield f"{inspect.cleandoc(command.__doc__ or '')}\n"
+        yield f"```text\ndicache {' '.join([name, *arguments])} [OPTIONS]\n```\n"
+        yield "| option | takes | default | what |"
+        yield "| --- | --- | --- | --- |"
+        yield from map(str, parameters)
+        yield ""
+
+
+def _moved() -> list[list[str]]:
+    return [["before", "now"], *([f"`{old}`", f"`{new}`"] for old, new in sorted(MOVED.items()))]
+
+
+class Parameter:
+    """An argument or an option of a command; prints as a row of its table."""
+
+    def __init__(self, parameter: inspect.Parameter, kind: Any, info: ArgumentInfo | OptionInfo) -> None:  # noqa: ANN401
+        self.name, self.default, self.kind, self.info = parameter.name, parameter.default, kind, info
+
+    def __str__(self) -> str:
+        declared = [flag for flag in (self.info.default, *(self.info.param_decls or ())) if str(flag).startswith("--")]
+        flags = ", ".join(declared) or f"--{self.name.replace('_', '-')}"
+        written = self.name.upper() if isinstance(self.info, ArgumentInfo) else flags
+        return f"| `{written}` | {self._takes()} | {self._default()} | {self.info.help or ''} |"
+
+    def _takes(self) -> str:
+        kinds = [kind for kind in get_args(self.kind) or (self.kind,) if kind is not NoneType]
+        inner = get_args(kinds[0]) or (kinds[0],)
+        return "" if inner[0] is bool else inner[0].__name__.lower()
+
+    def _default(self) -> str:
+        if self.default is inspect.Parameter.empty:
+            return "required"
+        return "" if self.default is None or self.default is False else f"`{self.default}`"
+
+
+def _presets() -> Iterator[str]:
+    yield "# Published methods\n"
+    yield (
+        "Each is a function of `dicache.presets` that composes [parts](api/parts.md): "
+        "`dicache.enable(pipe, config=dicache.presets.teacache())`. [The API](api/presets.md) has their arguments.\n"
+    )
+    yield (
+        "**All of them** decide per sample where the papers decide per batch. Where a whole evaluation is skipped, "
+        "the denoiser's output is kept per guidance branch, in the place of what the papers keep of blocks: the head's "
+        "fresh time embedding does not reach a skipped step, and skipping saves more. Warm-ups are shares of the steps "
+        "where papers count steps. Thresholds are no errors but in the method's own unit; they belong to a model and a "
+        "number of steps, and are to be swept on any other. How they do on the reference model is in the "
+        "[benchmarks](benchmarks.md#all-arms-at-the-main-setting).\n"
+    )
+    yield "| method | preset | differs from its paper | defaults are for |"
+    yield "| --- | --- | --- | --- |"
+    for method in sorted(methods(), key=lambda method: method.title.lower()):
+        yield f"| {method.title} ({method.link}) | `{method.call}` | {method.differs} | {method.default} |"
+    yield ""
+
+
+def main() -> None:
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
