@@ -19,7 +19,7 @@ from rich.progress import Progress
 from dicache.bench.arms.arm import Arm
 from dicache.bench.arms.ours import BASELINES
 from dicache.bench.harness.curves import Curve, curves
-from dicache.bench.harness.measure import Judge, Point
+from dicache.bench.harness.measure import Comparison, Point
 from dicache.bench.harness.store import RESULTS, Facts, load
 from dicache.bench.models.reference import Setting
 from dicache.bench.showing.show import results
@@ -33,8 +33,8 @@ ARMS = tuple(arm for arm in BASELINES if arm.name.startswith("fewer steps"))
 def points(facts: Facts) -> list[Point]:
     """Of both arms, on the captions of a result file."""
     setting = Setting(**facts["setting"])
-    judge = Judge(facts["captions"], setting)
-    return [judge.point(arm, share) for arm in ARMS for share in shares(arm, setting)]
+    comparison = Comparison(facts["captions"], setting)
+    return [comparison.point(arm, share) for arm in ARMS for share in shares(arm, setting)]
 
 
 def shares(arm: Arm, setting: Setting) -> list[float]:

@@ -55,7 +55,7 @@ from dicache.types import Action, Grid, Rows
 """
     names: dict = {"__name__": "page"}
     exec(given, names)
-    config = run(ROOT / "CONTRIBUTING.md", names)["steady"](threshold=0.001)
+    config = run(ROOT / "CONTRIBUTING.md", names)["steady"]()
     pipe = dicache.reference.pipeline()
     with dicache.enable(pipe, config=config) as cache:
         pipe(dicache.reference.prompts("test", 1), num_inference_steps=8, output_type="latent")
