@@ -20,9 +20,9 @@ from dicache.bench.models.reference import Setting, draw_batch, fresh
 from dicache.cache import Cache
 from dicache.config import Config
 from dicache.measuring.fit_coefficients import fit
-from dicache.presets.parts.codebook import FAST
-from dicache.presets.parts.magnitude_ratios import measure_ratios
-from dicache.presets.parts.sensitivities import SensitivityTable, measure_sensitivities
+from dicache.presets.parts.adacache import FAST
+from dicache.presets.parts.magcache import measure_ratios
+from dicache.presets.parts.sencache import SensitivityTable, measure_sensitivities
 from dicache.reference.scenes import prompts
 from dicache.sites import Sites, Spans, Sublayers
 from dicache.solvers.clock import SchedulerClock

@@ -87,7 +87,7 @@ def search(
 ) -> None:
     """Find a schedule of the reference model: a table of what computes at which step, for enable(schedule=...)."""
     from dicache.files.atomic import replacing
-    from dicache.finders.by_name import made, options_of, sites_named
+    from dicache.finders.by_name import make, options_of, sites_named
     from dicache.measuring.schedule_measurements import Calibration
     from dicache.reference.assembly import pipeline
     from dicache.reference.scenes import prompts as scenes
@@ -96,7 +96,7 @@ def search(
 
     check_json(out)
     lines = scenes("calibration", captions, seed=seed) if prompts is None else lines_of(prompts)
-    method, selector = made(finder, options_of(option or []), checkpoint=checkpoint), sites_named(sites)
+    method, selector = make(finder, options_of(option or []), checkpoint=checkpoint), sites_named(sites)
     pipe = pipeline()
     pipe.set_progress_bar_config(disable=True)
     with progress(as_json) as bar:

@@ -12,7 +12,8 @@ yet the same for a prompt and its seed but for rounding.
 
 Easy and hard samples get the same number: at equal mean work that errs less than budgets per sample, but for 20 steps
 below half the work (bench/README.md). What a step's modules outside the blocks cost is not in the count. In a
-hand-written loop nobody knows the course; there a step computes where the share of computed ones would else fall short.
+hand-written loop nobody knows the timetable; there a step computes where the share of computed ones would else fall
+short.
 """
 
 import math
@@ -51,7 +52,7 @@ class Counts(NamedTuple):
 class Counted(Controller[Counts]):
     speedup: Budget
     bounds: Planned = field(default_factory=lambda: Planned(0.0))
-    """Whose bounds hold: how many steps are skipped in a row at most and, on a known course, how many at its end
+    """Whose bounds hold: how many steps are skipped in a row at most and, on a known timetable, how many at its end
     compute.
     """
 

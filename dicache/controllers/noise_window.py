@@ -2,7 +2,7 @@
 PAB and FasterCache).
 
 The level is 1 at pure noise and 0 at the end: sigma, or the timestep, over its value at the start of a whole run.
-Timesteps from 0 to 1000, as papers give them, are thousandths of it. Where no course is known it is the way still to
+Timesteps from 0 to 1000, as papers give them, are thousandths of it. Where no timetable is known it is the way still to
 go.
 """
 

@@ -7,8 +7,8 @@ final latent,
 
 with one amplitude s per sample, read off what the estimator quotes for the next step: in the law's own time errors grow
 alike everywhere, so that every gap to come has a price. The errors of different gaps add in squares. Those made in
-noise are forgotten, so which way is best is asked of F(i, g), which is E with every term times what is kept of it
-(`dicache.planning.error_law`). Dynamic programming over the course gives
+noise fade, so which way is best is asked of F(i, g), which is E with every term times what survives of it
+(`dicache.planning.error_law`). Dynamic programming over the timetable gives
 
     V(i, n) = min_g  F(i, g)^2 + V(i + 1 + g, n - 1)
 
@@ -19,7 +19,7 @@ plans long gaps early and pays for them later; with E for both it errs a tenth m
 
 What is left is the budget less what the gaps so far turned out to cost, but never less than the share that belongs to
 the rest of the run: a sample that was unlucky early goes on at its pace instead of computing everything. In a
-hand-written loop nobody knows the course; there the rule is that of `Budgeted`.
+hand-written loop nobody knows the timetable; there the rule is that of `Budgeted`.
 """
 
 from dataclasses import dataclass, replace

@@ -65,10 +65,10 @@ class Annealing(Finder):
         mask = anneal(start[None], loss, heats=heats, seed=seed, shared=True, first=1)[0]
         for _ in range(self.rounds):
             moved = list(swaps(mask))
-            found = loss(np.stack([mask, *moved]))
-            if found.argmin() == 0:
+            losses = loss(np.stack([mask, *moved]))
+            if losses.argmin() == 0:
                 break
-            mask = moved[int(found.argmin()) - 1]
+            mask = moved[int(losses.argmin()) - 1]
         return measurements.filled(mask, self.fill)
 
 

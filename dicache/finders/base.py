@@ -1,12 +1,12 @@
-"""The protocol of a finder. It proposes tables; which of them is the answer is decided here, by work known to the MAC
-and errors measured from end to end on the calibration prompts.
+"""What a finder is: it proposes tables, and coefficients where cells are corrected. Which table is the answer is
+decided here, for all finders alike, by work known to the MAC and by errors measured from end to end on the calibration
+prompts.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from dicache.measuring.schedule_measurements import Calibration, ScheduleMeasure
 from dicache.schedules.action_table import Table, repaired
 from dicache.schedules.pareto import ParetoSet
 from dicache.schedules.schedule import Origin, Schedule
-from dicache.schedules.setting import Basis
 from dicache.sites import Sites
 from dicache.types import Action
 
@@ -29,25 +28,25 @@ class Finder(ABC):
     name: ClassVar[str]
     measures: ClassVar[bool] = False
     """Whether the tables it proposes were measured on the way, so that all of them are chosen from."""
+    fits: ClassVar[bool] = False
+    """Whether its coefficients belong to one table each, so that no file can hold its front."""
 
     @abstractmethod
     def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
-        """Candidates, (T, S) each. `cost` is the share of the work that is wanted; None for the whole range."""
+        """Candidates, (T, S) each. `cost` is the share of the work that is wanted; None for the whole range. Raises
+        ScheduleError for sites that it cannot be asked for, before anything is measured.
+        """
 
     @property
-    def coefficients(self) -> Fitted | None:
-        """What cells that are corrected are corrected with."""
+    def fitted(self) -> Fitted | None:
+        """What cells of all tables are corrected with, and what is executed for it."""
         return None
 
-    def check(self, sites: Sites, budget: float | None, cost: float | None) -> None:
-        """Raises ScheduleError for what it cannot be asked for, before anything is measured."""
-        if budget is not None and cost is not None:
-            raise ScheduleError("budget and cost were both given. Give one of them, or none for the whole front.")
-        if cost is not None and not 0 < cost <= 1:
-            raise ScheduleError(f"cost is {cost!r}. Expected a share of the uncached work above 0 and at most 1.")
-        if budget is not None and not 0 <= budget < math.inf:
-            raise ScheduleError(f"budget is {budget!r}. Expected a relative error of the final latent from 0 on.")
+    def coefficients(self, measurements: ScheduleMeasurements, table: Table) -> Fitted | None:
+        """What cells of this table are corrected with."""
+        return self.fitted
 
+    @final
     def find(
         self,
         pipe: Any,  # noqa: ANN401
@@ -64,48 +63,78 @@ class Finder(ABC):
 
         Raises ScheduleError where both are given or none can be had.
         """
-        self.check(sites, budget, cost)
+        self._check(budget, cost)
         measurements = calibration.on(pipe, sites)
         tables = _different(self.tables(measurements, cost, seed))
+        work = measurements.priced(self.fitted).work(np.stack(tables))
         if cost is not None:
-            return self._at(measurements, tables, cost, seed)
-        tables = tables if self.measures else _thinned(measurements.priced(self.coefficients), tables)
-        found = ParetoSet(tuple(self.schedules(measurements, tables, seed))).front()
-        return found if budget is None else found.within(budget)
+            tables = self._dearest(tables, work, cost)
+        elif not self.measures:
+            tables = _thinned(tables, work)
+        return choose(self.schedules(measurements, tables, seed), budget, cost)
 
-    def _at(self, measurements: ScheduleMeasurements, tables: Sequence[Table], cost: float, seed: int) -> Schedule:
-        work = measurements.priced(self.coefficients).work(np.stack(tables))
-        fitting = work <= cost + 1e-9
-        if not fitting.any():
+    def _check(self, budget: float | None, cost: float | None) -> None:
+        """Raises ScheduleError for what no search can keep to."""
+        if budget is not None and cost is not None:
+            raise ScheduleError("budget and cost were both given. Give one of them, or none for the whole front.")
+        if cost is not None and not 0 < cost <= 1:
+            raise ScheduleError(f"cost is {cost!r}. Expected a share of the uncached work above 0 and at most 1.")
+        if budget is not None and not 0 <= budget < math.inf:
+            raise ScheduleError(f"budget is {budget!r}. Expected a relative error of the final latent from 0 on.")
+        if self.fits and budget is None and cost is None:
+            raise ScheduleError(f"{self.name} fits one schedule, not a front. Give a cost or a budget.")
+
+    def _dearest(self, tables: Sequence[Table], work: np.ndarray, cost: float) -> list[Table]:
+        """Those that execute most of what they may."""
+        affordable = work[work <= cost + 1e-9]
+        if not len(affordable):
             raise ScheduleError(
                 f"{self.name} found nothing that executes {cost:g} of the work: {work.min():.3f} is least."
             )
-        best = work[fitting].max()
-        dearest = [table for table, w in zip(tables, work, strict=True) if math.isclose(w, best, rel_tol=1e-12)]
-        return min(self.schedules(measurements, dearest, seed), key=lambda s: s.error or 0.0)
+        most = affordable.max()
+        return [table for table, each in zip(tables, work, strict=True) if math.isclose(each, most, rel_tol=1e-12)]
 
+    @final
     def schedules(self, measurements: ScheduleMeasurements, tables: Sequence[Table], seed: int) -> list[Schedule]:
         """Tables with all that a file needs, and what they lose; without those that lose everything. Raises
         ScheduleError where that is all of them.
         """
-        errors = measurements.errors(tables, self.coefficients).mean(1)
+        fitted = [self.coefficients(measurements, table) for table in tables]
+        errors = _errors(measurements, tables, fitted)
         if not np.isfinite(errors).any():
             raise ScheduleError(f"no schedule of {self.name} leaves the latent finite. Ask for more work.")
-        origin, basis = self.origin(measurements.calibration, seed), measurements.priced(self.coefficients)
+        origin = _origin(self, measurements.calibration, seed)
         return [
-            Schedule(basis, table, origin, float(error), fitted=self.coefficients)
-            for table, error in zip(tables, errors, strict=True)
+            Schedule(measurements.priced(each), table, origin, float(error), fitted=each)
+            for each, table, error in zip(fitted, tables, errors, strict=True)
             if np.isfinite(error)
         ]
 
-    def origin(self, calibration: Calibration, seed: int) -> Origin:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # finders are dataclasses
-        told = {
-            name: value.name.lower() if isinstance(value, Action) else value
-            for name, value in values.items()
-            if isinstance(value, str | int | float)
-        }
-        return Origin(self.name, told, seed, len(calibration.prompts), calibration.digest, __version__)
+
+def choose(schedules: Sequence[Schedule], budget: float | None, cost: float | None) -> Schedule | ParetoSet:
+    """The answer among the candidates: of equal cost the most exact; within a budget the cheapest; else the front."""
+    if cost is not None:
+        return min(schedules, key=lambda schedule: schedule.error or 0.0)
+    front = ParetoSet(tuple(schedules)).front()
+    return front if budget is None else front.within(budget)
+
+
+def _errors(measurements: ScheduleMeasurements, tables: Sequence[Table], fitted: Sequence[Fitted | None]) -> np.ndarray:
+    """The mean over the prompts, (N,). Tables with the same coefficients share their runs."""
+    errors = np.zeros(len(tables))
+    for shared in dict.fromkeys(fitted):
+        rows = [i for i, each in enumerate(fitted) if each is shared]
+        errors[rows] = measurements.errors([tables[i] for i in rows], shared).mean(1)
+    return errors
+
+
+def _origin(finder: Finder, calibration: Calibration, seed: int) -> Origin:
+    arguments = {
+        name: value.name.lower() if isinstance(value, Action) else value
+        for name, value in vars(finder).items()
+        if isinstance(value, str | int | float)
+    }
+    return Origin(finder.name, arguments, seed, len(calibration.prompts), calibration.digest, __version__)
 
 
 def _different(tables: Sequence[Table]) -> list[Table]:
@@ -113,8 +142,7 @@ def _different(tables: Sequence[Table]) -> list[Table]:
     return list({repaired(table).tobytes(): table for table in tables}.values())
 
 
-def _thinned(basis: Basis, tables: Sequence[Table]) -> list[Table]:
+def _thinned(tables: Sequence[Table], work: np.ndarray) -> list[Table]:
     """At most MOST, evenly by their work."""
-    work = basis.work(np.stack(tables))
-    chosen = {int(np.abs(work - w).argmin()) for w in np.linspace(work.min(), work.max(), MOST)}
-    return list(tables) if len(tables) <= MOST else [tables[i] for i in sorted(chosen)]
+    nearest = {int(np.abs(work - w).argmin()) for w in np.linspace(work.min(), work.max(), MOST)}
+    return list(tables) if len(tables) <= MOST else [tables[i] for i in sorted(nearest)]

@@ -29,10 +29,6 @@ class BlockCaching(Finder):
     name: ClassVar[str] = "block_caching"
     fitted: Fitted | None = None
 
-    @property
-    def coefficients(self) -> Fitted | None:
-        return self.fitted
-
     def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
         change = measurements.curves.l1[:-1, 0]
         fill = Action.REUSE if self.fitted is None else Action.CORRECT

@@ -18,20 +18,20 @@ _FILLS = {fill.name.lower(): fill for fill in FILLS if fill is not Action.CORREC
 
 def finders() -> dict[str, type[Finder]]:
     """All that there are."""
-    modules = [import_module(f"dicache.finders.{found.name}") for found in iter_modules(dicache.finders.__path__)]
+    modules = [import_module(f"dicache.finders.{module.name}") for module in iter_modules(dicache.finders.__path__)]
     made = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
     return {kind.name: kind for kind in made if issubclass(kind, Finder) and kind is not Finder}
 
 
-def made(name: str, options: dict[str, str], **given: Any) -> Finder:  # noqa: ANN401
-    """The finder of this name, its options read as the kinds their defaults have; `given` as it is, None for
+def make(name: str, options: dict[str, str], **values: Any) -> Finder:  # noqa: ANN401
+    """The finder of this name, its options read as the kinds their defaults have; `values` as they are, None for
     nothing. Raises ScheduleError for a name or an option that it has not.
     """
-    known = finders()
-    if name not in known:
-        raise ScheduleError(f"there is no finder {name!r}. There are {', '.join(sorted(known))}.")
-    defaults: dict[str, Any] = {f.name: f.default for f in fields(known[name])}  # type: ignore[arg-type]  # dataclasses
-    values = {key: value for key, value in given.items() if value is not None}
+    kinds = finders()
+    if name not in kinds:
+        raise ScheduleError(f"there is no finder {name!r}. There are {', '.join(sorted(kinds))}.")
+    defaults: dict[str, Any] = {f.name: f.default for f in fields(kinds[name])}  # type: ignore[arg-type]  # dataclasses
+    values = {key: value for key, value in values.items() if value is not None}
     if unknown := sorted(set(values) - set(defaults)):
         raise ScheduleError(f"{name} has no use for a {unknown[0]}. Leave it out.")
     for key, text in options.items():
@@ -39,12 +39,12 @@ def made(name: str, options: dict[str, str], **given: Any) -> Finder:  # noqa: A
             settable = [k for k, value in defaults.items() if isinstance(value, bool | int | float)]
             raise ScheduleError(f"{name} has no option {key!r}. It has {', '.join(settable) or 'none'}.")
         values[key] = _read(key, text, defaults[key])
-    return known[name](**values)
+    return kinds[name](**values)
 
 
-def options_of(given: Sequence[str]) -> dict[str, str]:
+def options_of(texts: Sequence[str]) -> dict[str, str]:
     """From `name=value` each. Raises ScheduleError for anything else."""
-    pairs = [text.partition("=") for text in given]
+    pairs = [text.partition("=") for text in texts]
     if wrong := [name for name, equals, _ in pairs if not equals]:
         raise ScheduleError(f"the option {wrong[0]!r} has no value. Expected name=value.")
     return {name: value for name, _, value in pairs}

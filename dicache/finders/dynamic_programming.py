@@ -61,15 +61,15 @@ def segmentations(cost: np.ndarray) -> dict[int, tuple[float, list[int]]]:
     for n in range(1, steps + 1):
         through = value[:steps, n - 1, None] + cost
         come[:, n], value[:, n] = through.argmin(0), through.min(0)
-    found = {}
+    ways = {}
     for n in range(1, steps + 1):
         if np.isfinite(value[steps, n]):
             way, j = [], steps
             for k in range(n, 0, -1):
                 j = int(come[j, k])
                 way.append(j)
-            found[n] = (float(value[steps, n]), way[::-1])
-    return found
+            ways[n] = (float(value[steps, n]), way[::-1])
+    return ways
 
 
 def _front(ways: list[dict[int, tuple[float, list[int]]]], price: np.ndarray, steps: int) -> list[np.ndarray]:
@@ -94,8 +94,8 @@ def _front(ways: list[dict[int, tuple[float, list[int]]]], price: np.ndarray, st
     ]
 
 
-def _mask(chosen: Sequence[Sequence[int]], steps: int) -> np.ndarray:
-    mask = np.zeros((steps, len(chosen)), dtype=bool)
-    for site, computed in enumerate(chosen):
+def _mask(ways: Sequence[Sequence[int]], steps: int) -> np.ndarray:
+    mask = np.zeros((steps, len(ways)), dtype=bool)
+    for site, computed in enumerate(ways):
         mask[list(computed), site] = True
     return mask

@@ -66,17 +66,21 @@ class Ecad(Finder):
                 break
             genomes = infills.get("X").astype(bool)
             tables = [self._table(measurements, genome) for genome in genomes]
-            held = checkpoint.entry(f"generation-{generation}", partial(_measured, measurements, genomes, tables))
-            if not {"genomes", "errors"} <= set(held) or not np.array_equal(held["genomes"], genomes):
-                raise ScheduleError(f"{self.checkpoint} holds another search. Delete it, or give another checkpoint.")
-            measurements.remember(tables, held["errors"])
-            lost = np.minimum(held["errors"].mean(1), WORST)
-            infills.set("F", np.stack([lost, measurements.basis.work(np.stack(tables))], axis=1))
+            entry = checkpoint.entry(f"generation-{generation}", partial(_entry, measurements, genomes, tables))
+            errors = np.minimum(self._errors(entry, genomes).mean(1), WORST)
+            measurements.remember(tables, entry["errors"])
+            infills.set("F", np.stack([errors, measurements.basis.work(np.stack(tables))], axis=1))
             algorithm.tell(infills=infills)
             seen |= {table.tobytes(): table for table in tables}
             self._show(measurements, list(seen.values()), seed)
             measurements.calibration.tick("generations", generation + 1, self.generations)
         return list(seen.values())
+
+    def _errors(self, entry: Entry, genomes: np.ndarray) -> np.ndarray:
+        """Of one generation, (N, P). Raises ScheduleError where the checkpoint's are those of other genomes."""
+        if not {"genomes", "errors"} <= set(entry) or not np.array_equal(entry["genomes"], genomes):
+            raise ScheduleError(f"{self.checkpoint} holds another search. Delete it, or give another checkpoint.")
+        return np.asarray(entry["errors"])
 
     def first(self, measurements: ScheduleMeasurements, seed: int) -> list[Table]:
         """The first generation, as many as the population; what they skip is filled in as all of this search."""
@@ -88,8 +92,8 @@ class Ecad(Finder):
         tried = [distinct[i] for i in dict.fromkeys(spread)]
         schedules = self.schedules(measurements, tried, seed)
         front = [s.table for s in ParetoSet(tuple(schedules)).front().members]
-        others = [table for table in tried if not any(table is kept for kept in front)]
-        return [*front, *others][: self.population]
+        beaten = [table for table in tried if not any(table is best for best in front)]
+        return [*front, *beaten][: self.population]
 
     def _algorithm(self, measurements: ScheduleMeasurements, seeds: Sequence[Table] | None, seed: int) -> Any:  # noqa: ANN401
         try:
@@ -102,10 +106,10 @@ class Ecad(Finder):
         except ImportError as error:
             raise ScheduleError("this search needs pymoo: pip install 'dicache[search]'.") from error
         genes = (measurements.basis.shape[0] - 1) * measurements.basis.shape[1]
-        given = None if seeds is None else np.stack([~computes(table[1:]).ravel() for table in seeds])
+        genomes = None if seeds is None else np.stack([~computes(table[1:]).ravel() for table in seeds])
         algorithm = NSGA2(
             pop_size=self.population,
-            sampling=BinaryRandomSampling() if given is None else given,
+            sampling=BinaryRandomSampling() if genomes is None else genomes,
             crossover=PointCrossover(prob=0.9, n_points=min(4, genes - 1)),
             mutation=BitflipMutation(prob=1.0, prob_var=min(0.5, self.flips / genes)),
             eliminate_duplicates=True,
@@ -119,16 +123,11 @@ class Ecad(Finder):
         return measurements.filled(np.concatenate([first, ~genome.reshape(steps - 1, sites)]), self.fill)
 
     def _checkpoint(self, measurements: ScheduleMeasurements, seed: int) -> Checkpoint:
-        told = [self.name, seed, self.population, self.flips, int(self.fill), self.seeded, self.seeds]
-        drawn = measurements.calibration
-        told += [
-            measurements.basis.model,
-            measurements.basis.scheduler,
-            list(measurements.basis.sigmas),
-            measurements.sites,
-        ]
-        told += [drawn.digest, drawn.seed]
-        return Checkpoint(self.checkpoint, [*told, drawn.call], ScheduleError)
+        search = [self.name, seed, self.population, self.flips, int(self.fill), self.seeded, self.seeds]
+        basis, calibration = measurements.basis, measurements.calibration
+        model = [basis.model, basis.scheduler, list(basis.sigmas), measurements.sites]
+        prompts = [calibration.digest, calibration.seed, calibration.call]
+        return Checkpoint(self.checkpoint, [*search, *model, *prompts], ScheduleError)
 
     def _show(self, measurements: ScheduleMeasurements, tables: Sequence[Table], seed: int) -> None:
         """The front so far, on disk."""
@@ -136,5 +135,5 @@ class Ecad(Finder):
             ParetoSet(tuple(self.schedules(measurements, tables, seed))).front().save(self.checkpoint / "front.json")
 
 
-def _measured(measurements: ScheduleMeasurements, genomes: np.ndarray, tables: Sequence[Table]) -> Entry:
+def _entry(measurements: ScheduleMeasurements, genomes: np.ndarray, tables: Sequence[Table]) -> Entry:
     return {"genomes": genomes, "errors": measurements.errors(tables)}

@@ -37,14 +37,15 @@ class InvarDiff(Finder):
             raise ScheduleError(f"{self}: expected modules from 0 to 1 and plans of 1 or more.")
 
     def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
-        whole = measurements.calibration.on(measurements.pipe, Evaluation())
-        change = whole.curves.l1[:-1, 0, 0] * whole.curves.size[1:, 0]
-        found = []
+        evaluations = measurements.calibration.on(measurements.pipe, Evaluation())
+        change = evaluations.curves.l1[:-1, 0, 0] * evaluations.curves.size[1:, 0]
+        tables = []
         for q in np.linspace(0.0, 0.95, self.plans):
             due = ~low(rates(change), q)
             mask = np.repeat(due[:, None], measurements.basis.shape[1], axis=1)
-            found.append(measurements.filled(self._within(measurements, mask, q) if measurements.inner and q else mask))
-        return found
+            mask = self._within(measurements, mask, q) if measurements.inner and q else mask
+            tables.append(measurements.filled(mask))
+        return tables
 
     def _within(self, measurements: ScheduleMeasurements, mask: np.ndarray, q: float) -> np.ndarray:
         """The same with modules reused too at the steps that compute."""
@@ -52,13 +53,13 @@ class InvarDiff(Finder):
         change = changes(measurements, measurements.filled(mask))[due]
         rate = np.full(change.shape, np.inf)
         rate[2:] = change[2:] / np.maximum(change[1:-1], np.finfo(float).tiny)
-        chosen = mask.copy()
+        inside = mask.copy()
         for kind in np.unique(kinds):
             of_kind = rate[:, kinds == kind]
-            known = of_kind[np.isfinite(of_kind)]
-            if len(known):
-                chosen[np.ix_(due, kinds == kind)] = ~(of_kind < np.quantile(known, self.modules * q))
-        return chosen
+            finite = of_kind[np.isfinite(of_kind)]
+            if len(finite):
+                inside[np.ix_(due, kinds == kind)] = ~(of_kind < np.quantile(finite, self.modules * q))
+        return inside
 
 
 def rates(change: np.ndarray) -> np.ndarray:
@@ -70,8 +71,8 @@ def rates(change: np.ndarray) -> np.ndarray:
 
 def low(rate: np.ndarray, quantile: float) -> np.ndarray:
     """Which are below their quantile, bool."""
-    known = rate[np.isfinite(rate)]
-    return np.asarray(rate < np.quantile(known, quantile)) if len(known) else np.zeros(len(rate), dtype=bool)
+    finite = rate[np.isfinite(rate)]
+    return np.asarray(rate < np.quantile(finite, quantile)) if len(finite) else np.zeros(len(rate), dtype=bool)
 
 
 def changes(measurements: ScheduleMeasurements, table: Table) -> np.ndarray:

@@ -1,9 +1,9 @@
 """What the law of errors plans before anything was measured: no search, only a choice of how many steps compute.
 
 In half the logarithm of signal over noise models turn nearly evenly (`dicache.planning.error_law`), so every gap has a
-price before the first run. For every number of computed steps the best way through the course is the one that loses
-least of what is kept of the gaps' errors (V of `dicache.controllers.planned`); all sites follow it. It costs one
-uncached run per prompt to know the course and what sites cost, and as many more as there are ways to say what they
+price before the first run. For every number of computed steps the best way through the timetable is the one that loses
+least of what survives of the gaps' errors (V of `dicache.controllers.planned`); all sites follow it. It costs one
+uncached run per prompt to know the timetable and what sites cost, and as many more as there are ways to say what they
 lose.
 """
 

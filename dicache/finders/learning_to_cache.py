@@ -6,10 +6,10 @@ Steps come in pairs, a full one and one that may reuse. For a pair, with beta = 
     L = k ||F(x) - F_beta(x)||^2 / ||F||^2  +  lambda sum over sites of  c beta
 
     space = "eps"    the paper: k = 1, c = 1, w from N(0, 1), one lambda, guidance branches each for itself
-    space = "x"      k the square of the output's coefficient in the solver's step times what later steps leave of an
-                     error made there (`dicache.planning.error_law.kept`), 1 in the mean; branches mixed as the pipeline
-                     mixes them; c the site's share of MACs, 1 in the mean; lambda rises along a path, from a price at
-                     which everything computes to one at which nothing does
+    space = "x"      k the square of the output's coefficient in the solver's step times what survives of an error made
+                     there (`dicache.planning.error_law`), 1 in the mean; branches mixed as the pipeline mixes them;
+                     c the site's share of MACs, 1 in the mean; lambda rises along a path, from a price at which
+                     everything computes to one at which nothing does
 
 In x space a site's score is its mean beta along the path: scores of one lambda saturate, and cannot be ranked. Sites
 are skipped from the lowest score on until the work is what was asked for. Half of all site calls can be skipped at
@@ -81,27 +81,27 @@ class LearningToCache(Finder):
             left = [surviving_share(half_log_snr) for half_log_snr in measurements.timetable.half_log_snrs]
             squared = (np.array(runs.coefficients) * left) ** 2
             k = np.ones(steps) if self.space == "eps" else squared / squared.mean()
-            with SoftGates(measurements.denoiser, runs.sites) as gates:
+            with SoftGates(measurements.denoiser, runs.sites) as router:
                 for pair, step in enumerate(range(1, steps, 2)):
-                    scores[step] = self._trained(measurements, gates, runs, step, float(k[step]), begin[step])
+                    scores[step] = self._trained(measurements, router, runs, step, float(k[step]), begin[step])
                     measurements.calibration.tick(f"routers, round {turn + 1}", pair + 1, steps // 2)
         return scores
 
     def _trained(
-        self, measurements: ScheduleMeasurements, gates: SoftGates, runs: Recorded, step: int, k: float, begin: Tensor
+        self, measurements: ScheduleMeasurements, router: SoftGates, runs: Recorded, step: int, k: float, begin: Tensor
     ) -> np.ndarray:
         """The scores of one pair, (S,)."""
         w = begin.clone().requires_grad_(True)
         price = torch.tensor([cell.macs for cell in measurements.basis.cells], dtype=torch.float32)
         path = PATH if self.space != "eps" else (self.weight,) * len(PATH)
         price = torch.ones_like(price) if self.space == "eps" else price / price.mean()
-        optimizer, seen, pair = torch.optim.AdamW([w], lr=self.rate, weight_decay=0.0), [], gates.pair(runs, step)
+        optimizer, seen, pair = torch.optim.AdamW([w], lr=self.rate, weight_decay=0.0), [], router.pair(runs, step)
         for lam in path:
             for _ in range(self.iterations):
                 optimizer.zero_grad()
                 with torch.enable_grad():
                     beta = torch.sigmoid(w)
-                    loss = k * self.wrong(gates, pair, beta) + lam * (price * beta).sum()
+                    loss = k * self.wrong(router, pair, beta) + lam * (price * beta).sum()
                     loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 with torch.no_grad():
@@ -109,13 +109,13 @@ class LearningToCache(Finder):
             seen.append(torch.sigmoid(w.detach()).double().numpy())
         return np.asarray(seen[-1] if self.space == "eps" else np.mean(seen, axis=0))
 
-    def wrong(self, gates: SoftGates, pair: Sequence[Branch], beta: Tensor) -> Tensor:
+    def wrong(self, router: SoftGates, pair: Sequence[Branch], beta: Tensor) -> Tensor:
         """The squared error of a pair's output with its sites mixed, relative to its mean square. Squared in float32:
         in half precision small errors have none.
         """
         missed: list[Tensor] = []
         for branch in pair:
-            parts = (gates.mixed(branch, beta).float() - branch.truth.float()).chunk(len(branch.weights))
+            parts = (router.mixed(branch, beta).float() - branch.truth.float()).chunk(len(branch.weights))
             weights = [1.0] * len(parts) if self.space == "eps" else branch.weights
             missed += [part * m for m, part in zip(weights, parts, strict=True)]
         size = torch.stack([branch.truth.float().square().mean() for branch in pair]).mean()
@@ -126,12 +126,12 @@ class LearningToCache(Finder):
 def ranked(scores: np.ndarray) -> list[np.ndarray]:
     """Masks, (T, S) bool, from all computed to all cache steps skipped, a cell more each time, lowest score first."""
     cells = [(t, s) for t in range(1, len(scores), 2) for s in range(scores.shape[1])]
-    mask, found = np.ones(scores.shape, dtype=bool), []
+    mask, masks = np.ones(scores.shape, dtype=bool), []
     for cell in [None, *sorted(cells, key=lambda cell: scores[cell])]:
         if cell is not None:
             mask[cell] = False
-        found.append(mask.copy())
-    return found
+        masks.append(mask.copy())
+    return masks
 
 
 def recorded(measurements: ScheduleMeasurements, table: Table) -> Recorded:

@@ -26,8 +26,6 @@ from dicache.measuring.slopes_along_run import along
 from dicache.planning.error_law import DECAY
 from dicache.promise.metrics import relative_error
 from dicache.schedules.action_table import Table
-from dicache.schedules.schedule import Schedule
-from dicache.sites import Evaluation, Sites
 from dicache.types import Action
 
 DECAYS = (DECAY, 1.5 * DECAY)
@@ -41,6 +39,7 @@ ROUNDING = 1e-3
 @dataclass(frozen=True)
 class Multistep(Finder):
     name: ClassVar[str] = "multistep"
+    fits: ClassVar[bool] = True
     longest: int = 8
     """Most steps skipped in a row."""
     last: int = 1
@@ -52,15 +51,9 @@ class Multistep(Finder):
         if not 0 < self.ridge < math.inf:
             raise ScheduleError(f"ridge is {self.ridge!r}. Expected a finite number above 0.")
 
-    def check(self, sites: Sites, budget: float | None, cost: float | None) -> None:
-        """Raises ScheduleError also for other sites than the whole evaluation, and without a cost or budget."""
-        super().check(sites, budget, cost)
-        if type(sites) is not Evaluation:
-            raise ScheduleError(f"multistep fits whole evaluations, not {sites}. Use sites=Evaluation().")
-        if budget is None and cost is None:
-            raise ScheduleError("multistep fits one schedule, not a front. Give a cost or a budget.")
-
     def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
+        if measurements.inner:
+            raise ScheduleError(f"multistep fits whole evaluations, not {measurements.sites}. Use sites=Evaluation().")
         laws = [Law(Action.CORRECT, self.longest, self.last, power) for power in DECAYS]
         families = [law.tables(measurements, cost, seed) for law in laws]
         counts = list(range(len(families[0])))
@@ -68,22 +61,16 @@ class Multistep(Finder):
             counts = sorted({round(i) for i in np.linspace(0, len(counts) - 1, MOST // len(laws))})
         return [family[i] for family in families for i in counts]
 
-    def schedules(self, measurements: ScheduleMeasurements, tables: Sequence[Table], seed: int) -> list[Schedule]:
-        origin, made = self.origin(measurements.calibration, seed), []
-        for table in tables:
-            fitted, seen = self._fitted(measurements, table)
-            errors = measurements.errors([table], fitted)[0]
-            if not np.isfinite(errors).all():
-                continue
-            if errors[: len(seen)].mean() > WORSE * seen.mean() + ROUNDING:
-                raise ScheduleError(
-                    f"{type(measurements.pipe).__name__} does not draw what was fitted: {errors.mean():.3g} for "
-                    f"{seen.mean():.3g}. Use another finder, such as law."
-                )
-            made.append(Schedule(measurements.basis, table, origin, float(errors.mean()), fitted=fitted))
-        if not made:
-            raise ScheduleError("no schedule of multistep leaves the latent finite. Ask for more work.")
-        return made
+    def coefficients(self, measurements: ScheduleMeasurements, table: Table) -> Fitted:
+        """Raises ScheduleError where a run that follows them loses much more than the run that they were fitted in."""
+        fitted, seen = self._fitted(measurements, table)
+        errors = measurements.errors([table], fitted)[0]
+        if np.isfinite(errors).all() and errors[: len(seen)].mean() > WORSE * seen.mean() + ROUNDING:
+            raise ScheduleError(
+                f"{type(measurements.pipe).__name__} does not draw what was fitted: {errors.mean():.3g} for "
+                f"{seen.mean():.3g}. Use another finder, such as law."
+            )
+        return fitted
 
     def _fitted(self, measurements: ScheduleMeasurements, table: Table) -> tuple[Fitted, np.ndarray]:
         """And the errors of the run that it was fitted in, (P,)."""

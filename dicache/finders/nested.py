@@ -53,10 +53,10 @@ class Nested(Finder):
         added = self._added(measurements, masks[0], list(product(range(1, len(saved)), range(saved.shape[1]))))
         least = self.least if cost is None else cost
         while added and measurements.basis.work(measurements.filled(masks[-1], self.fill)) > least:
-            chosen = sorted(added, key=lambda cell: added[cell] / price[cell])[: self.width]
-            added |= self._added(measurements, masks[-1], chosen)
+            cheapest = sorted(added, key=lambda cell: added[cell] / price[cell])[: self.width]
+            added |= self._added(measurements, masks[-1], cheapest)
             mask = masks[-1].copy()
-            for cell in sorted(chosen, key=lambda cell: added[cell] / price[cell])[: self.at_once]:
+            for cell in sorted(cheapest, key=lambda cell: added[cell] / price[cell])[: self.at_once]:
                 mask[cell] = False
                 del added[cell]
             masks.append(mask)

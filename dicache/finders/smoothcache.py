@@ -34,9 +34,9 @@ class SmoothCache(Finder):
             raise ScheduleError(f"longest is {self.longest}. Expected 1 step or more.")
 
     def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
-        known = measurements.curves.l1.shape[1]
-        if self.longest > known and known < measurements.basis.shape[0] - 1:
-            raise ScheduleError(f"longest is {self.longest}, curves reach {known} steps. Use Calibration(longest=..).")
+        reach = measurements.curves.l1.shape[1]
+        if self.longest > reach and reach < measurements.basis.shape[0] - 1:
+            raise ScheduleError(f"longest is {self.longest}, curves reach {reach} steps. Use Calibration(longest=..).")
         curves = measurements.curves.l1[:, : self.longest]
         kinds = np.array([str(cell.kind) for cell in measurements.basis.cells])
         grouped = {kind: curves[:, :, kinds == kind].mean(2) for kind in np.unique(kinds)}
@@ -51,10 +51,10 @@ class SmoothCache(Finder):
 
 def thresholds(values: np.ndarray) -> np.ndarray:
     """Those at which something changes: 0, what occurs, and beyond; thinned evenly."""
-    known = np.unique(values[np.isfinite(values)])
-    if len(known) > THRESHOLDS:
-        known = known[np.linspace(0, len(known) - 1, THRESHOLDS).round().astype(int)]
-    return np.concatenate([[0.0], known, [np.inf]])
+    finite = np.unique(values[np.isfinite(values)])
+    if len(finite) > THRESHOLDS:
+        finite = finite[np.linspace(0, len(finite) - 1, THRESHOLDS).round().astype(int)]
+    return np.concatenate([[0.0], finite, [np.inf]])
 
 
 def scan(curve: np.ndarray, alpha: float) -> np.ndarray:

@@ -34,6 +34,6 @@ class Stages(Finder):
 
     def mask(self, interval: int, steps: int, sites: int) -> np.ndarray:
         """(T, S) bool: what computes. Sites are in the order of execution."""
-        held, site, at = round(self.share * sites), np.arange(sites), np.arange(steps)[:, None]
-        resting = np.where(at < round(self.gate * steps), site >= sites - held, site < held)
+        count, site, at = round(self.share * sites), np.arange(sites), np.arange(steps)[:, None]
+        resting = np.where(at < round(self.gate * steps), site >= sites - count, site < count)
         return np.array(~resting | (at % interval == 0))

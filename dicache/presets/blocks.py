@@ -13,10 +13,9 @@ from dicache.controllers.noise_window import NoiseWindow
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.presets.evaluations import NO_PROBE, counted
 from dicache.presets.method_table import published
-from dicache.presets.parts.bands import Bands
-from dicache.presets.parts.computed_change import ComputedChange
-from dicache.presets.parts.staged import Staged
-from dicache.presets.parts.stretch import Stretch
+from dicache.presets.parts.bwcache import ComputedChange, Stretch
+from dicache.presets.parts.delta_dit import Staged
+from dicache.presets.parts.fastercache import Bands
 from dicache.sites import Branches, Drafted, Spans, Sublayers
 from dicache.types import Kind
 

@@ -22,19 +22,15 @@ from dicache.estimators.accumulated import Accumulated
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.estimators.relative_change import RelativeChange
 from dicache.presets.method_table import published
-from dicache.presets.parts.chebyshev import Chebyshev
-from dicache.presets.parts.codebook import FAST, Codebook
-from dicache.presets.parts.disagreement import Disagreement
+from dicache.presets.parts.adacache import FAST, Codebook
+from dicache.presets.parts.easycache import OnlineRate, ReuseResidual
 from dicache.presets.parts.foca import FoCa
-from dicache.presets.parts.hermite import Hermite
-from dicache.presets.parts.magnitude_ratios import MagnitudeRatios
-from dicache.presets.parts.online_rate import OnlineRate
-from dicache.presets.parts.polynomial import TEACACHE_FLUX, Polynomial
-from dicache.presets.parts.repaid import Repaid
-from dicache.presets.parts.residual import ReuseResidual
-from dicache.presets.parts.sensitivities import Sensitivities, SensitivityTable
-from dicache.presets.parts.shrunk import Shrunk
-from dicache.presets.parts.spectrum_filtered import SpectrumFiltered
+from dicache.presets.parts.hicache import Hermite
+from dicache.presets.parts.magcache import MagnitudeRatios
+from dicache.presets.parts.racer import Chebyshev, Disagreement, Repaid, Shrunk
+from dicache.presets.parts.seacache import SpectrumFiltered
+from dicache.presets.parts.sencache import Sensitivities, SensitivityTable
+from dicache.presets.parts.teacache import TEACACHE_FLUX, Polynomial
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.first_blocks_residual import FirstBlocksResidual
 from dicache.probes.modulated_input import ModulatedInput

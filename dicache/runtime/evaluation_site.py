@@ -2,7 +2,7 @@
 
 For `Branches` the site is every branch but the one with the largest weight in the mixture, which always computes; what
 is remembered is then by how much the others differ from it, and a guess is that difference added to what it gives now
-(FasterCache's CFG-Cache, arXiv 2410.19355; `dicache.presets.parts.bands` adds its two frequency bands). Where the
+(FasterCache's CFG-Cache, arXiv 2410.19355; `dicache.presets.parts.fastercache` adds its two frequency bands). Where the
 strongest branch is called last, the others' outputs are remembered as they are.
 """
 

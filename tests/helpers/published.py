@@ -13,8 +13,8 @@ from numpy.polynomial import hermite
 
 from dicache import presets
 from dicache.config import Config
-from dicache.presets.parts.codebook import FAST
-from dicache.presets.parts.sensitivities import SensitivityTable
+from dicache.presets.parts.adacache import FAST
+from dicache.presets.parts.sencache import SensitivityTable
 from helpers.toy import SIGMAS, N
 
 RATIOS = tuple(1 + 0.12 * math.sin(3 * i) for i in range(N))

@@ -20,12 +20,12 @@ from dicache.controllers.threshold import Threshold
 from dicache.errors import UnsupportedModelError
 from dicache.estimators.base import Evidence
 from dicache.estimators.relative_change import RelativeChange
-from dicache.presets.parts.disagreement import Disagreement
 from dicache.presets.parts.foca import FoCa
-from dicache.presets.parts.magnitude_ratios import measure_ratios, nearest
-from dicache.presets.parts.polynomial import Polynomial
-from dicache.presets.parts.sensitivities import measure_sensitivities
-from dicache.presets.parts.spectrum_filtered import SpectrumFiltered, gains
+from dicache.presets.parts.magcache import measure_ratios, nearest
+from dicache.presets.parts.racer import Disagreement
+from dicache.presets.parts.seacache import SpectrumFiltered, gains
+from dicache.presets.parts.sencache import measure_sensitivities
+from dicache.presets.parts.teacache import Polynomial
 from dicache.probes.base import Probe, View
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.first_blocks_residual import FirstBlocksResidual

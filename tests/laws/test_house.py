@@ -23,7 +23,7 @@ LAYERS = [
     ("sites", "controllers"),
     ("approximators/fitted", "presets/parts", "promise"),
     ("config",),
-    ("runtime", "schedules"),
+    ("runtime", "schedules", "presets/parts"),
     ("hosts", "reporting", "presets"),
     ("cache", "reference"),
     ("defaults", "reference/training"),

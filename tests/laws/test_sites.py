@@ -18,7 +18,7 @@ from dicache.controllers.threshold import Threshold
 from dicache.errors import ModeError, UnsupportedModelError
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.estimators.relative_change import RelativeChange
-from dicache.presets.parts.online_rate import OnlineRate
+from dicache.presets.parts.easycache import OnlineRate
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.raw_latent import RawLatent
 from dicache.probes.site_input import SiteInput

@@ -29,13 +29,10 @@ from dicache.controllers.noise_window import NoiseWindow, level
 from dicache.controllers.planned import Planned
 from dicache.controllers.threshold import Threshold
 from dicache.errors import ModeError, UnsupportedModelError
-from dicache.presets.parts.bands import Bands
-from dicache.presets.parts.chebyshev import Chebyshev
-from dicache.presets.parts.disagreement import Disagreement
-from dicache.presets.parts.repaid import Repaid
-from dicache.presets.parts.shrunk import Shrunk
-from dicache.presets.parts.staged import Staged
-from dicache.presets.parts.stretch import Stretch
+from dicache.presets.parts.bwcache import Stretch
+from dicache.presets.parts.delta_dit import Staged
+from dicache.presets.parts.fastercache import Bands
+from dicache.presets.parts.racer import Chebyshev, Disagreement, Repaid, Shrunk
 from dicache.solvers.clock import TimestepClock
 from dicache.tensors import history
 from dicache.types import Action, Kind, Quote, Site

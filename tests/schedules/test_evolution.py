@@ -23,27 +23,35 @@ class Killed(Exception):
 
 
 def test_a_search_killed_after_any_generation_goes_on_to_the_same_front(pipe, calibration, tmp_path):
+    def finder(folder):
+        return Ecad(generations=4, population=6, checkpoint=folder, seeds=(FixedInterval(),))
+
     def search(folder, tick=calibration.tick):
         mine = Calibration(PROMPTS[:2], 8, call={"guidance": 4.0}, tick=tick)
-        finder = Ecad(generations=4, population=6, checkpoint=folder, seeds=(FixedInterval(),))
-        return finder.find(pipe, Evaluation(), mine)
+        return finder(folder).find(pipe, Evaluation(), mine)
 
     def kill(what, done, total):
         if what == "generations" and done == 2:
             raise Killed
 
-    whole = search(tmp_path / "whole")
+    uninterrupted = search(tmp_path / "whole")
     with pytest.raises(Killed):
         search(tmp_path / "killed", kill)
-    held = sorted(path.name for path in (tmp_path / "killed").glob("generation-*"))
-    assert held == ["generation-0.safetensors", "generation-1.safetensors"]
+    entries = sorted(path.name for path in (tmp_path / "killed").glob("generation-*"))
+    assert entries == ["generation-0.safetensors", "generation-1.safetensors"]
     assert len(ParetoSet.load(tmp_path / "killed" / "front.json").members) > 1
     resumed = search(tmp_path / "killed")
-    assert [written(s.table) for s in resumed.members] == [written(s.table) for s in whole.members]
-    assert [s.error for s in resumed.members] == [s.error for s in whole.members]
+    assert [written(s.table) for s in resumed.members] == [written(s.table) for s in uninterrupted.members]
+    assert [s.error for s in resumed.members] == [s.error for s in uninterrupted.members]
     final = [(tmp_path / folder / "front.json").read_bytes() for folder in ("whole", "killed")]
     assert final[0] == final[1] and "checkpoint" not in json.loads(final[0])["schedules"][0]["finder"]["arguments"]
-    save_file({"errors": np.zeros((1, 1))}, tmp_path / "killed" / "generation-0.safetensors")
+    first = tmp_path / "killed" / "generation-0.safetensors"
+    save_file({"errors": np.zeros((1, 1))}, first)
+    with pytest.raises(ScheduleError, match="is damaged"):
+        search(tmp_path / "killed")
+    first.unlink()
+    checkpoint = finder(tmp_path / "killed")._checkpoint(calibration.on(pipe, Evaluation()), 0)
+    checkpoint.entry("generation-0", lambda: {"genomes": np.zeros((6, 7), dtype=bool), "errors": np.zeros((6, 2))})
     with pytest.raises(ScheduleError, match="holds another search"):
         search(tmp_path / "killed")
     with pytest.raises(ScheduleError, match="holds other measurements"):
@@ -71,11 +79,11 @@ def test_a_checkpoint_is_of_one_scheduler(pipe, calibration, tmp_path):
 
 def test_a_search_that_measures_on_the_way_chooses_from_all_it_measured(pipe, calibration):
     measurements, finder = calibration.on(pipe, Evaluation()), Ecad(generations=6, population=8)
-    measured = finder.schedules(measurements, finder.tables(measurements, None, 0), 0)
-    assert len(measured) > MOST
+    schedules = finder.schedules(measurements, finder.tables(measurements, None, 0), 0)
+    assert len(schedules) > MOST
     front = finder.find(pipe, Evaluation(), calibration).members
-    for s in measured:
-        assert any(surviving_share.work <= s.work and surviving_share.error <= s.error for surviving_share in front)
+    for s in schedules:
+        assert any(best.work <= s.work and best.error <= s.error for best in front)
 
 
 def test_a_seeded_front_dominates_its_seeds_and_the_first_step_is_no_gene(pipe, calibration):

@@ -22,7 +22,7 @@ from dicache.estimators.closed_loop import ClosedLoop
 from dicache.finders.annealing import Annealing, swaps
 from dicache.finders.base import Finder
 from dicache.finders.block_caching import BlockCaching
-from dicache.finders.by_name import made
+from dicache.finders.by_name import make
 from dicache.finders.dynamic_programming import DynamicProgramming, gap_costs, segmentations
 from dicache.finders.eb_cache import EBCache, mask_of
 from dicache.finders.ecad import Ecad
@@ -180,13 +180,13 @@ def test_schedules_that_leave_no_finite_latent_are_not_found(pipe, monkeypatch):
 
 
 def test_options_are_read_as_their_defaults_and_what_a_finder_has_no_use_for_is_refused(tmp_path):
-    found = made("ecad", {"fill": "extrapolate", "seeded": "False", "flips": "3"}, checkpoint=tmp_path)
+    found = make("ecad", {"fill": "extrapolate", "seeded": "False", "flips": "3"}, checkpoint=tmp_path)
     assert found == Ecad(fill=Action.EXTRAPOLATE, seeded=False, flips=3.0, checkpoint=tmp_path)
-    assert made("fixed", {}, checkpoint=None) == FixedInterval()
+    assert make("fixed", {}, checkpoint=None) == FixedInterval()
     for asked, message in (
-        (lambda: made("nested", {}, checkpoint=tmp_path), "nested has no use for a checkpoint"),
-        (lambda: made("fixed", {"fill": "dynamic"}), "Expected reuse, extrapolate, zero"),
-        (lambda: made("nested", {"width": "1e3"}), "Expected a value like 6"),
+        (lambda: make("nested", {}, checkpoint=tmp_path), "nested has no use for a checkpoint"),
+        (lambda: make("fixed", {"fill": "dynamic"}), "Expected reuse, extrapolate, zero"),
+        (lambda: make("nested", {"width": "1e3"}), "Expected a value like 6"),
     ):
         with pytest.raises(ScheduleError, match=message):
             asked()

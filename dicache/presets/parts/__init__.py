@@ -1,1 +1,1 @@
-"""What only one published method is made of: a rule, an estimate, a guess or a signal of its own."""
+"""What one published method alone is made of, a file for each: a rule, an estimate, a guess, a signal of its own."""

@@ -18,8 +18,9 @@ from dicache.errors import ModeError
 from dicache.estimators.base import Estimator, Evidence
 from dicache.estimators.relative_change import finite, updated
 from dicache.extension import residual_sums
-from dicache.presets.parts.magnitude_ratios import nearest
+from dicache.presets.parts.magcache import nearest
 from dicache.tensors.norms import root_mean_square
+from dicache.tensors.tree import tensors
 from dicache.types import Grid, Rows
 
 
@@ -88,7 +89,7 @@ def measure_sensitivities(
     calls: list[tuple[dict[str, Any], Tensor]] = []
 
     def note(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:  # noqa: ANN401
-        calls.append((kwargs, _tensor(output).detach().clone()))
+        calls.append((kwargs, tensors(output)[0].detach().clone()))
 
     handle = denoiser.register_forward_hook(note, with_kwargs=True)
     try:
@@ -102,16 +103,11 @@ def measure_sensitivities(
     by_latent, by_time = [], []
     with torch.no_grad():
         for i, ((now, output), (after, _)) in enumerate(pairwise(first)):
-            moved = _tensor(denoiser(**now | {latent: after[latent]})) - output
-            aged = _tensor(denoiser(**now | {"timestep": after["timestep"]})) - output
+            moved = tensors(denoiser(**now | {latent: after[latent]}))[0] - output
+            aged = tensors(denoiser(**now | {"timestep": after["timestep"]}))[0] - output
             by_latent.append(_size(moved) / _size(after[latent] - now[latent]))
             by_time.append(_size(aged) / abs(sigmas[i + 1] - sigmas[i]))
     return SensitivityTable((*by_latent, by_latent[-1]), (*by_time, by_time[-1]))
-
-
-def _tensor(output: Any) -> Tensor:  # noqa: ANN401
-    found: Tensor = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
-    return found
 
 
 def _size(x: Tensor) -> float:

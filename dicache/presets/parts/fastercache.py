@@ -36,12 +36,12 @@ class Bands(Approximator):
     needs = 1
 
     def guess(self, histories: Histories, target: Target) -> Tensor:
-        held = histories.outputs.values[0]
+        newest = histories.outputs.values[0]
         if not target.difference or math.isnan(target.passed):
-            return held.clone()
+            return newest.clone()
         low = self.low if target.passed <= self.until else 1.0
         high = self.high if target.passed >= self.since else 1.0
-        return high * held + (low - high) * self.coarse(held)
+        return high * newest + (low - high) * self.coarse(newest)
 
     def coarse(self, x: Tensor) -> Tensor:
         """(R, N, C) or (R, ..., H, W) to the same: the frequencies within the radius. Raises UnsupportedModelError

@@ -4,8 +4,8 @@ spatial frequencies of a latent are noise, and their change says nothing about t
     G(f) = a S(f) / (a^2 S(f) + b^2) / mean G,        S(f) ~ f^-p,  x = a data + b noise
 
 is Wiener's filter for data with power spectrum S, scaled to a mean gain of 1. Only a / b matters then, and lambda = log
-(a / b) is the step's balance. S has mean 1 over f > 0, as data of unit variance have; f = 0 passes (this scale of S is
-ours, the paper's was not to be had). In a hand-written loop, where a / b is not known, nothing is filtered.
+(a / b) is half the step's log SNR. S has mean 1 over f > 0, as data of unit variance have; f = 0 passes (this scale of
+S is ours, the paper's was not to be had). In a hand-written loop, where a / b is not known, nothing is filtered.
 """
 
 import math

@@ -3,7 +3,7 @@
     v(k) ~ v_0 + sum_{1<=j<=n} D_j s^j H_j(s k) / j!        H_1(x) = 2 x,  H_{j+1}(x) = 2 x H_j(x) - 2 j H_{j-1}(x)
 
 k counts steps since the newest value, forward; the basis is not homogeneous, so k needs a unit. It is the mean length
-of the steps passed since (the length of the last gap where no course is known), and D_j is taken along true time in
+of the steps passed since (the length of the last gap where no timetable is known), and D_j is taken along true time in
 that unit: on an even grid this is the paper's. At the usual s = 1/2, s H_1(s k) = k / 2, half of the slope: the guess
 is not exact on lines and its error grows like that of plain reuse.
 """
@@ -51,8 +51,8 @@ class Hermite(Approximator):
         if target.timetable is None:
             return sigmas[0] - sigmas[1]
         grid = torch.tensor(target.timetable.sigmas, dtype=torch.float64)
-        places = torch.stack([sigmas[0], torch.full_like(sigmas[0], target.sigma)])
-        newest, here = (places[..., None] - grid).abs().nan_to_num().argmin(-1)
+        sigma = torch.stack([sigmas[0], torch.full_like(sigmas[0], target.sigma)])
+        newest, here = (sigma[..., None] - grid).abs().nan_to_num().argmin(-1)
         return (target.sigma - sigmas[0]) / (here - newest).clamp(min=1)
 
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:

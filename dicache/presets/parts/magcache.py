@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dicache.errors import ModeError
 from dicache.estimators.base import Estimator, Evidence
 from dicache.tensors.norms import length
+from dicache.tensors.tree import tensors
 from dicache.types import Grid, Rows
 
 
@@ -71,7 +72,7 @@ def measure_ratios(denoiser: nn.Module, draw: Callable[[], Any], steps: int) -> 
     lengths: list[Tensor] = []
 
     def note(module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
-        tensor: Tensor = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+        tensor = tensors(output)[0]
         vectors = tensor.detach() if tensor.ndim == 3 else tensor.detach().movedim(1, -1)
         lengths.append(length(vectors.flatten(0, -2)).view(vectors.shape[:-1]).cpu())
 
