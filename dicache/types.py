@@ -129,13 +129,6 @@ class Timetable(NamedTuple):
     solver: str = ""
     """The scheduler's class, and those of its options that change what it does with the same sigmas."""
 
-    def half_log_snrs_at(self, sigmas: Tensor) -> Tensor:
-        """Those of the steps at `sigmas`, any shape, which are steps of this timetable or nan."""
-        grid = torch.tensor(self.sigmas, dtype=torch.float64)
-        nearest = (sigmas[..., None] - grid).abs().nan_to_num().argmin(-1)
-        half_log_snrs = torch.tensor(self.half_log_snrs, dtype=torch.float64)[nearest]
-        return torch.where(sigmas.isnan(), torch.nan, half_log_snrs)
-
 
 class Step(NamedTuple):
     """One call of the scheduler, in host numbers."""

@@ -32,6 +32,7 @@ runs.
 """
 
 import math
+from functools import lru_cache
 
 from dicache.types import Rows
 
@@ -54,6 +55,12 @@ DECAY = 0.8
 def error_rate(half_log_snr: float) -> float:
     """k at lambda = `half_log_snr`."""
     return math.exp(-0.95 - 0.52 * math.tanh(1.2 * (half_log_snr + 0.2)))
+
+
+@lru_cache(maxsize=16)
+def error_rates(half_log_snrs: tuple[float, ...]) -> tuple[float, ...]:
+    """k at every step of a run."""
+    return tuple(error_rate(half_log_snr) for half_log_snr in half_log_snrs)
 
 
 def remaining(guidance: Rows) -> Rows:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dicache.extension import combine, residual_sums
+from dicache.planning.error_law import remaining
 from dicache.types import Grid, Rows
 
 
@@ -88,6 +89,12 @@ class Guided:
     """How many chunks each of them has."""
     mixture: Tensor | None = None
     """(chunks of all branches, B), None until measured."""
+    strength: Rows | None = None
+    """Weight of the strongest branch, (B,): the guidance scale. None without a mixture, as what follows."""
+    surviving_share: Rows | None = None
+    """Of an error, (B,): what is left of it at the end (`dicache.planning.error_law`)."""
+    strongest: tuple[str, int] | None = None
+    """Branch and chunk with the largest weight, in most samples."""
     outputs: dict[str, Tensor] = field(default_factory=dict)
     """What each branch handed to the pipeline; contents only while the mixture is not known."""
     truth: Tensor | None = None
@@ -108,13 +115,15 @@ class Guided:
         """Whether other branches came than those the mixture was measured on."""
         return self.mixture is not None and set(self.outputs) != set(self.order)
 
-    @property
-    def strength(self) -> Rows | None:
-        """Weight of the strongest branch, (B,): the guidance scale."""
-        return None if self.mixture is None else self.mixture.abs().amax(0)
-
     def handed(self, branch: str, output: Tensor) -> None:
+        """The pipeline got this of a branch, (R, ...)."""
         self.outputs[branch] = output.detach().clone() if self.mixture is None else output
+
+    def passed(self, branch: str, output: Tensor) -> Tensor:
+        """The same, of a branch in which nothing was guessed."""
+        self.add(branch, output, {})
+        self.handed(branch, output)
+        return output
 
     def add(self, branch: str, output: Tensor, guesses: dict[int, Tensor]) -> None:
         """One branch was computed: `output` (R, ...), and what each approximator had guessed; one that had no guess of
@@ -145,13 +154,6 @@ class Guided:
         return errors, length / scale
 
     @property
-    def strongest(self) -> tuple[str, int] | None:
-        """Branch and chunk with the largest weight, in most samples."""
-        if self.mixture is None:
-            return None
-        return self.streams[int(self.mixture.abs().median(1).values.argmax())]
-
-    @property
     def told_apart(self) -> bool:
         """Whether one branch is known to be stronger than another."""
         return self.mixture is not None and not bool((self.mixture == 1).all())
@@ -168,7 +170,20 @@ class Guided:
         parts = [output.split(len(before)) for output in self.outputs.values()]
         first = parts[0][0]
         mixture = fit(denoised(before, first), denoised(after, first), [part for chunks in parts for part in chunks])
-        return replace(self, order=tuple(self.outputs), widths=tuple(len(chunks) for chunks in parts), mixture=mixture)
+        strength = mixture.abs().amax(0)
+        guided = replace(self, order=tuple(self.outputs), widths=tuple(len(chunks) for chunks in parts))
+        strongest = guided.streams[int(mixture.abs().median(1).values.argmax())]
+        return replace(
+            guided,
+            mixture=mixture,
+            strength=strength,
+            surviving_share=remaining(strength),
+            strongest=strongest,
+        )
+
+    def unmixed(self) -> "Guided":
+        """Nothing is known of the mixture any more."""
+        return replace(self, mixture=None, strength=None, surviving_share=None, strongest=None)
 
 
 def _plus(total: Tensor | None, weights: Tensor, term: Tensor) -> Tensor:

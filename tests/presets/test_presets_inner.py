@@ -81,7 +81,8 @@ class Watched:
         self.given: dict[tuple[float, str], list[Tensor]] = {}
         self.gave: dict[tuple[float, str], Any] = {}
         self.outputs: dict[float, list[Tensor]] = {}
-        sites = [] if self.session.inner is None else self.session.sites
+        self.inner = self.session.config.sites.inside_denoiser
+        sites = self.session.sites if self.inner else []
         self.handles = [
             handle
             for site in sites
@@ -112,11 +113,11 @@ class Watched:
 
     def value(self, sigma: float, site: Any) -> Tensor:
         """Of a site at a step: what it gave or added, or what the branches differ by."""
-        if self.session.inner is None:
+        if not self.inner:
             strongest, *others = self.outputs[sigma]
             return others[0] - strongest if others else strongest
-        (form,) = {f for (_, path), f in self.session.inner.forms.items() if path == site.path}
-        return value_of(form, self.given[sigma, site.path], self.gave[sigma, site.path])
+        (layout,) = {layout for (_, path), layout in self.session.strategy.layouts.items() if path == site.path}
+        return value_of(layout, self.given[sigma, site.path], self.gave[sigma, site.path])
 
 
 @pytest.mark.parametrize("name", ENGAGED)
