@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dicache.promise.metrics import Ssim as Ssim
     from dicache.promise.metrics import Within as Within
     from dicache.promise.profile import Profile as Profile
-    from dicache.promise.profile_file import load_profile as load_profile
+    from dicache.promise.profile import load_profile as load_profile
     from dicache.reporting.report import Report as Report
     from dicache.schedules.pareto import ParetoSet as ParetoSet
     from dicache.schedules.schedule import Schedule as Schedule
@@ -46,8 +46,7 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.measuring.fit_coefficients": ("fit",),
         "dicache.models.family": ("Family",),
         "dicache.promise.metrics": ("Psnr", "Ssim", "Within"),
-        "dicache.promise.profile": ("Profile",),
-        "dicache.promise.profile_file": ("load_profile",),
+        "dicache.promise.profile": ("Profile", "load_profile"),
         "dicache.reporting.report": ("Report",),
         "dicache.schedules.pareto": ("ParetoSet",),
         "dicache.schedules.schedule": ("Schedule",),

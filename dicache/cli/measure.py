@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def calibrate(
     prompts: Annotated[Path, typer.Argument(help="A text file, one prompt a line, like those you will run.")],
-    out: Annotated[Path, typer.Option(help="The profile; a .safetensors of the same name is written beside it.")],
+    out: Annotated[Path, typer.Option(help="The profile; a .safetensors of the same name is lines_of beside it.")],
     steps: Annotated[int, typer.Option(min=6, help="Denoising steps.")] = 28,
     guidance: Guidance = 3.5,
     seed: Seed = 0,
@@ -69,7 +69,7 @@ def calibrate(
 
 def search(
     finder: Annotated[str, typer.Option(help="Which: fixed, smoothcache, optimal, annealing, ecad, ...")],
-    out: Annotated[Path, typer.Option(help="The schedule, or the front; a plot of it is written beside it.")],
+    out: Annotated[Path, typer.Option(help="The schedule, or the front; a plot of it is lines_of beside it.")],
     steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 20,
     sites: Annotated[str, typer.Option(help="What is decided on its own: evaluation, tail, blocks, sublayers.")] = (
         "evaluation"
@@ -127,11 +127,11 @@ def _ticking(bar: Progress) -> "Callable[[str, int, int], None]":
 
 
 def _table(finder: str, members: "Sequence[Schedule]") -> Table:
-    from dicache.schedules.action_table import written
+    from dicache.schedules.action_table import lines_of
 
     table = Table("work", "error", "schedules of " + finder)
     for schedule in members:
         sites = schedule.table.shape[1]
-        shown = "".join(written(schedule.table)) if sites == 1 else f"{sites} sites"
+        shown = "".join(lines_of(schedule.table)) if sites == 1 else f"{sites} sites"
         table.add_row(f"{schedule.work:.3f}", f"{schedule.error:.4f}", shown)
     return table

@@ -16,7 +16,8 @@ from dicache.errors import ScheduleError
 from dicache.measuring.schedule_measurements import Calibration, ScheduleMeasurements
 from dicache.schedules.action_table import Table, repaired
 from dicache.schedules.pareto import ParetoSet
-from dicache.schedules.schedule import Origin, Schedule
+from dicache.schedules.schedule import Schedule
+from dicache.schedules.setting import Origin
 from dicache.sites import Sites
 from dicache.types import Action
 

@@ -17,7 +17,8 @@ from typing import ClassVar
 import numpy as np
 
 from dicache._version import __version__
-from dicache.approximators.fitted.coefficients import About, Fitted
+from dicache.approximators.fitted.about import About
+from dicache.approximators.fitted.coefficients import Fitted
 from dicache.errors import ScheduleError
 from dicache.finders.base import MOST, Finder
 from dicache.finders.law_plan import Law

@@ -14,8 +14,8 @@ from dicache._version import __version__
 from dicache.errors import ScheduleError
 from dicache.files.checked import read_json, refusing
 from dicache.measuring.schedule_measurements import Calibration
-from dicache.schedules.schedule import Origin, Schedule
-from dicache.schedules.setting import Cell
+from dicache.schedules.schedule import Schedule
+from dicache.schedules.setting import Cell, Origin
 from dicache.sites import Sites
 from dicache.types import Action, Kind
 

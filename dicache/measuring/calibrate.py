@@ -36,9 +36,10 @@ from dicache.models.conditioning import alike
 from dicache.models.identity import identity
 from dicache.planning.error_law import RULE
 from dicache.promise.choose_profile import ProfileChoice
+from dicache.promise.facts import LATENT_LOSS, LOSS, NEEDED, Facts
 from dicache.promise.keep_budget import FixedLevel
 from dicache.promise.metrics import Metric, Metrics, loss, relative_error, resolved
-from dicache.promise.profile import LATENT_LOSS, LOSS, NEEDED, Facts, Profile
+from dicache.promise.profile import Profile
 from dicache.runtime.trace import Trace
 from dicache.types import LATENT, RunFacts, Timetable
 

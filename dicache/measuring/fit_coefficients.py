@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from dicache._version import __version__
 from dicache.api import denoisers, enable
-from dicache.approximators.fitted.coefficients import KINDS, About, Fitted, described
+from dicache.approximators.fitted.about import KINDS, About, described
+from dicache.approximators.fitted.coefficients import Fitted
 from dicache.config import Config
 from dicache.controllers.interval import Interval
 from dicache.errors import FittedError, ModeError, UnsupportedModelError

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from dicache.api import denoisers, enable
-from dicache.approximators.fitted.coefficients import Fitted, described
+from dicache.approximators.fitted.about import described
+from dicache.approximators.fitted.coefficients import Fitted
 from dicache.config import Config
 from dicache.controllers.interval import Interval
 from dicache.errors import FittedError, ScheduleError

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from dicache.errors import ProfileError
-from dicache.promise.profile import Profile
-from dicache.promise.profile_file import load_profile
+from dicache.promise.profile import Profile, load_profile
 from dicache.types import RunFacts, Timetable
 
 SHIPPED = Path(__file__).parents[1] / "profiles"

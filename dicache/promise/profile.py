@@ -16,43 +16,19 @@ import numpy as np
 import torch
 
 from dicache.errors import ProfileError
+from dicache.files.checked import refusing
 from dicache.models.conditioning import Prints, alike
 from dicache.planning.error_law import RULE
+from dicache.promise import profile_file
+from dicache.promise.facts import LATENT_LOSS, LOSS, NEEDED, Facts
 from dicache.promise.learn_then_test import accepted, failures_allowed, prompts_needed, rising
 from dicache.solvers.same_steps import differs
 from dicache.types import LATENT, Rows, Timetable, Wanted
 
-LOSS = "loss."
-LATENT_LOSS = LOSS + LATENT
-NEEDED = ("levels", "estimate", "work", LATENT_LOSS)
-"""Arrays, none of which holds a number below 0. The others are losses in further metrics."""
 USUAL = 0.9
 """Share of prompts that keep a budget for which no confidence was given."""
 CLOSE = 0.01
 """How far guidance scales may differ."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a run must share with the calibration for the promise to hold."""
-
-    model: str
-    """Which denoiser (`dicache.models.identity`)."""
-    scheduler: str
-    sigmas: tuple[float, ...]
-    """Per step, as the run's course has them."""
-    guidance: float
-    """Weight of the strongest branch; 1 without guidance."""
-    rule: int = RULE
-    """By which rule they were decided (`dicache.planning.error_law`)."""
-    negative_conditions: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """What the weaker branches of guidance were conditioned by (`dicache.models.conditioning`), such as an empty
-    negative prompt, where it was the same for all prompts.
-    """
-
-    @property
-    def steps(self) -> int:
-        return len(self.sigmas)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,9 +127,14 @@ class Profile:
 
     def save(self, path: str | Path) -> None:
         """Write `path` (.json) and the arrays beside it (.safetensors). Raises ProfileError if that is impossible."""
-        from dicache.promise.profile_file import save
+        profile_file.save(self.facts, self.arrays, self.about, Path(path))
 
-        save(self, Path(path))
+
+def load_profile(path: str | Path) -> Profile:
+    """Read what `Profile.save` wrote. Raises ProfileError, whatever is wrong with the files; nothing is loaded then."""
+    remedy = "Calibrate again: dicache.calibrate(...)."
+    with refusing(ProfileError, f"{path} is no profile that can be used", remedy):
+        return Profile(*profile_file.read(Path(path)))
 
 
 def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:

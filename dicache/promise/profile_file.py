@@ -6,25 +6,27 @@ unpickled, nothing outside the JSON file's folder is opened. Arrays of other nam
 left unread.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dicache.errors import ProfileError
 from dicache.files.arrays_file import ArraysFile, arrays_bytes
 from dicache.files.bound_arrays import bound_arrays, read_facts, write_bound, writing
-from dicache.files.checked import Fields, FileFault, refusing
+from dicache.files.checked import Fields, FileFault
 from dicache.models.conditioning import SIZE
-from dicache.promise.profile import LOSS, NEEDED, Facts, Profile
+from dicache.promise.facts import LOSS, NEEDED, Facts
 
 FORMAT = "dicache.profile/1"
 LARGEST = 256 << 20
 """Bytes of arrays; more are no profile's."""
+Arrays = Mapping[str, np.ndarray]
 
 
-def save(profile: Profile, path: Path) -> None:
+def save(facts: Facts, arrays: Arrays, about: Mapping[str, Any], path: Path) -> None:
     """Write `path` (.json) and the arrays beside it (.safetensors). Raises ProfileError if that is impossible."""
-    facts = profile.facts
     content = {
         "format": FORMAT,
         "model": facts.model,
@@ -33,22 +35,18 @@ def save(profile: Profile, path: Path) -> None:
         "guidance": facts.guidance,
         "rule": facts.rule,
         "weaker": {key: list(numbers) for key, numbers in facts.negative_conditions.items()},
-        "about": dict(profile.about),
+        "about": dict(about),
     }
     with writing(ProfileError, "profile", path):
-        arrays = {key: np.asarray(value, np.float32) for key, value in profile.arrays.items()}
-        write_bound(path, content, "arrays", arrays_bytes(arrays))
+        write_bound(path, content, "arrays", arrays_bytes({k: np.asarray(v, np.float32) for k, v in arrays.items()}))
 
 
-def load_profile(path: str | Path) -> Profile:
-    """Read what `Profile.save` wrote. Raises ProfileError, whatever is wrong with the files; nothing is loaded then."""
-    path = Path(path)
-    remedy = "Calibrate again: dicache.calibrate(...)."
-    with refusing(ProfileError, f"{path} is no profile that can be used", remedy):
-        content = read_facts(path, FORMAT)
-        facts, about = _facts(content), content.fields("about").content
-        with bound_arrays(path, content, "arrays", LARGEST) as file:
-            return Profile(facts, _arrays(file), about)
+def read(path: Path) -> tuple[Facts, Arrays, Mapping[str, Any]]:
+    """What `save` wrote. Raises FileFault, OSError or ValueError for anything else."""
+    content = read_facts(path, FORMAT)
+    facts, about = _facts(content), content.fields("about").content
+    with bound_arrays(path, content, "arrays", LARGEST) as file:
+        return facts, _arrays(file), about
 
 
 def _arrays(file: ArraysFile) -> dict[str, np.ndarray]:

@@ -70,13 +70,13 @@ def macs(table: Table, costs: Costs, *, least: bool = False) -> np.ndarray:
     return np.asarray(costs.uncached - saved + (guessed * rows * np.array(costs.guesses)).sum((-2, -1)))
 
 
-def written(table: Table) -> list[str]:
+def lines_of(table: Table) -> list[str]:
     """A string per step."""
     marks = {value: letter for letter, value in LETTERS.items()}
     return ["".join(marks[int(action)] for action in row) for row in table]
 
 
-def read(lines: Sequence[str]) -> Table:
+def table_of(lines: Sequence[str]) -> Table:
     """The other way round. Raises ValueError for a letter that is none, or lines of unequal length."""
     unknown = sorted({letter for line in lines for letter in line} - set(LETTERS))
     if unknown:

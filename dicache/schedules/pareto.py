@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from dicache.errors import ScheduleError
-from dicache.schedules.schedule import Schedule
+from dicache.schedules import schedule_file
+from dicache.schedules.schedule import Schedule, load_schedules
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,13 +54,9 @@ class ParetoSet:
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file. Raises ScheduleError where that is impossible."""
-        from dicache.schedules.schedule_file import save
-
-        save(self.members, Path(path), several=True)
+        schedule_file.save([schedule.content for schedule in self.members], Path(path), several=True)
 
     @staticmethod
     def load(path: str | Path) -> "ParetoSet":
         """Read what `save` wrote. Raises ScheduleError, whatever is wrong with the file."""
-        from dicache.schedules.schedule_file import load
-
-        return ParetoSet(tuple(load(Path(path), several=True)))
+        return ParetoSet(tuple(load_schedules(Path(path), several=True)))

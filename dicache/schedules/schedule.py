@@ -5,10 +5,9 @@ A schedule runs through the same session, sites and approximators as online deci
 (`dicache.schedules.follow`). What it executes is known before it runs, to the MAC (`dicache.schedules.action_table`).
 """
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -16,27 +15,15 @@ from torch import nn
 from dicache.approximators.fitted.coefficients import Fitted
 from dicache.config import Config
 from dicache.errors import ScheduleError
+from dicache.files.checked import FileFault, refusing
 from dicache.models.family import Family
 from dicache.models.find_blocks import family_of, find
 from dicache.models.identity import identity
+from dicache.schedules import schedule_file
 from dicache.schedules.action_table import LETTERS, Table, macs, repaired
-from dicache.schedules.setting import Basis, Dynamic, config_of
+from dicache.schedules.schedule_file import Content
+from dicache.schedules.setting import Basis, Dynamic, Origin, config_of
 from dicache.types import Action
-
-
-class Origin(NamedTuple):
-    """Who made a schedule, and from what. For people: nothing depends on it."""
-
-    finder: str
-    arguments: Mapping[str, Any]
-    """Strings and numbers."""
-    seed: int
-    prompts: int
-    """How many calibration prompts."""
-    digest: str
-    """SHA-256 of them, hexadecimal."""
-    version: str
-    """Of dicache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,13 +102,27 @@ class Schedule:
 
     def save(self, path: str | Path) -> None:
         """Write JSON, and fitted coefficients beside it. Raises ScheduleError where that is impossible."""
-        from dicache.schedules.schedule_file import save
-
-        save([self], Path(path), several=False)
+        schedule_file.save([self.content], Path(path), several=False)
 
     @staticmethod
     def load(path: str | Path) -> "Schedule":
         """Read what `save` wrote. Raises ScheduleError, whatever is wrong with the file."""
-        from dicache.schedules.schedule_file import load
+        return load_schedules(Path(path), several=False)[0]
 
-        return load(Path(path), several=False)[0]
+    @property
+    def content(self) -> Content:
+        """What its file says."""
+        return Content(self.basis, self.table, self.origin, self.error, self.dynamic, self.fitted, self.macs)
+
+
+def load_schedules(path: Path, *, several: bool) -> list[Schedule]:
+    """Of a file of one, or of several. Raises ScheduleError, whatever is wrong with it; nothing is made of it then."""
+    with refusing(ScheduleError, f"{path} is no schedule that can be used", "Find it again: dicache search."):
+        return [_as_predicted(content) for content in schedule_file.read(path, several=several)]
+
+
+def _as_predicted(content: Content) -> Schedule:
+    schedule = Schedule(*content[:-1])
+    if not math.isclose(content.macs, schedule.macs, rel_tol=1e-6):
+        raise FileFault(f"its MACs are {schedule.macs:g}, not the {content.macs:g} that were predicted")
+    return schedule

@@ -5,19 +5,18 @@ A file is read as data and checked before anything is used: format, kinds, sizes
 MACs are what its table comes to. Nothing is unpickled, nothing outside the JSON file's folder is opened.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dicache.approximators.fitted import coefficients_file
-from dicache.approximators.fitted.coefficients import Fitted, selector
+from dicache.approximators.fitted.about import selector
+from dicache.approximators.fitted.coefficients import Fitted
 from dicache.errors import ScheduleError
 from dicache.files.bound_arrays import bound_arrays, write_bound, write_facts, writing
-from dicache.files.checked import Fields, FileFault, Json, read_json, refusing
-from dicache.schedules.action_table import read, written
-from dicache.schedules.schedule import Origin, Schedule
-from dicache.schedules.setting import Basis, Cell, Dynamic
+from dicache.files.checked import Fields, FileFault, Json, read_json
+from dicache.schedules.action_table import Table, lines_of, table_of
+from dicache.schedules.setting import Basis, Cell, Dynamic, Origin
 from dicache.types import Kind
 
 FORMATS = {False: "dicache.schedule/1", True: "dicache.schedules/1"}
@@ -26,7 +25,19 @@ MOST = 10_000
 """Steps, and sites."""
 
 
-def save(schedules: Sequence[Schedule], path: Path, *, several: bool) -> None:
+class Content(NamedTuple):
+    """What a file says of one schedule (`dicache.schedules.schedule`)."""
+
+    basis: Basis
+    table: Table
+    origin: Origin
+    error: float | None
+    dynamic: Dynamic | None
+    fitted: Fitted | None
+    macs: float
+
+
+def save(schedules: Sequence[Content], path: Path, *, several: bool) -> None:
     """Schedules of one basis, and with one set of coefficients or none. Raises ScheduleError for others, or where they
     cannot be written.
     """
@@ -38,10 +49,10 @@ def save(schedules: Sequence[Schedule], path: Path, *, several: bool) -> None:
         if fitted is None:
             write_facts(path, content)
         else:
-            write_bound(path, content, "fitted", coefficients_file.as_bytes(fitted))
+            write_bound(path, content, "fitted", coefficients_file.as_bytes(fitted.about, fitted.coefficients))
 
 
-def _shared(schedules: Sequence[Schedule]) -> Fitted | None:
+def _shared(schedules: Sequence[Content]) -> Fitted | None:
     """The coefficients of those that have any."""
     if any(schedule.basis != schedules[0].basis for schedule in schedules):
         raise ScheduleError("schedules of several models, sites or steps are no one file. Save them apart.")
@@ -63,10 +74,10 @@ def _basis_json(basis: Basis) -> Json:
     }
 
 
-def _table_json(schedule: Schedule) -> Json:
+def _table_json(schedule: Content) -> Json:
     origin, dynamic = schedule.origin, schedule.dynamic
     return {
-        "actions": written(schedule.table),
+        "actions": lines_of(schedule.table),
         "dynamic": None if dynamic is None else dynamic._asdict(),
         "finder": {
             "name": origin.finder,
@@ -80,17 +91,16 @@ def _table_json(schedule: Schedule) -> Json:
     }
 
 
-def load(path: Path, *, several: bool) -> list[Schedule]:
-    """Read what `save` wrote. Raises ScheduleError, whatever is wrong with the files; nothing is made of them then."""
-    with refusing(ScheduleError, f"{path} is no schedule that can be used", "Find it again: dicache search."):
-        facts = read_json(path)
-        _check_format(facts.content.get("format"), several)
-        tables = facts.each("schedules") if several else [facts]
-        if not tables:
-            raise FileFault("'schedules' is empty")
-        basis = _basis(facts)
-        fitted = _fitted(path, facts)
-        return [_schedule(table, basis, fitted) for table in tables]
+def read(path: Path, *, several: bool) -> list[Content]:
+    """What `save` wrote. Raises FileFault, OSError, ValueError or LookupError for anything else."""
+    facts = read_json(path)
+    _check_format(facts.content.get("format"), several)
+    tables = facts.each("schedules") if several else [facts]
+    if not tables:
+        raise FileFault("'schedules' is empty")
+    basis = _basis(facts)
+    fitted = _fitted(path, facts)
+    return [_content(table, basis, fitted) for table in tables]
 
 
 def _check_format(name: Any, several: bool) -> None:  # noqa: ANN401
@@ -130,19 +140,16 @@ def _fitted(path: Path, facts: Fields) -> Fitted | None:
     if not facts.has("fitted"):
         return None
     with bound_arrays(path, facts, "fitted", coefficients_file.LARGEST) as file:
-        return coefficients_file.read(file)
+        return Fitted(*coefficients_file.read(file))
 
 
-def _schedule(facts: Fields, basis: Basis, fitted: Fitted | None) -> Schedule:
+def _content(facts: Fields, basis: Basis, fitted: Fitted | None) -> Content:
     lines, predicted = facts.values("actions"), facts.fields("predicted")
     if len(lines) != len(basis.sigmas) or not all(isinstance(line, str) for line in lines):
         raise FileFault("'actions' is not a string for every step")
     error = predicted.number("error", 0.0) if predicted.has("error") else None
-    schedule = Schedule(basis, read(lines), _origin(facts.fields("finder")), error, _dynamic(facts), fitted)
-    macs = predicted.number("macs", 0.0)
-    if not math.isclose(macs, schedule.macs, rel_tol=1e-6):
-        raise FileFault(f"its MACs are {schedule.macs:g}, not the {macs:g} that were predicted")
-    return schedule
+    origin, macs = _origin(facts.fields("finder")), predicted.number("macs", 0.0)
+    return Content(basis, table_of(lines), origin, error, _dynamic(facts), fitted, macs)
 
 
 def _origin(finder: Fields) -> Origin:

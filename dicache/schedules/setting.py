@@ -1,4 +1,6 @@
-"""What schedules are found on and followed with: the model, its sites and what they cost, the steps of a run."""
+"""What schedules are found on and followed with: the model, its sites and what they cost, the steps of a run; and who
+found them.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dicache.approximators.base import Approximator
-from dicache.approximators.fitted.coefficients import Fitted, selector
+from dicache.approximators.fitted.about import selector
+from dicache.approximators.fitted.coefficients import Fitted
 from dicache.approximators.hold import Reuse
 from dicache.approximators.zero import Zero
 from dicache.config import Config
@@ -66,6 +69,21 @@ class Basis:
     def work(self, tables: Table) -> np.ndarray:
         """Share of the uncached MACs that tables execute, (.., T, S) -> (..)."""
         return macs(tables, self.costs) / self.uncached
+
+
+class Origin(NamedTuple):
+    """Who made a schedule, and from what. For people: nothing depends on it."""
+
+    finder: str
+    arguments: Mapping[str, Any]
+    """Strings and numbers."""
+    seed: int
+    prompts: int
+    """How many calibration prompts."""
+    digest: str
+    """SHA-256 of them, hexadecimal."""
+    version: str
+    """Of dicache."""
 
 
 class Dynamic(NamedTuple):

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from dicache.measuring.calibrate import calibrate
-from dicache.promise.profile import Facts, Profile
+from dicache.promise.facts import Facts
+from dicache.promise.profile import Profile
 from pipelines.tiny import GUIDANCE, embeds, make_flux
 
 STEPS, LEVELS = 10, (0.05, 0.2, 0.8)

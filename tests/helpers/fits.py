@@ -5,7 +5,8 @@ from functools import lru_cache
 import torch
 
 import dicache
-from dicache.approximators.fitted.coefficients import About, Fitted, described
+from dicache.approximators.fitted.about import About, described
+from dicache.approximators.fitted.coefficients import Fitted
 from dicache.sites import Evaluation, Sites, Sublayers
 from helpers.toy import SIGMAS, B
 from pipelines.tiny import draw_flux, make_flux

@@ -15,7 +15,7 @@ import dicache
 from dicache import presets
 from dicache.approximators.alignment import Align
 from dicache.approximators.base import Histories, Target
-from dicache.approximators.fitted.coefficients import KINDS
+from dicache.approximators.fitted.about import KINDS
 from dicache.config import Config
 from dicache.controllers.interval import Interval
 from dicache.errors import FittedError, ModeError, UnsupportedModelError

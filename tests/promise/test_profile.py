@@ -15,8 +15,7 @@ from safetensors.numpy import save
 from dicache.errors import DicacheError, ProfileError
 from dicache.models.conditioning import SIZE
 from dicache.promise.choose_profile import profiles_for
-from dicache.promise.profile import Profile
-from dicache.promise.profile_file import load_profile
+from dicache.promise.profile import Profile, load_profile
 from dicache.types import RunFacts, Timetable
 from helpers.calibrating import made_up
 from helpers.fuzzing import examples

@@ -12,7 +12,7 @@ from dicache.finders.base import MOST
 from dicache.finders.ecad import Ecad
 from dicache.finders.fixed import FixedInterval
 from dicache.measuring.schedule_measurements import Calibration
-from dicache.schedules.action_table import computes, written
+from dicache.schedules.action_table import computes, lines_of
 from dicache.schedules.pareto import ParetoSet
 from dicache.sites import Evaluation
 from helpers.calibrating import PROMPTS
@@ -41,7 +41,7 @@ def test_a_search_killed_after_any_generation_goes_on_to_the_same_front(pipe, ca
     assert entries == ["generation-0.safetensors", "generation-1.safetensors"]
     assert len(ParetoSet.load(tmp_path / "killed" / "front.json").members) > 1
     resumed = search(tmp_path / "killed")
-    assert [written(s.table) for s in resumed.members] == [written(s.table) for s in uninterrupted.members]
+    assert [lines_of(s.table) for s in resumed.members] == [lines_of(s.table) for s in uninterrupted.members]
     assert [s.error for s in resumed.members] == [s.error for s in uninterrupted.members]
     final = [(tmp_path / folder / "front.json").read_bytes() for folder in ("whole", "killed")]
     assert final[0] == final[1] and "checkpoint" not in json.loads(final[0])["schedules"][0]["finder"]["arguments"]

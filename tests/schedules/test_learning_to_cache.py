@@ -11,8 +11,9 @@ from dicache.errors import ScheduleError
 from dicache.finders.learning_to_cache import LearningToCache, ranked, recorded
 from dicache.measuring.schedule_measurements import Calibration
 from dicache.measuring.soft_gates import Branch, SoftGates
-from dicache.schedules.action_table import computes, read
-from dicache.schedules.schedule import Origin, Schedule
+from dicache.schedules.action_table import computes, table_of
+from dicache.schedules.schedule import Schedule
+from dicache.schedules.setting import Origin
 from dicache.sites import Evaluation, Spans, Sublayers
 from helpers.calibrating import PROMPTS, Captioned
 
@@ -35,7 +36,7 @@ def test_a_gate_open_is_the_model_and_shut_is_what_the_session_reuses(pipe, cali
     measurements = calibration.on(pipe, sites)
     letters = "".join("#="[i % 2] for i in range(measurements.basis.shape[1]))
     lines = ["#" * len(letters), letters if len(letters) > 1 else "=", *["#" * len(letters)] * 4]
-    found, outputs = Schedule(measurements.basis, read(lines), ORIGIN), []
+    found, outputs = Schedule(measurements.basis, table_of(lines), ORIGIN), []
     with dicache.enable(pipe, schedule=found):
         handle = pipe.transformer.register_forward_hook(lambda m, a, output: outputs.append(output[0].clone()))
         pipe.draw([0, 1, 2], STEPS)

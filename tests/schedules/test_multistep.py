@@ -21,7 +21,7 @@ from dicache.measuring.schedule_measurements import Calibration
 from dicache.measuring.slopes_along_run import along, uncached
 from dicache.promise.metrics import relative_error
 from dicache.reference.scenes import prompts
-from dicache.schedules.action_table import read
+from dicache.schedules.action_table import table_of
 from dicache.schedules.schedule import Schedule
 from dicache.sites import Evaluation, Spans
 from dicache.types import Action
@@ -72,7 +72,7 @@ def test_the_run_that_was_fitted_is_the_run_of_the_schedule(scheduler):
             time_shift_type="exponential",
         )
     calibration = Calibration(PROMPTS[:3], STEPS, call={"guidance": 4.0})
-    measurements, table = calibration.on(pipe, Evaluation()), read(list("##*#**##"))
+    measurements, table = calibration.on(pipe, Evaluation()), table_of(list("##*#**##"))
     fitted, latents, guidance = along(measurements, range(3), measurements.taken, table, 1e-4)
     found, _ = Multistep()._fitted(measurements, table)
     assert guidance == found.about.guidance == pytest.approx(4.0, rel=1e-3)
@@ -84,7 +84,7 @@ def test_the_run_that_was_fitted_is_the_run_of_the_schedule(scheduler):
 
 def test_every_step_is_as_near_to_the_uncached_run_as_its_two_slopes_can_bring_it(measurements):
     """Of the first skipped step: moving either slope leaves the next latent farther from the uncached one."""
-    taken, table, step = measurements.taken, read(list("##*#####")), 2
+    taken, table, step = measurements.taken, table_of(list("##*#####")), 2
     fitted = along(measurements, range(3), taken, table, 1e-9).slopes
     (newest, other), here = (taken[1], taken[0]), taken[step]
     sigmas = measurements.basis.sigmas
@@ -160,7 +160,7 @@ def test_what_cannot_be_fitted_is_refused_by_name_and_the_scheduler_is_as_it_was
     taken = measurements.taken  # what is measured before
     monkeypatch.setattr(type(pipe.scheduler), "step", failing)
     with pytest.raises(KeyboardInterrupt):
-        along(measurements, range(3), taken, read(list("##*#####")), 1e-4)
+        along(measurements, range(3), taken, table_of(list("##*#####")), 1e-4)
     assert "step" not in vars(pipe.scheduler) and not pipe.transformer._forward_hooks
 
 
@@ -213,7 +213,7 @@ class Edited(Captioned):
 
 def test_slopes_are_fitted_along_runs_beside_a_picture():
     pipe, calibration = Edited(), Calibration(PROMPTS[:2], STEPS, call={"guidance": 4.0})
-    measurements, table = calibration.on(pipe, Evaluation()), read(list("##*#**##"))
+    measurements, table = calibration.on(pipe, Evaluation()), table_of(list("##*#**##"))
     assert all(at.output.shape == at.before.shape == (2, 256, 4) for at in measurements.taken)
     found, lost = Multistep()._fitted(measurements, table)
     assert found.about.guidance == pytest.approx(4.0, rel=1e-4), "tokens that no step moves tell nothing of the mixture"

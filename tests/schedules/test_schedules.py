@@ -17,10 +17,10 @@ import dicache
 from dicache.errors import DicacheError, ModeError, ScheduleError
 from dicache.measuring.fit_coefficients import fit
 from dicache.measuring.schedule_measurements import Calibration
-from dicache.schedules.action_table import NEEDS, computes, macs, read, repaired, written
+from dicache.schedules.action_table import NEEDS, computes, lines_of, macs, repaired, table_of
 from dicache.schedules.pareto import ParetoSet
-from dicache.schedules.schedule import Origin, Schedule
-from dicache.schedules.setting import Dynamic
+from dicache.schedules.schedule import Schedule
+from dicache.schedules.setting import Dynamic, Origin
 from dicache.sites import Branches, Evaluation, Spans, Sublayers
 from dicache.types import Action
 from helpers.calibrating import PROMPTS, Captioned
@@ -44,7 +44,7 @@ def calibration():
 
 
 def schedule(pipe, calibration, sites, lines, **kwargs):
-    return Schedule(calibration.on(pipe, sites).basis, read(lines), ORIGIN, **kwargs)
+    return Schedule(calibration.on(pipe, sites).basis, table_of(lines), ORIGIN, **kwargs)
 
 
 def run(pipe, found, samples=(0, 1), steps=STEPS):
@@ -53,7 +53,7 @@ def run(pipe, found, samples=(0, 1), steps=STEPS):
     return latents, cache.trace
 
 
-def lines_of(*letters, sites=5):
+def repeated(*letters, sites=5):
     return [letter * sites for letter in letters]
 
 
@@ -85,7 +85,7 @@ def test_executed_macs_are_the_predicted_ones_whatever_the_table(pipe, calibrati
     basis = calibration.on(pipe, sites).basis
     rows = st.text("#=/0^", min_size=basis.shape[1], max_size=basis.shape[1])
     lines = ["#" * basis.shape[1], *data.draw(st.lists(rows, min_size=STEPS - 1, max_size=STEPS - 1))]
-    found = Schedule(basis, read(lines), ORIGIN)
+    found = Schedule(basis, table_of(lines), ORIGIN)
     latents, trace = run(pipe, found)
     assert (trace.executed == found.macs).all() and latents.isfinite().all()
     done = np.stack([record.action[0].numpy() for record in trace.records])
@@ -94,8 +94,8 @@ def test_executed_macs_are_the_predicted_ones_whatever_the_table(pipe, calibrati
 
 def test_coefficients_that_multiply_are_in_the_prediction(pipe, calibration):
     fitted = fit(pipe, PROMPTS[:4], steps=STEPS, kind="scale_shift", progress=False, guidance=4.0)
-    found = schedule(pipe, calibration, Spans(), lines_of(*"#*#*#***"), fitted=fitted)
-    held = schedule(pipe, calibration, Spans(), lines_of(*"#=#=#==="))
+    found = schedule(pipe, calibration, Spans(), repeated(*"#*#*#***"), fitted=fitted)
+    held = schedule(pipe, calibration, Spans(), repeated(*"#=#=#==="))
     latents, trace = run(pipe, found)
     assert (trace.executed == found.macs).all() and found.macs == held.macs
     assert not torch.equal(latents, run(pipe, held)[0])
@@ -118,21 +118,21 @@ def test_an_action_that_lacks_values_computes_and_nothing_else_is_changed(table)
             assert (after[~lacking] == before[~lacking]).all()
         stored += after == Action.COMPUTE
     assert (repaired(done) == done).all() and computes(done[0]).all()
-    assert (read(written(table)) == table).all()
+    assert (table_of(lines_of(table)) == table).all()
 
 
 def test_an_extrapolation_with_one_value_is_computed_and_counted(pipe, calibration):
     found = schedule(pipe, calibration, Evaluation(), list("#/=/##//"))
-    assert written(found.done) == list("##=/##//")
+    assert lines_of(found.done) == list("##=/##//")
     assert (run(pipe, found)[1].executed == found.macs).all()
     assert found.macs == schedule(pipe, calibration, Evaluation(), list("##=/##//")).macs
 
 
 def test_what_is_computed_unstored_leaves_what_was_remembered(pipe, calibration):
     sites = Spans()
-    unstored = schedule(pipe, calibration, sites, lines_of(*"##^=####"))
-    stored = schedule(pipe, calibration, sites, lines_of(*"###=####"))
-    older = schedule(pipe, calibration, sites, lines_of(*"##==####"))
+    unstored = schedule(pipe, calibration, sites, repeated(*"##^=####"))
+    stored = schedule(pipe, calibration, sites, repeated(*"###=####"))
+    older = schedule(pipe, calibration, sites, repeated(*"##==####"))
     assert unstored.macs == stored.macs > older.macs
     latents = [run(pipe, found)[0] for found in (unstored, stored, older)]
     assert not torch.equal(latents[0], latents[1]) and not torch.equal(latents[0], latents[2])
@@ -157,7 +157,7 @@ def test_nothing_in_the_place_of_a_block_is_the_model_without_it(pipe, calibrati
 
 @pytest.mark.parametrize("sites", [Evaluation(), Spans()])
 def test_samples_and_guidance_branches_do_not_mix(pipe, calibration, sites):
-    found = schedule(pipe, calibration, sites, lines_of(*"#=#/#=/#", sites=calibration.on(pipe, sites).basis.shape[1]))
+    found = schedule(pipe, calibration, sites, repeated(*"#=#/#=/#", sites=calibration.on(pipe, sites).basis.shape[1]))
     together, _ = run(pipe, found, (0, 1))
     for i in (0, 1):
         torch.testing.assert_close(run(pipe, found, (i,))[0][0], together[i], rtol=1e-4, atol=1e-5)
@@ -241,12 +241,12 @@ def test_samples_deviate_from_the_same_schedule_each_for_itself(pipe, calibratio
 
 @pytest.fixture
 def saved(pipe, calibration, tmp_path):
-    schedule(pipe, calibration, Spans(), lines_of(*"##=/#=0^"), error=0.01).save(tmp_path / "s.json")
+    schedule(pipe, calibration, Spans(), repeated(*"##=/#=0^"), error=0.01).save(tmp_path / "s.json")
     return tmp_path / "s.json"
 
 
 def test_what_is_saved_comes_back_and_runs_bitwise_alike_in_another_process(pipe, calibration, saved, tmp_path):
-    before, after = schedule(pipe, calibration, Spans(), lines_of(*"##=/#=0^"), error=0.01), Schedule.load(saved)
+    before, after = schedule(pipe, calibration, Spans(), repeated(*"##=/#=0^"), error=0.01), Schedule.load(saved)
     assert (before.basis, before.origin, before.error) == (after.basis, after.origin, after.error)
     assert before.table.tobytes() == after.table.tobytes()
     after.save(tmp_path / "again.json")
@@ -264,7 +264,7 @@ def test_what_is_saved_comes_back_and_runs_bitwise_alike_in_another_process(pipe
 
 def test_fitted_coefficients_are_bound_to_the_schedule(pipe, calibration, tmp_path):
     fitted = fit(pipe, PROMPTS[:2], steps=STEPS, kind="affine", progress=False, guidance=4.0)
-    found = schedule(pipe, calibration, Spans(), lines_of(*"#*#*#*#*"), fitted=fitted)
+    found = schedule(pipe, calibration, Spans(), repeated(*"#*#*#*#*"), fitted=fitted)
     found.save(tmp_path / "s.json")
     assert torch.equal(run(pipe, tmp_path / "s.json")[0], run(pipe, found)[0])
     fit(pipe, PROMPTS[2:4], steps=STEPS, kind="affine", progress=False, guidance=4.0).save(tmp_path / "s.safetensors")
@@ -277,7 +277,7 @@ def test_several_schedules_are_one_file_and_one_is_chosen(pipe, calibration, sav
     members = [schedule(pipe, calibration, Evaluation(), list(x), error=e) for x, e in errors.items()]
     ParetoSet(tuple(members)).save(tmp_path / "set.json")
     found = ParetoSet.load(tmp_path / "set.json")
-    assert ["".join(written(s.table)) for s in found.members] == sorted(errors, key=lambda x: -x.count("#"))
+    assert ["".join(lines_of(s.table)) for s in found.members] == sorted(errors, key=lambda x: -x.count("#"))
     assert found.at(0.7).error == 0.02 and found.within(0.05).error == 0.02
     assert [s.error for s in found.front().members] == [0.0, 0.02, 0.1]
     for ask in (lambda: found.at(0.01), lambda: found.within(-1.0)):
@@ -293,12 +293,12 @@ def test_what_is_no_schedule_and_what_is_no_one_file_is_refused(pipe, calibratio
     fitted = [
         fit(pipe, PROMPTS[:2], steps=STEPS, kind="scale_shift", progress=False, guidance=4.0, longest=n) for n in (2, 3)
     ]
-    plain, blocks = schedule(pipe, calibration, Evaluation(), list("##=#=#=#"), error=0.1), lines_of(*"#=#=#=##")
+    plain, blocks = schedule(pipe, calibration, Evaluation(), list("##=#=#=#"), error=0.1), repeated(*"#=#=#=##")
     for wrong in ({"table": plain.table * 3}, {"table": plain.table * 100}, {"error": float("nan")}, {"error": -1.0}):
         with pytest.raises(ScheduleError, match=r"no action|finite number"):
             replace(plain, **wrong)
     held = schedule(pipe, calibration, Spans(), blocks, error=0.1)
-    moved = [schedule(pipe, calibration, Spans(), lines_of(*"#*#*****"), error=0.2, fitted=f) for f in fitted]
+    moved = [schedule(pipe, calibration, Spans(), repeated(*"#*#*****"), error=0.2, fitted=f) for f in fitted]
     for members, message in (((plain, held), "several models, sites or steps"), (moved, "several sets")):
         with pytest.raises(ScheduleError, match=message):
             ParetoSet(tuple(members)).save(tmp_path / "set.json")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dicache.approximators.fitted.coefficients import ALL_KINDS, About, Fitted, selector
+from dicache.approximators.fitted.about import ALL_KINDS, About, selector
 from dicache.errors import DicacheError, FittedError
 from dicache.files.arrays_file import ArraysFile, Stored, arrays_file
 from dicache.files.atomic import write_bytes
@@ -21,28 +21,30 @@ from dicache.files.sealed_arrays import sealed, unsealed
 KIND, FORMAT = "dicache.fitted", 1
 LARGEST = 1 << 30
 """Bytes; more are no coefficients."""
+Coefficients = Mapping[str, Mapping[str, Tensor]]
+"""By site and by name."""
 FIELDS = frozenset(About.__dataclass_fields__) | {"format"}
 
 
-def save(fitted: Fitted, path: Path) -> None:
+def save(about: About, coefficients: Coefficients, path: Path) -> None:
     """Raises FittedError where that is impossible."""
     try:
-        write_bytes(path, as_bytes(fitted))
+        write_bytes(path, as_bytes(about, coefficients))
     except (DicacheError, ValueError, TypeError) as error:
         raise FittedError(f"{path} cannot be written: {error}") from error
 
 
-def as_bytes(fitted: Fitted) -> bytes:
+def as_bytes(about: About, coefficients: Coefficients) -> bytes:
     """The file."""
     arrays = {
         f"{name}:{site}": coefficient.detach().cpu().numpy()
-        for site, named in fitted.coefficients.items()
+        for site, named in coefficients.items()
         for name, coefficient in named.items()
     }
-    return sealed(KIND, {"format": FORMAT, **asdict(fitted.about)}, arrays)
+    return sealed(KIND, {"format": FORMAT, **asdict(about)}, arrays)
 
 
-def load(path: Path) -> Fitted:
+def load(path: Path) -> tuple[About, Coefficients]:
     """Raises FittedError for a file that is missing, damaged, or of something else."""
     with (
         refusing(FittedError, f"{path} holds no fitted coefficients of dicache", "Make it with Fitted.save."),
@@ -51,7 +53,7 @@ def load(path: Path) -> Fitted:
         return read(file)
 
 
-def read(file: ArraysFile) -> Fitted:
+def read(file: ArraysFile) -> tuple[About, Coefficients]:
     """What an open file holds. Raises FileFault, ValueError, TypeError or LookupError for anything but what `save`
     writes, before there is an array in memory.
     """
@@ -61,7 +63,7 @@ def read(file: ArraysFile) -> Fitted:
     coefficients = {site: {name: torch.from_numpy(file.array(f"{name}:{site}")) for name in names} for site in sites}
     for site, named in coefficients.items():
         _check_finite(site, named)
-    return Fitted(about, coefficients)
+    return about, coefficients
 
 
 def _about(fields: Fields) -> About:

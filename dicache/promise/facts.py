@@ -1,0 +1,35 @@
+"""What a profile is of, which a run must share with it, and the names of what was measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dicache.planning.error_law import RULE
+from dicache.types import LATENT
+
+LOSS = "loss."
+LATENT_LOSS = LOSS + LATENT
+NEEDED = ("levels", "estimate", "work", LATENT_LOSS)
+"""Arrays, none of which holds a number below 0. The others are losses in further metrics."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run must share with the calibration for the promise to hold."""
+
+    model: str
+    """Which denoiser (`dicache.models.identity`)."""
+    scheduler: str
+    sigmas: tuple[float, ...]
+    """Per step, as the run's course has them."""
+    guidance: float
+    """Weight of the strongest branch; 1 without guidance."""
+    rule: int = RULE
+    """By which rule they were decided (`dicache.planning.error_law`)."""
+    negative_conditions: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """What the weaker branches of guidance were conditioned by (`dicache.models.conditioning`), such as an empty
+    negative prompt, where it was the same for all prompts.
+    """
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas)
