@@ -25,7 +25,7 @@ from dicache.bench.showing.tables import (
     title,
     verdict_table,
 )
-from dicache.files.atomic import write_text
+from dicache.files.atomic import replacing, write_text
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>dicache bench</title>
 <style>body{font:15px sans-serif;max-width:70em;margin:2em auto}table{border-collapse:collapse}
@@ -62,7 +62,8 @@ def plot(facts: Facts, path: Path) -> None:
     axis.set_title(title(facts), fontsize=10)
     axis.legend(fontsize=7, ncol=2)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110)
     pyplot.close(figure)
 
 

@@ -25,6 +25,7 @@ from rich.table import Table
 from dicache import extension
 from dicache.bench.studies.hook_cost import BATCH, TOKENS, WARM_UP, FirstRows, Stack, cached
 from dicache.config import Config
+from dicache.files.atomic import write_text
 from dicache.runtime import evaluation_site
 from dicache.runtime.evaluation_site import EvaluationSite
 from dicache.runtime.guidance import Guided
@@ -104,7 +105,7 @@ def main() -> None:
         drawn.add_row(str(s.width), str(s.tokens), f"{s.computed} of {BATCH}", *numbers)
     Console().print(drawn)
     if args.json:
-        args.json.write_text(json.dumps([asdict(s) for s in shares], indent=1))
+        write_text(args.json, json.dumps([asdict(s) for s in shares], indent=1))
 
 
 if __name__ == "__main__":

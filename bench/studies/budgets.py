@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dicache.api import enable
 from dicache.defaults import for_budget
+from dicache.files.atomic import write_text
 from dicache.promise.metrics import relative_error
 from dicache.reference.assembly import STEPS, pipeline
 from dicache.reference.draw import draw, pictures
@@ -151,7 +152,7 @@ def main() -> None:
         )
     Console(width=120).print(table)
     if args.json:
-        args.json.write_text(json.dumps([asdict(line) for line in lines], indent=1))
+        write_text(args.json, json.dumps([asdict(line) for line in lines], indent=1))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from torch import nn
 from dicache.api import enable
 from dicache.bench.studies.hook_cost import WARM_UP, FirstRows
 from dicache.config import Config
+from dicache.files.atomic import write_text
 from dicache.sites import Evaluation, Sites, Spans, Tail
 
 DOUBLE, SINGLE = 8, 16
@@ -127,7 +128,7 @@ def main() -> None:
     lines = measure(args.heads, args.tokens, args.turns)
     Console().print(table(lines))
     if args.json:
-        args.json.write_text(json.dumps([asdict(line) for line in lines], indent=1) + "\n")
+        write_text(args.json, json.dumps([asdict(line) for line in lines], indent=1) + "\n")
 
 
 if __name__ == "__main__":

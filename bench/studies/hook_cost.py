@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from dicache.api import enable
 from dicache.config import Config
 from dicache.controllers.base import Controller
+from dicache.files.atomic import write_text
 from dicache.types import Action, Decision, Quote, Rows, Step
 
 BATCH, TOKENS, BOTTLENECK = 8, 16, 32
@@ -216,7 +217,7 @@ def main() -> None:
         Console().print(drawn)
     if args.json:
         facts = {"lines": [asdict(line) for line in lines], "costs": [asdict(cost) for cost in by_rows]}
-        args.json.write_text(json.dumps(facts, indent=1))
+        write_text(args.json, json.dumps(facts, indent=1))
 
 
 if __name__ == "__main__":

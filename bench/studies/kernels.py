@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 from dicache.extension import combine, describe, reference, residual_sums
+from dicache.files.atomic import write_text
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHAPES = ((1, 256, 1152), (8, 256, 3072), (2, 1024, 1536), (1, 4096, 3072), (8, 4096, 1152), (4, 4096, 3072))
@@ -184,4 +185,4 @@ def run(args: argparse.Namespace) -> None:
     console.print(describe())
     if args.json:
         facts = {"device": where, "path": describe(), "torch": torch.__version__, "cores": os.cpu_count()}
-        args.json.write_text(json.dumps(facts | {"lines": [asdict(line) for line in lines]}, indent=1))
+        write_text(args.json, json.dumps(facts | {"lines": [asdict(line) for line in lines]}, indent=1))

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from dicache.api import enable
 from dicache.bench.studies.hook_cost import Stack
+from dicache.files.atomic import write_text
 from dicache.promise.metrics import relative_error
 
 STEPS, BATCH, BUDGET = 20, [0, 1, 2, 3], 0.1
@@ -251,7 +252,7 @@ def main() -> None:
     results = [find() for find in track(findings(), "measuring", console=Console(stderr=True))]
     Console().print(table(results))
     if args.json:
-        args.json.write_text(json.dumps([asdict(one) for one in results], indent=1))
+        write_text(args.json, json.dumps([asdict(one) for one in results], indent=1))
     raise SystemExit(any(one.dicache_has_it for one in results))
 
 

@@ -49,7 +49,7 @@ class Target(NamedTuple):
 
     @property
     def passed(self) -> float:
-        """Share of the run's steps that lie behind; nan where no course is known."""
+        """Share of the run's steps that lie behind; nan where its timetable is unknown."""
         if self.timetable is None:
             return math.nan
         sigmas = self.timetable.sigmas
@@ -61,7 +61,7 @@ class Approximator(ABC):
     needs: ClassVar[int]
     """How many exact values it needs."""
     reads_noise: ClassVar[bool] = False
-    """Whether `Histories.noises` must be kept."""
+    """Whether `Histories.noises` must be stored."""
     reads_feature: ClassVar[bool] = False
     """Whether it reads what the probe measured."""
     multiplies: ClassVar[bool] = False
@@ -78,8 +78,8 @@ class Approximator(ABC):
 
     @abstractmethod
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:
-        """How the error grows, (K, R) known times and the time to guess -> (R,). nan for rows with fewer than `needs`
-        values.
+        """How the error grows, (K, R) times of the values and the time to guess -> (R,). nan for rows with fewer than
+        `needs` values.
         """
 
     @property

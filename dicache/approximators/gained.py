@@ -21,7 +21,7 @@ from dicache.types import Action, Rows
 class Gained(Approximator):
     weight: float
     begin: float = 0.0
-    """Shares of the run's steps between which it holds; where no course is known it holds only if that is all."""
+    """Shares of the run's steps between which it holds; where the timetable is unknown it holds only if that is all."""
     end: float = 1.0
 
     action = Action.EXTRAPOLATE

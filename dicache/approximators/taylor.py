@@ -47,8 +47,8 @@ def expand(histories: Histories, basis: list[Rows]) -> Tensor:
     result = level[0].clone()
     for weight in basis[1:]:
         gaps = [sigmas[i] - sigmas[i + 1] for i in range(len(level) - 1)]
-        level = [(level[i] - level[i + 1]) * per_row(_known(1 / gap), result) for i, gap in enumerate(gaps)]
-        result += level[0] * per_row(_known(weight), result)
+        level = [(level[i] - level[i + 1]) * per_row(_finite(1 / gap), result) for i, gap in enumerate(gaps)]
+        result += level[0] * per_row(_finite(weight), result)
     return result
 
 
@@ -57,5 +57,5 @@ def until(sigmas: Tensor, needs: int, growth: Rows) -> Rows:
     return torch.where(sigmas[needs - 1].isfinite(), growth, torch.nan)
 
 
-def _known(x: Rows) -> Rows:
+def _finite(x: Rows) -> Rows:
     return x.nan_to_num(0.0, 0.0, 0.0)

@@ -4,23 +4,26 @@
 
 The two are one file to a kill: what the old facts name is not touched before the new ones are in place. Where other
 arrays lie under the name, the new ones are first written under one that carries their digest, facts that name it take
-the place of the old ones, and only then both move to the usual name.
+the place of the old ones, and only then both move to the usual name. Writers in one folder take turns, and who reads
+while one writes reads again.
 """
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from dicache.errors import DicacheError
+from dicache.errors import DicacheError, FileError
 from dicache.files.arrays_file import ArraysFile, arrays_file
 from dicache.files.atomic import write_bytes, write_text
 from dicache.files.checked import JSON_BYTES, Fields, FileFault, opened, read_json, sibling
 
 Facts = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @contextmanager
@@ -46,13 +49,14 @@ def write_bound(path: Path, facts: Facts, key: str, data: bytes) -> None:
     """Facts that name these arrays under `key`, and the arrays. Raises as `write_facts`."""
     digest, usual = hashlib.sha256(data).hexdigest(), _usual(path)
     interim = usual.with_name(f"{usual.stem}.{digest}.safetensors")
-    foreign = usual.exists() and _digest(usual) != digest
-    for arrays in (interim, usual) if foreign else (usual,):
-        write_bytes(arrays, data)
-        write_facts(path, {**facts, key: {"file": arrays.name, "sha256": digest}})
-    for left in usual.parent.iterdir():
-        if _is_interim(left.name, usual.stem):
-            left.unlink(missing_ok=True)
+    with _turn(usual.parent):
+        foreign = usual.exists() and _digest(usual) != digest
+        for arrays in (interim, usual) if foreign else (usual,):
+            write_bytes(arrays, data)
+            write_facts(path, {**facts, key: {"file": arrays.name, "sha256": digest}})
+        for left in usual.parent.iterdir():
+            if _is_interim(left.name, usual.stem):
+                left.unlink(missing_ok=True)
 
 
 def read_facts(path: Path, kind: str) -> Fields:
@@ -74,6 +78,41 @@ def bound_arrays(path: Path, facts: Fields, key: str, most: int) -> Iterator[Arr
         if file.sha256() != digest:
             raise FileFault(f"{name} is not the file it was saved with (sha256 differs)")
         yield file
+
+
+def settled(path: Path, read: Callable[[Path], T]) -> T:
+    """What `read` makes of facts and arrays; once more where others were written while it read."""
+    while True:
+        before = _version(path)
+        try:
+            return read(path)
+        except (FileFault, OSError):
+            if _version(path) == before:
+                raise
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Of a file that is replaced, never changed; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """This writer's, until it has ended, is killed or goes on without one: some network folders know no locks."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise FileError(f"{folder} cannot be written to: {error.strerror}.") from error
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _arrays_path(path: Path, name: str) -> Path:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from dicache.errors import ProfileError
+from dicache.files.bound_arrays import settled
 from dicache.files.checked import refusing
 from dicache.models.conditioning import Prints, alike
 from dicache.planning.error_law import RULE
@@ -134,7 +135,7 @@ def load_profile(path: str | Path) -> Profile:
     """Read what `Profile.save` wrote. Raises ProfileError, whatever is wrong with the files; nothing is loaded then."""
     remedy = "Calibrate again: dicache.calibrate(...)."
     with refusing(ProfileError, f"{path} is no profile that can be used", remedy):
-        return Profile(*profile_file.read(Path(path)))
+        return Profile(*settled(Path(path), profile_file.read))
 
 
 def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dicache.errors import ReferenceModelError
+from dicache.files.atomic import replacing
 
 FOLDER = Path(__file__).parent / "weights"
 MODEL = FOLDER / "model.safetensors"
@@ -22,7 +23,8 @@ def save(path: Path, modules: Mapping[str, nn.Module]) -> None:
         for model, module in modules.items()
         for name, p in module.named_parameters()
     }
-    save_file(tensors, path)
+    with replacing(path) as part:
+        save_file(tensors, part)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ A schedule runs through the same session, sites and approximators as online deci
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 from dicache.approximators.fitted.coefficients import Fitted
 from dicache.config import Config
 from dicache.errors import ScheduleError
+from dicache.files.bound_arrays import settled
 from dicache.files.checked import FileFault, refusing
 from dicache.models.family import Family
 from dicache.models.find_blocks import family_of, find
@@ -118,7 +120,7 @@ class Schedule:
 def load_schedules(path: Path, *, several: bool) -> list[Schedule]:
     """Of a file of one, or of several. Raises ScheduleError, whatever is wrong with it; nothing is made of it then."""
     with refusing(ScheduleError, f"{path} is no schedule that can be used", "Find it again: dicache search."):
-        return [_as_predicted(content) for content in schedule_file.read(path, several=several)]
+        return [_as_predicted(content) for content in settled(path, partial(schedule_file.read, several=several))]
 
 
 def _as_predicted(content: Content) -> Schedule:

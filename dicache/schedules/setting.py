@@ -116,10 +116,10 @@ def config_of(
     )
     used = set(np.unique(tables).tolist())
     probe = FirstBlocks(depth=0) if fitted is None or Action.CORRECT not in used else fitted.probe
-    return Config(rule, approximators=_forms(used, basis.sites, fitted), probe=probe, sites=basis.sites)
+    return Config(rule, approximators=_approximators(used, basis.sites, fitted), probe=probe, sites=basis.sites)
 
 
-def _forms(used: set[int], sites: Sites, fitted: Fitted | None) -> tuple[Approximator, ...]:
+def _approximators(used: set[int], sites: Sites, fitted: Fitted | None) -> tuple[Approximator, ...]:
     """What fills in where these actions are asked for."""
     line = sites.approximators[0]
     made: Sequence[tuple[Action, Approximator | None]] = (
@@ -129,5 +129,4 @@ def _forms(used: set[int], sites: Sites, fitted: Fitted | None) -> tuple[Approxi
         (Action.ZERO, Zero()),
     )
     open_ = {Action.EXTRAPOLATE, Action.REUSE} if Action.DYNAMIC in used else set()
-    found = tuple(form for action, form in made if form is not None and action in used | open_)
-    return found or (Reuse(),)
+    return tuple(each for action, each in made if each is not None and action in used | open_) or (Reuse(),)

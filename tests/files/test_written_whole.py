@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from dicache.errors import DicacheError, FileError
 from dicache.files.arrays_file import arrays_bytes, arrays_file
 from dicache.files.atomic import STALE, replacing, write_bytes, write_text
-from dicache.files.bound_arrays import bound_arrays, read_facts, write_bound, writing
-from helpers.killed import killed_after, killed_at, on_a_full_disk
+from dicache.files.bound_arrays import bound_arrays, read_facts, settled, write_bound, writing
+from dicache.files.checked import FileFault
+from helpers.killed import ended, killed_after, killed_at, on_a_full_disk, started
 
 IN_ONE_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 SIZES = (50, 300_000)
@@ -46,10 +47,10 @@ def only_the_two(path: Path) -> bool:
 
 @pytest.mark.parametrize("old", [0, 1])
 def test_a_kill_at_any_touch_of_the_disk_leaves_the_old_file_or_the_new_one(old, tmp_path):
-    path, event, seen, ended = tmp_path / "mine.json", 0, set(), False
-    while not ended:
+    path, event, seen, through = tmp_path / "mine.json", 0, set(), False
+    while not through:
         save(path, old)
-        ended = killed_at(partial(save, path, 1 - old), event)
+        through = killed_at(partial(save, path, 1 - old), event)
         seen.add(version(path))
         event += 1
     assert event > 20 and seen == {0, 1} and version(path) == 1 - old
@@ -60,8 +61,8 @@ def test_a_kill_at_any_touch_of_the_disk_leaves_the_old_file_or_the_new_one(old,
 def test_a_kill_at_any_time_leaves_the_old_file_or_the_new_one(seconds, target, tmp_path):
     path = tmp_path / "mine.json"
     save(path, 1 - target)
-    ended = killed_after(partial(save, path, target), seconds)
-    assert version(path) == target or not ended
+    through = killed_after(partial(save, path, target), seconds)
+    assert version(path) == target or not through
 
 
 @pytest.mark.parametrize("most", [0, 40, 200, 4000, 1_000_000])
@@ -110,6 +111,38 @@ def test_a_name_to_write_to_has_the_suffix_that_was_asked_for(tmp_path):
     with replacing(tmp_path / ("p" * 250 + ".png")) as part:
         assert part.suffix == ".png"
         part.touch()
+
+
+def test_who_reads_while_several_write_reads_one_of_their_files(tmp_path):
+    path = tmp_path / "mine.json"
+    save(path, 0)
+    writers = [started(partial(save_often, path, number)) for number in (0, 1, 0)]
+    seen = [settled(path, version) for _ in range(200)]
+    for writer in writers:
+        assert ended(writer)
+    assert set(seen) <= {0, 1} and version(path) in (0, 1) and only_the_two(path)
+
+
+def test_a_read_that_a_write_overtook_is_tried_again_and_no_other(tmp_path):
+    path, tries = tmp_path / "mine.json", []
+    save(path, 0)
+
+    def overtaken(path: Path) -> int:
+        tries.append(path)
+        if len(tries) == 1:
+            save(path, 1)
+            raise FileFault("the arrays are others by now")
+        return version(path)
+
+    assert settled(path, overtaken) == 1 and len(tries) == 2
+    (tmp_path / "mine.safetensors").write_bytes(b"damaged")
+    with pytest.raises(FileFault):
+        settled(path, version)
+
+
+def save_often(path: Path, number: int) -> None:
+    for k in range(20):
+        save(path, (number + k) % 2)
 
 
 def test_a_link_stays_one_and_what_it_points_to_is_replaced(tmp_path):

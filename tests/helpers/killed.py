@@ -14,12 +14,18 @@ DONE, REFUSED, FAILED = 0, 3, 4
 
 def killed_after(write: Callable[[], object], seconds: float) -> bool:
     """Whether the write had ended before it was killed."""
+    child = started(write)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return ended(child)
+
+
+def started(write: Callable[[], object]) -> int:
+    """The process that it was started in."""
     child = os.fork()
     if child == 0:
         _end_with(write)
-    time.sleep(seconds)
-    os.kill(child, signal.SIGKILL)
-    return _done(child)
+    return child
 
 
 def killed_at(write: Callable[[], object], event: int) -> bool:
@@ -36,10 +42,11 @@ def killed_at(write: Callable[[], object], event: int) -> bool:
 
         sys.addaudithook(count)
         _end_with(write)
-    return _done(child)
+    return ended(child)
 
 
-def _done(child: int) -> bool:
+def ended(child: int) -> bool:
+    """Whether it came to its end before it was killed; waits for it."""
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status in (DONE, -signal.SIGKILL), "the write failed"
     return status == DONE

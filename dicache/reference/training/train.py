@@ -25,6 +25,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dicache.files.atomic import replacing
 from dicache.reference.denoiser import SMOOTHED, denoiser, positions
 from dicache.reference.render import render
 from dicache.reference.scenes import caption, scenes
@@ -141,8 +142,8 @@ class Trainer:
             "average": self.average,
             "optimizers": [o.state_dict() for o in self.optimizers],
         }
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        with replacing(path) as part:
+            torch.save(state, part)
 
     @torch.no_grad()
     def load(self, path: Path) -> None:
