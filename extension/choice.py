@@ -20,7 +20,7 @@ VARIABLE = "DICACHE_EXTENSION"
 WISHES = ("auto", "native", "cupy", "eager")
 
 
-class Path(Protocol):
+class Operations(Protocol):
     name: str
 
     def residual_sums(self, a: Tensor, b: Tensor, out: Tensor) -> None: ...
@@ -29,28 +29,28 @@ class Path(Protocol):
 
 
 class Choice(NamedTuple):
-    path: Path
+    path: Operations
     reason: str
     """Why not a better one; empty where it is the best."""
 
 
-def _cpu() -> Path:
+def _cpu() -> Operations:
     return Native(load("cpu"))
 
 
-def _cuda() -> Path:
+def _cuda() -> Operations:
     from dicache.extension.cuda import library
 
     return library()
 
 
-def _cupy() -> Path:
+def _cupy() -> Operations:
     from dicache.extension.cupy import compiled
 
     return compiled()
 
 
-_OFFERS: dict[str, dict[str, Callable[[], Path]]] = {
+_OFFERS: dict[str, dict[str, Callable[[], Operations]]] = {
     "cpu": {"native": _cpu},
     "cuda": {"native": _cuda, "cupy": _cupy},
 }

@@ -31,7 +31,7 @@ def combine(terms: Sequence[Tensor], coefficients: Tensor, *, to_float: bool = F
 
 
 class Eager:
-    """As a path to choose (`dicache.extension.choice.Path`)."""
+    """As a path to choose (`dicache.extension.choice.Operations`)."""
 
     name = "eager (torch)"
 

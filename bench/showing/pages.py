@@ -52,12 +52,12 @@ def filled(text: str, name: str, body: str) -> str:
 
 def readme_table(facts: Facts, fewer: Sequence[dict[str, Any]]) -> Table:
     """Speed-up in executed MACs at three median errors."""
-    found = curves(facts)
-    ours = {curve.name: curve for curve in found}
+    drawn = curves(facts)
+    ours = {curve.name: curve for curve in drawn}
     rows = [[words, *(_at(ours.get(arm), target) for target in TARGETS)] for words, arm in OURS.items()]
     rivals: dict[str, Callable[[float], tuple[float, str] | None]] = {
-        "the best other cache: cache-dit, diffusers, SmoothCache": lambda target: best(found, "peer", "", target),
-        "the best published method: `config=presets....`": lambda target: best(found, "preset", "", target),
+        "the best other cache: cache-dit, diffusers, SmoothCache": lambda target: best(drawn, "peer", "", target),
+        "the best published method: `config=presets....`": lambda target: best(drawn, "preset", "", target),
         "fewer steps, no cache": lambda target: best(curves({"points": fewer}), "baseline", "", target),
     }
     rows += [[words, *(_named(rival(target)) for target in TARGETS)] for words, rival in rivals.items()]

@@ -72,7 +72,6 @@ def test_the_root_holds_the_face_only():
     assert sum(source.folder == "dicache" for source in EVERY.values()) <= 14
 
 
-@pytest.mark.xfail(reason="the house is being built")
 def test_a_folder_is_read_in_one_sitting():
     files = [source.folder for source in [*EVERY.values(), *TESTS.values()]]
     crowded = {folder for folder in files if files.count(folder) > 15}
@@ -89,7 +88,6 @@ def test_every_file_opens_with_its_idea():
     assert not silent
 
 
-@pytest.mark.xfail(reason="the house is being built")
 def test_attributes_are_hardly_ever_looked_for_by_name():
     package = [source for source in EVERY.values() if not source.folder.startswith("bench")]
     assert 1000 * sum(map(house.sniffs, package)) <= sum(source.lines for source in package)
