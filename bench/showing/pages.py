@@ -57,7 +57,7 @@ def readme_table(facts: Facts, fewer: Sequence[dict[str, Any]]) -> Table:
     rows = [[words, *(_at(ours.get(arm), target) for target in TARGETS)] for words, arm in OURS.items()]
     rivals: dict[str, Callable[[float], tuple[float, str] | None]] = {
         "the best other cache: cache-dit, diffusers, SmoothCache": lambda target: best(drawn, "peer", "", target),
-        "the best published method: `config=presets....`": lambda target: best(drawn, "preset", "", target),
+        "the best of two dozen published methods: `config=...`": lambda target: best(drawn, "preset", "", target),
         "fewer steps, no cache": lambda target: best(curves({"points": fewer}), "baseline", "", target),
     }
     rows += [[words, *(_named(rival(target)) for target in TARGETS)] for words, rival in rivals.items()]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def calibrate(
     prompts: Annotated[Path, typer.Argument(help="A text file, one prompt a line, like those you will run.")],
-    out: Annotated[Path, typer.Option(help="The profile; a .safetensors of the same name is lines_of beside it.")],
+    out: Annotated[Path, typer.Option(help="The profile; a .safetensors of the same name is written beside it.")],
     steps: Annotated[int, typer.Option(min=6, help="Denoising steps.")] = 28,
     guidance: Guidance = 3.5,
     seed: Seed = 0,
@@ -69,7 +69,7 @@ def calibrate(
 
 def search(
     finder: Annotated[str, typer.Option(help="Which: fixed, smoothcache, optimal, annealing, ecad, ...")],
-    out: Annotated[Path, typer.Option(help="The schedule, or the front; a plot of it is lines_of beside it.")],
+    out: Annotated[Path, typer.Option(help="The schedule, or the front; a plot of it is written beside it.")],
     steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 20,
     sites: Annotated[str, typer.Option(help="What is decided on its own: evaluation, tail, blocks, sublayers.")] = (
         "evaluation"
