@@ -7,6 +7,7 @@ error of its kind (`refusing`).
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ def opened(path: Path, most: int) -> Iterator[tuple[BufferedReader, int]]:
     if not path.is_file():
         raise FileFault(f"{path.name} does not exist or is not a plain file")
     with path.open("rb") as file:
-        size = path.stat().st_size
+        size = os.fstat(file.fileno()).st_size  # of what was opened: another file may have its name by now
         if size > most:
             raise FileFault(f"{path.name} has more than {most} bytes")
         yield file, size
