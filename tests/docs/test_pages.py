@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from dicache._moved import MOVED
 from dicache.bench.harness.store import load
 from dicache.bench.showing import pages, show
 from dicache.bench.showing.tables import markdown
@@ -72,6 +73,14 @@ def test_links_files_and_modules_that_a_page_names_exist(text):
     modules = re.findall(r"python -m (dicache[\w.]*)", written)
     missing += [name for name in modules if not _is_module(name)]
     assert not missing
+
+
+@pytest.mark.parametrize("text", [*TEXTS, *sorted(DOCS.rglob("*.ipynb"))], ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_page_names_modules_where_they_are_and_imports_as_users_do(text):
+    written = text.read_text(encoding="utf-8")
+    named = set(re.findall(r"\bdicache(?:\.[a-z_]\w*)+", written))
+    assert not named & set(MOVED)
+    assert not re.findall(r"\bfrom (dicache\.\w+\.[\w.]+) import", written)
 
 
 def _is_module(name: str) -> bool:
