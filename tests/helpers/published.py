@@ -112,8 +112,8 @@ def taylor(i, x, p, v, done):
 
 def hicache(i, x, p, v, done):
     bases = [0.5**j * hermite.hermval(0.5 * (i - done[0]), [0] * j + [1]) for j in range(3)]
-    found = differences(v, done, 2)
-    return found[0] + sum(found[j] * bases[j] / math.factorial(j) for j in (1, 2))
+    terms = differences(v, done, 2)
+    return terms[0] + sum(terms[j] * bases[j] / math.factorial(j) for j in (1, 2))
 
 
 def foca(i, x, p, v, done):

@@ -97,14 +97,14 @@ class Reference:
     def site(self, i: int, state: int, compute: Callable[[], Tensor]) -> Tensor:
         while len(self.values) <= state:
             self.values.append({})
-        held = self.values[state]
-        done = sorted(held, reverse=True)
+        newest = self.values[state]
+        done = sorted(newest, reverse=True)
         computed = self.rule(i, state, self.sites, done)
         self.strips[i].append(computed)
         if computed:
-            held[i] = compute()
-            return held[i]
-        return self.guess(i, held, done)
+            newest[i] = compute()
+            return newest[i]
+        return self.guess(i, newest, done)
 
     def __call__(self, i: int, x: Tensor, texts: list[Tensor]) -> Tensor:
         self.strips.append([])
@@ -122,9 +122,9 @@ class OfSublayers(Reference):
         states = iter(range(99))
         for block in self.toy.blocks:
             for name in PARTS:
-                part, given = getattr(block, name), x
+                part, entering = getattr(block, name), x
                 if name in self.kinds:
-                    x = x + self.site(i, next(states), lambda part=part, given=given: part(given, time))
+                    x = x + self.site(i, next(states), lambda part=part, entering=entering: part(entering, time))
                 else:
                     x = x + part(x, time)
         return x
@@ -233,8 +233,8 @@ RISK = 0.3
 def chebyshev_fit(i, values, done):
     low, high = min(SIGMAS), max(SIGMAS)
     basis = np.polynomial.chebyshev.chebvander([2 * (SIGMAS[k] - low) / (high - low) - 1 for k in [i, *done]], 4)
-    known = np.stack([values[k].numpy().ravel() for k in done])
-    fitted = np.linalg.solve(basis[1:].T @ basis[1:] + 0.1 * np.eye(5), basis[1:].T @ known)
+    exact = np.stack([values[k].numpy().ravel() for k in done])
+    fitted = np.linalg.solve(basis[1:].T @ basis[1:] + 0.1 * np.eye(5), basis[1:].T @ exact)
     return torch.tensor((basis[0] @ fitted).reshape(values[done[0]].shape))
 
 
@@ -251,8 +251,8 @@ class OfBranches(Reference):
 
 
 def taylor(i, values, done):
-    found = differences(values, done, 2)
-    return sum(d * (i - done[0]) ** j / math.factorial(j) for j, d in enumerate(found))
+    terms = differences(values, done, 2)
+    return sum(d * (i - done[0]) ** j / math.factorial(j) for j, d in enumerate(terms))
 
 
 def hold(i, values, done):

@@ -45,15 +45,15 @@ def step(i: int) -> Step:
 def played(config: Config, toy: Toy) -> tuple[list[str], np.ndarray]:
     """Estimator, controller and approximator of a preset over the toy: strips (# computed), and what is handed out."""
     (approximator,), estimator, controller = config.approximators, config.estimator, config.controller
-    learned, account = estimator.init(B, 1), controller.init(B)
+    estimates, account = estimator.init(B, 1), controller.init(B)
     histories, strips, handed = Histories(*(history.empty(config.depth, B) for _ in range(3))), [""] * B, []
     unknown = torch.full((B,), torch.nan, dtype=torch.float64)
     for i in range(N):
         latent, feature, output = (torch.tensor(x[i]) for x in (toy.latent, toy.feature, toy.output))
         growth = approximator.growth(histories.outputs.sigmas, SIGMAS[i])
         evidence = Evidence(growth[:, None], unknown, unknown, 1.0, step(i), latent, feature)
-        known = histories.outputs.sigmas[approximator.needs - 1].isfinite()
-        error = torch.where(known, estimator.predict(evidence, learned).min(1).values, torch.inf)
+        enough_values = histories.outputs.sigmas[approximator.needs - 1].isfinite()
+        error = torch.where(enough_values, estimator.predict(evidence, estimates).min(1).values, torch.inf)
         decision, account = controller.decide(Quote(error, error, torch.ones(B)), step(i), account)
         computed = decision.action[:, 0] == Action.COMPUTE
         enough = len(histories.outputs.values) >= approximator.needs
@@ -61,9 +61,9 @@ def played(config: Config, toy: Toy) -> tuple[list[str], np.ndarray]:
             approximator.guess(histories, Target(SIGMAS[i], feature, latent, timetable=TIMETABLE)) if enough else output
         )
         handed.append(torch.where(computed.view(B, *[1] * (output.ndim - 1)), output, guess).numpy())
-        realised = torch.where(known, relative_change(guess, output), torch.nan)
+        realised = torch.where(enough_values, relative_change(guess, output), torch.nan)
         truth = output if bool(computed.any()) else None
-        learned = estimator.observe(realised[:, None], evidence._replace(output=truth), computed, learned)
+        estimates = estimator.observe(realised[:, None], evidence._replace(output=truth), computed, estimates)
         histories = Histories(
             history.push(histories.outputs, output, SIGMAS[i], computed),
             history.push(histories.features, feature, SIGMAS[i], computed),

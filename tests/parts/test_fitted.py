@@ -38,10 +38,10 @@ def pairs(target, then, x_now=None, x_then=None, gap=1):
 
 
 def past_of(value, x=None, index=4):
-    def held(v):
+    def one_value(v):
         return history.push(history.empty(1, B), v, SIGMAS[index], EVERY)
 
-    return Histories(held(value), held(x if x is not None else value), history.empty(1, B))
+    return Histories(one_value(value), one_value(x if x is not None else value), history.empty(1, B))
 
 
 @given(seed=st.integers(0, 9), rank=st.integers(1, 6))
@@ -156,18 +156,18 @@ def straight():
 @pytest.mark.parametrize("kind", ["ridge", "low_rank"])
 def test_a_model_of_linear_blocks_is_drawn_exactly_from_half_of_its_blocks(kind):
     pipe = straight()
-    found = dicache.fit(pipe, ["a"] * 4, steps=STEPS, kind=kind, rank=C, ridge=1e-9, progress=False)
+    coefficients = dicache.fit(pipe, ["a"] * 4, steps=STEPS, kind=kind, rank=C, ridge=1e-9, progress=False)
     generators = [[torch.Generator().manual_seed(77)] for _ in range(3)]
     options = {"num_inference_steps": STEPS, "output_type": "latent"}
     plain = pipe(["b"], generator=generators[0], **options)
-    config = Config(Interval(2), ClosedLoop(), (found.approximator(),), found.probe, found.sites)
+    config = Config(Interval(2), ClosedLoop(), (coefficients.approximator(),), coefficients.probe, coefficients.sites)
     with dicache.enable(pipe, config=config) as cache:
         drawn = pipe(["b"], generator=generators[1], **options)
     assert "*" in strips(cache)[0]
     torch.testing.assert_close(drawn, plain, rtol=1e-4, atol=1e-4)
     with dicache.enable(pipe, config=Config(Interval(2), ClosedLoop(), sites=Spans(1))) as cache:
-        held = pipe(["b"], generator=generators[2], **options)
-    assert (held - plain).abs().max() > 1e-3
+        reused = pipe(["b"], generator=generators[2], **options)
+    assert (reused - plain).abs().max() > 1e-3
 
 
 # Fitting.
@@ -191,7 +191,7 @@ def test_lists_and_tensors_per_prompt_are_cut_like_the_prompts_and_the_guidance_
             seen.append((list(prompts), words, table.tolist()))
             return super().__call__(prompts, guided=True, **kwargs)
 
-    found = dicache.fit(
+    coefficients = dicache.fit(
         Noted(),
         ["1", "2", "3"],
         steps=4,
@@ -202,16 +202,16 @@ def test_lists_and_tensors_per_prompt_are_cut_like_the_prompts_and_the_guidance_
         table=torch.arange(3),
     )
     assert seen == [(["1", "2"], ["x", "y"], [0, 1]), (["3"], ["z"], [2])]
-    assert found.about.guidance == pytest.approx(4.0, rel=1e-3)
+    assert coefficients.about.guidance == pytest.approx(4.0, rel=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "sites"), PLACES)
 def test_maps_are_nearer_to_what_they_were_fitted_on_than_holding(kind, sites):
     """On the recorded run itself, the step before held, the worst of all sites."""
-    found = fitted(kind, sites)
-    held = Config(Interval(1), ClosedLoop(), presets.fora().approximators, sites=found.sites)
+    coefficients = fitted(kind, sites)
+    reusing = Config(Interval(1), ClosedLoop(), presets.fora().approximators, sites=coefficients.sites)
     means = []
-    for config in (replace(held, approximators=(found.approximator(),), probe=found.probe), held):
+    for config in (replace(reusing, approximators=(coefficients.approximator(),), probe=coefficients.probe), reusing):
         with dicache.enable(pipe := make_flux(), config=config) as cache:
             FLUX.draw(pipe, [11, 12], STEPS)
         errors = torch.stack([record.realised for record in cache.trace.records])
@@ -253,18 +253,18 @@ def test_values_that_are_no_tokens_are_refused_by_the_fit_and_by_the_guess():
         dicache.fit(Video(), ["1"], steps=4, kind="affine", sites=Evaluation(), progress=False)
     with pytest.raises(UnsupportedModelError, match="one denoiser"):
         dicache.fit(wan.transformer, ["1"], steps=4)
-    for kind, found in ((k, fitted(k).approximator()) for k in KINDS):
+    for kind, approximator in ((k, fitted(k).approximator()) for k in KINDS):
         flat = past_of(torch.randn(B, C))
         with pytest.raises(UnsupportedModelError, match="rows, tokens, channels"):
-            found.guess(flat, Target(found.sigmas[3], None, site="transformer_blocks.0"))
+            approximator.guess(flat, Target(approximator.sigmas[3], None, site="transformer_blocks.0"))
         if KINDS[kind].reads_feature:
             with pytest.raises(UnsupportedModelError, match="SiteInput"):
-                found.guess(past_of(torch.randn(B, 3, 32)), Target(0.5, None, site="transformer_blocks.0"))
+                approximator.guess(past_of(torch.randn(B, 3, 32)), Target(0.5, None, site="transformer_blocks.0"))
 
 
 def test_coefficients_of_another_model_other_sites_or_other_steps_are_refused():
-    found = fitted("affine")
-    config = Config(Interval(2), ClosedLoop(), (found.approximator(),), sites=found.sites)
+    coefficients = fitted("affine")
+    config = Config(Interval(2), ClosedLoop(), (coefficients.approximator(),), sites=coefficients.sites)
     with pytest.raises(FittedError, match="another model"):
         dicache.enable(make_wan(), config=config)
     pipe = make_flux()
@@ -278,10 +278,10 @@ def test_coefficients_of_another_model_other_sites_or_other_steps_are_refused():
     ):  # a map of changes has no steps
         FLUX.draw(pipe, [1], STEPS + 3)
     with pytest.raises(ModeError, match="kind 'affine'"):
-        presets.icc(found)
+        presets.icc(coefficients)
 
 
-@pytest.mark.parametrize("form", [Align(), ReuseResidual(), fitted("ridge").approximator()])
-def test_what_reads_a_probe_needs_one(form):
-    with pytest.raises(ModeError, match=f"{type(form).__name__} reads a probe"):
-        Config(Interval(2), approximators=(form,), sites=Spans(1))
+@pytest.mark.parametrize("approximator", [Align(), ReuseResidual(), fitted("ridge").approximator()])
+def test_what_reads_a_probe_needs_one(approximator):
+    with pytest.raises(ModeError, match=f"{type(approximator).__name__} reads a probe"):
+        Config(Interval(2), approximators=(approximator,), sites=Spans(1))

@@ -31,10 +31,10 @@ def file(tmp_path) -> Path:
 
 @pytest.mark.parametrize(("kind", "sites"), PLACES)
 def test_what_was_saved_is_loaded(kind, sites, tmp_path):
-    found = fitted(kind, sites)
-    found.save(tmp_path / "found")
+    coefficients = fitted(kind, sites)
+    coefficients.save(tmp_path / "found")
     again = dicache.Fitted.load(tmp_path / "found")
-    assert same(found, again) and again.sites == found.sites and again.probe == found.probe
+    assert same(coefficients, again) and again.sites == coefficients.sites and again.probe == coefficients.probe
     assert [p.name for p in tmp_path.iterdir()] == ["found"]
 
 
@@ -66,22 +66,22 @@ def test_bytes_of_anything_else_are_refused(data, headed, tmp_path_factory):
 def test_a_truncated_file_is_refused(share, tmp_path_factory):
     path = tmp_path_factory.mktemp("cut") / "found"
     fitted("low_rank", Sublayers()).save(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(share * len(whole))])
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
     refused(path)
 
 
-@given(place=st.floats(0, 0.9999), value=st.integers(1, 255), header=st.booleans())
-def test_a_file_with_one_byte_changed_is_refused_or_the_same(place, value, header, tmp_path_factory):
+@given(position=st.floats(0, 0.9999), value=st.integers(1, 255), header=st.booleans())
+def test_a_file_with_one_byte_changed_is_refused_or_the_same(position, value, header, tmp_path_factory):
     path = tmp_path_factory.mktemp("flip") / "found"
-    found = fitted("low_rank", Sublayers())
-    found.save(path)
-    whole = bytearray(path.read_bytes())
-    end = 8 + int.from_bytes(whole[:8], "little") if header else len(whole)
-    whole[int(place * end)] ^= value
-    path.write_bytes(whole)
+    coefficients = fitted("low_rank", Sublayers())
+    coefficients.save(path)
+    content = bytearray(path.read_bytes())
+    end = 8 + int.from_bytes(content[:8], "little") if header else len(content)
+    content[int(position * end)] ^= value
+    path.write_bytes(content)
     try:
-        assert same(Fitted.load(path), found)  # spaces after the header may be anything that JSON skips
+        assert same(Fitted.load(path), coefficients)  # spaces after the header may be anything that JSON skips
     except FittedError as error:
         assert "no fitted coefficients" in str(error)
 

@@ -45,34 +45,34 @@ def past_of(outputs, features=None):
 
 @given(pattern=ROWS)
 def test_the_history_holds_the_last_exact_values_of_every_row(pattern):
-    held, expected = history.empty(2, 3), [[], [], []]
+    past, expected = history.empty(2, 3), [[], [], []]
     for i, computed in enumerate(pattern):
         value = torch.full((3, 2), float(i)) + torch.tensor([[0.1], [0.2], [0.3]])
-        held = history.push(held, value, float(i), torch.tensor(computed))
+        past = history.push(past, value, float(i), torch.tensor(computed))
         for row, is_computed in enumerate(computed):
             expected[row] = [(float(i), value[row].clone()), *expected[row]][:2] if is_computed else expected[row]
         value.zero_()  # models add in place
     for row, entries in enumerate(expected):
         for k in range(2):
-            assert bool(held.sigmas[k, row].isnan()) == (k >= len(entries))
+            assert bool(past.sigmas[k, row].isnan()) == (k >= len(entries))
         for k, (sigma, value) in enumerate(entries):
-            assert held.sigmas[k, row] == sigma and torch.equal(held.values[k][row], value)
+            assert past.sigmas[k, row] == sigma and torch.equal(past.values[k][row], value)
 
 
 @given(sigmas=st.lists(st.floats(0.05, 1.0), min_size=3, max_size=3, unique_by=lambda s: round(s, 3)))
 def test_extrapolation_is_exact_on_lines_at_uneven_times_and_reuse_on_constants(sigmas):
     newest_last = sorted(sigmas, reverse=True)
     slope, offset = torch.randn(2, 4), torch.randn(2, 4)
-    held = history.empty(2, 2)
+    past = history.empty(2, 2)
     for sigma in newest_last[:2]:
-        held = history.push(held, offset + sigma * slope, sigma, torch.ones(2, dtype=torch.bool))
-    histories, target = past_of(held), Target(newest_last[2], None)
+        past = history.push(past, offset + sigma * slope, sigma, torch.ones(2, dtype=torch.bool))
+    histories, target = past_of(past), Target(newest_last[2], None)
     torch.testing.assert_close(
         Extrapolate().guess(histories, target), offset + newest_last[2] * slope, rtol=1e-3, atol=1e-3
     )
     guess = Reuse().guess(histories, target)
     guess.zero_()
-    assert not torch.equal(held.values[0], guess), "the history itself must never be handed out"
+    assert not torch.equal(past.values[0], guess), "the history itself must never be handed out"
 
 
 @given(order=st.integers(1, 3), sigmas=st.lists(st.integers(1, 40), min_size=5, max_size=5, unique=True))
@@ -83,10 +83,10 @@ def test_newton_is_exact_on_polynomials_of_its_order(order, sigmas):
     def value(sigma):
         return sum(c * sigma**k for k, c in enumerate(coefficients))
 
-    held = history.empty(order + 1, 2)
+    past = history.empty(order + 1, 2)
     for sigma in times[: order + 1]:
-        held = history.push(held, value(sigma), sigma, torch.ones(2, dtype=torch.bool))
-    guess = Newton(order).guess(past_of(held), Target(times[order + 1], None))
+        past = history.push(past, value(sigma), sigma, torch.ones(2, dtype=torch.bool))
+    guess = Newton(order).guess(past_of(past), Target(times[order + 1], None))
     torch.testing.assert_close(guess, value(times[order + 1]), rtol=1e-6, atol=1e-6)
 
 
@@ -129,12 +129,12 @@ def test_the_closed_loop_rises_at_once_falls_slowly_and_skips_what_is_not_finite
         torch.full((1,), torch.nan, dtype=torch.float64),
         torch.ones(1, 1, dtype=torch.float64),
     )
-    evidence, state, told = Evidence(one, nothing, nothing), None, []
+    evidence, state, factors = Evidence(one, nothing, nothing), None, []
     state = loop.init(1, 1)
     for realised in (1.0, 4.0, 0.0, math.nan):
         state = loop.observe(one * realised, evidence, torch.tensor([True]), state)
-        told.append(loop.predict(evidence, state).item())
-    assert told == [1.0, 4.0, 2.0, 2.0]
+        factors.append(loop.predict(evidence, state).item())
+    assert factors == [1.0, 4.0, 2.0, 2.0]
 
 
 @given(costs=st.lists(st.floats(0, 0.2), min_size=10, max_size=10), budget=st.floats(0, 0.3))

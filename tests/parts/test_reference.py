@@ -126,7 +126,7 @@ def test_alone_together_and_shuffled_decide_the_same(reference, uncached):
     def strips(order):
         with dicache.enable(reference, error_budget=0.05) as cache:
             draw(reference, [captions[i] for i in order], list(order), 28)
-        return {sample: cache.report().strip(place) for place, sample in enumerate(order)}
+        return {sample: cache.report().strip(row) for row, sample in enumerate(order)}
 
     together = strips(range(16))
     shuffled = strips([5, 11, 2, 14, 8, 0, 9, 3])
@@ -146,9 +146,9 @@ def test_one_budget_per_sample_gives_each_its_own_work(reference, uncached):
 
 
 def test_the_profiles_that_ship_are_of_this_model_as_this_version_decides():
-    found = shipped(identity(dicache.reference.pipeline().transformer))
-    assert {(f.steps, round(f.guidance, 2), f.rule) for f in (profile.facts for profile in found)} == {
+    profiles = shipped(identity(dicache.reference.pipeline().transformer))
+    assert {(f.steps, round(f.guidance, 2), f.rule) for f in (profile.facts for profile in profiles)} == {
         (steps, guidance, RULE) for steps in (20, 28, 50) for guidance in (1.0, 3.5)
     }
-    assert all(profile.prompts >= 100 for profile in found)
-    assert all(bool(profile.facts.negative_conditions) == (profile.facts.guidance > 1) for profile in found)
+    assert all(profile.prompts >= 100 for profile in profiles)
+    assert all(bool(profile.facts.negative_conditions) == (profile.facts.guidance > 1) for profile in profiles)

@@ -195,25 +195,25 @@ def test_a_chebyshev_fit_with_hardly_a_ridge_is_exact_on_polynomials_at_uneven_t
         return sum(c * sigma**k for k, c in enumerate(coefficients))
 
     target = Target(times[4], None, timetable=TIMETABLE._replace(sigmas=(2.0, 1.0, 0.0)) if timetable else None)
-    for known in range(order + 1, 5):
-        guess = Chebyshev(order, 1e-18, window=5).guess(histories_at(times[:known], value), target)
+    for count in range(order + 1, 5):
+        guess = Chebyshev(order, 1e-18, window=5).guess(histories_at(times[:count], value), target)
         torch.testing.assert_close(guess, value(times[4]), rtol=1e-4, atol=1e-4)
 
 
 @given(seed=st.integers(0, 99), ridge=st.floats(1e-3, 10), order=st.integers(1, 4))
 def test_a_chebyshev_fit_is_the_ridge_regression_of_every_row_at_its_own_times(seed, ridge, order):
     generator = np.random.default_rng(seed)
-    held, known = history.empty(8, 2), [[], []]
+    past, computed_values = history.empty(8, 2), [[], []]
     for i in range(12):
         value = torch.tensor(generator.standard_normal((2, 3)))
         computed = torch.tensor([True, i % 3 != 1])
-        held = history.push(held, value, SIGMAS[i], computed)
+        past = history.push(past, value, SIGMAS[i], computed)
         for row in computed.nonzero().flatten().tolist():
-            known[row] = [(SIGMAS[i], value[row].numpy()), *known[row]][:8]
-    guess = Chebyshev(order, ridge, 8).guess(Histories(held, held, held), Target(SIGMAS[14], None, timetable=TIMETABLE))
+            computed_values[row] = [(SIGMAS[i], value[row].numpy()), *computed_values[row]][:8]
+    guess = Chebyshev(order, ridge, 8).guess(Histories(past, past, past), Target(SIGMAS[14], None, timetable=TIMETABLE))
     for row in range(2):
         low, high = min(SIGMAS), max(SIGMAS)
-        times, values = np.array([t for t, _ in known[row]]), np.array([v for _, v in known[row]])
+        times, values = np.array([t for t, _ in computed_values[row]]), np.array([v for _, v in computed_values[row]])
         basis = chebyshev.chebvander(2 * (times - low) / (high - low) - 1, order)
         fitted = np.linalg.solve(basis.T @ basis + ridge * np.eye(order + 1), basis.T @ values)
         here = chebyshev.chebvander(np.array([2 * (SIGMAS[14] - low) / (high - low) - 1]), order)
@@ -266,9 +266,9 @@ def test_bands_are_the_same_of_tokens_and_of_pictures_and_add_up(height, width, 
     torch.testing.assert_close(coarse.mean(1), x.mean(1))
     row = torch.arange(height, dtype=torch.float64)[:, None].expand(height, width).flatten() / height
     wave = torch.stack([(2 * math.pi * k * row).cos() for k in (1, height // 2)], dim=1)[None]
-    kept = bands.coarse(wave)
-    torch.testing.assert_close(kept[..., 0], wave[..., 0])
-    assert kept[..., 1].abs().max() < 1e-9
+    filtered = bands.coarse(wave)
+    torch.testing.assert_close(filtered[..., 0], wave[..., 0])
+    assert filtered[..., 1].abs().max() < 1e-9
 
 
 def test_bands_hold_where_there_is_no_difference_or_no_course():

@@ -17,14 +17,14 @@ def prompts(
     samples: Sequence[int], tokens: int = TOKENS, width: int = WIDTH, *, masked: bool = False
 ) -> dict[str, Any]:
     """Prompt and negative prompt, (B, tokens, width) each, with their masks where the pipeline asks for them."""
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "prompt_embeds": embeds(samples, tokens, width, salt=1),
         "negative_prompt_embeds": embeds(samples, tokens, width, salt=3),
     }
     if masked:
-        found["prompt_attention_mask"] = torch.ones(len(samples), tokens, dtype=torch.int64)
-        found["negative_prompt_attention_mask"] = torch.ones(len(samples), tokens, dtype=torch.int64)
-    return found
+        facts["prompt_attention_mask"] = torch.ones(len(samples), tokens, dtype=torch.int64)
+        facts["negative_prompt_attention_mask"] = torch.ones(len(samples), tokens, dtype=torch.int64)
+    return facts
 
 
 def pooled(samples: Sequence[int], width: int = WIDTH) -> dict[str, Tensor]:

@@ -144,7 +144,7 @@ def test_the_laws_hold_for_every_preset(name):
             )
             for site in session.sites
         ]
-        macs, held = count_macs(pipe.transformer), watch_histories(pipe.transformer, session)
+        macs, histories_by_site = count_macs(pipe.transformer), watch_histories(pipe.transformer, session)
         together, decided = FLUX.draw(pipe, [1, 2, 3], STEPS), grids(cache)
         del pipe.transformer.forward
         for handle in handles:
@@ -156,18 +156,18 @@ def test_the_laws_hold_for_every_preset(name):
             torch.testing.assert_close(together[row], image[0], rtol=1e-3, atol=1e-3)
         assert 0 < (decided == 0).double().mean() < 1
         # 3. Histories hold what sites gave where they computed, and are never handed out.
-        for state, pasts in zip(run.states, held, strict=True):
+        for state, pasts in zip(run.states, histories_by_site, strict=True):
             (histories,) = pasts.values()
             for row in range(3):
                 value = exact[state.site.path, histories.outputs.sigmas[0, row].item()][row]
                 torch.testing.assert_close(histories.outputs.values[0][row], value, rtol=1e-5, atol=1e-5)
-            kept = [value.clone() for value in (*histories.outputs.values, *histories.features.values)]
+            before = [value.clone() for value in (*histories.outputs.values, *histories.features.values)]
             feature = histories.features.values[0].clone() if histories.features.values else None
             target = Target(run.step.sigma, feature, timetable=run.step.timetable, site=state.site.path)
             config.approximators[0].guess(histories, target).fill_(7.0)
             assert all(
                 torch.equal(a, b)
-                for a, b in zip(kept, (*histories.outputs.values, *histories.features.values), strict=True)
+                for a, b in zip(before, (*histories.outputs.values, *histories.features.values), strict=True)
             )
         # 7. What is reported as saved was not executed, and what the maps multiply is.
         assert trace.executed.sum().item() == pytest.approx(sum(macs), rel=1e-6)
@@ -213,9 +213,9 @@ def test_the_probe_shows_every_site_its_own_input():
     block = pipe.transformer.transformer_blocks[1]
     with dicache.enable(pipe, config=config) as cache:
         block.register_forward_pre_hook(lambda m, a, kw: inputs.update(kw), with_kwargs=True)
-        held = watch_histories(pipe.transformer, cache.session)
+        histories_by_site = watch_histories(pipe.transformer, cache.session)
         FLUX.draw(pipe, [1, 2], 4)
-        (histories,) = held[1].values()
+        (histories,) = histories_by_site[1].values()
         joined = torch.cat([inputs["encoder_hidden_states"], inputs["hidden_states"]], dim=1)
         assert torch.equal(histories.features.values[0], joined)
         assert torch.equal(histories.features.sigmas[0], histories.outputs.sigmas[0])

@@ -108,18 +108,18 @@ def test_the_laws_hold_for_every_preset(name):
                 assert torch.equal(value[row], exact[sigma][row])
         for approximator in config.approximators:
             guess = approximator.guess(histories, Target(run.step.sigma, last_feature(histories), run.latent))
-            kept = [value.clone() for value in histories.outputs.values]
+            before = [value.clone() for value in histories.outputs.values]
             guess.fill_(7.0)
-            assert all(torch.equal(a, b) for a, b in zip(kept, histories.outputs.values, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(before, histories.outputs.values, strict=True))
         # 7. What is reported as saved was not executed.
         assert trace.executed.sum().item() == pytest.approx(sum(macs), rel=1e-6)
         assert cache.report().compute_speedup > 1.0
         # 10. Memory is what the configuration says: its depth times one output, and one feature where it looks; the
         # estimator keeps at most a feature, or three latents, beside small numbers on the host.
         feature = histories.features.values[0].nbytes if histories.features.values else 0
-        held = config.depth * (plain.nbytes + feature)
+        remembered = config.depth * (plain.nbytes + feature)
         assert len(histories.outputs.values) * (plain.nbytes + feature) <= trace.cache_bytes
-        assert trace.cache_bytes <= held + max(feature, 3 * plain.nbytes) + 1000
+        assert trace.cache_bytes <= remembered + max(feature, 3 * plain.nbytes) + 1000
     # 4. An unknown prediction computes its row and no other.
     with dicache.enable(pipe, config=replace(config, estimator=Poisoned(config.estimator, 1))) as cache:
         FLUX.draw(pipe, [1, 2, 3], STEPS)
@@ -142,7 +142,7 @@ def test_the_bench_shows_presets_like_peers_and_does_not_count_them_as_such(tmp_
         ("dicache", "dicache", [(0.9, 0.005), (0.5, 0.05)]),
         ("preset x", "preset", [(0.9, 0.001), (0.4, 0.2)]),
     ]
-    found = facts(ours, preset)
-    show.plot(found, tmp_path / "plot.png")
-    assert "preset x" in show.text(found) and (tmp_path / "plot.png").is_file()
-    assert "preset x" not in str(tables.verdict_table(found)) + str(tables.summary_table([found]))
+    sweep = facts(ours, preset)
+    show.plot(sweep, tmp_path / "plot.png")
+    assert "preset x" in show.text(sweep) and (tmp_path / "plot.png").is_file()
+    assert "preset x" not in str(tables.verdict_table(sweep)) + str(tables.summary_table([sweep]))

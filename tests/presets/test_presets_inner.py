@@ -78,7 +78,7 @@ class Watched:
 
     def __init__(self, model: nn.Module, cache: dicache.Cache) -> None:
         self.session: Any = cache.session
-        self.given: dict[tuple[float, str], list[Tensor]] = {}
+        self.arguments: dict[tuple[float, str], list[Tensor]] = {}
         self.gave: dict[tuple[float, str], Any] = {}
         self.outputs: dict[float, list[Tensor]] = {}
         sites = [] if self.session.inner is None else self.session.sites
@@ -92,12 +92,12 @@ class Watched:
                 model.get_submodule(site.modules[-1]).register_forward_hook(self.after(site.path)),
             )
         ]
-        self.handles.append(model.proj_out.register_forward_hook(self.whole))
+        self.handles.append(model.proj_out.register_forward_hook(self.evaluation))
 
     def before(self, path):
         def hook(module, args, kwargs):
-            found = [t.clone() for t in tensors((args, kwargs))]
-            self.given[self.session.run.step.sigma, path] = found
+            copies = [t.clone() for t in tensors((args, kwargs))]
+            self.arguments[self.session.run.step.sigma, path] = copies
 
         return hook
 
@@ -107,16 +107,16 @@ class Watched:
 
         return hook
 
-    def whole(self, module, args, output):
+    def evaluation(self, module, args, output):
         self.outputs.setdefault(self.session.run.step.sigma, []).append(output.clone())
 
     def value(self, sigma: float, site: Any) -> Tensor:
         """Of a site at a step: what it gave or added, or what the branches differ by."""
         if self.session.inner is None:
-            strongest, *others = self.outputs[sigma]
-            return others[0] - strongest if others else strongest
-        (form,) = {f for (_, path), f in self.session.inner.forms.items() if path == site.path}
-        return value_of(form, self.given[sigma, site.path], self.gave[sigma, site.path])
+            strongest, *rest = self.outputs[sigma]
+            return rest[0] - strongest if rest else strongest
+        (layout,) = {f for (_, path), f in self.session.inner.forms.items() if path == site.path}
+        return value_of(layout, self.arguments[sigma, site.path], self.gave[sigma, site.path])
 
 
 @pytest.mark.parametrize("name", ENGAGED)
@@ -131,7 +131,7 @@ def test_the_laws_hold_for_every_preset(name):
         alone, alone_decided = tiny.draw(pipe, [2], STEPS), actions(cache)
         tiny.draw(pipe, [1, 2, 3], STEPS)  # costs of a batch of three are measured
         watched = Watched(pipe.transformer, cache)
-        macs, held = count_macs(pipe.transformer), watch_histories(pipe.transformer, cache.session)
+        macs, histories_by_site = count_macs(pipe.transformer), watch_histories(pipe.transformer, cache.session)
         together, decided, trace = tiny.draw(pipe, [1, 2, 3], STEPS), actions(cache), cache.trace
         for handle in watched.handles:
             handle.remove()
@@ -140,7 +140,7 @@ def test_the_laws_hold_for_every_preset(name):
         torch.testing.assert_close(together[1:2], alone, rtol=1e-3, atol=1e-3)
         # 3. The histories hold what every site gave at steps that computed, and are never handed out.
         run, seen = watched.session.run, 0
-        for state, pasts in zip(run.states, held, strict=True):
+        for state, pasts in zip(run.states, histories_by_site, strict=True):
             for histories in pasts.values():
                 for (k, value), row in product(enumerate(histories.outputs.values), range(3)):
                     sigma = histories.outputs.sigmas[k, row].item()
@@ -164,10 +164,10 @@ def test_the_laws_hold_for_every_preset(name):
 
 
 def assert_never_handed_out(config: Config, histories: Histories, target: Target) -> None:
-    kept = [value.clone() for value in histories.outputs.values]
+    before = [value.clone() for value in histories.outputs.values]
     for approximator in config.approximators:
         approximator.guess(histories, target).fill_(7.0)
-    assert all(torch.equal(a, b) for a, b in zip(kept, histories.outputs.values, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, histories.outputs.values, strict=True))
 
 
 def test_a_draft_that_was_rejected_is_not_charged():

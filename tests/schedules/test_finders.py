@@ -71,15 +71,15 @@ INNER = (Windows(), Stages(), EBCache(), DynamicProgramming(weighted=False))
     ids=lambda x: type(x).__name__,
 )
 def test_an_answer_executes_what_was_asked_for_and_what_it_says(pipe, calibration, finder: Finder, sites):
-    found = finder.find(pipe, sites, calibration, cost=0.75)
-    assert 0.4 < found.work <= 0.75 and found.error > 0 and found.origin.finder == finder.name
-    with dicache.enable(pipe, schedule=found) as cache:
+    answer = finder.find(pipe, sites, calibration, cost=0.75)
+    assert 0.4 < answer.work <= 0.75 and answer.error > 0 and answer.origin.finder == finder.name
+    with dicache.enable(pipe, schedule=answer) as cache:
         pipe.draw([5], 8)
-    assert (cache.trace.executed == found.macs).all()
+    assert (cache.trace.executed == answer.macs).all()
     again = type(finder)(**vars(finder)).find(
         Captioned(), sites, Calibration(PROMPTS[:2], 8, call={"guidance": 4.0}), cost=0.75
     )
-    assert (again.table == found.table).all() and again.error == pytest.approx(found.error, rel=1e-4)
+    assert (again.table == answer.table).all() and again.error == pytest.approx(answer.error, rel=1e-4)
 
 
 def test_a_budget_is_kept_at_the_least_work_and_without_one_there_is_a_front(pipe, calibration):
@@ -148,21 +148,21 @@ def test_measurements_with_coefficients_outlive_them(pipe, calibration):
     measurements = calibration.on(pipe, Spans())
     table = measurements.filled(FixedInterval().tables(measurements, None, 0)[1] == Action.COMPUTE, Action.CORRECT)
     fitted = fit(pipe, PROMPTS[:2], steps=8, kind="scale_shift", progress=False, guidance=4.0)
-    held = weakref.ref(fitted)
+    reference = weakref.ref(fitted)
     measurements.errors([table], fitted)
     del fitted
     gc.collect()
-    assert held() is not None, "another one at the same address would be taken for it"
+    assert reference() is not None, "another one at the same address would be taken for it"
 
 
 @pytest.mark.parametrize("kind", ["ridge", "low_rank"])
 def test_what_coefficients_multiply_counts_as_work(pipe, calibration, kind):
     fitted = fit(pipe, PROMPTS[:4], steps=8, kind=kind, progress=False, guidance=4.0)
-    found = BlockCaching(fitted).find(pipe, Spans(), calibration, cost=0.6)
-    assert found.work <= 0.6 and found.macs > replace(found, basis=calibration.on(pipe, Spans()).basis).macs
-    with dicache.enable(pipe, schedule=found) as cache:
+    answer = BlockCaching(fitted).find(pipe, Spans(), calibration, cost=0.6)
+    assert answer.work <= 0.6 and answer.macs > replace(answer, basis=calibration.on(pipe, Spans()).basis).macs
+    with dicache.enable(pipe, schedule=answer) as cache:
         pipe.draw([5], 8)
-    assert (cache.trace.executed == found.macs).all()
+    assert (cache.trace.executed == answer.macs).all()
 
 
 def test_schedules_that_leave_no_finite_latent_are_not_found(pipe, monkeypatch):
@@ -180,8 +180,8 @@ def test_schedules_that_leave_no_finite_latent_are_not_found(pipe, monkeypatch):
 
 
 def test_options_are_read_as_their_defaults_and_what_a_finder_has_no_use_for_is_refused(tmp_path):
-    found = make("ecad", {"fill": "extrapolate", "seeded": "False", "flips": "3"}, checkpoint=tmp_path)
-    assert found == Ecad(fill=Action.EXTRAPOLATE, seeded=False, flips=3.0, checkpoint=tmp_path)
+    finder = make("ecad", {"fill": "extrapolate", "seeded": "False", "flips": "3"}, checkpoint=tmp_path)
+    assert finder == Ecad(fill=Action.EXTRAPOLATE, seeded=False, flips=3.0, checkpoint=tmp_path)
     assert make("fixed", {}, checkpoint=None) == FixedInterval()
     for asked, message in (
         (lambda: make("nested", {}, checkpoint=tmp_path), "nested has no use for a checkpoint"),
@@ -234,12 +234,12 @@ def test_smoothcache_scans_as_published():
 
 def held_change(table, curve):
     """Mean relative L1 change that is reused over, of (T, S) tables on (T, K, S) curves."""
-    found = []
+    changes = []
     for site in range(table.shape[1]):
         for t in np.flatnonzero(~computes(table)[:, site]):
             last = np.flatnonzero(computes(table)[:t, site])[-1]
-            found.append(curve[last, t - last - 1, site])
-    return float(np.mean(found))
+            changes.append(curve[last, t - last - 1, site])
+    return float(np.mean(changes))
 
 
 def test_smoothcache_reuses_over_smaller_changes_than_fora_on_other_captions(reference, scenes):
@@ -285,9 +285,9 @@ def test_scale_and_shift_lower_what_a_held_value_is_wrong_by_on_other_captions(r
                 negative_prompt=["", ""],
                 true_cfg_scale=3.5,
             )
-        held, moved = torch.stack(seen).mean(1).T
-        known = held.isfinite()
-        ratios.append((moved[known].mean() / held[known].mean(), (moved[known] < held[known]).double().mean()))
+        reused, moved = torch.stack(seen).mean(1).T
+        finite = reused.isfinite()
+        ratios.append((moved[finite].mean() / reused[finite].mean(), (moved[finite] < reused[finite]).double().mean()))
     ratio, share = np.mean(ratios, axis=0)
     assert ratio <= 0.9 and share >= 0.9, ratios
 
@@ -309,13 +309,13 @@ class Wrong(ClosedLoop):
 def test_dynamic_programming_is_as_good_as_trying_all_segmentations(seed, computed):
     rng = np.random.default_rng(seed)
     cost = gap_costs(rng.uniform(size=(10, 9)), rng.uniform(size=10))
-    found = segmentations(cost)[computed]
+    best = segmentations(cost)[computed]
     tried = []
-    for others in itertools.combinations(range(1, 10), computed - 1):
-        way = [0, *others, 10]
+    for inside in itertools.combinations(range(1, 10), computed - 1):
+        way = [0, *inside, 10]
         tried.append(sum(cost[i, j] for i, j in itertools.pairwise(way)))
-    assert found[0] == pytest.approx(min(tried))
-    assert sum(cost[i, j] for i, j in itertools.pairwise([*found[1], 10])) == pytest.approx(found[0])
+    assert best[0] == pytest.approx(min(tried))
+    assert sum(cost[i, j] for i, j in itertools.pairwise([*best[1], 10])) == pytest.approx(best[0])
 
 
 def test_rates_below_their_quantile_are_reused():
@@ -340,12 +340,12 @@ def test_windows_gates_stages_and_levels_are_those_of_their_papers():
 
 def test_annealing_keeps_every_sites_count_and_ends_where_no_swap_helps(pipe, calibration):
     start = DynamicProgramming().find(pipe, Spans(), calibration, cost=0.6)
-    found = Annealing(trials=6, rounds=0).find(pipe, Spans(), calibration, cost=0.6)
-    assert (computes(found.table).sum(0) == computes(start.table).sum(0)).all() and found.macs == start.macs
+    annealed = Annealing(trials=6, rounds=0).find(pipe, Spans(), calibration, cost=0.6)
+    assert (computes(annealed.table).sum(0) == computes(start.table).sum(0)).all() and annealed.macs == start.macs
     measurements = calibration.on(pipe, Evaluation())
     best = Annealing(trials=6).find(pipe, Evaluation(), calibration, cost=0.5)
-    others = [measurements.filled(mask) for mask in swaps(computes(best.table))]
-    assert measurements.errors([best.table, *others]).mean(1).argmin() == 0
+    neighbours = [measurements.filled(mask) for mask in swaps(computes(best.table))]
+    assert measurements.errors([best.table, *neighbours]).mean(1).argmin() == 0
 
 
 def test_a_nested_order_is_one_file_for_every_budget(pipe, calibration, tmp_path):
@@ -353,11 +353,11 @@ def test_a_nested_order_is_one_file_for_every_budget(pipe, calibration, tmp_path
     tables = finder.tables(calibration.on(pipe, Evaluation()), None, 0)
     for before, after in itertools.pairwise(computes(np.stack(tables))):
         assert (after <= before).all() and after.sum() == before.sum() - 1
-    found = finder.find(pipe, Evaluation(), calibration)
-    found.save(tmp_path / "nested.json")
+    front = finder.find(pipe, Evaluation(), calibration)
+    front.save(tmp_path / "nested.json")
     for cost in (0.9, 0.7, 0.5, 0.4):
-        chosen = ParetoSet.load(tmp_path / "nested.json").at(cost)
-        assert chosen.work <= cost and any((chosen.table == table).all() for table in tables)
+        member = ParetoSet.load(tmp_path / "nested.json").at(cost)
+        assert member.work <= cost and any((member.table == table).all() for table in tables)
     assert 0.2 < Nested(least=0.5).find(pipe, Evaluation(), calibration, cost=0.3).work <= 0.3
 
 
@@ -369,14 +369,14 @@ def test_a_nested_order_by_the_law_takes_out_what_the_law_says_is_cheapest(pipe)
     ways = [np.flatnonzero(computes(table)[:, 0]).tolist() for table in tables]
     assert ways[0] == list(range(8)) and len(ways[-1]) == 3 and pipe.runs == runs
     for before, after in itertools.pairwise(ways):
-        others = [[i for i in before if i != out] for out in before[2:-1]]
-        assert after in others and plan.left_of(after) == min(map(plan.left_of, others))
+        removals = [[i for i in before if i != out] for out in before[2:-1]]
+        assert after in removals and plan.left_of(after) == min(map(plan.left_of, removals))
     assert all((computes(table).all(1) | ~computes(table).any(1)).all() for table in tables)
     assert plan.left_of(ways[0]) == 0 < plan.left_of(ways[1]) and plan.left_of(plan.way(4)) > 0
     gap = plan.prices(2, 1, 2) * plan.surviving_share[3:5]
     assert plan.left_of([0, 1, 2, 5, 6, 7]) == pytest.approx(gap.sum() ** 2)
-    found = Nested(prices="law").find(pipe, Evaluation(), mine, cost=0.6)
-    assert 0.45 < found.work <= 0.6
+    answer = Nested(prices="law").find(pipe, Evaluation(), mine, cost=0.6)
+    assert 0.45 < answer.work <= 0.6
     with pytest.raises(ScheduleError, match="Expected 'measured' or 'law'"):
         Nested(prices="guessed")
 
@@ -391,7 +391,7 @@ def test_the_laws_ways_are_those_that_a_sample_plans_of_which_nothing_is_known(p
         done = computes(table)[:, 0]
         assert np.flatnonzero(done).tolist() == plan.way(int(done.sum())) and done[0] and done[-1]
         assert max(np.diff(np.flatnonzero(done))) <= 4
-    found = Law().find(pipe, Spans(), calibration, cost=0.6)
-    assert found.work <= 0.6 and (computes(found.table).all(1) | ~computes(found.table).any(1)).all()
+    answer = Law().find(pipe, Spans(), calibration, cost=0.6)
+    assert answer.work <= 0.6 and (computes(answer.table).all(1) | ~computes(answer.table).any(1)).all()
     with pytest.raises(ScheduleError, match="expected longest"):
         Law(longest=0)

@@ -41,24 +41,22 @@ def written(path, content):
 def test_smoothcache_names_kinds_and_single_blocks(pipe, calibration, tmp_path):
     attention, feed, third = ([int(t % n == 0) for t in range(STEPS)] for n in (2, 4, 3))
     content = {"attn": attention, "mlp": feed, "attn-1": third}
-    found = smoothcache.read(written(tmp_path / "s.json", content), pipe, Sublayers(), calibration)
-    for cell, block, column in zip(
-        found.basis.cells, blocks_of(found.basis.cells), computes(found.table).T, strict=True
-    ):
+    plan = smoothcache.read(written(tmp_path / "s.json", content), pipe, Sublayers(), calibration)
+    for cell, block, column in zip(plan.basis.cells, blocks_of(plan.basis.cells), computes(plan.table).T, strict=True):
         wanted = feed if cell.kind is Kind.FEED_FORWARD else third if block == 1 else attention
         assert column.tolist() == [bool(v) for v in wanted]
-    assert found.error > 0 and found.work < 1
-    with dicache.enable(pipe, schedule=found) as cache:
+    assert plan.error > 0 and plan.work < 1
+    with dicache.enable(pipe, schedule=plan) as cache:
         pipe.draw([0], STEPS)
-    assert (cache.trace.executed == found.macs).all()
+    assert (cache.trace.executed == plan.macs).all()
 
 
 def test_half_of_a_published_fifty_steps_compute(tmp_path):
     """The form of 50-N-3-threshold-0.18.json: 24 of 50 steps."""
     pipe, fifty = Captioned(), Calibration(PROMPTS[:1], 50)
     row = [int(t in {0, 49} or (t % 2 == 1 and t < 45)) for t in range(50)]
-    found = smoothcache.read(written(tmp_path / "s.json", {"attn": row, "mlp": row}), pipe, Sublayers(), fifty)
-    assert computes(found.table).sum(0).tolist() == [24] * len(found.basis.cells)
+    plan = smoothcache.read(written(tmp_path / "s.json", {"attn": row, "mlp": row}), pipe, Sublayers(), fifty)
+    assert computes(plan.table).sum(0).tolist() == [24] * len(plan.basis.cells)
 
 
 def test_a_router_is_decoded_by_the_published_rule(pipe, calibration, tmp_path):
@@ -73,12 +71,12 @@ def test_a_router_is_decoded_by_the_published_rule(pipe, calibration, tmp_path):
     torch.save(named, tmp_path / "r.pt")
     save_file({"scores": torch.from_numpy(rows)}, tmp_path / "r.safetensors")
     for name in ("r.pt", "r.safetensors"):
-        found = l2c.read(tmp_path / name, pipe, Sublayers(), calibration)
-        blocks = blocks_of(found.basis.cells)
-        for cell, block, column in zip(found.basis.cells, blocks, computes(found.table).T, strict=True):
+        plan = l2c.read(tmp_path / name, pipe, Sublayers(), calibration)
+        blocks = blocks_of(plan.basis.cells)
+        for cell, block, column in zip(plan.basis.cells, blocks, computes(plan.table).T, strict=True):
             assert (column == expected[:, 2 * block + (cell.kind is Kind.FEED_FORWARD)]).all()
     stricter = l2c.read(tmp_path / "r.pt", pipe, Sublayers(), calibration, theta=0.9)
-    assert stricter.work < found.work
+    assert stricter.work < plan.work
 
 
 def test_parameters_and_very_low_scores_are_scores(pipe, calibration, tmp_path):
@@ -92,20 +90,20 @@ def test_parameters_and_very_low_scores_are_scores(pipe, calibration, tmp_path):
 @pytest.mark.parametrize("old", [False, True])
 def test_a_damaged_router_is_one_clear_error_or_finite_scores(tmp_path, old):
     path, rng = tmp_path / "r.pt", random.Random(0)
-    held = {f"{i}": torch.ones(4) for i in range(STEPS)}
-    torch.save(held, path, _use_new_zipfile_serialization=not old)
-    whole = path.read_bytes()
+    tensors = {f"{i}": torch.ones(4) for i in range(STEPS)}
+    torch.save(tensors, path, _use_new_zipfile_serialization=not old)
+    content = path.read_bytes()
     for _ in range(400):
-        broken = bytearray(whole)
+        broken = bytearray(content)
         for _ in range(rng.choice((1, 3, 20))):
             broken[rng.randrange(min(len(broken), 1200))] = rng.randrange(256)
         path.write_bytes(broken[: rng.choice((None, rng.randrange(len(broken))))])
         try:
-            found = l2c.scores(path)
+            scores = l2c.scores(path)
         except ScheduleError as error:
             assert str(error).startswith(str(path))
         else:
-            assert np.isfinite(found).all() and found.ndim == 2
+            assert np.isfinite(scores).all() and scores.ndim == 2
 
 
 @pytest.mark.parametrize("true_computes", [False, True])
@@ -121,10 +119,10 @@ def test_ecad_says_component_by_component_what_is_reused(pipe, calibration, tmp_
                 content[str(t)][str(b)][name] = reused != true_computes
                 wanted[t, b, name.split("_", 1)[1]] = t == 0 or not reused
     path = written(tmp_path / "e.json", content)
-    found = ecad.read(path, pipe, Sublayers(), calibration, true_computes=true_computes)
-    for site, (cell, block) in enumerate(zip(found.basis.cells, blocks_of(found.basis.cells), strict=True)):
+    plan = ecad.read(path, pipe, Sublayers(), calibration, true_computes=true_computes)
+    for site, (cell, block) in enumerate(zip(plan.basis.cells, blocks_of(plan.basis.cells), strict=True)):
         for t in range(STEPS):
-            assert computes(found.table)[t, site] == wanted[t, block, cell.path.rpartition(".")[2]]
+            assert computes(plan.table)[t, site] == wanted[t, block, cell.path.rpartition(".")[2]]
     content["3"]["4"]["single_proj_mlp"] = not true_computes
     with pytest.raises(ScheduleError, match="'single_proj_mlp' of block 4, which is no site"):
         ecad.read(written(path, content), pipe, Sublayers(), calibration, true_computes=true_computes)

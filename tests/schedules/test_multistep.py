@@ -74,11 +74,11 @@ def test_the_run_that_was_fitted_is_the_run_of_the_schedule(scheduler):
     calibration = Calibration(PROMPTS[:3], STEPS, call={"guidance": 4.0})
     measurements, table = calibration.on(pipe, Evaluation()), table_of(list("##*#**##"))
     fitted, latents, guidance = along(measurements, range(3), measurements.taken, table, 1e-4)
-    found, _ = Multistep()._fitted(measurements, table)
-    assert guidance == found.about.guidance == pytest.approx(4.0, rel=1e-3)
+    coefficients, _ = Multistep()._fitted(measurements, table)
+    assert guidance == coefficients.about.guidance == pytest.approx(4.0, rel=1e-3)
     assert [int(n) for n in fitted.newest] == [-1, -1, 1, -1, 3, 3, -1, -1]
     assert [int(n) for n in fitted.before] == [-1, -1, 0, -1, 1, 1, -1, -1]
-    played = measurements.errors([table], found)[0]
+    played = measurements.errors([table], coefficients)[0]
     assert played == pytest.approx(relative_error(latents, measurements.reference[:3]).numpy(), rel=1e-3, abs=1e-6)
 
 
@@ -116,30 +116,30 @@ def test_on_other_captions_it_loses_less_than_the_same_steps_without_and_fixed_i
     lost = []
     for k in range(3):
         mine = Calibration(prompts("calibration", 8, seed=400 + k), 10, seed=100 * k, call=GUIDED)
-        others = Calibration(prompts("calibration", 4, seed=500 + k), 10, seed=7000 + 100 * k, call=GUIDED)
-        judge = others.on(reference, Evaluation())
-        found = Multistep().find(reference, Evaluation(), mine, cost=0.6)
+        unseen = Calibration(prompts("calibration", 4, seed=500 + k), 10, seed=7000 + 100 * k, call=GUIDED)
+        there = unseen.on(reference, Evaluation())
+        plan = Multistep().find(reference, Evaluation(), mine, cost=0.6)
         law = [
             Law().find(reference, Evaluation(), mine, cost=0.6),
             FixedInterval().find(reference, Evaluation(), mine, cost=0.6),
         ]
-        lost.append([judge.errors([found.table], found.fitted).mean(), *(judge.errors([s.table]).mean() for s in law)])
-    ours, line, held = np.mean(lost, axis=0)
-    assert ours < 0.9 * line and ours < 0.8 * held
+        lost.append([there.errors([plan.table], plan.fitted).mean(), *(there.errors([s.table]).mean() for s in law)])
+    ours, line, interval = np.mean(lost, axis=0)
+    assert ours < 0.9 * line and ours < 0.8 * interval
 
 
 def test_a_schedule_with_its_slopes_is_saved_and_runs_alike(pipe, measurements, tmp_path):
-    found = Multistep().find(pipe, Evaluation(), measurements.calibration, cost=0.7)
-    assert isinstance(found, Schedule) and set(np.unique(found.table)) == {Action.COMPUTE, Action.CORRECT}
-    found.save(tmp_path / "s.json")
+    plan = Multistep().find(pipe, Evaluation(), measurements.calibration, cost=0.7)
+    assert isinstance(plan, Schedule) and set(np.unique(plan.table)) == {Action.COMPUTE, Action.CORRECT}
+    plan.save(tmp_path / "s.json")
     drawn = []
-    for schedule in (found, tmp_path / "s.json"):
+    for schedule in (plan, tmp_path / "s.json"):
         with dicache.enable(pipe, schedule=schedule) as cache:
             drawn.append(pipe.draw([5, 6], STEPS))
-        assert (cache.trace.executed == found.macs).all()
+        assert (cache.trace.executed == plan.macs).all()
     assert torch.equal(*drawn) and Schedule.load(tmp_path / "s.json").fitted.about.kind == "multistep"
-    within = Multistep().find(pipe, Evaluation(), measurements.calibration, budget=found.error)
-    assert within.work <= found.work and within.error <= found.error
+    within = Multistep().find(pipe, Evaluation(), measurements.calibration, budget=plan.error)
+    assert within.work <= plan.work and within.error <= plan.error
 
 
 def test_what_cannot_be_fitted_is_refused_by_name_and_the_scheduler_is_as_it_was(pipe, measurements, monkeypatch):
@@ -173,7 +173,7 @@ class ByHand(Captioned):
 
     def __call__(self, prompts, *, num_inference_steps, generator, callback_on_step_end, **kwargs):
         samples = [int(prompt.split()[1]) for prompt in prompts]
-        given = {
+        arguments = {
             "encoder_hidden_states": embeds(samples, 8, 32, salt=1),
             "pooled_projections": embeds(samples, 32, salt=2),
             "img_ids": torch.zeros(16, 3),
@@ -184,7 +184,7 @@ class ByHand(Captioned):
         self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps), mu=0.0)
         twin = copy.deepcopy(self.scheduler)  # as for sound beside pictures
         for i, t in enumerate(self.scheduler.timesteps):
-            output = self.transformer(latents, timestep=t.expand(len(samples)) / 1000, **given)[0]
+            output = self.transformer(latents, timestep=t.expand(len(samples)) / 1000, **arguments)[0]
             if self.times == 2:
                 twin.step(output, t, latents)
             if self.times:
@@ -215,10 +215,12 @@ def test_slopes_are_fitted_along_runs_beside_a_picture():
     pipe, calibration = Edited(), Calibration(PROMPTS[:2], STEPS, call={"guidance": 4.0})
     measurements, table = calibration.on(pipe, Evaluation()), table_of(list("##*#**##"))
     assert all(at.output.shape == at.before.shape == (2, 256, 4) for at in measurements.taken)
-    found, lost = Multistep()._fitted(measurements, table)
-    assert found.about.guidance == pytest.approx(4.0, rel=1e-4), "tokens that no step moves tell nothing of the mixture"
-    held = measurements.errors([np.where(table == Action.CORRECT, Action.REUSE, table)])[0]
-    assert measurements.errors([table], found)[0] == pytest.approx(lost, rel=1e-3) and lost.mean() < held.mean()
+    fitted, lost = Multistep()._fitted(measurements, table)
+    assert fitted.about.guidance == pytest.approx(4.0, rel=1e-4), (
+        "tokens that no step moves tell nothing of the mixture"
+    )
+    reused = measurements.errors([np.where(table == Action.CORRECT, Action.REUSE, table)])[0]
+    assert measurements.errors([table], fitted)[0] == pytest.approx(lost, rel=1e-3) and lost.mean() < reused.mean()
 
 
 @pytest.mark.parametrize(
@@ -233,9 +235,9 @@ def test_a_pipeline_that_changes_outputs_before_its_scheduler_sees_them_is_refus
 
 def test_a_loop_of_ones_own_that_hands_outputs_on_is_fitted(tmp_path):
     pipe, calibration = ByHand(torch.clone), Calibration(PROMPTS[:2], STEPS)
-    found = Multistep(ridge=1).find(pipe, Evaluation(), calibration, cost=0.8)
-    found.save(tmp_path / "s.json")
-    assert Schedule.load(tmp_path / "s.json").error == found.error and found.work < 0.8
+    plan = Multistep(ridge=1).find(pipe, Evaluation(), calibration, cost=0.8)
+    plan.save(tmp_path / "s.json")
+    assert Schedule.load(tmp_path / "s.json").error == plan.error and plan.work < 0.8
 
 
 def test_every_count_of_steps_is_tried_in_both_ways_where_none_is_asked_for(measurements):
