@@ -27,8 +27,8 @@ class Sum(NamedTuple, Generic[S]):
 class Accumulated(Estimator[Sum[Any]]):
     inner: Estimator[Any]
 
-    def held(self, feature: int, output: int, latent: int) -> int:
-        return self.inner.held(feature, output, latent)
+    def own_bytes(self, feature: int, output: int, latent: int) -> int:
+        return self.inner.own_bytes(feature, output, latent)
 
     def init(self, samples: int, n_approximators: int) -> Sum[Any]:
         return Sum(

@@ -47,7 +47,7 @@ class Estimator(ABC, Generic[S]):
         """Whether it asks how well the probe itself could be extrapolated: two features are kept for that."""
         return False
 
-    def held(self, feature: int, output: int, latent: int) -> int:
+    def own_bytes(self, feature: int, output: int, latent: int) -> int:
         """Bytes that its state comes to, given those of one feature, output and latent of all samples."""
         return 0
 

@@ -27,7 +27,7 @@ class RelativeChange(Estimator[Reference]):
     against: Literal["previous", "computed"] = "previous"
     norm: Literal["l1", "l2"] = "l1"
 
-    def held(self, feature: int, output: int, latent: int) -> int:
+    def own_bytes(self, feature: int, output: int, latent: int) -> int:
         return feature
 
     def init(self, samples: int, n_approximators: int) -> Reference:

@@ -86,17 +86,17 @@ def anneal(
     """
     rng = np.random.default_rng(seed)
     best, best_cost = start.copy(), _joined(cost(start), shared)
-    now, now_cost = best.copy(), best_cost.copy()
+    here, here_cost = best.copy(), best_cost.copy()
     for heat in heats:
-        proposal = _moved(now, rng, shared, first)
+        proposal = _moved(here, rng, shared, first)
         proposed = _joined(cost(proposal), shared)
         chance = -np.log(rng.uniform(size=1 if shared else len(start)))
         tiny = np.finfo(float).tiny
-        accept = np.log(np.maximum(proposed, tiny) / np.maximum(now_cost, tiny)) < heat * chance
-        now = np.where(_like(accept, now), proposal, now)
-        now_cost = np.where(accept, proposed, now_cost)
-        better = now_cost < best_cost
-        best, best_cost = np.where(_like(better, now), now, best), np.where(better, now_cost, best_cost)
+        accept = np.log(np.maximum(proposed, tiny) / np.maximum(here_cost, tiny)) < heat * chance
+        here = np.where(_like(accept, here), proposal, here)
+        here_cost = np.where(accept, proposed, here_cost)
+        better = here_cost < best_cost
+        best, best_cost = np.where(_like(better, here), here, best), np.where(better, here_cost, best_cost)
     return best
 
 

@@ -89,7 +89,7 @@ class Memory:
             if depth:
                 size, branches = self.sizes[state], max(1, len({b for p, b in self.seen if p == state}))
                 total += depth * size.value + self._features(depth) * size.feature
-                total += self.config.estimator.held(size.feature // branches, size.value // branches, self.latent)
+                total += self.config.estimator.own_bytes(size.feature // branches, size.value // branches, self.latent)
         return total
 
     def _lowered(self, limit: int) -> dict[int, int]:

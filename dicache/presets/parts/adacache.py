@@ -36,7 +36,7 @@ class LookedUp(NamedTuple):
 class Codebook(Estimator[LookedUp]):
     entries: tuple[tuple[float, int], ...] = FAST
 
-    def held(self, feature: int, output: int, latent: int) -> int:
+    def own_bytes(self, feature: int, output: int, latent: int) -> int:
         return output
 
     def init(self, samples: int, n_approximators: int) -> LookedUp:

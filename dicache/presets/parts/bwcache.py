@@ -37,7 +37,7 @@ class Change(NamedTuple):
 class ComputedChange(Estimator[Change]):
     """e."""
 
-    def held(self, feature: int, output: int, latent: int) -> int:
+    def own_bytes(self, feature: int, output: int, latent: int) -> int:
         return output
 
     def init(self, samples: int, n_approximators: int) -> Change:
@@ -47,16 +47,16 @@ class ComputedChange(Estimator[Change]):
         return state.change.clone()
 
     def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: Change) -> Change:
-        now = evidence.output
-        if now is None:
+        output = evidence.output
+        if output is None:
             return state._replace(change=state.change.masked_fill(computed[:, None], torch.inf))
         change = state.change
         if state.output is not None:
-            change = finite(relative_change_l1(now, state.output), change.shape[1])
+            change = finite(relative_change_l1(output, state.output), change.shape[1])
         elif bool(computed.any()):
             change = torch.full_like(change, torch.inf)
         change = torch.where(computed[:, None], change, state.change)
-        return Change(updated(state.output, now, None if bool(computed.all()) else computed), change)
+        return Change(updated(state.output, output, None if bool(computed.all()) else computed), change)
 
 
 class Stretched(NamedTuple):

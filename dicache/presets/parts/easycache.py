@@ -46,7 +46,7 @@ class Rate(NamedTuple):
 class OnlineRate(Estimator[Rate]):
     """e."""
 
-    def held(self, feature: int, output: int, latent: int) -> int:
+    def own_bytes(self, feature: int, output: int, latent: int) -> int:
         return output + 2 * latent
 
     def init(self, samples: int, n_approximators: int) -> Rate:
@@ -59,19 +59,19 @@ class OnlineRate(Estimator[Rate]):
         return finite(state.rate * moved, state.n_approximators)
 
     def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: Rate) -> Rate:
-        now = evidence.latent
-        if now is None:
+        latent = evidence.latent
+        if latent is None:
             return state
-        state = state._replace(before=now.detach().clone())
+        state = state._replace(before=latent.detach().clone())
         if evidence.output is None:
             return state
         rate, rows = state.rate, None if bool(computed.all()) else computed
         if state.output is not None and state.latent is not None:
-            outputs, latents = residual_sums(state.output, evidence.output), residual_sums(now, state.latent)
+            outputs, latents = residual_sums(state.output, evidence.output), residual_sums(latent, state.latent)
             new = (outputs[:, 0] / latents[:, 0] / outputs[:, 1]).double().cpu()
             rate = torch.where(computed, new, rate)
         return state._replace(
-            output=updated(state.output, evidence.output, rows), latent=updated(state.latent, now, rows), rate=rate
+            output=updated(state.output, evidence.output, rows), latent=updated(state.latent, latent, rows), rate=rate
         )
 
 

@@ -22,7 +22,7 @@ from dicache.tensors.tree import tensors
 from dicache.types import Grid, Rows
 
 
-class Drift(NamedTuple):
+class MagnitudeDrift(NamedTuple):
     n_approximators: int
     product: Rows
     """rho, (B,)."""
@@ -31,7 +31,7 @@ class Drift(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MagnitudeRatios(Estimator[Drift]):
+class MagnitudeRatios(Estimator[MagnitudeDrift]):
     ratios: Sequence[float]
     """g_i of every step of a run; that of the first is not read."""
 
@@ -39,25 +39,25 @@ class MagnitudeRatios(Estimator[Drift]):
         if not len(self.ratios):
             raise ModeError("MagnitudeRatios(ratios=()): expected one ratio per step, from measure_ratios().")
 
-    def init(self, samples: int, n_approximators: int) -> Drift:
+    def init(self, samples: int, n_approximators: int) -> MagnitudeDrift:
         one = torch.ones(samples, dtype=torch.float64)
-        return Drift(n_approximators, one, torch.zeros_like(one))
+        return MagnitudeDrift(n_approximators, one, torch.zeros_like(one))
 
-    def predict(self, evidence: Evidence, state: Drift) -> Grid:
+    def predict(self, evidence: Evidence, state: MagnitudeDrift) -> Grid:
         error = self._ahead(evidence, state).error
         return torch.where(error.isfinite(), error, torch.inf)[:, None].repeat(1, state.n_approximators)
 
-    def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: Drift) -> Drift:
+    def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: MagnitudeDrift) -> MagnitudeDrift:
         ahead = self._ahead(evidence, state)
-        return Drift(
+        return MagnitudeDrift(
             state.n_approximators, torch.where(computed, 1.0, ahead.product), torch.where(computed, 0.0, ahead.error)
         )
 
-    def _ahead(self, evidence: Evidence, state: Drift) -> Drift:
+    def _ahead(self, evidence: Evidence, state: MagnitudeDrift) -> MagnitudeDrift:
         if evidence.step is None:
             return state._replace(error=torch.full_like(state.error, torch.inf))
         product = state.product * nearest(self.ratios, evidence.step.index, evidence.step.total)
-        return Drift(state.n_approximators, product, state.error + (1 - product).abs())
+        return MagnitudeDrift(state.n_approximators, product, state.error + (1 - product).abs())
 
 
 def nearest(table: Sequence[float], index: int, total: int) -> float:
@@ -85,4 +85,4 @@ def measure_ratios(denoiser: nn.Module, draw: Callable[[], Any], steps: int) -> 
     if not lengths or len(lengths) % steps:
         raise ModeError(f"the denoiser was called {len(lengths)} times, which is not a multiple of {steps} steps.")
     first = lengths[:: len(lengths) // steps]
-    return (1.0, *(float((now / then).mean()) for then, now in pairwise(first)))
+    return (1.0, *(float((after / before).mean()) for before, after in pairwise(first)))

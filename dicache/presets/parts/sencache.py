@@ -45,7 +45,7 @@ class Anchor(NamedTuple):
 class Sensitivities(Estimator[Anchor]):
     table: SensitivityTable
 
-    def held(self, feature: int, output: int, latent: int) -> int:
+    def own_bytes(self, feature: int, output: int, latent: int) -> int:
         return latent
 
     def init(self, samples: int, n_approximators: int) -> Anchor:
@@ -102,10 +102,10 @@ def measure_sensitivities(
     first = calls[:: len(calls) // len(sigmas)]
     by_latent, by_time = [], []
     with torch.no_grad():
-        for i, ((now, output), (after, _)) in enumerate(pairwise(first)):
-            moved = tensors(denoiser(**now | {latent: after[latent]}))[0] - output
-            aged = tensors(denoiser(**now | {"timestep": after["timestep"]}))[0] - output
-            by_latent.append(_size(moved) / _size(after[latent] - now[latent]))
+        for i, ((arguments, output), (after, _)) in enumerate(pairwise(first)):
+            moved = tensors(denoiser(**arguments | {latent: after[latent]}))[0] - output
+            aged = tensors(denoiser(**arguments | {"timestep": after["timestep"]}))[0] - output
+            by_latent.append(_size(moved) / _size(after[latent] - arguments[latent]))
             by_time.append(_size(aged) / abs(sigmas[i + 1] - sigmas[i]))
     return SensitivityTable((*by_latent, by_latent[-1]), (*by_time, by_time[-1]))
 

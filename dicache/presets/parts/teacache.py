@@ -27,8 +27,8 @@ class Polynomial(Estimator[Any]):
     """Highest power first."""
     support: tuple[float, float] = (0.0, math.inf)
 
-    def held(self, feature: int, output: int, latent: int) -> int:
-        return self.inner.held(feature, output, latent)
+    def own_bytes(self, feature: int, output: int, latent: int) -> int:
+        return self.inner.own_bytes(feature, output, latent)
 
     def init(self, samples: int, n_approximators: int) -> Any:  # noqa: ANN401
         return self.inner.init(samples, n_approximators)
