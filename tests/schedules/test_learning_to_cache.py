@@ -36,17 +36,17 @@ def test_a_gate_open_is_the_model_and_shut_is_what_the_session_reuses(pipe, cali
     measurements = calibration.on(pipe, sites)
     letters = "".join("#="[i % 2] for i in range(measurements.basis.shape[1]))
     lines = ["#" * len(letters), letters if len(letters) > 1 else "=", *["#" * len(letters)] * 4]
-    found, outputs = Schedule(measurements.basis, table_of(lines), ORIGIN), []
-    with dicache.enable(pipe, schedule=found):
+    plan, outputs = Schedule(measurements.basis, table_of(lines), ORIGIN), []
+    with dicache.enable(pipe, schedule=plan):
         handle = pipe.transformer.register_forward_hook(lambda m, a, output: outputs.append(output[0].clone()))
         pipe.draw([0, 1, 2], STEPS)
         handle.remove()
-    runs = recorded(measurements, np.zeros_like(found.table))
-    shut = torch.from_numpy(computes(found.table)[1]).float()
-    with SoftGates(pipe.transformer, runs.sites) as gates, torch.no_grad():
-        for k, branch in enumerate(gates.pair(runs, 1)):
-            assert torch.equal(gates.mixed(branch, torch.ones(len(letters))), branch.truth)
-            mixed = gates.mixed(branch, shut)
+    runs = recorded(measurements, np.zeros_like(plan.table))
+    shut = torch.from_numpy(computes(plan.table)[1]).float()
+    with SoftGates(pipe.transformer, runs.sites) as router, torch.no_grad():
+        for k, branch in enumerate(router.pair(runs, 1)):
+            assert torch.equal(router.mixed(branch, torch.ones(len(letters))), branch.truth)
+            mixed = router.mixed(branch, shut)
             torch.testing.assert_close(mixed, outputs[2 + k], rtol=1e-4, atol=1e-5)
             assert not torch.allclose(mixed, branch.truth, rtol=1e-3)
 
@@ -56,13 +56,13 @@ def test_training_leaves_the_model_as_it_was_and_full_steps_full(pipe):
     before = {name: (p.clone(), p.requires_grad) for name, p in pipe.transformer.named_parameters()}
     hooks = [len(m._forward_hooks) for m in pipe.transformer.modules()]
     finder = LearningToCache(iterations=1, rounds=2, rate=0.5)
-    found = finder.find(pipe, Spans(), calibration, cost=0.7)
-    assert found.work <= 0.7 and computes(found.table)[0::2].all()
+    plan = finder.find(pipe, Spans(), calibration, cost=0.7)
+    assert plan.work <= 0.7 and computes(plan.table)[0::2].all()
     for name, parameter in pipe.transformer.named_parameters():
         assert torch.equal(parameter, before[name][0]) and parameter.requires_grad == before[name][1]
         assert parameter.grad is None
     assert [len(m._forward_hooks) for m in pipe.transformer.modules()] == hooks
-    assert (finder.find(pipe, Spans(), again, cost=0.7).table == found.table).all()
+    assert (finder.find(pipe, Spans(), again, cost=0.7).table == plan.table).all()
 
 
 def test_learned_scores_lose_less_in_a_step_than_chance_at_equal_cells(pipe):
@@ -75,18 +75,18 @@ def test_learned_scores_lose_less_in_a_step_than_chance_at_equal_cells(pipe):
             finder.scores(measurements, None, seed),
             recorded(measurements, np.zeros(measurements.basis.shape, np.uint8)),
         )
-        rng, learned, chance = np.random.default_rng(seed), [], []
-        with SoftGates(pipe.transformer, runs.sites) as gates, torch.no_grad():
+        rng, trained, chance = np.random.default_rng(seed), [], []
+        with SoftGates(pipe.transformer, runs.sites) as router, torch.no_grad():
             for step in (1, 3):
-                pair = gates.pair(runs, step)
+                pair = router.pair(runs, step)
                 random = [rng.permutation(5) for _ in range(8)]
                 lost = [
-                    float(finder.wrong(gates, pair, torch.from_numpy(np.argsort(np.argsort(s)) >= 2).float()))
+                    float(finder.wrong(router, pair, torch.from_numpy(np.argsort(np.argsort(s)) >= 2).float()))
                     for s in (scores[step], *random)
                 ]
-                learned.append(lost[0])
+                trained.append(lost[0])
                 chance.append(np.mean(lost[1:]))
-        gains.append(np.mean(chance) / np.mean(learned))
+        gains.append(np.mean(chance) / np.mean(trained))
     assert np.mean(gains) > 1.3, gains
 
 
@@ -104,10 +104,10 @@ def test_small_errors_count_in_half_precision():
 def test_at_no_price_everything_computes_and_at_a_high_one_nothing_does(pipe, calibration):
     measurements = calibration.on(pipe, Spans())
     runs = recorded(measurements, np.zeros(measurements.basis.shape, np.uint8))
-    with SoftGates(pipe.transformer, runs.sites) as gates:
+    with SoftGates(pipe.transformer, runs.sites) as router:
         for weight, most in ((0.0, 1.0), (10.0, 0.1)):
             finder = LearningToCache(space="eps", weight=weight, iterations=2, rate=0.5)
-            beta = finder._trained(measurements, gates, runs, 3, 1.0, torch.zeros(5))
+            beta = finder._trained(measurements, router, runs, 3, 1.0, torch.zeros(5))
             assert (beta > 0.5).all() if weight == 0 else (beta < most).all()
 
 

@@ -47,8 +47,8 @@ def schedule(pipe, calibration, sites, lines, **kwargs):
     return Schedule(calibration.on(pipe, sites).basis, table_of(lines), ORIGIN, **kwargs)
 
 
-def run(pipe, found, samples=(0, 1), steps=STEPS):
-    with dicache.enable(pipe, schedule=found) as cache:
+def run(pipe, plan, samples=(0, 1), steps=STEPS):
+    with dicache.enable(pipe, schedule=plan) as cache:
         latents = pipe.draw(samples, steps)
     return latents, cache.trace
 
@@ -63,10 +63,10 @@ def repeated(*letters, sites=5):
 @pytest.mark.parametrize("sites", [Evaluation(), Spans(), Sublayers()])
 def test_computing_everything_is_the_uncached_run_bit_for_bit(pipe, calibration, sites):
     basis = calibration.on(pipe, sites).basis
-    found = Schedule(basis, np.zeros(basis.shape, np.uint8), ORIGIN)
-    latents, trace = run(pipe, found)
-    assert torch.equal(latents, pipe.draw([0, 1], STEPS)) and found.work == 1
-    assert (trace.executed == found.macs).all() and (trace.uncached == basis.uncached).all()
+    everything = Schedule(basis, np.zeros(basis.shape, np.uint8), ORIGIN)
+    latents, trace = run(pipe, everything)
+    assert torch.equal(latents, pipe.draw([0, 1], STEPS)) and everything.work == 1
+    assert (trace.executed == everything.macs).all() and (trace.uncached == basis.uncached).all()
 
 
 @pytest.mark.parametrize("sites", [Evaluation(), Spans(), Sublayers()])
@@ -85,20 +85,20 @@ def test_executed_macs_are_the_predicted_ones_whatever_the_table(pipe, calibrati
     basis = calibration.on(pipe, sites).basis
     rows = st.text("#=/0^", min_size=basis.shape[1], max_size=basis.shape[1])
     lines = ["#" * basis.shape[1], *data.draw(st.lists(rows, min_size=STEPS - 1, max_size=STEPS - 1))]
-    found = Schedule(basis, table_of(lines), ORIGIN)
-    latents, trace = run(pipe, found)
-    assert (trace.executed == found.macs).all() and latents.isfinite().all()
+    plan = Schedule(basis, table_of(lines), ORIGIN)
+    latents, trace = run(pipe, plan)
+    assert (trace.executed == plan.macs).all() and latents.isfinite().all()
     done = np.stack([record.action[0].numpy() for record in trace.records])
-    assert (done == found.done).all()
+    assert (done == plan.done).all()
 
 
 def test_coefficients_that_multiply_are_in_the_prediction(pipe, calibration):
     fitted = fit(pipe, PROMPTS[:4], steps=STEPS, kind="scale_shift", progress=False, guidance=4.0)
-    found = schedule(pipe, calibration, Spans(), repeated(*"#*#*#***"), fitted=fitted)
-    held = schedule(pipe, calibration, Spans(), repeated(*"#=#=#==="))
-    latents, trace = run(pipe, found)
-    assert (trace.executed == found.macs).all() and found.macs == held.macs
-    assert not torch.equal(latents, run(pipe, held)[0])
+    corrected = schedule(pipe, calibration, Spans(), repeated(*"#*#*#***"), fitted=fitted)
+    reused = schedule(pipe, calibration, Spans(), repeated(*"#=#=#==="))
+    latents, trace = run(pipe, corrected)
+    assert (trace.executed == corrected.macs).all() and corrected.macs == reused.macs
+    assert not torch.equal(latents, run(pipe, reused)[0])
 
 
 @given(
@@ -122,10 +122,10 @@ def test_an_action_that_lacks_values_computes_and_nothing_else_is_changed(table)
 
 
 def test_an_extrapolation_with_one_value_is_computed_and_counted(pipe, calibration):
-    found = schedule(pipe, calibration, Evaluation(), list("#/=/##//"))
-    assert lines_of(found.done) == list("##=/##//")
-    assert (run(pipe, found)[1].executed == found.macs).all()
-    assert found.macs == schedule(pipe, calibration, Evaluation(), list("##=/##//")).macs
+    plan = schedule(pipe, calibration, Evaluation(), list("#/=/##//"))
+    assert lines_of(plan.done) == list("##=/##//")
+    assert (run(pipe, plan)[1].executed == plan.macs).all()
+    assert plan.macs == schedule(pipe, calibration, Evaluation(), list("##=/##//")).macs
 
 
 def test_what_is_computed_unstored_leaves_what_was_remembered(pipe, calibration):
@@ -134,15 +134,15 @@ def test_what_is_computed_unstored_leaves_what_was_remembered(pipe, calibration)
     stored = schedule(pipe, calibration, sites, repeated(*"###=####"))
     older = schedule(pipe, calibration, sites, repeated(*"##==####"))
     assert unstored.macs == stored.macs > older.macs
-    latents = [run(pipe, found)[0] for found in (unstored, stored, older)]
+    latents = [run(pipe, plan)[0] for plan in (unstored, stored, older)]
     assert not torch.equal(latents[0], latents[1]) and not torch.equal(latents[0], latents[2])
 
 
 def test_nothing_in_the_place_of_a_block_is_the_model_without_it(pipe, calibration):
     lines = ["#####", *["0####"] * (STEPS - 1)]
-    found, _ = run(pipe, schedule(pipe, calibration, Spans(), lines))
-    held, _ = run(pipe, schedule(pipe, calibration, Spans(), ["#####", *["=####"] * (STEPS - 1)]))
-    assert not torch.equal(found, held)
+    drawn, _ = run(pipe, schedule(pipe, calibration, Spans(), lines))
+    reused, _ = run(pipe, schedule(pipe, calibration, Spans(), ["#####", *["=####"] * (STEPS - 1)]))
+    assert not torch.equal(drawn, reused)
     block, calls = pipe.transformer.transformer_blocks[0], []
 
     def left_out(module, args, kwargs, output):
@@ -152,16 +152,16 @@ def test_nothing_in_the_place_of_a_block_is_the_model_without_it(pipe, calibrati
     handle = block.register_forward_hook(left_out, with_kwargs=True)
     by_hand = pipe.draw([0, 1], STEPS)
     handle.remove()
-    torch.testing.assert_close(found, by_hand)
+    torch.testing.assert_close(drawn, by_hand)
 
 
 @pytest.mark.parametrize("sites", [Evaluation(), Spans()])
 def test_samples_and_guidance_branches_do_not_mix(pipe, calibration, sites):
-    found = schedule(pipe, calibration, sites, repeated(*"#=#/#=/#", sites=calibration.on(pipe, sites).basis.shape[1]))
-    together, _ = run(pipe, found, (0, 1))
+    plan = schedule(pipe, calibration, sites, repeated(*"#=#/#=/#", sites=calibration.on(pipe, sites).basis.shape[1]))
+    together, _ = run(pipe, plan, (0, 1))
     for i in (0, 1):
-        torch.testing.assert_close(run(pipe, found, (i,))[0][0], together[i], rtol=1e-4, atol=1e-5)
-    again, _ = run(pipe, found, (0, 1))
+        torch.testing.assert_close(run(pipe, plan, (i,))[0][0], together[i], rtol=1e-4, atol=1e-5)
+    again, _ = run(pipe, plan, (0, 1))
     assert torch.equal(together, again)
 
 
@@ -169,37 +169,37 @@ def test_samples_and_guidance_branches_do_not_mix(pipe, calibration, sites):
 
 
 def test_another_step_count_is_refused_unless_resampling_is_asked_for(pipe, calibration):
-    found = schedule(pipe, calibration, Evaluation(), list("##=#=#=#"))
+    plan = schedule(pipe, calibration, Evaluation(), list("##=#=#=#"))
     with pytest.raises(ScheduleError, match=r"steps: it was made at 8, this run has 12.*resampled"):
-        run(pipe, found, steps=12)
-    _, trace = run(pipe, found.resampled(), steps=12)
+        run(pipe, plan, steps=12)
+    _, trace = run(pipe, plan.resampled(), steps=12)
     assert len(trace.records) == 12 and bool((trace.executed < trace.uncached).all())
-    _, same = run(pipe, found.resampled())
-    assert (same.executed == found.macs).all()
+    _, same = run(pipe, plan.resampled())
+    assert (same.executed == plan.macs).all()
 
 
 def test_another_scheduler_and_another_model_are_refused(calibration):
     pipe = Captioned()
-    found = schedule(pipe, calibration, Evaluation(), list("##=#=#=#"))
+    plan = schedule(pipe, calibration, Evaluation(), list("##=#=#=#"))
     pipe.pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
     with pytest.raises(ScheduleError, match="scheduler: it was made with FlowMatchEuler"):
-        run(pipe, found)
+        run(pipe, plan)
     pipe = Captioned()
-    with dicache.enable(pipe.transformer, schedule=found), pytest.raises(ScheduleError, match="are not known"):
+    with dicache.enable(pipe.transformer, schedule=plan), pytest.raises(ScheduleError, match="are not known"):
         pipe.draw([0], STEPS)
     with torch.no_grad():
         pipe.transformer.proj_out.weight.mul_(2)
     with pytest.raises(ScheduleError, match="of another model"):
-        dicache.enable(pipe, schedule=found)
+        dicache.enable(pipe, schedule=plan)
 
 
 def test_exactly_one_mode_and_one_schedule(pipe, calibration):
-    found = schedule(pipe, calibration, Evaluation(), list("##=#=#=#"))
+    plan = schedule(pipe, calibration, Evaluation(), list("##=#=#=#"))
     for wrong in (
-        {"schedule": found, "speedup": 2.0},
-        {"schedule": found, "confidence": 0.9},
+        {"schedule": plan, "speedup": 2.0},
+        {"schedule": plan, "confidence": 0.9},
         {"schedule": 3},
-        {"schedule": ParetoSet((found,))},
+        {"schedule": ParetoSet((plan,))},
     ):
         with pytest.raises(ModeError):
             dicache.enable(pipe, **wrong)
@@ -217,9 +217,9 @@ def test_open_cells_are_decided_within_their_bounds(pipe, calibration):
         calibration.on(pipe, Evaluation()).basis.uncached,
     )
     for limit, longest, expected in ((0.0, 8, most), (1e9, 8, least)):
-        found = schedule(pipe, calibration, Evaluation(), lines, dynamic=Dynamic(limit, longest))
-        assert (found.least_macs, found.macs) == (least, most)
-        assert (run(pipe, found)[1].executed == expected).all()
+        plan = schedule(pipe, calibration, Evaluation(), lines, dynamic=Dynamic(limit, longest))
+        assert (plan.least_macs, plan.macs) == (least, most)
+        assert (run(pipe, plan)[1].executed == expected).all()
     bounded = schedule(pipe, calibration, Evaluation(), lines, dynamic=Dynamic(1e9, 1))
     done = [record.action[0, 0].item() for record in run(pipe, bounded)[1].records]
     assert [action == Action.COMPUTE for action in done] == [True, True, True, False, True, True, False, True]
@@ -230,8 +230,8 @@ def test_open_cells_are_decided_within_their_bounds(pipe, calibration):
 def test_samples_deviate_from_the_same_schedule_each_for_itself(pipe, calibration):
     patterns = set()
     for limit in (0.003, 0.01, 0.03, 0.1):
-        found = schedule(pipe, calibration, Evaluation(), list("####????"), dynamic=Dynamic(limit, 3))
-        trace = run(pipe, found, tuple(range(6)))[1]
+        plan = schedule(pipe, calibration, Evaluation(), list("####????"), dynamic=Dynamic(limit, 3))
+        trace = run(pipe, plan, tuple(range(6)))[1]
         patterns.add(len({tuple(record.action[i, 0].item() for record in trace.records) for i in range(6)}))
     assert max(patterns) > 1
 
@@ -264,9 +264,9 @@ def test_what_is_saved_comes_back_and_runs_bitwise_alike_in_another_process(pipe
 
 def test_fitted_coefficients_are_bound_to_the_schedule(pipe, calibration, tmp_path):
     fitted = fit(pipe, PROMPTS[:2], steps=STEPS, kind="affine", progress=False, guidance=4.0)
-    found = schedule(pipe, calibration, Spans(), repeated(*"#*#*#*#*"), fitted=fitted)
-    found.save(tmp_path / "s.json")
-    assert torch.equal(run(pipe, tmp_path / "s.json")[0], run(pipe, found)[0])
+    plan = schedule(pipe, calibration, Spans(), repeated(*"#*#*#*#*"), fitted=fitted)
+    plan.save(tmp_path / "s.json")
+    assert torch.equal(run(pipe, tmp_path / "s.json")[0], run(pipe, plan)[0])
     fit(pipe, PROMPTS[2:4], steps=STEPS, kind="affine", progress=False, guidance=4.0).save(tmp_path / "s.safetensors")
     with pytest.raises(ScheduleError, match="sha256 differs"):
         Schedule.load(tmp_path / "s.json")
@@ -276,11 +276,11 @@ def test_several_schedules_are_one_file_and_one_is_chosen(pipe, calibration, sav
     errors = {"########": 0.0, "##=#=#=#": 0.02, "##==#===": 0.1, "##=##=##": 0.03}
     members = [schedule(pipe, calibration, Evaluation(), list(x), error=e) for x, e in errors.items()]
     ParetoSet(tuple(members)).save(tmp_path / "set.json")
-    found = ParetoSet.load(tmp_path / "set.json")
-    assert ["".join(lines_of(s.table)) for s in found.members] == sorted(errors, key=lambda x: -x.count("#"))
-    assert found.at(0.7).error == 0.02 and found.within(0.05).error == 0.02
-    assert [s.error for s in found.front().members] == [0.0, 0.02, 0.1]
-    for ask in (lambda: found.at(0.01), lambda: found.within(-1.0)):
+    loaded = ParetoSet.load(tmp_path / "set.json")
+    assert ["".join(lines_of(s.table)) for s in loaded.members] == sorted(errors, key=lambda x: -x.count("#"))
+    assert loaded.at(0.7).error == 0.02 and loaded.within(0.05).error == 0.02
+    assert [s.error for s in loaded.front().members] == [0.0, 0.02, 0.1]
+    for ask in (lambda: loaded.at(0.01), lambda: loaded.within(-1.0)):
         with pytest.raises(ScheduleError, match="no schedule"):
             ask()
     with pytest.raises(ScheduleError, match=r"ParetoSet\.load"):
@@ -297,15 +297,15 @@ def test_what_is_no_schedule_and_what_is_no_one_file_is_refused(pipe, calibratio
     for wrong in ({"table": plain.table * 3}, {"table": plain.table * 100}, {"error": float("nan")}, {"error": -1.0}):
         with pytest.raises(ScheduleError, match=r"no action|finite number"):
             replace(plain, **wrong)
-    held = schedule(pipe, calibration, Spans(), blocks, error=0.1)
+    reused = schedule(pipe, calibration, Spans(), blocks, error=0.1)
     moved = [schedule(pipe, calibration, Spans(), repeated(*"#*#*****"), error=0.2, fitted=f) for f in fitted]
-    for members, message in (((plain, held), "several models, sites or steps"), (moved, "several sets")):
+    for members, message in (((plain, reused), "several models, sites or steps"), (moved, "several sets")):
         with pytest.raises(ScheduleError, match=message):
             ParetoSet(tuple(members)).save(tmp_path / "set.json")
     with pytest.raises(ScheduleError, match="cannot be written"):
-        replace(held, origin=ORIGIN._replace(arguments={"interval": np.int64(2)})).save(tmp_path / "set.json")
+        replace(reused, origin=ORIGIN._replace(arguments={"interval": np.int64(2)})).save(tmp_path / "set.json")
     assert not (tmp_path / "set.json").exists()
-    ParetoSet((held, moved[0])).save(tmp_path / "set.json")
+    ParetoSet((reused, moved[0])).save(tmp_path / "set.json")
     first, second = ParetoSet.load(tmp_path / "set.json").members
     assert (first.error, second.error) == (0.1, 0.2) and second.fitted is not None
 
@@ -313,12 +313,12 @@ def test_what_is_no_schedule_and_what_is_no_one_file_is_refused(pipe, calibratio
 @HOSTILE
 @given(text=st.text() | st.binary().map(lambda b: b.decode("latin-1")), cut=st.integers(0, 3000))
 def test_a_file_that_is_cut_or_something_else_is_refused(saved, text, cut):
-    whole = saved.read_text()
-    for broken in (text, whole[: min(cut, len(whole) - 3)]):
+    content = saved.read_text()
+    for broken in (text, content[: min(cut, len(content) - 3)]):
         saved.write_text(broken, encoding="utf-8", errors="replace")
         with pytest.raises(ScheduleError, match="Find it again"):
             Schedule.load(saved)
-    saved.write_text(whole)
+    saved.write_text(content)
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=8)
@@ -331,7 +331,7 @@ KEYS = ["format", "model", "scheduler", "sigmas", "rows", "uncached_macs", "sele
 @HOSTILE
 @given(key=st.sampled_from([*KEYS, "fitted", "finder", "predicted"]), inside=st.integers(0, 5), value=VALUES)
 def test_any_value_in_any_place_loads_or_is_one_clear_error(saved, key, inside, value):
-    whole = json.loads(saved.read_text())
+    content = json.loads(saved.read_text())
     broken = json.loads(saved.read_text())
     if isinstance(broken[key], dict) and inside < len(broken[key]):
         broken[key][sorted(broken[key])[inside]] = value
@@ -341,13 +341,13 @@ def test_any_value_in_any_place_loads_or_is_one_clear_error(saved, key, inside, 
         broken[key] = value
     saved.write_text(json.dumps(broken))
     try:
-        found = Schedule.load(saved)
+        loaded = Schedule.load(saved)
     except ScheduleError as error:
         assert str(error).startswith(str(saved)) and "\n" not in str(error)
     else:
-        assert found.table.shape == found.basis.shape == (STEPS, 5) and found.macs <= found.basis.uncached
-        assert key not in ("format", "predicted") or broken == whole or found.error != 0.01
-    saved.write_text(json.dumps(whole))
+        assert loaded.table.shape == loaded.basis.shape == (STEPS, 5) and loaded.macs <= loaded.basis.uncached
+        assert key not in ("format", "predicted") or broken == content or loaded.error != 0.01
+    saved.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
