@@ -3,7 +3,7 @@
     models.md    every denoiser class of diffusers, as `dicache models --markdown` lists it
     cli.md       every command and its options, from the command line itself
     presets.md   a row for every published method, from the presets
-    CHANGELOG    where modules went, between its markers
+    CHANGELOG    where modules and names went, between its markers
 
 The tables of benchmarks.md and of the README come from the results: `python -m dicache.bench show`.
 """
@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 from typer.models import ArgumentInfo, OptionInfo
 
-from dicache._moved import MOVED
+from dicache._moved import MOVED, REMOVED, RENAMED
 from dicache.bench.showing.pages import filled
 from dicache.bench.showing.tables import markdown
 from dicache.cli.app import app
@@ -58,7 +58,9 @@ def _commands() -> Iterator[str]:
 
 
 def _moved() -> list[list[str]]:
-    return [["before", "now"], *([f"`{old}`", f"`{new}`"] for old, new in sorted(MOVED.items()))]
+    new = {old: f"`{name}`" for old, name in (MOVED | RENAMED).items()}
+    new |= {old: f"taken out: {instead}" for old, instead in REMOVED.items()}
+    return [["before", "now"], *([f"`{old}`", new[old]] for old in sorted(new))]
 
 
 class Parameter:
