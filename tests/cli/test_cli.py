@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from dicache.cli import app
+from dicache.models.catalogue import catalogue
 
 
 @pytest.fixture
@@ -89,3 +90,8 @@ def test_search_writes_a_front_its_plot_and_what_it_found(command, tmp_path):
     front = json.loads(output)
     assert front[0]["work"] == 1.0 and front[0]["error"] < 1e-5 and front[-1]["work"] < 0.7
     assert (tmp_path / "front.json").is_file() and (tmp_path / "front.png").is_file()
+
+
+def test_models_are_listed_as_json(command):
+    code, output, _ = command("models", "--json")
+    assert code == 0 and [entry["model"] for entry in json.loads(output)] == [entry.model for entry in catalogue()]

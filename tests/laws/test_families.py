@@ -1,16 +1,10 @@
 """The laws of design on tiny pipelines of every family that is wrapped, and a reason for every one that is not."""
 
-import inspect
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,15 +13,12 @@ import dicache
 from dicache.approximators.hold import Reuse
 from dicache.controllers.base import Controller
 from dicache.errors import UnsupportedModelError
-from dicache.models.catalogue import catalogue, markdown
 from dicache.models.families import FAMILIES
-from dicache.models.family import Batch, Family
-from dicache.models.refusals import REFUSALS
+from dicache.models.family import Batch
 from dicache.promise.metrics import relative_error
 from dicache.sites import Branches, Evaluation, Spans, Tail
 from dicache.types import Decision
 from helpers.watching import count_macs
-from pipelines.controls import make_unet
 from pipelines.table import MIXTURES, PIPELINES, Made
 
 pytestmark = [
@@ -36,7 +27,7 @@ pytestmark = [
 ]
 STEPS = 8
 BUDGET = 2.0
-MIXED = [BUDGET, 0.0, 0.3, BUDGET, 0.05, BUDGET, 0.0, 1.0]
+MIXED = [BUDGET, 0.0, 0.3, BUDGET, 0.05]
 """A batch in which at most steps some samples compute and some do not."""
 
 
@@ -100,8 +91,8 @@ def test_budget_zero_is_bitwise_the_pipeline_and_disabling_restores_it(made):
 # 2. A sample's decisions do not depend on its batch mates, its outputs only by floating-point tolerance.
 
 
-def test_a_batch_of_eight_budgets_decides_and_draws_as_each_sample_alone(made):
-    samples = list(range(1, 9))
+def test_a_batch_of_many_budgets_decides_and_draws_as_each_sample_alone(made):
+    samples = list(range(1, 1 + len(MIXED)))
     with dicache.enable(made.pipe, error_budget=MIXED) as cache:
         together, decided = draw(made, samples), strips(cache)
     assert len(set(decided)) > 1
@@ -261,48 +252,6 @@ def test_branches_that_perturbed_attention_splits_are_not_computed_apart():
         tiny.draw(pipe, [1], STEPS)
 
 
-# Classes that nobody knows are looked at.
-
-
-class Unknown(nn.Module):
-    def __init__(self, block: type[nn.Module]) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(block() for _ in range(3))
-
-
-class Cached(nn.Linear):
-    def __init__(self) -> None:
-        super().__init__(2, 2)
-
-    def forward(self, hidden_states, kv_cache=None):
-        return super().forward(hidden_states)
-
-
-class Skipping(nn.Linear):
-    def __init__(self) -> None:
-        super().__init__(2, 2)
-
-    def forward(self, hidden_states, skip=None):
-        return super().forward(hidden_states)
-
-
-def test_an_unknown_class_whose_blocks_take_a_cache_is_refused():
-    with pytest.raises(UnsupportedModelError, match="Unknown cannot be cached: its blocks take kv_cache"):
-        dicache.enable(Unknown(Cached), error_budget=0.1)
-    family = Family(model="Unknown", stacks=("blocks",))
-    dicache.enable(Unknown(Cached), error_budget=0.1, family=family).disable()
-
-
-def test_of_an_unknown_class_with_long_skips_no_two_blocks_are_skipped_as_one():
-    dicache.enable(Unknown(Skipping), error_budget=0.1).disable()
-    dicache.enable(Unknown(Skipping), config=dicache.Config(Scripted(), sites=Spans(1))).disable()
-    with pytest.raises(UnsupportedModelError, match="its blocks take skip from earlier ones"):
-        dicache.enable(Unknown(Skipping), config=dicache.Config(Scripted(), sites=Tail()))
-
-
-# The table.
-
-
 def test_the_tests_run_every_family_that_is_gathered(made_models):
     assert {model for model, family in FAMILIES.items() if family.calls} == made_models
     assert {model for model, family in FAMILIES.items() if family.batch is Batch.SAMPLE} <= made_models
@@ -311,52 +260,3 @@ def test_the_tests_run_every_family_that_is_gathered(made_models):
 @pytest.fixture(scope="module")
 def made_models() -> set[str]:
     return {type(Made(name, tiny, tiny.make()).denoiser).__name__ for name, tiny in PIPELINES.items()}
-
-
-def test_every_denoiser_of_the_installed_diffusers_is_known_by_name():
-    entries = catalogue()
-    names = {entry.model for entry in entries}
-    assert len(names) == len(entries) >= 87
-    assert names == {*FAMILIES, *REFUSALS}
-    assert all(entry.batch in (*Batch, "refused") for entry in entries)
-    assert all(entry.reason for entry in entries if entry.batch == "refused")
-
-
-@pytest.mark.parametrize("model", FAMILIES)
-def test_what_a_family_names_is_there_in_its_class(model):
-    family, denoiser = FAMILIES[model], getattr(diffusers, model)
-    source, inputs = inspect.getsource(denoiser), inspect.signature(denoiser.forward).parameters
-    assert all(f"self.{stack} = " in source for stack in family.stacks)
-    assert set(family.latents) <= set(inputs)
-    assert set(family.time) & set(inputs)
-
-
-def test_a_unet_without_a_middle_is_wrapped():
-    unet = make_unet().unet
-    unet.mid_block = None
-    dicache.enable(unet, error_budget=0.1).disable()
-
-
-def test_the_committed_table_is_what_the_command_prints():
-    page = Path(__file__).resolve().parents[2] / "docs" / "models.md"
-    assert page.read_text() == markdown(catalogue())
-
-
-def test_the_command_lists_them_as_json():
-    done = subprocess.run(
-        [sys.executable, "-m", "dicache", "models", "--json"], capture_output=True, text=True, check=True
-    )
-    assert [entry["model"] for entry in json.loads(done.stdout)] == [entry.model for entry in catalogue()]
-
-
-@pytest.mark.parametrize("model", REFUSALS)
-def test_a_refused_family_names_its_reason(model):
-    denoiser = type(model, (nn.Module,), {})()
-    with pytest.raises(UnsupportedModelError, match=f"{model} cannot be cached: it"):
-        dicache.enable(denoiser, error_budget=0.1)
-
-
-def test_a_family_has_blocks_or_a_reason():
-    for facts in ({}, {"stacks": ("blocks",), "refused": "it is not one"}):
-        with pytest.raises(UnsupportedModelError, match="Expected the paths"):
-            Family(model="Mine", **facts)
