@@ -93,11 +93,15 @@ class _Order:
         """Where a run begins: at `time`, counted as the scheduler does or as models want it, from 0 to 1 or forwards;
         at the first call where it is none of these.
         """
-        for meant in self._meant(time):
-            near = [i for i, t in enumerate(self.times) if abs(t - meant) < 0.005 * max(abs(t), 1.0)]
-            if near:
-                return min(near, key=lambda i: abs(self.times[i] - meant))
-        return 0
+        meant = self._meant(time)
+        near = [first for value in meant if (first := self._nearest(value)) is not None]
+        if time <= 1:
+            return min(near, default=0)  # 1 of 1000 is also all of a time from 0 to 1, and runs begin early
+        return near[0] if near else 0
+
+    def _nearest(self, time: float) -> int | None:
+        near = [i for i, t in enumerate(self.times) if abs(t - time) < 0.005 * max(abs(t), 1.0)]
+        return min(near, key=lambda i: abs(self.times[i] - time), default=None)
 
     def next(self, time: float) -> int:
         if self.call < 0:

@@ -10,6 +10,7 @@ or one of them the other way round. Which one it is shows in what a scheduler ma
 for some data and noise, a solver's latents are mixed of the same, whatever its order and also where it draws new noise.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -86,7 +87,7 @@ def _path(responses: Responses, prediction: str) -> Path:
     for q in range(calls + 1):
         past = responses.outputs[q, :q]
         sources[q] = np.append(responses.noises[q], starting[1] * responses.starts[q]) + past @ answers[:q]
-        levels[q] = starting[0] * responses.starts[q] + past @ mixtures[:q, 0], np.linalg.norm(sources[q])
+        levels[q] = starting[0] * responses.starts[q] + past @ mixtures[:q, 0], math.hypot(*sources[q])
         if q < calls:
             mixtures[q] = PREDICTIONS[prediction](*levels[q])
             answers[q] = mixtures[q, 1] * sources[q] / max(levels[q, 1], 1e-12)

@@ -16,9 +16,16 @@ from dicache.extension import build, choice, combine, native, reference, residua
 from dicache.tensors.norms import alignment, cosine, length, relative_change, relative_change_l1, root_mean_square
 
 ROOT = Path(__file__).resolve().parents[2]
-NO_NORMS = {"end_of_step.py", "moments.py", "schedule_measurements.py", "learning_to_cache.py"}
-"""Files that add up what sites spent (a few numbers per sample that never were on the device), or work offline: with
-magnitudes per channel, table cells, or a loss that gradients flow through.
+NO_NORMS = {
+    "end_of_step.py",
+    "moments.py",
+    "schedule_measurements.py",
+    "learning_to_cache.py",
+    "play.py",
+    "prediction.py",
+}
+"""Files that add up what sites spent or how a scheduler mixes data and noise (a few numbers that never were on the
+device), or work offline: with magnitudes per channel, table cells, or a loss that gradients flow through.
 """
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BOUND = 4e-7

@@ -241,6 +241,17 @@ def test_progress_is_measured_from_where_the_run_begins():
     assert reading.step.index == 6 and reading.step.progress == pytest.approx(reading.share)
 
 
+def test_a_time_from_0_to_1_is_not_taken_for_one_of_1000():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(8)
+    assert scheduler.timesteps[-1] == 1
+    clock = SchedulerClock(lambda: scheduler)
+    assert clock.read(scheduler.timesteps[0] / 1000).step.index == 0
+    assert len(clock.timeline.timetable.coefficients) == 8 and not clock.reason
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_the_solver_coefficient_is_what_a_change_of_the_output_does_to_the_final_latent(prediction):
     from diffusers import DDIMScheduler

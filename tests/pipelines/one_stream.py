@@ -153,7 +153,7 @@ def make_hunyuan_dit() -> HunyuanDiTPipeline:
     nothing = without(*TEXT, "text_encoder_2", "tokenizer_2", "safety_checker", "feature_extractor")
     return HunyuanDiTPipeline(
         transformer=lively(transformer),
-        scheduler=DDPMScheduler(),
+        scheduler=DDPMScheduler(clip_sample=False),
         vae=autoencoder(),
         **nothing,
         requires_safety_checker=False,
