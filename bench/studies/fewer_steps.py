@@ -57,13 +57,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     swept: dict[str, list[dict[str, Any]]] = load(args.out) if args.out.is_file() else {}
-    measured = {path.stem: facts for path, facts in results(args.results).items() if args.settings in path.stem}
+    sweeps = {path.stem: facts for path, facts in results(args.results).items() if args.settings in path.stem}
     with Progress(console=Console(stderr=True)) as progress:
-        for name in progress.track([name for name in measured if name not in swept], description="settings"):
-            swept[name] = [dataclasses.asdict(point) for point in points(measured[name])]
+        for name in progress.track([name for name in sweeps if name not in swept], description="settings"):
+            swept[name] = [dataclasses.asdict(point) for point in points(sweeps[name])]
             write_text(args.out, json.dumps(swept, indent=1))
     rows = [["setting", *(f"speed-up at {target:g}" for target in TARGETS)]]
-    for name, facts in measured.items():
+    for name, facts in sweeps.items():
         curve = [best(swept[name], target) for target in TARGETS]
         cells = [
             "-" if c is None else f"{c.speedup_at(t):.2f}x ({c.name})" for c, t in zip(curve, TARGETS, strict=True)

@@ -59,9 +59,9 @@ class Reader(nn.Module):
     def forward(self, pictures: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         pictures = pictures * 2 - 1
         cells = self.cell(_windows(pictures)).unflatten(0, (len(pictures), len(CELLS)))
-        whole = self.whole(pictures)
+        features = self.whole(pictures)
         return {n: head(cells) for n, head in self.cell_heads.items()}, {
-            n: head(whole) for n, head in self.back_heads.items()
+            n: head(features) for n, head in self.back_heads.items()
         }
 
     @torch.no_grad()

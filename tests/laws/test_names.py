@@ -27,6 +27,8 @@ NAMES = frozenset(
     """.split()
 )
 """Of functions, attributes, parameters and local names, whatever underscores they begin with."""
+FIXED = {"dicache.reference.reader": {"whole"}}
+"""Names that stand in files: keys of the weights that ship."""
 
 
 def names(source: house.Source) -> Iterator[str]:
@@ -55,7 +57,10 @@ def test_classes_are_called_what_they_are():
 
 @pytest.mark.xfail(reason="the house is being built")
 def test_names_are_called_what_they_are():
-    taken = {name: NAMES & {n.strip("_").lower() for n in names(source)} for name, source in EVERY.items()}
+    taken = {
+        name: (NAMES & {n.strip("_").lower() for n in names(source)}) - FIXED.get(name, set())
+        for name, source in EVERY.items()
+    }
     assert not {name: words for name, words in taken.items() if words}
 
 
