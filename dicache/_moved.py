@@ -166,6 +166,7 @@ REMOVED = {
     "dicache.corrector": "what it paid back it lost elsewhere",
     "dicache.estimators.calibrated": "every profile is planned by the law; use dicache.estimators.Amplitude",
     "dicache.estimators.isotonic": "no preset uses it; use dicache.presets.Polynomial",
+    "dicache.estimators.recorder": "use dicache.measuring.recording.Recorder",
     "dicache.measured": "every profile is planned by the law (dicache.planning.law_plan)",
     "dicache.probes.sampled_tokens": "no preset uses it; use dicache.probes.FirstBlocks",
     "dicache.resampled": "profile='nearest' takes the levels of the profile as they are",

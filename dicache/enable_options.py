@@ -16,7 +16,7 @@ from dicache.models.family import Family
 from dicache.models.identity import identity, offloaded, outline
 from dicache.planning.budget import Budget, validate
 from dicache.promise.choose_profile import HOW_TO, ProfileChoice, may_have_shipped, profiles_for
-from dicache.promise.keep_budget import BudgetAim, keep
+from dicache.promise.keep_budget import BudgetAim, parse_budget
 from dicache.promise.profile import Profile
 from dicache.schedules.schedule import Schedule
 from dicache.types import Wanted
@@ -73,12 +73,12 @@ def parse_mode(
 def parse_aim(error_budget: Any, confidence: Any, profile: Any) -> BudgetAim:  # noqa: ANN401
     """Raises BudgetError for a budget that is none, ModeError for a confidence that is none or that cannot be had."""
     if confidence is None:
-        return keep(error_budget)
+        return parse_budget(error_budget)
     if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence < 1:
         raise ModeError(f"confidence is {confidence!r}. Expected a number above 0 and below 1, for example 0.9.")
     if profile == "nearest":
         raise ModeError("profile='nearest' drops the promise: leave out confidence, or name a profile that fits.")
-    return keep(error_budget, confidence)
+    return parse_budget(error_budget, confidence)
 
 
 def parse_speedup(speedup: Any) -> Budget:  # noqa: ANN401

@@ -15,7 +15,7 @@ was made on, with log s spread by `usual` around 0; else it is any other, spread
     log s  =  m (w usual^2 / (usual^2 + v) + (1 - w) other^2 / (other^2 + v))
 
 So single observations, which differ by half, hardly move a sample of a usual model, and a model that has little in
-common with it is known by the first. The prediction is s k phi, unknown before that. Where the course is not known,
+common with it is known by the first. The prediction is s k phi, unknown before that. Where the timetable is not known,
 neither is k: it counts as 1, and m as all that is known.
 """
 

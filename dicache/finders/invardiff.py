@@ -43,7 +43,7 @@ class InvarDiff(Finder):
         for q in np.linspace(0.0, 0.95, self.plans):
             due = ~low(rates(change), q)
             mask = np.repeat(due[:, None], measurements.basis.shape[1], axis=1)
-            mask = self._within(measurements, mask, q) if measurements.inner and q else mask
+            mask = self._within(measurements, mask, q) if measurements.inside_denoiser and q else mask
             tables.append(measurements.filled(mask))
         return tables
 

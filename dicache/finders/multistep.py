@@ -23,7 +23,7 @@ from dicache.errors import ScheduleError
 from dicache.finders.base import MOST, Finder
 from dicache.finders.law_plan import Law
 from dicache.measuring.schedule_measurements import ScheduleMeasurements
-from dicache.measuring.slopes_along_run import along
+from dicache.measuring.slopes_along_run import fit_slopes
 from dicache.planning.error_law import DECAY
 from dicache.promise.metrics import relative_error
 from dicache.schedules.action_table import Table
@@ -53,7 +53,7 @@ class Multistep(Finder):
             raise ScheduleError(f"ridge is {self.ridge!r}. Expected a finite number above 0.")
 
     def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
-        if measurements.inner:
+        if measurements.inside_denoiser:
             raise ScheduleError(f"multistep fits whole evaluations, not {measurements.sites}. Use sites=Evaluation().")
         laws = [Law(Action.CORRECT, self.longest, self.last, power) for power in DECAYS]
         families = [law.tables(measurements, cost, seed) for law in laws]
@@ -76,7 +76,9 @@ class Multistep(Finder):
     def _fitted(self, measurements: ScheduleMeasurements, table: Table) -> tuple[Fitted, np.ndarray]:
         """And the errors of the run that it was fitted in, (P,)."""
         prompts = range(min(measurements.prompts, measurements.calibration.batch))
-        run = along(measurements, prompts, measurements.taken, table, self.ridge)
+        run = fit_slopes(
+            measurements.drawer, measurements.basis, prompts, measurements.uncached_steps, table, self.ridge
+        )
         about = About(
             kind=self.name,
             model=measurements.basis.model,

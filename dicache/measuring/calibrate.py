@@ -75,7 +75,7 @@ def calibrate(
     their own noise, 22 are the fewest for it.
 
     Raises ProfileError for fewer than 8 prompts, a metric that is not known or gives no number, a checkpoint of another
-    calibration, a pipeline without step callbacks, or one whose scheduler does not tell its course.
+    calibration, a pipeline without step callbacks, or one whose scheduler does not tell its timetable.
     """
     started = time.perf_counter()
     prompts = list(prompts)
@@ -87,11 +87,11 @@ def calibrate(
     arguments = [model, steps, seed, batch, sorted(functions), call, RULE]
     entries = Checkpoint(None if checkpoint is None else Path(checkpoint), arguments)
     work = _Work(pipe, drawer, entries, sorted(levels), functions)
-    parts = batches(range(len(prompts)), batch)
+    batched = batches(range(len(prompts)), batch)
     with _bar(progress) as bar:
-        task = bar.add_task("calibrating", total=len(parts) * (1 + len(levels)))
+        task = bar.add_task("calibrating", total=len(batched) * (1 + len(levels)))
         work.tick = lambda what: bar.update(task, advance=1, description=what)
-        profile = work.profile(parts, model)
+        profile = work.profile(batched, model)
     about = {
         "prompts": {"testing": len(prompts)},
         "negative prompt": "the same for all, checked" if profile.facts.negative_conditions else "not checked",
@@ -112,7 +112,7 @@ class _Uncached(NamedTuple):
 
     drawn: Drawn
     shown: Entry
-    """What the run tells of itself: sigmas and guidance, solver, what the weaker branches are conditioned by."""
+    """What the run tells of itself: sigmas and guidance, solver, negative prompts."""
 
 
 class _Work:
@@ -130,11 +130,11 @@ class _Work:
         self.drawn = 0
         self.tick: Callable[[str], None] = lambda what: None
 
-    def profile(self, parts: Sequence[Sequence[int]], model: str) -> Profile:
-        """The tests are held to the steps and the guidance of the first batch."""
+    def profile(self, batched: Sequence[Sequence[int]], model: str) -> Profile:
+        """The tests must have the steps and the guidance of the first batch."""
         shown: list[Entry] = []
         lost: list[Entry] = []
-        for k, indices in enumerate(parts):
+        for k, indices in enumerate(batched):
             name, uncached = f"{k}-{self._digest(indices)}", cache(partial(self._uncached, indices))
             shown.append(self.checkpoint.entry(f"uncached-{name}", partial(_shown, uncached)))
             self.tick("uncached")
@@ -148,9 +148,9 @@ class _Work:
             drawn = self._draw(indices)
             trace, facts = enabled.trace, Recorder(enabled).facts
         assert trace is not None
-        timetable, guidance = _course(trace, facts)
+        timetable, guidance = _timetable_and_guidance(trace, facts)
         shown = {
-            "course": np.array([*timetable.sigmas, guidance]),
+            "timetable": np.array([*timetable.sigmas, guidance]),
             "solver": np.frombuffer(timetable.solver.encode(), np.uint8),
             **{NEGATIVE_CONDITIONS + name: each.numpy() for name, each in facts.negative_conditions.items()},
         }
@@ -195,12 +195,12 @@ def _shown(uncached: Callable[[], _Uncached]) -> Entry:
     return uncached().shown
 
 
-def _course(trace: Trace, facts: RunFacts) -> tuple[Timetable, float]:
+def _timetable_and_guidance(trace: Trace, facts: RunFacts) -> tuple[Timetable, float]:
     """Timetable and guidance of a run. Raises ProfileError where they cannot be known."""
     timetable, steps = facts.timetable, len(trace.records)
     if timetable is None or steps != len(timetable.sigmas) or steps < SHORTEST:
         raise ProfileError(
-            f"only whole runs of {SHORTEST} steps or more, with a scheduler whose course is known, can be calibrated."
+            f"only whole runs of {SHORTEST} steps or more can be calibrated, with a scheduler whose timetable is known."
         )
     if facts.guidance is None or len({frozenset(record.branches) for record in trace.records}) > 1:
         raise ProfileError("the run's guidance changed half-way: it cannot be calibrated.")
@@ -209,7 +209,7 @@ def _course(trace: Trace, facts: RunFacts) -> tuple[Timetable, float]:
 
 def _untested(model: str, shown: Entry) -> Profile:
     """Of runs like this one, with no losses."""
-    *sigmas, guidance = shown["course"].tolist()
+    *sigmas, guidance = shown["timetable"].tolist()
     facts = Facts(model, shown["solver"].tobytes().decode(), tuple(sigmas), guidance)
     nothing = dict.fromkeys(NEEDED, np.zeros((0, 1), np.float32))
     return Profile(facts, nothing | {"levels": np.ones(1, np.float32)})
@@ -222,7 +222,7 @@ def finer(levels: Sequence[float]) -> tuple[float, ...]:
 
 
 def _shared(shown: Sequence[Entry]) -> dict[str, tuple[float, ...]]:
-    """What the weaker branches of all runs were conditioned by, where it was the same for two prompts and more."""
+    """What the negative prompts of all runs were, where it was the same for two prompts and more."""
     names = [key for key in shown[0] if key.startswith(NEGATIVE_CONDITIONS) and all(key in entry for entry in shown)]
     rows = {key: torch.from_numpy(np.concatenate([entry[key] for entry in shown])) for key in names}
     same = {key: each[0] for key, each in rows.items() if len(each) > 1 and bool(alike(each, each[0]).all())}

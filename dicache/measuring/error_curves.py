@@ -6,8 +6,8 @@
 Values are what a site remembers: a sublayer's output, what a block adds to its streams, a denoiser's output per branch.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +25,6 @@ from dicache.schedules.setting import Basis, Cell
 from dicache.sites import Sites
 from dicache.types import Site, Timetable
 
-if TYPE_CHECKING:
-    from dicache.measuring.schedule_measurements import Calibration
-
 
 class Curves(NamedTuple):
     """(T, K, S) each, nan where step s + k is beyond the run's end."""
@@ -38,28 +35,42 @@ class Curves(NamedTuple):
     """|o_s|_1, the mean over rows, branches and prompts, (T, S)."""
 
 
+class UncachedRuns(NamedTuple):
+    """What one uncached run of every prompt tells."""
+
+    basis: Basis
+    timetable: Timetable
+    curves: Curves
+    latents: Tensor
+    """The final ones, (P, ...)."""
+
+
 def record(
-    denoiser: nn.Module, drawer: Drawer, sites: Sites, selector: dict[str, Any], calibration: "Calibration"
-) -> tuple[Basis, Timetable, Curves, Tensor]:
-    """One uncached run of every prompt: the basis, the course, the curves, and the final latents, (P, ...). Raises
-    ScheduleError where the run does not tell its steps, or is not as many as asked for.
-    """
-    steps, longest = calibration.steps, min(calibration.longest, calibration.steps - 1)
-    model, latents = identity(denoiser), []
+    denoiser: nn.Module,
+    drawer: Drawer,
+    sites: Sites,
+    selector: dict[str, Any],
+    *,
+    longest: int,
+    batch: int,
+    tick: Callable[[str, int, int], None],
+) -> UncachedRuns:
+    """Raises ScheduleError where the run does not tell its steps, or is not as many as asked for."""
+    model, latents, longest = identity(denoiser), [], min(longest, drawer.steps - 1)
     config = Config(Interval(1), approximators=(LongHistory(longest + 1),), sites=sites)
     with enable(drawer.pipe, config=config) as cache, torch.no_grad():
         recorder = Recorder(cache)
-        sums = _Sums(recorder.sites, steps, longest)
+        sums = _Sums(recorder.sites, drawer.steps, longest)
         with recorder.calls(denoiser, sums.add):
-            for start in range(0, len(drawer.prompts), calibration.batch):
-                indices = range(len(drawer.prompts))[start : start + calibration.batch]
+            for start in range(0, len(drawer.prompts), batch):
+                indices = range(len(drawer.prompts))[start : start + batch]
                 sums.begin(len(indices))
                 latents.append(drawer.draw(indices).latents)
-                calibration.tick("uncached runs", indices.stop, len(drawer.prompts))
+                tick("uncached runs", indices.stop, len(drawer.prompts))
         trace = cache.trace
     assert trace is not None
     uncached = float(trace.uncached.sum()) / sums.samples
-    return sums.basis(model, selector, uncached), sums.timetable, sums.curves(), torch.cat(latents)
+    return UncachedRuns(sums.basis(model, selector, uncached), sums.timetable, sums.curves(), torch.cat(latents))
 
 
 class _Sums:

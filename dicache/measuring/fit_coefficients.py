@@ -130,11 +130,11 @@ def _draw(pipe: Any, prompts: Sequence[str], rows: slice, steps: int, seed: int,
         per_prompt = isinstance(value, list | torch.Tensor) and len(value) == len(prompts)
         return value[rows] if per_prompt else value
 
-    chosen = range(len(prompts))[rows]
+    indices = range(len(prompts))[rows]
     pipe(
-        [prompts[i] for i in chosen],
+        [prompts[i] for i in indices],
         num_inference_steps=steps,
-        generator=[torch.Generator().manual_seed(seed + i) for i in chosen],
+        generator=[torch.Generator().manual_seed(seed + i) for i in indices],
         output_type="latent",
         **{name: cut(value) for name, value in arguments.items()},
     )
@@ -161,13 +161,13 @@ class _SumsBySite:
                 self.sums.setdefault(record.site.path, self.new()).add(pair)
 
     def _pairs(self, record: SiteRecord, step: int) -> Iterator[Pair]:
-        """Now with every step before that is remembered."""
-        now = record.values[0]
+        """The newest value with every one before that is remembered."""
+        newest = record.values[0]
         for gap, then in enumerate(record.values[: self.longest + 1]):
             if then.steps_ago != gap:
                 return
             if gap > 0:
-                pair = Pair(step, gap, now.output, then.output, now.feature, then.feature)
+                pair = Pair(step, gap, newest.output, then.output, newest.feature, then.feature)
                 yield _checked(pair, record.site)
 
     def timetable(self) -> tuple[float, ...]:
@@ -177,12 +177,12 @@ class _SumsBySite:
         return tuple(self.sigmas[i] for i in range(self.steps))
 
     def solved(self) -> dict[str, dict[str, torch.Tensor]]:
-        found = {path: sums.solved() for path, sums in self.sums.items()}
-        broken = [path for path, named in found.items() if not all(t.isfinite().all() for t in named.values())]
-        if not found or broken:
+        coefficients = {path: sums.solved() for path, sums in self.sums.items()}
+        broken = [path for path, named in coefficients.items() if not all(t.isfinite().all() for t in named.values())]
+        if not coefficients or broken:
             where = f"at {broken[0]}: its values are not finite" if broken else "anywhere: no site gave two values"
             raise FittedError(f"nothing could be fitted {where}. Look at the uncached pictures.")
-        return found
+        return coefficients
 
 
 def _checked(pair: Pair, site: Site) -> Pair:

@@ -1,5 +1,5 @@
 """What is left at the end of an error of the latent: schedules are played on prompts whose uncached runs are known, and
-the change of the final latent is held against what their gaps were wrong by.
+the change of the final latent is compared with what their gaps were wrong by.
 
 Half of a prompt's schedules skip one gap in an otherwise exact run, half are whole ways of random gaps: after a gap the
 run stands beside its exact trajectory, and a slope over it leads astray, which no single gap shows. One model serves
@@ -91,9 +91,9 @@ def play(drawer: Drawer, index: int, rows: np.ndarray, final: Tensor, batch: int
     """One prompt, a schedule per sample, `batch` at once; (schedules, T) `rows`, and the final latent of its uncached
     run, (1, ...). Cosines are those within the first batch.
     """
-    parts = [_played(drawer, index, rows[k : k + batch], final) for k in range(0, len(rows), batch)]
-    computed, change = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    return Played(computed, change, parts[0].cosine)
+    batches = [_played(drawer, index, rows[k : k + batch], final) for k in range(0, len(rows), batch)]
+    computed, change = (np.concatenate([one[i] for one in batches]) for i in (0, 1))
+    return Played(computed, change, batches[0].cosine)
 
 
 def _played(drawer: Drawer, index: int, rows: np.ndarray, final: Tensor) -> Played:

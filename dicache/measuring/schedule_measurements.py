@@ -1,10 +1,10 @@
 """What finders search on: a pipeline, its sites, and calibration prompts whose uncached runs are known. Whatever
 several finders need is measured once, when it is first asked for:
 
-    basis, course  the model, its sites and their MACs, the steps
-    curves         how far every site's value is from what it was k steps before, on uncached runs
-    sensitivity    what is left at the end of one stale site at one step
-    errors         what given tables lose from end to end, each on every prompt; the same table is never run twice
+    basis, timetable  the model, its sites and their MACs, the steps
+    curves            how far every site's value is from what it was k steps before, on uncached runs
+    sensitivity       what is left at the end of one stale site at one step
+    errors            what given tables lose from end to end, each on every prompt; the same table is never run twice
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +23,10 @@ from dicache.approximators.fitted.coefficients import Fitted
 from dicache.config import Config
 from dicache.controllers.interval import Interval
 from dicache.errors import FittedError, ScheduleError
-from dicache.measuring.error_curves import Curves, record
+from dicache.measuring.error_curves import Curves, UncachedRuns, record
 from dicache.measuring.prompt_runs import Drawer
 from dicache.measuring.recording import Recorder
-from dicache.measuring.slopes_along_run import Taken, uncached
+from dicache.measuring.slopes_along_run import UncachedStep, uncached_steps
 from dicache.promise.metrics import relative_error
 from dicache.runtime.evidence import guessing
 from dicache.schedules.action_table import FILLS, NEEDS, Table, repaired
@@ -54,7 +54,7 @@ class Calibration:
     """Longest gap, in steps, of the error curves."""
     tick: Callable[[str, int, int], None] = _silent
     """Called with what is being measured, how much of it is done, and how much there is."""
-    grounds: dict[tuple[int, str], "ScheduleMeasurements"] = field(default_factory=dict, init=False, repr=False)
+    measurements: dict[tuple[int, str], "ScheduleMeasurements"] = field(default_factory=dict, init=False, repr=False)
     """Never handed on to a copy by `dataclasses.replace`, which may have other prompts or steps."""
 
     def __post_init__(self) -> None:
@@ -68,9 +68,9 @@ class Calibration:
     def on(self, pipe: Any, sites: Sites) -> "ScheduleMeasurements":  # noqa: ANN401
         """What is measured of one pipeline and selection of sites; the same object every time."""
         key = (id(pipe), repr(sites))
-        if key not in self.grounds:
-            self.grounds[key] = ScheduleMeasurements(pipe, sites, self)
-        return self.grounds[key]
+        if key not in self.measurements:
+            self.measurements[key] = ScheduleMeasurements(pipe, sites, self)
+        return self.measurements[key]
 
     @property
     def digest(self) -> str:
@@ -94,8 +94,8 @@ class ScheduleMeasurements:
             ) from error
         drawn = (pipe, list(calibration.prompts), calibration.steps, calibration.seed, calibration.call)
         self.drawer = Drawer(*drawn, images=False)
-        self.known: dict[tuple[Fitted | None, bytes, int], float] = {}
-        """Errors by what corrects (held, so that nothing else takes its identity), table and prompt."""
+        self.losses: dict[tuple[Fitted | None, bytes, int], float] = {}
+        """Errors by coefficients (themselves, so that nothing else takes their identity), table and prompt."""
         self.prices: dict[Fitted, Basis] = {}
 
     @property
@@ -103,33 +103,35 @@ class ScheduleMeasurements:
         return len(self.calibration.prompts)
 
     @cached_property
-    def _recorded(self) -> tuple[Basis, Timetable, Curves, Tensor]:
-        return record(self.denoiser, self.drawer, self.sites, self.selector, self.calibration)
+    def _uncached(self) -> UncachedRuns:
+        options = {"longest": self.calibration.longest, "batch": self.calibration.batch}
+        return record(self.denoiser, self.drawer, self.sites, self.selector, tick=self.calibration.tick, **options)
 
     @property
     def basis(self) -> Basis:
-        return self._recorded[0]
+        return self._uncached.basis
 
     @property
     def timetable(self) -> Timetable:
-        return self._recorded[1]
+        return self._uncached.timetable
 
     @property
     def curves(self) -> Curves:
-        return self._recorded[2]
+        return self._uncached.curves
 
     @property
     def reference(self) -> Tensor:
         """The uncached final latents, (P, ...)."""
-        return self._recorded[3]
+        return self._uncached.latents
 
     @cached_property
-    def taken(self) -> list[Taken]:
-        """The steps of the uncached run of the prompts that are drawn at once."""
-        return uncached(self, range(min(self.prompts, self.calibration.batch)))
+    def uncached_steps(self) -> list[UncachedStep]:
+        """Of the prompts that are drawn at once."""
+        return uncached_steps(self.drawer, self.basis, range(min(self.prompts, self.calibration.batch)))
 
     @property
-    def inner(self) -> bool:
+    def inside_denoiser(self) -> bool:
+        """Whether the sites are parts of an evaluation."""
         return type(self.sites) is not Evaluation
 
     def priced(self, fitted: Fitted | None) -> Basis:
@@ -141,12 +143,12 @@ class ScheduleMeasurements:
         return self.prices[fitted]
 
     def _priced(self, fitted: Fitted) -> Basis:
-        form = fitted.approximator()
-        config = Config(Interval(1), approximators=(form,), probe=fitted.probe, sites=self.sites)
+        approximator = fitted.approximator()
+        config = Config(Interval(1), approximators=(approximator,), probe=fitted.probe, sites=self.sites)
         with enable(self.pipe, config=config) as cache:
             self.drawer.draw([0])
             booked = Recorder(cache).booked_macs
-        cells = [cell._replace(guess=booked[guessing(form, cell.path)]) for cell in self.basis.cells]
+        cells = [cell._replace(guess=booked[guessing(approximator, cell.path)]) for cell in self.basis.cells]
         return replace(self.basis, cells=tuple(cells))
 
     def errors(
@@ -157,26 +159,26 @@ class ScheduleMeasurements:
         """
         named = [(done.tobytes(), done) for done in map(repaired, tables)]
         runs = {(fitted, name, p): done for name, done in named for p in range(prompts or self.prompts)}
-        missing, size = [key for key in runs if key not in self.known], self.calibration.batch
+        missing, size = [key for key in runs if key not in self.losses], self.calibration.batch
         for start in range(0, len(missing), size):
             some = missing[start : start + size]
             played = self._played([runs[key] for key in some], [p for *_, p in some], fitted)
-            self.known |= dict(zip(some, played, strict=True))
+            self.losses |= dict(zip(some, played, strict=True))
             self.calibration.tick("schedules", start + len(some), len(missing))
-        return np.array([[self.known[fitted, name, p] for p in range(prompts or self.prompts)] for name, _ in named])
+        return np.array([[self.losses[fitted, name, p] for p in range(prompts or self.prompts)] for name, _ in named])
 
     def remember(self, tables: Sequence[Table], errors: np.ndarray) -> None:
         """What tables lost when they were measured earlier, (N, P)."""
         for table, row in zip(tables, errors, strict=True):
             name = repaired(table).tobytes()
-            self.known |= {(None, name, p): float(error) for p, error in enumerate(row)}
+            self.losses |= {(None, name, p): float(error) for p, error in enumerate(row)}
 
     def _played(self, tables: Sequence[Table], prompts: Sequence[int], fitted: Fitted | None) -> list[float]:
         """One batch, a table per sample."""
         with enable(self.pipe, config=config_of(self.basis, np.stack(tables), fitted=fitted)):
             latents = self.drawer.draw(prompts).latents
-        found = relative_error(latents, self.reference[list(prompts)])
-        return torch.where(found.isfinite(), found, torch.inf).tolist()  # type: ignore[no-any-return]
+        errors = relative_error(latents, self.reference[list(prompts)])
+        return torch.where(errors.isfinite(), errors, torch.inf).tolist()  # type: ignore[no-any-return]
 
     @cached_property
     def sensitivity(self) -> np.ndarray:

@@ -19,7 +19,7 @@ be the denoiser's outputs, mixed and nothing else, once an evaluation: that is c
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,17 +27,15 @@ from torch import Tensor
 from dicache.api import enable
 from dicache.approximators.noise import noise_of
 from dicache.errors import ScheduleError
+from dicache.measuring.prompt_runs import Drawer
 from dicache.measuring.recording import Recorder, StepRecord
 from dicache.schedules.action_table import Table, computes
-from dicache.schedules.setting import config_of
+from dicache.schedules.setting import Basis, config_of
 from dicache.tensors.norms import relative_change
 from dicache.types import Action
 
-if TYPE_CHECKING:
-    from dicache.measuring.schedule_measurements import ScheduleMeasurements
 
-
-class Taken(NamedTuple):
+class UncachedStep(NamedTuple):
     """A step of the uncached run."""
 
     output: Tensor
@@ -75,7 +73,7 @@ Step = Callable[[StepRecord, Tensor, Tensor], Tensor]
 """The step, the output that the scheduler is given and the latent; what it is given instead."""
 
 
-def uncached(measurements: "ScheduleMeasurements", prompts: range) -> list[Taken]:
+def uncached_steps(drawer: Drawer, basis: Basis, prompts: range) -> list[UncachedStep]:
     """The steps of a run of these prompts that computes everything. Raises ScheduleError where a scheduler is given
     anything but the denoiser's outputs, mixed.
     """
@@ -84,17 +82,17 @@ def uncached(measurements: "ScheduleMeasurements", prompts: range) -> list[Taken
     def note(record: StepRecord, output: Tensor, latent: Tensor) -> Tensor:
         truth = None if record.output is None else _own(record.output, output)
         if truth is not None and (truth.shape != output.shape or _far(output, truth)):
-            raise _changed(measurements)
+            raise _changed(drawer)
         seen.append((output.clone(), latent.clone()))
         return output
 
-    _, last = _drawn(measurements, prompts, [True] * len(measurements.basis.sigmas), note)
+    _, last = _drawn(drawer, basis, prompts, [True] * len(basis.sigmas), note)
     after = [latent for _, latent in seen[1:]] + [last]
-    return [Taken(v, x, *_solved([x, v], y)) for (v, x), y in zip(seen, after, strict=True)]
+    return [UncachedStep(v, x, *_solved([x, v], y)) for (v, x), y in zip(seen, after, strict=True)]
 
 
-def _far(given: Tensor, made: Tensor) -> bool:
-    return bool((relative_change(made.float(), given.float()) > CLOSE).any())
+def _far(output: Tensor, truth: Tensor) -> bool:
+    return bool((relative_change(truth.float(), output.float()) > CLOSE).any())
 
 
 def _own(seen: Tensor, latent: Tensor) -> Tensor:
@@ -105,29 +103,30 @@ def _own(seen: Tensor, latent: Tensor) -> Tensor:
     return seen[:, : latent.shape[1]] if appended else seen
 
 
-def _changed(measurements: "ScheduleMeasurements") -> ScheduleError:
+def _changed(drawer: Drawer) -> ScheduleError:
     return ScheduleError(
-        f"{type(measurements.pipe).__name__} changes outputs between its denoiser and its scheduler, or steps "
+        f"{type(drawer.pipe).__name__} changes outputs between its denoiser and its scheduler, or steps "
         "otherwise: slopes cannot be fitted along its runs. Use another finder, such as law."
     )
 
 
-def along(
-    measurements: "ScheduleMeasurements", prompts: range, taken: list[Taken], table: Table, ridge: float
+def fit_slopes(
+    drawer: Drawer, basis: Basis, prompts: range, uncached: list[UncachedStep], table: Table, ridge: float
 ) -> SlopesAlongRun:
     """The slopes of a table of one site, (T, 1)."""
-    fitter = _Fitter(computes(table)[:, 0].tolist(), taken, ridge)
-    latents, _ = _drawn(measurements, prompts, fitter.computed, fitter)
-    columns = (column.contiguous() for column in torch.tensor(fitter.found).T)
+    fitter = _Fitter(computes(table)[:, 0].tolist(), uncached, ridge)
+    latents, _ = _drawn(drawer, basis, prompts, fitter.computed, fitter)
+    columns = (column.contiguous() for column in torch.tensor(fitter.fitted).T)
     return SlopesAlongRun(Slopes(*columns), latents, fitter.guidance)
 
 
 class _Fitter:
-    def __init__(self, computed: list[bool], taken: list[Taken], ridge: float) -> None:
-        self.computed, self.taken, self.ridge = computed, taken, ridge
+    def __init__(self, computed: list[bool], uncached: list[UncachedStep], ridge: float) -> None:
+        self.computed, self.uncached, self.ridge = computed, uncached, ridge
         self.histories: list[tuple[int, Tensor, Tensor]] = []
         """Step, output and noise of the computed steps, newest first."""
-        self.found: list[list[float]] = []
+        self.fitted: list[list[float]] = []
+        """Slopes and steps, a row of four per step."""
         self.guidance = 1.0
 
     def __call__(self, record: StepRecord, output: Tensor, latent: Tensor) -> Tensor:
@@ -136,17 +135,17 @@ class _Fitter:
         if self.computed[t]:
             seen = _own(record.latent[: len(latent)], latent)
             self.histories = [(t, output.clone(), noise_of(seen, output, record.step.noise)), *self.histories[:1]]
-            self.found.append([0.0, 0.0, -1.0, -1.0])
+            self.fitted.append([0.0, 0.0, -1.0, -1.0])
             return output
         if len(self.histories) < 2:
-            self.found.append([0.0, 0.0, -1.0, -1.0])
+            self.fitted.append([0.0, 0.0, -1.0, -1.0])
             return self.histories[0][1].clone()
-        (newest, held, noise), (before, other, older) = self.histories
-        slopes, step = [held - other, noise - older], self.taken[t]
-        miss = step.carries * (step.before - latent) + step.adds * (step.output - held)
+        (newest, value, noise), (before, older_value, older_noise) = self.histories
+        slopes, step = [value - older_value, noise - older_noise], self.uncached[t]
+        miss = step.carries * (step.before - latent) + step.adds * (step.output - value)
         a, b = _solved([step.adds * slope for slope in slopes], miss, self.ridge, each=True)
-        self.found.append([a, b, newest, before])
-        return held + a * slopes[0] + b * slopes[1]
+        self.fitted.append([a, b, newest, before])
+        return value + a * slopes[0] + b * slopes[1]
 
 
 def _solved(terms: list[Tensor], wanted: Tensor, ridge: float = 0.0, *, each: bool = False) -> tuple[float, float]:
@@ -158,28 +157,26 @@ def _solved(terms: list[Tensor], wanted: Tensor, ridge: float = 0.0, *, each: bo
     own = moments[-1, -1]
     mean = (moments / torch.where(own > 0, own, torch.inf) if each else moments).sum(-1).cpu()
     square = mean[:-1, :-1] + ridge * mean[:-1, :-1].diagonal().diag()
-    found: list[float] = torch.linalg.pinv(square, hermitian=True).mv(mean[:-1, -1]).tolist()
-    return found[0], found[1]
+    solution: list[float] = torch.linalg.pinv(square, hermitian=True).mv(mean[:-1, -1]).tolist()
+    return solution[0], solution[1]
 
 
-def _drawn(
-    measurements: "ScheduleMeasurements", prompts: range, computed: list[bool], step: Step
-) -> tuple[Tensor, Tensor]:
+def _drawn(drawer: Drawer, basis: Basis, prompts: range, computed: list[bool], step: Step) -> tuple[Tensor, Tensor]:
     """The final latents of a run in which the scheduler is given what `step` says, and as the scheduler left them."""
     table = torch.where(torch.tensor(computed), int(Action.COMPUTE), int(Action.REUSE)).to(torch.uint8).numpy()
-    with enable(measurements.pipe, config=config_of(measurements.basis, table[None, :, None])) as cache:
+    with enable(drawer.pipe, config=config_of(basis, table[None, :, None])) as cache:
         recorder, left = Recorder(cache), list[Tensor]()
 
         def seen(output: Tensor, latent: Tensor) -> Tensor:
             record = recorder.step
             if record is None or output.shape != latent.shape or record.step.index != len(left):
-                raise _changed(measurements)
+                raise _changed(drawer)
             return step(record, output, latent)
 
-        with _stepping(measurements.pipe.scheduler, seen, left.append):
-            latents = measurements.drawer.draw(prompts).latents
+        with _stepping(drawer.pipe.scheduler, seen, left.append):
+            latents = drawer.draw(prompts).latents
     if len(left) != len(computed):
-        raise _changed(measurements)
+        raise _changed(drawer)
     return latents, left[-1]
 
 
@@ -192,11 +189,11 @@ def _stepping(
     """While it lasts, the scheduler takes its steps with what `seen` makes of its output and latent, and `left` is told
     the latent after each.
     """
-    inner, own = scheduler.step, "step" in vars(scheduler)
+    original, own = scheduler.step, "step" in vars(scheduler)
 
-    @functools.wraps(inner)  # pipelines look at its signature
+    @functools.wraps(original)  # pipelines look at its signature
     def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        result = inner(seen(model_output, sample), timestep, sample, *args, **kwargs)
+        result = original(seen(model_output, sample), timestep, sample, *args, **kwargs)
         left(result[0] if isinstance(result, tuple) else result.prev_sample)
         return result
 
@@ -205,6 +202,6 @@ def _stepping(
         yield
     finally:
         if own:
-            scheduler.step = inner
+            scheduler.step = original
         else:
             del scheduler.step

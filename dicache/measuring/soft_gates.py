@@ -49,8 +49,8 @@ class Branch(NamedTuple):
     call: Call
     truth: Tensor
     """What it gives with everything computed."""
-    held: Mapping[int, list[Tensor]]
-    """What every site gave at the step before, by its place."""
+    values: Mapping[int, list[Tensor]]
+    """What every site gave at the step before, by its index."""
     weights: list[float]
     """Of its chunks in the guided output."""
 
@@ -66,8 +66,8 @@ class SoftGates:
             raise ScheduleError(
                 "a router is trained for sites of one module each: Evaluation(), Spans(1), Sublayers()."
             )
-        self.held: dict[int, list[Tensor]] = {}
-        self.forms: dict[int, OutputLayout] = {}
+        self.values: dict[int, list[Tensor]] = {}
+        self.layouts: dict[int, OutputLayout] = {}
         self.beta: Tensor | None = None
         self.handles: list[Any] = []
         self.learning: list[nn.Parameter] = []
@@ -88,59 +88,59 @@ class SoftGates:
             handle.remove()
         for parameter in self.learning:
             parameter.requires_grad_(True)
-        self.handles, self.held = [], {}
+        self.handles, self.values = [], {}
 
     def pair(self, runs: Recorded, step: int) -> list[Branch]:
         """All calls of a step, with what the step before left."""
-        found = []
-        for before, now, weights in zip(runs.calls[step - 1], runs.calls[step], runs.mixture, strict=True):
-            truth = self._full(now)
+        pairs = []
+        for before, after, weights in zip(runs.calls[step - 1], runs.calls[step], runs.mixture, strict=True):
+            truth = self._full(after)
             self._full(before)
-            found.append(Branch(now, truth, self.held, weights))
-        return found
+            pairs.append(Branch(after, truth, self.values, weights))
+        return pairs
 
     def _full(self, call: Call) -> Tensor:
-        """Compute everything, and hold what every site gave."""
-        self.beta, self.held = None, {}
+        """Compute everything, and remember what every site gave."""
+        self.beta, self.values = None, {}
         with torch.no_grad():
             return call.run(self.denoiser)
 
     def mixed(self, branch: Branch, beta: Tensor) -> Tensor:
-        """Compute with every site mixed, `beta`, (S,), with what is held."""
-        self.beta, self.held = beta, dict(branch.held)
+        """Compute with every site mixed, `beta`, (S,), with what is remembered."""
+        self.beta, self.values = beta, dict(branch.values)
         return branch.call.run(self.denoiser)
 
     def _hook(self, index: int, site: Site) -> Any:  # noqa: ANN401
         def after(module: nn.Module, args: Tree, kwargs: Tree, output: Tree) -> Tree:
             inputs = tensors((args, kwargs))
             if self.beta is None:
-                self._hold(index, site, inputs, output)
+                self._remember(index, site, inputs, output)
                 return output
-            beta, held = self.beta[index], iter(self.held[index])
-            bases = iter(self.forms[index].bases)
+            beta, values = self.beta[index], iter(self.values[index])
+            bases = iter(self.layouts[index].bases)
 
-            def mix(now: Tensor) -> Tensor:
-                base, then = next(bases), next(held)
-                before = then if base is None or not self.forms[index].added else inputs[base] + then
-                return beta.to(now.dtype) * now + (1 - beta).to(now.dtype) * before
+            def mix(value: Tensor) -> Tensor:
+                base, then = next(bases), next(values)
+                before = then if base is None or not self.layouts[index].added else inputs[base] + then
+                return beta.to(value.dtype) * value + (1 - beta).to(value.dtype) * before
 
             return _mapped(mix, output)
 
         return after
 
-    def _hold(self, index: int, site: Site, inputs: list[Tensor], output: Tree) -> None:
-        found = tensors(output)
-        if index not in self.forms:
-            form = layout_of(
-                inputs, [t._version for t in inputs], output, found[0].shape[0], site.added and site.inside_denoiser
+    def _remember(self, index: int, site: Site, inputs: list[Tensor], output: Tree) -> None:
+        outputs = tensors(output)
+        if index not in self.layouts:
+            layout = layout_of(
+                inputs, [t._version for t in inputs], output, outputs[0].shape[0], site.added and site.inside_denoiser
             )
-            if form is None:
+            if layout is None:
                 raise ScheduleError(f"{site.path} cannot be mixed: what it gives has not the batch on its first axis.")
-            self.forms[index] = form
-        form = self.forms[index]
-        self.held[index] = [
-            t - inputs[base] if form.added and base is not None else t.clone()
-            for t, base in zip(found, form.bases, strict=True)
+            self.layouts[index] = layout
+        layout = self.layouts[index]
+        self.values[index] = [
+            t - inputs[base] if layout.added and base is not None else t.clone()
+            for t, base in zip(outputs, layout.bases, strict=True)
         ]
 
 

@@ -1,4 +1,4 @@
-"""What every gap of a course costs, at amplitude 1, and the best ways through the rest of it. See
+"""What every gap of a run costs, at amplitude 1, and the best ways through the rest of it. See
 `dicache.controllers.planned` for the equations.
 """
 
@@ -12,7 +12,7 @@ from dicache.types import Timetable
 
 
 class Plan:
-    """Of one course, with at most `longest` steps skipped in a row and the `last` ones computed. `decay` is the
+    """Of one timetable, with at most `longest` steps skipped in a row and the `last` ones computed. `decay` is the
     power of the signal's share with which errors count where ways are compared.
     """
 

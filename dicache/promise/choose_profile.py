@@ -3,7 +3,7 @@ scheduler and its guidance, so the choice is made there.
 
 named      by the user: a run that it does not fit is an error that says in what
 found      shipped with the package or saved before, of this very model: taken where one fits, else there is none
-nearest    the one with the nearest course is taken for any run of this model, and nothing is promised any more
+nearest    the one with the nearest timetable is taken for any run of this model, and nothing is promised any more
 """
 
 import math
@@ -37,7 +37,7 @@ class ProfileChoice:
         """
         timetable, guidance = facts.timetable, facts.guidance
         if timetable is None or not timetable.half_log_snrs:
-            self._refuse("the course of a hand-written loop or of an unknown scheduler is not known", needed)
+            self._refuse("the timetable of a hand-written loop or of an unknown scheduler is not known", needed)
             return None
         reasons = [profile.differs(timetable, guidance) for profile in self.profiles]
         fits = [p for p, reason in zip(self.profiles, reasons, strict=True) if reason is None]
@@ -60,8 +60,8 @@ class ProfileChoice:
         )
         if not rows.any(0).all():
             misfits = (~rows.any(0)).nonzero().flatten().tolist()
-            which = "every sample" if len(misfits) == rows.shape[1] else f"samples {', '.join(map(str, misfits))}"
-            self._refuse(f"{fits[0].name!r} differs in negative prompt: that of {which} is another", True)
+            samples = "every sample" if len(misfits) == rows.shape[1] else f"samples {', '.join(map(str, misfits))}"
+            self._refuse(f"{fits[0].name!r} differs in negative prompt: that of {samples} is another", True)
         indices = set(rows.int().argmax(0).tolist())
         if len(indices) > 1:
             raise ProfileError("one batch has negative prompts of several profiles. Draw them apart.")
@@ -110,9 +110,9 @@ def profiles_for(model: str, profile: "str | Path | Profile | Sequence[str | Pat
     """What `enable(profile=...)` means for a model. Raises ProfileError for one of another model, or a damaged one."""
     if profile is None or profile == "nearest":
         return ProfileChoice(shipped(model), "found" if profile is None else "nearest")
-    given = [profile] if isinstance(profile, str | Path | Profile) else list(profile)
-    nearest = "nearest" in given
-    loaded = tuple(p if isinstance(p, Profile) else load_profile(p) for p in given if p != "nearest")
+    entries = [profile] if isinstance(profile, str | Path | Profile) else list(profile)
+    nearest = "nearest" in entries
+    loaded = tuple(p if isinstance(p, Profile) else load_profile(p) for p in entries if p != "nearest")
     for one in loaded:
         if one.facts.model != model:
             raise ProfileError(

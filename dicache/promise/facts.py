@@ -20,13 +20,13 @@ class Facts:
     """Which denoiser (`dicache.models.identity`)."""
     scheduler: str
     sigmas: tuple[float, ...]
-    """Per step, as the run's course has them."""
+    """Per step, as the run's timetable has them."""
     guidance: float
     """Weight of the strongest branch; 1 without guidance."""
     rule: int = RULE
     """By which rule they were decided (`dicache.planning.error_law`)."""
     negative_conditions: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """What the weaker branches of guidance were conditioned by (`dicache.models.conditioning`), such as an empty
+    """What the other branches of guidance were conditioned by (`dicache.models.conditioning`), such as an empty
     negative prompt, where it was the same for all prompts.
     """
 

@@ -60,8 +60,8 @@ class BudgetAim(Aim):
         return cautious(0.0 if self.budget is None else self.budget)
 
     def levels(self, profile: Profile, samples: int) -> Rows:
-        found = {wanted: profile.level(wanted, self.confidence) for wanted in self.wanted}
-        each = tuple(found[wanted] for wanted in self.wanted)
+        levels = {wanted: profile.level(wanted, self.confidence) for wanted in self.wanted}
+        each = tuple(levels[wanted] for wanted in self.wanted)
         return per_sample(each[0] if self.one else each, samples)
 
 
@@ -80,7 +80,7 @@ class FixedLevel(Aim):
         return per_sample(self.level, samples)
 
 
-class Chosen(NamedTuple):
+class PromiseState(NamedTuple):
     facts: RunFacts | None
     """What the run had shown when the profile was chosen."""
     profile: Profile | None
@@ -88,7 +88,7 @@ class Chosen(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Promised(Controller[Chosen]):
+class Promised(Controller[PromiseState]):
     choice: ProfileChoice
     aim: Aim
     inner: Controller[Way] = field(init=False)
@@ -97,7 +97,7 @@ class Promised(Controller[Chosen]):
     def __post_init__(self) -> None:
         object.__setattr__(self, "inner", self.aim.fallback())
 
-    def describe(self, state: Chosen) -> ProfileUse | None:
+    def describe(self, state: PromiseState) -> ProfileUse | None:
         if state.facts is None or state.profile is None:
             return None
         return ProfileUse(
@@ -120,16 +120,16 @@ class Promised(Controller[Chosen]):
             )
         return "the LoRA was changed after dicache.enable: the profile was measured without that change."
 
-    def init(self, samples: int) -> Chosen:
-        return Chosen(None, None, self.inner.init(samples))
+    def init(self, samples: int) -> PromiseState:
+        return PromiseState(None, None, self.inner.init(samples))
 
-    def decide(self, quote: Quote, step: Step, state: Chosen) -> tuple[Decision, Chosen]:
+    def decide(self, quote: Quote, step: Step, state: PromiseState) -> tuple[Decision, PromiseState]:
         if quote.facts is not state.facts:
-            state = self._chosen(quote.facts, len(quote.cost), state)
+            state = self._informed(quote.facts, len(quote.cost), state)
         decision, way = self.inner.decide(quote, step, state.way)
         return decision, state._replace(way=way)
 
-    def _chosen(self, facts: RunFacts, samples: int, state: Chosen) -> Chosen:
+    def _informed(self, facts: RunFacts, samples: int, state: PromiseState) -> PromiseState:
         """By what the run shows. Where guidance is measured anew, the profile stays until that is done."""
         profile = self.choice.fitting(facts, needed=self.aim.needed)
         if profile is None and facts.guidance is None:
@@ -139,13 +139,13 @@ class Promised(Controller[Chosen]):
             asked = self.inner.init(samples).account.budget
             budget = asked if profile is None else self.aim.levels(profile, samples)
             way = way._replace(account=way.account._replace(budget=budget))
-        return Chosen(facts, profile, way)
+        return PromiseState(facts, profile, way)
 
-    def settle(self, ratio: Rows, computed: Rows, state: Chosen) -> Chosen:
+    def settle(self, ratio: Rows, computed: Rows, state: PromiseState) -> PromiseState:
         return state._replace(way=self.inner.settle(ratio, computed, state.way))
 
 
-def keep(error_budget: Any, confidence: float | None = None) -> BudgetAim:  # noqa: ANN401
+def parse_budget(error_budget: Any, confidence: float | None = None) -> BudgetAim:  # noqa: ANN401
     """The aim of a budget: a number, a `Wanted` (such as `dicache.Psnr(30)`), or one of them per sample.
 
     Raises BudgetError for anything else.
@@ -153,7 +153,7 @@ def keep(error_budget: Any, confidence: float | None = None) -> BudgetAim:  # no
     if isinstance(error_budget, Wanted):
         return BudgetAim((error_budget,), True, confidence)
     if isinstance(error_budget, list | tuple) and any(isinstance(entry, Wanted) for entry in error_budget):
-        entries = (keep(entry).wanted[0] for entry in error_budget)
+        entries = (parse_budget(entry).wanted[0] for entry in error_budget)
         return BudgetAim(tuple(entries), False, confidence)
     budget = validate(error_budget)
     one = isinstance(budget, float)

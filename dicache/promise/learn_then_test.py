@@ -51,7 +51,7 @@ def rising(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, y = x[used], y[used]
     order = np.argsort(x, kind="stable")
     fitted = isotonic_regression(np.log(y[order])).x
-    chosen = np.unique(np.linspace(0, len(x) - 1, min(33, len(x))).round().astype(int))
-    knots, values = np.log(x[order])[chosen], fitted[chosen]
-    keep = np.append(np.diff(knots) > 0, True)
-    return knots[keep], values[keep]
+    quantiles = np.unique(np.linspace(0, len(x) - 1, min(33, len(x))).round().astype(int))
+    knots, values = np.log(x[order])[quantiles], fitted[quantiles]
+    rises = np.append(np.diff(knots) > 0, True)
+    return knots[rises], values[rises]

@@ -71,10 +71,10 @@ def resolved(metrics: Metrics) -> dict[str, Metric]:
 
 def loss(name: str, metric: Metric, images: Tensor, reference: Tensor) -> Rows:
     """(B,) float64 on the host. Raises ProfileError unless the metric gives one finite number per image."""
-    found = torch.as_tensor(metric(images, reference)).detach().double().cpu()
-    if found.shape != (len(images),) or not bool(found.isfinite().all()):
-        raise ProfileError(f"metric {name!r} gave {found.tolist()!r:.80}. Expected {len(images)} finite numbers.")
-    return found
+    losses = torch.as_tensor(metric(images, reference)).detach().double().cpu()
+    if losses.shape != (len(images),) or not bool(losses.isfinite().all()):
+        raise ProfileError(f"metric {name!r} gave {losses.tolist()!r:.80}. Expected {len(images)} finite numbers.")
+    return losses
 
 
 def _psnr(images: Tensor, reference: Tensor) -> Rows:

@@ -72,17 +72,17 @@ class Profile:
         return None
 
     def same_conditions(self, negative_conditions: Prints) -> Rows:
-        """Whose weaker branches are conditioned as they were when this was calibrated, (B,) bool; all where that
-        differed between prompts, (1,).
+        """Which samples have the negative prompt of the calibration, (B,) bool; all where that differed between
+        prompts, (1,).
         """
-        found = torch.ones(1, dtype=torch.bool)
-        for key, known in self.facts.negative_conditions.items():
-            found = found & (
-                alike(negative_conditions[key], torch.tensor(known))
+        same = torch.ones(1, dtype=torch.bool)
+        for key, numbers in self.facts.negative_conditions.items():
+            same = same & (
+                alike(negative_conditions[key], torch.tensor(numbers))
                 if key in negative_conditions
-                else torch.zeros_like(found)
+                else torch.zeros_like(same)
             )
-        return found
+        return same
 
     def level(self, wanted: Wanted, confidence: float | None) -> float:
         """The internal budget to spend: the largest whose losses keep `wanted` with this confidence, 0 where none does

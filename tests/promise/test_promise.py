@@ -14,7 +14,7 @@ from dicache.measuring.calibrate import calibrate, finer
 from dicache.models.identity import identity
 from dicache.planning.error_law import MARGIN
 from dicache.promise.choose_profile import ProfileChoice
-from dicache.promise.keep_budget import Promised, keep
+from dicache.promise.keep_budget import Promised, parse_budget
 from dicache.promise.learn_then_test import CERTAINTY, accepted, failures_allowed, prompts_needed, rising
 from dicache.promise.metrics import loss, resolved
 from dicache.types import LATENT, Quote, RunFacts, Step, Timetable, Wanted
@@ -248,7 +248,7 @@ def test_where_a_profile_stops_to_fit_half_way_the_budget_is_again_what_was_aske
     profile, budget = made_up(), 0.3
     sigmas = profile.facts.sigmas
     timetable = Timetable(sigmas, (0.1,) * STEPS, tuple(-s for s in sigmas), 0, solver="Solver()")
-    rule = Promised(ProfileChoice((profile,), "found"), keep(budget))
+    rule = Promised(ProfileChoice((profile,), "found"), parse_budget(budget))
     state, cost = rule.init(2), torch.full((2,), 0.01, dtype=torch.float64)
     for i, guidance in enumerate((None, 1.0, 1.0, 2.0)):
         quote = Quote(cost, cost, torch.ones(2, dtype=torch.int64), RunFacts(timetable, guidance))

@@ -18,7 +18,7 @@ from dicache.finders.fixed import FixedInterval
 from dicache.finders.law_plan import Law
 from dicache.finders.multistep import Multistep
 from dicache.measuring.schedule_measurements import Calibration
-from dicache.measuring.slopes_along_run import along, uncached
+from dicache.measuring.slopes_along_run import fit_slopes, uncached_steps
 from dicache.promise.metrics import relative_error
 from dicache.reference.scenes import prompts
 from dicache.schedules.action_table import table_of
@@ -73,7 +73,9 @@ def test_the_run_that_was_fitted_is_the_run_of_the_schedule(scheduler):
         )
     calibration = Calibration(PROMPTS[:3], STEPS, call={"guidance": 4.0})
     measurements, table = calibration.on(pipe, Evaluation()), table_of(list("##*#**##"))
-    fitted, latents, guidance = along(measurements, range(3), measurements.taken, table, 1e-4)
+    fitted, latents, guidance = fit_slopes(
+        measurements.drawer, measurements.basis, range(3), measurements.uncached_steps, table, 1e-4
+    )
     coefficients, _ = Multistep()._fitted(measurements, table)
     assert guidance == coefficients.about.guidance == pytest.approx(4.0, rel=1e-3)
     assert [int(n) for n in fitted.newest] == [-1, -1, 1, -1, 3, 3, -1, -1]
@@ -84,8 +86,8 @@ def test_the_run_that_was_fitted_is_the_run_of_the_schedule(scheduler):
 
 def test_every_step_is_as_near_to_the_uncached_run_as_its_two_slopes_can_bring_it(measurements):
     """Of the first skipped step: moving either slope leaves the next latent farther from the uncached one."""
-    taken, table, step = measurements.taken, table_of(list("##*#####")), 2
-    fitted = along(measurements, range(3), taken, table, 1e-9).slopes
+    taken, table, step = measurements.uncached_steps, table_of(list("##*#####")), 2
+    fitted = fit_slopes(measurements.drawer, measurements.basis, range(3), taken, table, 1e-9).slopes
     (newest, other), here = (taken[1], taken[0]), taken[step]
     sigmas = measurements.basis.sigmas
     noises = [
@@ -106,7 +108,7 @@ def test_every_step_is_as_near_to_the_uncached_run_as_its_two_slopes_can_bring_i
 
 def test_the_uncached_steps_are_those_of_the_solver(measurements):
     """For flow matching x' = x + (sigma' - sigma) v."""
-    taken = uncached(measurements, range(2))
+    taken = uncached_steps(measurements.drawer, measurements.basis, range(2))
     ends = [*measurements.basis.sigmas[1:], 0.0]
     for at, sigma, end in zip(taken, measurements.basis.sigmas, ends, strict=True):
         assert at.carries == pytest.approx(1.0, abs=1e-3) and at.adds == pytest.approx(end - sigma, abs=1e-3)
@@ -157,10 +159,10 @@ def test_what_cannot_be_fitted_is_refused_by_name_and_the_scheduler_is_as_it_was
     def failing(*args, **kwargs):
         raise KeyboardInterrupt
 
-    taken = measurements.taken  # what is measured before
+    taken = measurements.uncached_steps  # what is measured before
     monkeypatch.setattr(type(pipe.scheduler), "step", failing)
     with pytest.raises(KeyboardInterrupt):
-        along(measurements, range(3), taken, table_of(list("##*#####")), 1e-4)
+        fit_slopes(measurements.drawer, measurements.basis, range(3), taken, table_of(list("##*#####")), 1e-4)
     assert "step" not in vars(pipe.scheduler) and not pipe.transformer._forward_hooks
 
 
@@ -214,7 +216,7 @@ class Edited(Captioned):
 def test_slopes_are_fitted_along_runs_beside_a_picture():
     pipe, calibration = Edited(), Calibration(PROMPTS[:2], STEPS, call={"guidance": 4.0})
     measurements, table = calibration.on(pipe, Evaluation()), table_of(list("##*#**##"))
-    assert all(at.output.shape == at.before.shape == (2, 256, 4) for at in measurements.taken)
+    assert all(at.output.shape == at.before.shape == (2, 256, 4) for at in measurements.uncached_steps)
     fitted, lost = Multistep()._fitted(measurements, table)
     assert fitted.about.guidance == pytest.approx(4.0, rel=1e-4), (
         "tokens that no step moves tell nothing of the mixture"
