@@ -90,7 +90,7 @@ def enable(
         raise
     budget = mode.budget(composed)
     audited = attachments.values() if share > 0 else ()
-    auditors = [Auditor(attachment, Running(target, attachments), share, budget) for attachment in audited]
+    auditors = [Auditor(attachment, Running(target, denoisers(target)), share, budget) for attachment in audited]
     return Cache(attachments, budget, mode.confidence, auditors)
 
 

@@ -82,7 +82,7 @@ class Cache:
             return None
         for auditor in self._auditors:
             auditor.finish()
-        return summary([audited for auditor in self._auditors for audited in auditor.found], self._confidence)
+        return summary([audited for auditor in self._auditors for audited in auditor.audits], self._confidence)
 
     def _budgets(self, samples: int) -> Rows | None:
         """(B,); None without a budget, or where the run broke off because its list has another length."""

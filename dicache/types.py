@@ -138,13 +138,6 @@ class Timetable(NamedTuple):
     def gain(self, index: int) -> float:
         return self.gains[index] if self.gains else 1.0
 
-    def half_log_snrs_at(self, sigmas: Tensor) -> Tensor:
-        """Those of the steps at `sigmas`, any shape, which are steps of this timetable or nan."""
-        grid = torch.tensor(self.sigmas, dtype=torch.float64)
-        nearest = (sigmas[..., None] - grid).abs().nan_to_num().argmin(-1)
-        half_log_snrs = torch.tensor(self.half_log_snrs, dtype=torch.float64)[nearest]
-        return torch.where(sigmas.isnan(), torch.nan, half_log_snrs)
-
 
 class Step(NamedTuple):
     """One call of the scheduler, in host numbers."""

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from dicache.errors import ExtensionError
-from dicache.extension.arguments import MOST_TERMS, NATIVE
-from dicache.extension.layout import Lines, lines, rows
-from dicache.extension.native import Unavailable, load
+from dicache.extension.native import MOST_TERMS, NATIVE, Lines, Unavailable, lines, load, rows
 
 _LONG, _POINTER = ctypes.c_longlong, ctypes.c_void_p
 THREADS, WARPS, GROUP, TILE, MOST_COEFFICIENTS = 256, 8, 2048, 8192, 512
@@ -98,7 +96,7 @@ class Cuda:
         return self._tickets[key]
 
     def combine(self, terms: Sequence[Tensor], coefficients: Tensor, out: Tensor) -> None:
-        """Into `out`, laid out by `layout.like`; the rest is checked and not empty."""
+        """Into `out`, laid out by `ops._like`; the rest is checked and not empty."""
         with torch.cuda.device(out.device):
             self.launch_combine(terms, coefficients, out, torch.cuda.current_stream(out.device).cuda_stream)
 

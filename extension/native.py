@@ -1,19 +1,29 @@
-"""The CPU library: found beside this file, bound with ctypes, run on torch's own thread pool."""
+"""The CPU library: found beside this file, bound with ctypes, run on torch's own thread pool.
+
+What it is told of two tensors is how they lie in memory, sample by sample: lines of neighbouring elements, one stride
+apart. The order of a sample's elements does not matter to a sum, as long as both tensors are walked in the same one. So
+contiguous samples are one line whatever their shape, token views `x[:, ::k]` are lines without a copy, and so are
+channels-last tensors. Anything else is copied first, and so are lines too short to be worth their beginning.
+"""
 
 import ctypes
 import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dicache.errors import ExtensionError
-from dicache.extension.arguments import NATIVE
 from dicache.extension.build import NAMES, digest
-from dicache.extension.layout import lines, rows
 
+NATIVE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""The dtypes of native code, and their numbers there."""
+MOST_TERMS = 16
+SHORTEST = 256
+"""Elements of a line that is read where it lies."""
 _INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 _SUMS = (_INT, _INT, _LONG, _LONG, _LONG, *(_POINTER, _LONG, _LONG) * 2, _POINTER, _POINTER)
 _COMBINE = (_INT, _INT, _INT, _LONG, _LONG, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER)
@@ -71,12 +81,14 @@ class Native:
 
     def residual_sums(self, a: Tensor, b: Tensor, out: Tensor) -> None:
         """Into `out`, (B, 6); a and b are checked and not empty."""
-        a, b, outer, inner, *strides = lines(a, b)
-        x, y = ((t.data_ptr(), t.stride(0), stride) for t, stride in zip((a, b), strides, strict=True))
-        _check(self._sums(self.index, NATIVE[a.dtype], a.shape[0], outer, inner, *x, *y, out.data_ptr(), self._pool))
+        at = lines(a, b)
+        x = at.a.data_ptr(), at.a.stride(0), at.a_stride
+        y = at.b.data_ptr(), at.b.stride(0), at.b_stride
+        shape = a.shape[0], at.outer, at.inner
+        _check(self._sums(self.index, NATIVE[a.dtype], *shape, *x, *y, out.data_ptr(), self._pool))
 
     def combine(self, terms: Sequence[Tensor], coefficients: Tensor, out: Tensor) -> None:
-        """Into `out`, laid out by `layout.like`; the rest is checked and not empty."""
+        """Into `out`, laid out by `ops._like`; the rest is checked and not empty."""
         terms, weights = [rows(t, out) for t in terms], coefficients.float().contiguous()
         count, samples = len(terms), len(out)
         pointers = (_POINTER * count)(*[t.data_ptr() for t in terms])
@@ -89,3 +101,53 @@ class Native:
 def _check(status: int) -> None:
     if status:
         raise ExtensionError(f"the native library gave up: {_FAILURES[status]}. Set DICACHE_EXTENSION=eager to go on.")
+
+
+# How tensors lie in memory.
+
+
+class Lines(NamedTuple):
+    """What native code is told; strides in elements."""
+
+    a: Tensor
+    b: Tensor
+    outer: int
+    """Lines per sample."""
+    inner: int
+    """Elements per line."""
+    a_stride: int
+    b_stride: int
+    """From line to line."""
+
+
+def lines(a: Tensor, b: Tensor) -> Lines:
+    """(B, ...), (B, ...) of one shape, not empty."""
+    if a.is_contiguous() and b.is_contiguous():
+        return Lines(a, b, 1, a.numel() // a.shape[0], 0, 0)
+    merged = _merged(a, b)
+    if not merged:
+        return Lines(a, b, 1, 1, 0, 0)
+    long = len(merged) == 1 or (len(merged) == 2 and merged[1][0] >= SHORTEST)
+    if long and merged[-1][1:] == (1, 1):
+        outer, a_stride, b_stride = merged[0] if len(merged) == 2 else (1, 0, 0)
+        return Lines(a, b, outer, merged[-1][0], a_stride, b_stride)
+    return lines(a.contiguous(), b.contiguous())
+
+
+def _merged(a: Tensor, b: Tensor) -> list[tuple[int, int, int]]:
+    """Size and both strides of a sample's axes, outermost in memory first, neighbours made one where they are one."""
+    axes = [axis for axis in zip(a.shape[1:], a.stride()[1:], b.stride()[1:], strict=True) if axis[0] != 1]
+    merged: list[tuple[int, int, int]] = []
+    for size, x, y in sorted(axes, key=lambda axis: axis[1:], reverse=True):
+        if merged and merged[-1][1:] == (size * x, size * y):
+            merged[-1] = (merged[-1][0] * size, x, y)
+        else:
+            merged.append((size, x, y))
+    return merged
+
+
+def rows(t: Tensor, out: Tensor) -> Tensor:
+    """`t` where its samples are laid out as those of `out` (they may lie anywhere), else a copy that is."""
+    if t.stride()[1:] == out.stride()[1:]:
+        return t
+    return torch.empty_like(out, dtype=t.dtype).copy_(t)

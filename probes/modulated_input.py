@@ -19,7 +19,7 @@ class ModulatedInput(Probe):
     depth = 0
 
     def __call__(self, view: View) -> Tensor:
-        norm, time = getattr(view.block, "norm1", None), view.kwargs.get("temb")
+        norm, time = view.block._modules.get("norm1"), view.kwargs.get("temb")
         if norm is None or time is None or not type(norm).__name__.startswith(("AdaLayerNormZero", "SD35AdaLayerNorm")):
             raise UnsupportedModelError(
                 f"ModulatedInput needs a first block whose norm1 is an AdaLayerNormZero and which is called with temb; "

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from dicache.approximators.base import Approximator, Histories, Target
-from dicache.approximators.linear import Extrapolate
 from dicache.extension import combine
-from dicache.types import Action, Rows
+from dicache.types import Action, Rows, Timetable
 
 
 def noise_of(latent: Tensor, output: Tensor, noise: tuple[float, float]) -> Tensor:
@@ -58,8 +57,16 @@ class ExtrapolateNoise(Approximator):
             return torch.ones_like(oldest)
         if target.timetable.random:
             return torch.zeros_like(oldest)
-        times = target.timetable.half_log_snrs_at(torch.stack([oldest, torch.full_like(oldest, target.sigma)]))
+        times = _half_log_snrs_at(target.timetable, torch.stack([oldest, torch.full_like(oldest, target.sigma)]))
         return (-(times[1] - times[0]).abs() / self.memory).exp()
 
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:
-        return Extrapolate().growth(sigmas, sigma)
+        return ((sigma - sigmas[0]) * (sigma - sigmas[1])).abs()  # as of any line
+
+
+def _half_log_snrs_at(timetable: Timetable, sigmas: Tensor) -> Tensor:
+    """Those of the steps at `sigmas`, any shape, which are steps of this timetable or nan."""
+    grid = torch.tensor(timetable.sigmas, dtype=torch.float64)
+    nearest = (sigmas[..., None] - grid).abs().nan_to_num().argmin(-1)
+    half_log_snrs = torch.tensor(timetable.half_log_snrs, dtype=torch.float64)[nearest]
+    return torch.where(sigmas.isnan(), torch.nan, half_log_snrs)

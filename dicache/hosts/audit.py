@@ -73,7 +73,7 @@ class Auditor:
         self.session, self.scheduler, self.rate = attachment.session, scheduler, rate
         self.random = torch.Generator().manual_seed(seed)
         self.budget = budget
-        self.found: list[Audited] = []
+        self.audits: list[Audited] = []
         self.shadow: Shadow | None = None
         self.seen: Run | None = None
         attachment.handles.append(attachment.denoiser.register_forward_hook(self._after, with_kwargs=True))
@@ -98,12 +98,12 @@ class Auditor:
 
     def _begun(self, run: Run, output: Tensor) -> Shadow | None:
         """At the second step: everything was computed until here."""
-        chosen = (torch.rand(run.samples, generator=self.random) < self.rate).nonzero().flatten()
+        rows = (torch.rand(run.samples, generator=self.random) < self.rate).nonzero().flatten()
         scheduler = self.scheduler()
-        if not len(chosen):
+        if not len(rows):
             return None
-        stochastic = getattr(scheduler.config, "stochastic_sampling", False) or "Ancestral" in type(scheduler).__name__
-        if stochastic or hasattr(scheduler, "is_scale_input_called") or run.guided.mixture is None:
+        stochastic = scheduler.config.get("stochastic_sampling") or "Ancestral" in type(scheduler).__name__
+        if stochastic or "is_scale_input_called" in vars(scheduler) or run.guided.mixture is None:
             self.session.note("nothing was audited: the scheduler is stochastic or rescales the denoiser's input.")
             return None
         if run.before > 1e-6:
@@ -113,14 +113,14 @@ class Auditor:
             self.session.note("nothing was audited: the denoiser's outputs are not all shaped like the latent.")
             return None
         latent, solver, mirror = run.latent[: run.samples], copy.deepcopy(scheduler), copy.deepcopy(scheduler)
-        return Shadow(run, chosen, solver, mirror, latent.clone(), latent.clone(), run.step.index)
+        return Shadow(run, rows, solver, mirror, latent.clone(), latent.clone(), run.step.index)
 
     def _computed(
         self, module: nn.Module, args: tuple[Tree, ...], kwargs: Mapping[str, Tree], shadow: Shadow, like: Tensor
     ) -> Tensor:
         """The exact output of the audited rows in this branch, (R, ...), zero elsewhere."""
         run = shadow.run
-        chunks = run.chunks(len(like))
+        chunks = len(like) // run.samples
         whole = shadow.latent.repeat(chunks, *[1] * (shadow.latent.ndim - 1))
         rows = torch.cat([shadow.rows + c * run.samples for c in range(chunks)])
 
@@ -147,7 +147,7 @@ class Auditor:
         return True
 
     def release(self) -> None:
-        """Let go of the model and its pipeline; what was found stays."""
+        """Let go of the model and its pipeline; what was measured stays."""
         self.finish()
         self.seen, self.scheduler = None, lambda: None
 
@@ -160,7 +160,7 @@ class Auditor:
         exact = _solved(shadow.solver, shadow, shadow.exact, shadow.latent)
         budgets = None if self.budget is None else per_sample(self.budget, shadow.run.samples)
         for b, error in zip(shadow.rows.tolist(), relative_error(cached[shadow.rows], exact[shadow.rows]), strict=True):
-            self.found.append(Audited(float(error), None if budgets is None else float(budgets[b])))
+            self.audits.append(Audited(float(error), None if budgets is None else float(budgets[b])))
 
 
 def _whole(shadow: Shadow) -> bool:
@@ -171,9 +171,9 @@ def _whole(shadow: Shadow) -> bool:
 
 def _led_to(now: Tensor, expected: Tensor, shadow: Shadow) -> bool:
     """Whether the cached latent became what was expected, but for a tenth of the change and for rounding."""
-    found, wanted, before = (t[shadow.rows].double() for t in (now, expected, shadow.cached))
-    allowed = length(wanted - before) / 10 + length(found) * torch.finfo(now.dtype).eps
-    return bool((length(found - wanted) <= allowed).all())
+    actual, wanted, before = (t[shadow.rows].double() for t in (now, expected, shadow.cached))
+    allowed = length(wanted - before) / 10 + length(actual) * torch.finfo(now.dtype).eps
+    return bool((length(actual - wanted) <= allowed).all())
 
 
 def _solved(solver: Any, shadow: Shadow, outputs: Mapping[str, Tensor], latent: Tensor) -> Tensor:  # noqa: ANN401

@@ -75,7 +75,7 @@ class Compilation:
     def _compile(self, module: nn.Module, options: Mapping[str, Any]) -> None:
         reference = registry_of(module)._fn_refs[0]
         name = "forward" if reference.original_forward is None else "original_forward"
-        setattr(reference, name, Compiled(getattr(reference, name), options))
+        vars(reference)[name] = Compiled(vars(reference)[name], options)
         self.compiled.append((reference, name))
 
     def check(self) -> None:
@@ -100,7 +100,7 @@ class Compilation:
 
     def undo(self) -> None:
         for reference, name in self.compiled:
-            setattr(reference, name, getattr(reference, name).eager)
+            vars(reference)[name] = vars(reference)[name].eager
         for module, compiled in self.taken:
             module._compiled_call_impl = compiled
         self.compiled, self.taken = [], []

@@ -18,8 +18,10 @@ class Adapters:
         self.denoiser = denoiser
         self.names: tuple[tuple[str, int], ...] = ()
         self.configs: list[object] = []
-        """Kept, so that no other gets their ids."""
+        """Referred to, so that no other gets their ids."""
         self.layers: list[nn.Module] = []
+        self.any = False
+        """Whether there are some, or ever were."""
         self.first = self.state()
         self.seen: tuple[Any, ...] = (self.first, ())
 
@@ -27,14 +29,15 @@ class Adapters:
         """Equal as long as the same adapters do the same."""
         loaded = vars(self.denoiser).get("peft_config", {})
         names = tuple((name, id(config)) for name, config in loaded.items())
+        self.any = self.any or bool(names)
         if names != self.names:
             self.names, self.configs = names, list(loaded.values())
             self.layers = [module for module in self.denoiser.modules() if "scaling" in vars(module)] if names else []
         return (*names, *map(_acting, self.layers))
 
-    def changed(self, given: Mapping[str, Tree]) -> bool:
-        """Whether they do something else than when this was asked last; `given` is what the denoiser is called with."""
-        options = [value for value in given.values() if isinstance(value, dict)]
+    def changed(self, arguments: Mapping[str, Tree]) -> bool:
+        """Whether they do something else than when this was asked last; `arguments` are those of the denoiser."""
+        options = [value for value in arguments.values() if isinstance(value, dict)]
         before, self.seen = self.seen, (self.state(), tuple(one["scale"] for one in options if "scale" in one))
         return self.seen != before
 

@@ -1,17 +1,27 @@
-"""One hook on one module: put on, looked for, taken off, whatever others put on or took off meanwhile.
+"""Hooks on modules: put on, looked for, taken off, whatever others put on or took off meanwhile.
 
 Diffusers keeps its hooks in a registry and links them; accelerate (sequential offload) wraps `forward` and keeps what
-it wrapped in `_old_forward`. Taking off the hook must leave both in place, and leave nothing of its own behind.
+it wrapped in `_old_forward`. Taking off a hook must leave both in place, and leave nothing of its own behind.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
 from dicache.errors import CopyError
+from dicache.runtime.module_call import ModuleCall
+from dicache.runtime.run_state import Call
+from dicache.runtime.session import Session
+from dicache.tensors.tree import Tree
 
 NAME = "dicache"
+eager = torch.compiler.disable(
+    reason="dicache decides outside of graphs: leave the model as it is, and pass compile_blocks=True to dicache.enable"
+)
 
 
 class Uncopied:
@@ -27,6 +37,43 @@ class Uncopied:
         )
 
 
+class SessionHook(Uncopied, ModelHook):
+    """Hands a module's forward to `run` while the session has a call open."""
+
+    def __init__(self, session: Session, run: Callable[[Call, ModuleCall], Tree], path: str) -> None:
+        super().__init__()
+        self.session, self.run, self.path = session, run, path
+
+    @eager
+    def new_forward(self, module: nn.Module, *args: Tree, **kwargs: Tree) -> Tree:
+        call, forward = self.session.call, self.fn_ref.original_forward
+        if call is None:
+            return forward(*args, **kwargs)
+        return self.run(call, ModuleCall(self.path, module, forward, args, kwargs))
+
+
+class BranchName(StateManager):
+    """Receives the name of the branch that the pipeline is about to run."""
+
+    @property
+    def name(self) -> str | None:
+        return None if self._context is None else self._context.name
+
+
+class FirstHook(SessionHook):
+    """That of the first block: the ear on the pipeline, which sets a `cache_context` and says when its run is over."""
+
+    _is_stateful = True
+
+    def __init__(self, session: Session, path: str, attachment: object) -> None:
+        super().__init__(session, session.strategy.block, path)
+        self.branch, self.attachment = BranchName(BaseState), attachment
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        self.session.finish()
+        return module
+
+
 class ModuleHook:
     """A hook of the registry, put on when this is made."""
 
@@ -36,9 +83,9 @@ class ModuleHook:
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
         self.worn, self.runs = module.forward, hook.fn_ref.forward
 
-    def keep(self) -> None:
-        """Put the hook back where one inside of it was taken off: diffusers then has the next one outside call what was
-        inside, in the place of what it runs itself.
+    def put_back(self) -> None:
+        """Where a hook inside of it was taken off: diffusers then has the next one outside call what was inside, in the
+        place of what it runs itself.
         """
         reference = self.hook.fn_ref
         if reference.forward is not self.runs:
@@ -51,7 +98,7 @@ class ModuleHook:
         return hooks[-1] != NAME or self.worn in (state.get("forward"), state.get("_old_forward"))
 
     def remove(self) -> None:
-        self.keep()
+        self.put_back()
         registry, state = registry_of(self.module), vars(self.module)
         wrapped, inside = self.module.forward, self.hook.fn_ref.original_forward
         later = registry._fn_refs[registry._hook_order.index(NAME) + 1 :]
@@ -73,6 +120,51 @@ class ModuleHook:
             state.pop("forward", None)
         if "_diffusers_hook" not in self.had:
             state.pop("_diffusers_hook", None)
+
+
+class Hooks:
+    """All hooks of one denoiser: on what may be skipped, and on the modules around it."""
+
+    def __init__(self, denoiser: nn.Module, session: Session) -> None:
+        self.denoiser, self.session = denoiser, session
+        self.root_had_registry = registry_of(denoiser) is not None
+        self.deciding: list[ModuleHook] = []
+        self.around: dict[str, ModuleHook] = {}
+
+    def put_on(self, module: nn.Module, hook: SessionHook) -> None:
+        self.deciding.append(ModuleHook(module, hook))
+
+    def surround(self, modules: dict[str, nn.Module]) -> None:
+        """Hook the modules around the blocks; those that LoRA has replaced meanwhile are let go."""
+        for path, module in modules.items():
+            before = self.around.get(path)
+            if before is not None and before.module is module:
+                continue
+            if before is not None:
+                before.remove()
+            self.around[path] = ModuleHook(module, SessionHook(self.session, self.session.around, path))
+        self.forget_registries()
+
+    def put_back(self) -> bool:
+        """Before every call; whether it will reach them."""
+        for hook in (*self.deciding, *self.around.values()):
+            hook.put_back()
+        return self.deciding[0].alive
+
+    def remove(self) -> None:
+        for hook in reversed((*self.deciding, *self.around.values())):
+            hook.remove()
+        self.deciding, self.around = [], {}
+        registry = registry_of(self.denoiser)
+        if registry is not None and not registry.hooks and not self.root_had_registry:
+            del self.denoiser._diffusers_hook
+        self.forget_registries()
+
+    def forget_registries(self) -> None:
+        """Diffusers caches which modules carry a registry."""
+        registry = registry_of(self.denoiser)
+        if registry is not None:
+            registry.invalidate_child_registries_cache()
 
 
 def registry_of(module: nn.Module) -> Any:  # noqa: ANN401

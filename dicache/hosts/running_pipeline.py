@@ -4,7 +4,7 @@ scheduler; where nothing does, it is the pipeline that dicache was enabled on.
 """
 
 import sys
-from collections.abc import Collection
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -18,18 +18,17 @@ _PASSED_BY = ("torch.", "accelerate.", "dicache.")
 class Running:
     """Its scheduler, when called from within the denoiser's hooks."""
 
-    def __init__(self, pipe: Any, parts: Collection[str]) -> None:  # noqa: ANN401
-        self.pipe, self.parts = pipe, parts
-        self.denoisers = [getattr(pipe, part) for part in parts]
+    def __init__(self, pipe: Any, denoisers: Mapping[str, nn.Module]) -> None:  # noqa: ANN401
+        self.pipe, self.denoisers = pipe, denoisers
 
     def __call__(self) -> Any:  # noqa: ANN401
         frame: FrameType | None = sys._getframe(1)
         for _ in range(_FAR):
             if frame is None:
                 break
-            found = self._in(frame)
-            if found is not None:
-                return found.scheduler
+            pipe = self._in(frame)
+            if pipe is not None:
+                return pipe.scheduler
             frame = frame.f_back
         return self.pipe.scheduler
 
@@ -46,6 +45,8 @@ class Running:
         return None
 
     def _drives(self, holder: object) -> bool:
-        if isinstance(holder, nn.Module) or getattr(holder, "scheduler", None) is None:
+        """Anything may be called `pipe`, so this asks instead of expecting."""
+        scheduler, *parts = (getattr(holder, name, None) for name in ("scheduler", *self.denoisers))
+        if isinstance(holder, nn.Module) or scheduler is None:
             return False
-        return any(getattr(holder, part, None) is denoiser for part in self.parts for denoiser in self.denoisers)
+        return any(part is denoiser for part in parts for denoiser in self.denoisers.values())

@@ -28,7 +28,7 @@ from dicache.measuring.prompt_runs import Drawer
 from dicache.measuring.recording import Recorder
 from dicache.measuring.slopes_along_run import UncachedStep, uncached_steps
 from dicache.promise.metrics import relative_error
-from dicache.runtime.evidence import guessing
+from dicache.runtime.decide import guess_cost
 from dicache.schedules.action_table import FILLS, NEEDS, Table, repaired
 from dicache.schedules.setting import Basis, config_of
 from dicache.sites import Evaluation, Sites
@@ -148,7 +148,7 @@ class ScheduleMeasurements:
         with enable(self.pipe, config=config) as cache:
             self.drawer.draw([0])
             booked = Recorder(cache).booked_macs
-        cells = [cell._replace(guess=booked[guessing(approximator, cell.path)]) for cell in self.basis.cells]
+        cells = [cell._replace(guess=booked[guess_cost(approximator, cell.path)]) for cell in self.basis.cells]
         return replace(self.basis, cells=tuple(cells))
 
     def errors(

@@ -32,6 +32,7 @@ runs.
 """
 
 import math
+from functools import lru_cache
 
 from dicache.types import Rows
 
@@ -54,6 +55,13 @@ DECAY = 0.8
 def error_rate(half_log_snr: float) -> float:
     """k at lambda = `half_log_snr`."""
     return math.exp(-0.95 - 0.52 * math.tanh(1.2 * (half_log_snr + 0.2)))
+
+
+@lru_cache(maxsize=16)
+def error_rates(half_log_snrs: tuple[float, ...], gains: tuple[float, ...]) -> tuple[float, ...]:
+    """k of the outputs at every step of a run; `gains` as in `dicache.types.Timetable`."""
+    gains = gains or (1.0,) * len(half_log_snrs)
+    return tuple(error_rate(time) * gain for time, gain in zip(half_log_snrs, gains, strict=True))
 
 
 def remaining(guidance: Rows) -> Rows:

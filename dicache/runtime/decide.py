@@ -1,60 +1,147 @@
-"""Asking estimator and controller about one site of one step.
+"""Deciding one site of one step: what is known, what skipping would cost, who fills in, which rows compute.
 
     cost = e * share * |h| * ||v|| / ||x_N|| * k(guidance)
 
 is what skipping would add to the final latent: e the estimator's relative error of the site's value, `share` how much
 of the stream it is (1 for a whole evaluation), h the solver's coefficient, the rest as in `dicache.planning.error_law`.
 Without calibration nothing better is known of how far a block's error reaches the output.
+
+Every function here is a question: it changes nothing, and whoever asks assigns the answer.
 """
 
-import torch
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from dicache.approximators.base import Approximator, Histories, Target
+from dicache.approximators.linear import Extrapolate, extrapolate
 from dicache.config import Config
 from dicache.controllers.base import refused
 from dicache.estimators.base import Evidence
-from dicache.planning.error_law import remaining
-from dicache.runtime.evidence import known
+from dicache.planning.error_law import REMAINS, error_rates
 from dicache.runtime.run_state import Judgement, Run, SiteState
+from dicache.tensors.mac_meter import Meter
+from dicache.tensors.norms import relative_change
 from dicache.types import Action, Decision, Grid, Quote, Reason, Rows
 
+# What is known.
 
-def decide_site(config: Config, run: Run, state: SiteState, evidence: Evidence) -> None:
-    """Decide for one site."""
-    predicted = _predicted(config, state, evidence)
-    quote = price_of(config, run, state, predicted)
-    before = state.controller
-    decision, state.controller = state.rule.decide(quote, run.step, before)
-    state.judgement = Judgement(
-        evidence, predicted, decision, quote, before, choose_approximator(config, predicted, decision)
+
+def no_evidence(config: Config, run: Run, feature: Tensor | None = None) -> Evidence:
+    """Of a site that was never computed, or that nobody had to decide."""
+    unknown = torch.full((run.samples,), torch.nan, dtype=torch.float64)
+    return Evidence(
+        growth=unknown[:, None].expand(-1, len(config.approximators)),
+        innovation=unknown,
+        innovation_growth=unknown,
+        step=run.step,
+        latent=run.latent[: run.samples],
+        feature=None if feature is None else feature[: run.samples],
     )
 
 
-def decide_together(config: Config, run: Run, evidences: list[Evidence]) -> None:
-    """One decision for all sites, on the mean of what is predicted of them; the first one's rule takes it."""
-    grids = [_predicted(config, state, evidence) for evidence, state in zip(evidences, run.states, strict=True)]
-    first, mean = run.states[0], torch.stack(grids).mean(0)
-    quote, before = price_of(config, run, first, mean), first.controller
-    decision, first.controller = first.rule.decide(quote, run.step, before)
-    best = choose_approximator(config, mean, decision)
-    for state, evidence in zip(run.states, evidences, strict=True):
-        state.judgement = Judgement(evidence, mean, decision, quote, before, best)
-
-
-def reject(run: Run, state: SiteState, samples: Rows) -> None:
-    """Decide again, from the state before, with nothing known of `samples`, (B,) bool: what their rule then remembers
-    is that they computed.
+def evidence_of(config: Config, run: Run, meter: Meter, histories: Histories | None, target: Target) -> Evidence:
+    """Of one site, before it is computed in the step's first call; `histories` is that of the branch that is called,
+    None where it was never computed.
     """
-    judged = state.judgement
-    assert judged is not None
-    decision, state.controller = state.rule.decide(refused(judged.quote, samples), run.step, judged.before)
-    judged.decision = decision._replace(
+    nothing, timetable = no_evidence(config, run, target.feature), run.step.timetable
+    if histories is None:
+        return nothing
+
+    def guess(index: int) -> Tensor | None:
+        guess = guesses(config, meter, histories, target, [index]).get(index)
+        return None if guess is None else guess[: run.samples]
+
+    # Errors grow evenly in half log SNR and not in sigma, so laws are asked in that time wherever it is known.
+    times = histories.outputs.times[:, : run.samples]
+    evidence = nothing._replace(
+        growth=torch.stack([_growth(a, times, run.time) for a in config.approximators], dim=1),
+        typical=None if timetable is None else error_rates(timetable.half_log_snrs, timetable.gains)[run.step.index],
+        guess=guess,
+    )
+    features = histories.features
+    if target.feature is None or len(features.values) < 2 or not config.estimator.reads_innovation:
+        return evidence
+    moved = relative_change(extrapolate(features, run.step.sigma), target.feature)[: run.samples].double().cpu()
+    growth = Extrapolate().growth(features.times[:, : run.samples], run.time)
+    return evidence._replace(innovation=moved, innovation_growth=growth)
+
+
+def _growth(approximator: Approximator, times: Tensor, time: float) -> Rows:
+    """nan where the history is too short, or was made short to save memory."""
+    if len(times) < approximator.needs:
+        return torch.full(times.shape[1:], torch.nan, dtype=torch.float64)
+    return approximator.growth(times, time)
+
+
+def guesses(
+    config: Config, meter: Meter, histories: Histories, target: Target, indices: Iterable[int]
+) -> dict[int, Tensor]:
+    """What these approximators guess, (R, ...) each, where the history is long enough; their matrix products booked."""
+    enough = [i for i in indices if len(histories.outputs.values) >= config.approximators[i].needs]
+    return {i: _guess(config.approximators[i], meter, histories, target) for i in enough}
+
+
+def _guess(approximator: Approximator, meter: Meter, histories: Histories, target: Target) -> Tensor:
+    if not approximator.multiplies:
+        return approximator.guess(histories, target)
+    return meter.added(guess_cost(approximator, target.site), lambda: approximator.guess(histories, target))
+
+
+def guess_cost(approximator: Approximator, site: str) -> Hashable:
+    """What the guesses of one approximator at one site are booked under."""
+    return type(approximator).__name__, id(approximator), site
+
+
+# What is decided.
+
+
+def judge(config: Config, run: Run, state: SiteState, evidence: Evidence) -> tuple[Judgement, Any]:
+    """One site, and the state that its controller goes on with."""
+    return _judged(config, run, state, evidence, _predicted(config, state, evidence))
+
+
+def judge_together(config: Config, run: Run, evidences: Sequence[Evidence]) -> tuple[list[Judgement], Any]:
+    """One decision for all sites, on the mean of what is predicted of them; the first one's rule takes it, and goes on
+    with the state.
+    """
+    grids = [_predicted(config, state, evidence) for evidence, state in zip(evidences, run.states, strict=True)]
+    judgement, controller = _judged(config, run, run.states[0], evidences[0], torch.stack(grids).mean(0))
+    return [judgement._replace(evidence=evidence) for evidence in evidences], controller
+
+
+def judge_rejected(run: Run, state: SiteState, judgement: Judgement, samples: Rows) -> tuple[Judgement, Any]:
+    """Again, from the state before, with nothing known of `samples`, (B,) bool: what their rule then remembers is that
+    they computed.
+    """
+    refusal = refused(judgement.quote, samples)
+    decision, controller = state.rule.decide(refusal, run.step, judgement.controller_before)
+    decision = decision._replace(
         action=torch.where(samples[:, None], int(Action.COMPUTE), decision.action),
         reason=torch.where(samples[:, None], int(Reason.REJECTED), decision.reason),
     )
+    computed, stored = _rows_of(decision)
+    return judgement._replace(decision=decision, computed=computed, stored=stored), controller
+
+
+def _judged(config: Config, run: Run, state: SiteState, evidence: Evidence, predicted: Grid) -> tuple[Judgement, Any]:
+    quote = price_of(config, run, state, predicted)
+    decision, controller = state.rule.decide(quote, run.step, state.controller)
+    best = choose_approximator(config, predicted, decision)
+    judgement = Judgement(evidence, predicted, decision, quote, state.controller, best, *_rows_of(decision))
+    return judgement, controller
+
+
+def _rows_of(decision: Decision) -> tuple[Rows, Rows]:
+    """Whose value is computed, and whose is to be remembered where it is, (B,) bool each."""
+    action = decision.action[:, 0]
+    return (action == Action.COMPUTE) | (action == Action.UNSTORED), action != Action.UNSTORED
 
 
 def _predicted(config: Config, state: SiteState, evidence: Evidence) -> Grid:
-    """inf for approximators that read more values than are kept."""
+    """inf for approximators that read more values than are remembered."""
     predicted = config.estimator.predict(evidence, state.estimator)
     if state.depth is None:
         return predicted
@@ -62,12 +149,14 @@ def _predicted(config: Config, state: SiteState, evidence: Evidence) -> Grid:
 
 
 def price_of(config: Config, run: Run, state: SiteState, predicted: Grid) -> Quote:
+    """By the approximator that is predicted to err least."""
     error, best = predicted.min(1)
+    # Nothing is free for want of a number: what was never measured is nan here, and its cost inf.
     unknown = torch.full_like(error, torch.nan)
     scale = unknown if run.scale is None else run.scale
-    share = (unknown if state.site.inside_denoiser else 1.0) if state.share is None else state.share
-    guidance = torch.ones_like(error) if run.guided.strength is None else run.guided.strength
-    cost = (error * share * run.step.coefficient * scale * remaining(guidance)).nan_to_num(torch.inf, torch.inf)
+    share = (unknown if state.inside else 1.0) if state.share is None else state.share
+    survives = REMAINS if run.guided.surviving_share is None else run.guided.surviving_share
+    cost = (error * share * run.step.coefficient * scale * survives).nan_to_num(torch.inf, torch.inf)
     cost = torch.where(cost > 0, cost, torch.inf)  # what seems to cost nothing is not known
     actions = torch.tensor([int(a.action) for a in config.approximators])
     return Quote(error, cost, actions[best], run.facts)
@@ -80,7 +169,16 @@ def choose_approximator(config: Config, predicted: Grid, decision: Decision) -> 
     actions = torch.tensor([int(a.action) for a in config.approximators])
     fitting = actions == decision.action
     fitting = fitting | ~fitting.any(1, keepdim=True)
+    # Unknown errors are inf; clamped, they still come before the approximators of other actions.
     return torch.where(fitting, predicted.clamp(max=1e300), torch.inf).min(1).indices
+
+
+# What that means for approximators and rows.
+
+
+def approximators_to_fill(state: SiteState) -> list[int]:
+    """Those that fill in at this step."""
+    return [] if state.judgement is None else sorted(set(state.judgement.best.tolist()))
 
 
 def rows_to_compute(config: Config, run: Run, state: SiteState, branch: str) -> Rows | None:
@@ -89,16 +187,24 @@ def rows_to_compute(config: Config, run: Run, state: SiteState, branch: str) -> 
     """
     if run.samples == 0 or state.judgement is None or branch not in state.histories:
         return None
-    chunks = run.chunks(state.histories[branch].rows)
+    sigmas = state.histories[branch].outputs.sigmas
+    chunks = sigmas.shape[1] // run.samples
     needs = torch.tensor([a.needs for a in config.approximators])[state.judgement.best].repeat(chunks)
-    return state.judgement.computed.repeat(chunks) | ~known(state.histories[branch], needs)
+    computed = state.judgement.computed.repeat(chunks) | (sigmas.isfinite().sum(0) < needs)
+    return None if bool(computed.all()) else computed
 
 
-def realised(state: SiteState, sums: Grid, n_approximators: int) -> Grid:
-    """(B, A + 2) squares on the host to relative errors (B, A), nan where there was no guess; updates the share."""
-    assert state.judgement is not None
-    errors = (sums[:, :n_approximators] / sums[:, n_approximators : n_approximators + 1]).sqrt()
-    share = (sums[:, n_approximators] / sums[:, n_approximators + 1]).sqrt().nan_to_num(1.0, 1.0).clamp(max=1.0)
-    surviving_share = share if state.share is None else torch.where(state.judgement.computed, share, state.share)
-    state.share = surviving_share
-    return errors
+def rows_to_remember(run: Run, state: SiteState, exact: Rows) -> Rows:
+    """Of the rows that are exact, (R,) bool, those whose value enters the history."""
+    if state.judgement is None:
+        return exact
+    return exact & state.judgement.stored.repeat(len(exact) // run.samples)
+
+
+def realised_errors(sums: Grid, n_approximators: int) -> tuple[Grid, Rows]:
+    """A site's squares on the host, (B, A + 2), to relative errors, (B, A), nan where there was no guess, and
+    ||value|| / ||output||, (B,).
+    """
+    value, output = sums[:, n_approximators], sums[:, n_approximators + 1]
+    share = (value / output).sqrt().nan_to_num(1.0, 1.0).clamp(max=1.0)
+    return (sums[:, :n_approximators] / value[:, None]).sqrt(), share

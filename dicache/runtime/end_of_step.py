@@ -1,35 +1,55 @@
-"""A step is over: learn from what was computed, and note down what happened."""
+"""A step is over: learn from what was computed, and note down what happened.
+
+What every approximator would have been wrong by is known wherever all branches computed, for nothing: its guess is
+held against the truth. Estimator and controller learn of it. Guidance is measured once, from the first two latents.
+"""
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dicache.config import Config
 from dicache.errors import UnsupportedModelError
-from dicache.runtime.decide import decide_site, realised
-from dicache.runtime.evidence import nothing
+from dicache.runtime.decide import judge, no_evidence, realised_errors
 from dicache.runtime.guidance import samples_of
-from dicache.runtime.run_state import Run, SiteState
+from dicache.runtime.run_state import Judgement, Run, SiteState
 from dicache.runtime.trace import Record
+from dicache.tensors.tree import tensors
 from dicache.types import Grid, Rows
+
+
+class Truth(NamedTuple):
+    """What a step shows of one site once it is over."""
+
+    errors: Grid
+    """What every approximator would have been wrong by, (B, A); nan where that is not known."""
+    share: Rows | None = None
+    """||value|| / ||output||, (B,); None where it is not known, or the site is the whole evaluation."""
+    value: Tensor | None = None
+    """(B, ...)."""
 
 
 def end_step(config: Config, run: Run, after: Tensor | None) -> None:
     """`after` is the next step's latent, if there is one."""
     if run.samples == 0:
-        samples = _samples(run, after)
-        controllers = [state.rule.init(samples) for state in run.states]
-        run.samples = samples
-        for state, controller in zip(run.states, controllers, strict=True):
-            state.controller = controller
-        _forget(config, run)
-    errors = _errors(config, run)
-    for state, error in zip(run.states, errors, strict=True):
-        _learn(config, run, state, error)
-    run.records.append(_record(run, errors))
+        _begin_states(config, run, _samples(run, after))
+    for state in run.states:
+        if state.judgement is None:  # nobody had to decide
+            state.judgement, state.controller = judge(config, run, state, no_evidence(config, run))
+    judgements = [state.judgement for state in run.states if state.judgement is not None]
+    truths, run.scale = _truths(config, run, judgements)
+    for state, judgement, truth in zip(run.states, judgements, truths, strict=True):
+        state.share = truth.share
+        state.controller, state.estimator = _learned(config, state, judgement, truth)
+    run.records.append(_record(run, judgements, truths))
     if run.guided.changed:
         _forget(config, run)
     elif run.guided.mixture is None and after is not None:
         run.know_mixture(run.guided.fitted(run.latent[: run.samples], after[: run.samples]))
+
+
+# The run's first step shows how many samples there are.
 
 
 def _samples(run: Run, after: Tensor | None) -> int:
@@ -44,39 +64,13 @@ def _samples(run: Run, after: Tensor | None) -> int:
     return samples
 
 
-def _errors(config: Config, run: Run) -> list[Grid]:
-    """What every approximator would have been wrong by at every site, (B, A) each; nan where that is not known. The
-    host waits for the device here.
-    """
-    n_approximators = len(config.approximators)
-    for state in run.states:
-        if state.judgement is None:  # nobody had to decide
-            decide_site(config, run, state, nothing(config, run))
-    unknown = [torch.full((run.samples, n_approximators), torch.nan, dtype=torch.float64) for _ in run.states]
-    computed = torch.stack([state.judgement.computed for state in run.states if state.judgement]).any(0)
-    if not run.guided.complete or not bool(computed.any()):
-        return unknown
-    measured, scale = run.guided.measure(run.latent[: run.samples], run.step.clean, n_approximators)
-    run.scale = scale if run.scale is None else torch.where(computed, scale, run.scale)
-    if not run.states[0].site.inside_denoiser:
-        run.states[0].value = run.guided.truth
-        return [measured]
-    known = [state for state in run.states if state.sums is not None]
-    if not known:
-        return unknown
-    sums = torch.stack([state.sums for state in known if state.sums is not None]).double().cpu()
-    found = {id(state): realised(state, grid, n_approximators) for state, grid in zip(known, sums, strict=True)}
-    return [found.get(id(state), none) for state, none in zip(run.states, unknown, strict=True)]
-
-
-def _learn(config: Config, run: Run, state: SiteState, errors: Grid) -> None:
-    judged = state.judgement
-    assert judged is not None
-    evidence = judged.evidence._replace(output=state.value)
-    ratio = (errors / judged.predicted).gather(1, judged.best[:, None])[:, 0]
-    state.controller = state.rule.settle(ratio, judged.computed, state.controller)
-    if state.depth != 0:
-        state.estimator = config.estimator.observe(errors, evidence, judged.computed, state.estimator)
+def _begin_states(config: Config, run: Run, samples: int) -> None:
+    """What rules and estimators begin with. A rule may refuse so many samples: then nothing has begun."""
+    controllers = [state.rule.init(samples) for state in run.states]
+    run.samples = samples
+    for state, controller in zip(run.states, controllers, strict=True):
+        state.controller = controller
+    _forget(config, run)
 
 
 def _forget(config: Config, run: Run) -> None:
@@ -86,21 +80,71 @@ def _forget(config: Config, run: Run) -> None:
         state.estimator, state.share = config.estimator.init(run.samples, len(config.approximators)), None
 
 
-def _record(run: Run, errors: list[Grid]) -> Record:
+# What was really wrong.
+
+
+def _truths(config: Config, run: Run, judgements: list[Judgement]) -> tuple[list[Truth], Rows | None]:
+    """Of every site, and ||v|| / ||x_N|| at each sample's last computed step. The host waits for the device here."""
+    n_approximators = len(config.approximators)
+    unknown = torch.full((run.samples, n_approximators), torch.nan, dtype=torch.float64)
+    before = [Truth(unknown, state.share, state.value) for state in run.states]
+    computed = torch.stack([judgement.computed for judgement in judgements]).any(0)
+    # A mixture that misses a branch says nothing: the outputs of that branch were guesses.
+    if not run.guided.complete or not bool(computed.any()):
+        return before, run.scale
+    errors, scale = run.guided.measure(run.latent[: run.samples], run.step.clean, n_approximators)
+    scale = _where(computed, scale, run.scale)
+    if not run.states[0].inside:
+        return [Truth(errors, value=run.guided.truth)], scale
+    summed = [i for i, state in enumerate(run.states) if state.sums is not None]
+    sums = [state.sums for state in run.states if state.sums is not None]
+    truths = before.copy()
+    if not sums:
+        return truths, scale
+    for i, grid in zip(summed, torch.stack(sums).double().cpu(), strict=True):  # one wait for all sites
+        site_errors, share = realised_errors(grid, n_approximators)
+        truths[i] = Truth(site_errors, _where(judgements[i].computed, share, before[i].share), before[i].value)
+    return truths, scale
+
+
+def _where(computed: Rows, now: Rows, before: Rows | None) -> Rows:
+    return now if before is None else torch.where(computed, now, before)
+
+
+def _learned(config: Config, state: SiteState, judgement: Judgement, truth: Truth) -> tuple[Any, Any]:
+    """The states that controller and estimator go on with."""
+    ratio = (truth.errors / judgement.predicted).gather(1, judgement.best[:, None])[:, 0]
+    controller = state.rule.settle(ratio, judgement.computed, state.controller)
+    if state.depth == 0:  # nothing is remembered of this site, so nothing is guessed
+        return controller, state.estimator
+    evidence = judgement.evidence._replace(output=truth.value)
+    return controller, config.estimator.observe(truth.errors, evidence, judgement.computed, state.estimator)
+
+
+def remembered_bytes(run: Run) -> int:
+    """Of histories, and of what estimators hold of the model, at this moment (numbers per sample aside)."""
+    histories = [history for state in run.states for branch in state.histories.values() for history in branch]
+    estimators = [t for state in run.states for t in tensors(state.estimator) if t.ndim > 2]
+    return sum(value.nbytes for history in histories for value in history.values) + sum(t.nbytes for t in estimators)
+
+
+# What is noted down.
+
+
+def _record(run: Run, judgements: list[Judgement], truths: list[Truth]) -> Record:
     """Of several sites the worst prediction and error; what was spent adds up in squares."""
-    judged = [state.judgement for state in run.states if state.judgement is not None]
-    chosen = [error.gather(1, j.best[:, None])[:, 0] for error, j in zip(errors, judged, strict=True)]
-    real = torch.stack([torch.where(j.computed, e, torch.nan) for e, j in zip(chosen, judged, strict=True)], dim=1)
-    spent = torch.stack([j.decision.spent for j in judged], dim=1)
+    own = [t.errors.gather(1, j.best[:, None])[:, 0] for t, j in zip(truths, judgements, strict=True)]
+    real = torch.stack([torch.where(j.computed, e, torch.nan) for e, j in zip(own, judgements, strict=True)], dim=1)
+    spent = torch.stack([judgement.decision.spent for judgement in judgements], dim=1)
     return Record(
         index=run.step.index,
         sigma=run.step.sigma,
         branches=tuple(run.guided.outputs),
-        action=torch.cat([j.decision.action for j in judged], dim=1),
-        reason=torch.cat([j.decision.reason for j in judged], dim=1),
-        predicted=torch.stack([j.predicted.min(1).values for j in judged], dim=1).amax(1),
+        action=torch.cat([judgement.decision.action for judgement in judgements], dim=1),
+        reason=torch.cat([judgement.decision.reason for judgement in judgements], dim=1),
+        predicted=torch.stack([judgement.predicted.min(1).values for judgement in judgements], dim=1).amax(1),
         realised=_worst(real),
-        spent=spent[:, 0] if len(judged) == 1 else spent.square().sum(1).sqrt(),
+        spent=spent[:, 0] if len(judgements) == 1 else spent.square().sum(1).sqrt(),
     )
 
 

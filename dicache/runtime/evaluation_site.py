@@ -1,12 +1,12 @@
 """The whole evaluation as one site: the denoiser's output is remembered and guessed.
 
-For `Branches` the site is every branch but the one with the largest weight in the mixture, which always computes; what
-is remembered is then by how much the others differ from it, and a guess is that difference added to what it gives now
-(FasterCache's CFG-Cache, arXiv 2410.19355; `dicache.presets.parts.fastercache` adds its two frequency bands). Where the
-strongest branch is called last, the others' outputs are remembered as they are.
+block    the probe's blocks run for all rows; then, once per step, decide per sample; the others for computing rows
+end      rows that skipped get the approximator's guess; exact rows enter the history, and say what the guesses of
+         all approximators were wrong by
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
@@ -15,116 +15,139 @@ from dicache.approximators.base import Histories, Target
 from dicache.approximators.noise import noise_of
 from dicache.config import Config
 from dicache.extension import combine
-from dicache.runtime.decide import decide_site, rows_to_compute
-from dicache.runtime.evidence import gather, guesses
+from dicache.runtime.decide import (
+    approximators_to_fill,
+    evidence_of,
+    guesses,
+    judge,
+    rows_to_compute,
+    rows_to_remember,
+)
 from dicache.runtime.memory_plan import Memory
-from dicache.runtime.run_state import Call, Run, SiteState
+from dicache.runtime.module_call import ModuleCall
+from dicache.runtime.probing import Probing
+from dicache.runtime.run_state import Call, SiteState
 from dicache.tensors import history
 from dicache.tensors.mac_meter import Meter
-from dicache.types import Kind, Rows
+from dicache.tensors.tree import Tree, shapes_of
+from dicache.types import Rows
+
+ALL = slice(None)
+Deciding = Callable[[Call], Rows | None]
+"""Which rows of a call compute, (R,) bool; None for all."""
 
 
 class EvaluationSite:
-    def __init__(self, config: Config, meter: Meter, memory: Memory, note: Callable[[str], None]) -> None:
-        self.config, self.meter, self.memory, self.note = config, meter, memory, note
-        self.noisy = any(a.reads_noise for a in config.approximators)
+    def __init__(self, config: Config, meter: Meter, memory: Memory) -> None:
+        self.config, self.meter, self.memory, self.probing = config, meter, memory, Probing(config, meter)
+        self.depth, self.reads_noise = config.probe.depth, any(a.reads_noise for a in config.approximators)
+        self.shapes: dict[tuple[tuple[Hashable, ...], str], Tree] = {}
+        """Of what each block gives, by the call's key and the block's path."""
 
-    def decide(self, run: Run, call: Call) -> Rows | None:
-        """Which rows compute, (R,) bool; None for all."""
-        state, always = run.states[0], _strongest(run, call)
-        if run.samples == 0 or bool(always.all()):
-            return None
-        if state.judgement is None:
-            rows = slice(run.samples * _weaker(run, always), None)
-            histories, target = state.histories.get(call.branch), _now(run, call, always, rows)
-            decide_site(
-                self.config,
-                run,
-                state,
-                gather(self.config, run, self.meter, histories and _from(histories, rows), target),
-            )
-        computed = rows_to_compute(self.config, run, state, call.branch)
-        return None if computed is None else computed | always
+    def forget(self) -> None:
+        self.shapes = {}
 
-    def passed(self, run: Run, call: Call, output: Tensor) -> Tensor:
-        """The output of a call whose sites lie inside it."""
-        run.guided.add(call.branch, output, {})
-        run.guided.handed(call.branch, output)
+    # One block.
+
+    def block(self, call: Call, module_call: ModuleCall, deciding: Deciding | None = None) -> Tree:
+        """Blocks come in the order of execution."""
+        key = (call.key, module_call.path)
+        if self.probing.looks:
+            self.probing.before(call, module_call)
+        # Where a block runs with inputs of these shapes for the first time, all rows run, and what it gives is noted.
+        if call.position == self.depth and key in self.shapes:
+            started = time.perf_counter()
+            computed = (deciding or self.decide)(call)
+            if computed is not None:
+                call.rows_to_run = call.rows_to_run.of(computed, call.latent.device)
+            call.run.overhead += time.perf_counter() - started
+        call.position += 1
+        if call.rows_to_run.computed is None and key in self.shapes:
+            self.meter.for_all_rows += self.meter.costs[module_call.path]
+            output = module_call.forward(*module_call.args, **module_call.kwargs)
+        else:
+            output = module_call.run_for(call.rows_to_run, self.meter, self.shapes.get(key))
+            if key not in self.shapes:
+                self.shapes[key] = shapes_of(output)
+        if self.probing.looks:
+            self.probing.after(call, output)
         return output
 
-    def end(self, run: Run, call: Call, output: Tensor) -> Tensor:
-        """The denoiser's output, (R, ...), with guesses in the rows that skipped."""
-        state, always = run.states[0], _strongest(run, call)
-        if state.site.kind is Kind.BRANCH and (run.guided.mixture is None or bool(always.all())):
-            run.strongest = output.detach().clone() if run.guided.mixture is not None else None
-            return self.passed(run, call, output)
-        rows_to_run = call.rows_to_run
-        exact = torch.ones(call.rows, dtype=torch.bool) if rows_to_run.computed is None else rows_to_run.computed
-        histories = state.histories.get(call.branch) or self.memory.nothing(state, call.rows)
-        wanted = state.used if rows_to_run.none else range(len(self.config.approximators))
-        target, base = _now(run, call, always), _base(run, always, output)
-        found = guesses(self.config, self.meter, histories, target, wanted)
+    # Deciding.
+
+    def decide(self, call: Call, rows: slice = ALL, *, difference: bool = False) -> Rows | None:
+        """Which rows compute, (R,) bool; None for all. The first call of a step decides, by its first samples from
+        `rows` on.
+        """
+        run, state = call.run, call.run.states[0]
+        if run.samples == 0:
+            return None
+        if state.judgement is None:
+            histories = state.histories.get(call.branch)
+            if histories is not None and rows != ALL:
+                histories = _rows_of(histories, rows)
+            evidence = evidence_of(self.config, run, self.meter, histories, _target(call, rows, difference))
+            state.judgement, state.controller = judge(self.config, run, state, evidence)
+        return rows_to_compute(self.config, run, state, call.branch)
+
+    # Filling in and remembering.
+
+    def end(self, call: Call, output: Tensor, base: Tensor | None = None, fresh: Rows | None = None) -> Tensor:
+        """The denoiser's output, (R, ...), with guesses in the rows that skipped. Where a `base`, (R, ...), is given,
+        it is by how much the output differs from it that is guessed and remembered, but for rows that are always
+        `fresh`, (R,) bool.
+        """
+        run, state, rows_to_run = call.run, call.run.states[0], call.rows_to_run
+        exact = torch.ones(len(output), dtype=torch.bool) if rows_to_run.computed is None else rows_to_run.computed
+        histories = state.histories.get(call.branch) or self.memory.nothing(state, len(output))
+        # Exact rows ask all approximators: that is what the next predictions are learned from.
+        indices = approximators_to_fill(state) if rows_to_run.none else range(len(self.config.approximators))
+        difference = base is not None or fresh is not None
+        guessed = guesses(self.config, self.meter, histories, _target(call, ALL, difference), indices)
         if base is not None:
-            found = {i: base + guess for i, guess in found.items()}
-        result = output if rows_to_run.computed is None else self._filled(run, state, found, output, exact)
+            guessed = {i: base + guess for i, guess in guessed.items()}
+        result = output if rows_to_run.computed is None else self._filled(state, guessed, output, exact)
         if not rows_to_run.none:
-            run.guided.add(call.branch, output, found)
-            self._remember(run, call, histories, output if base is None else output - base, exact & ~always)
+            run.guided.add(call.branch, output, guessed)
+            value = output if base is None else output - base
+            self._remember(call, histories, value, exact if fresh is None else exact & ~fresh)
         run.guided.handed(call.branch, result)
         return result
 
-    def _filled(self, run: Run, state: SiteState, guesses: dict[int, Tensor], output: Tensor, exact: Rows) -> Tensor:
+    def _filled(self, state: SiteState, guessed: dict[int, Tensor], output: Tensor, exact: Rows) -> Tensor:
         """`output` where computed, else the guess that was decided on."""
         assert state.judgement is not None
-        if len(guesses) == 1 and not bool(exact.any()):
-            return next(iter(guesses.values()))
-        best = state.judgement.best.repeat(run.chunks(len(output)))
-        chosen = torch.stack([exact, *(~exact & (best == i) for i in guesses)], dim=1)
-        return combine((output, *guesses.values()), chosen.float())
+        if len(guessed) == 1 and not bool(exact.any()):
+            return next(iter(guessed.values()))
+        best = state.judgement.best.repeat(len(output) // len(state.judgement.best))
+        columns = torch.stack([exact, *(~exact & (best == i) for i in guessed)], dim=1)
+        return combine((output, *guessed.values()), columns.float())
 
-    def _remember(self, run: Run, call: Call, histories: Histories, value: Tensor, exact: Rows) -> None:
-        sigma, features, noises = run.step.sigma, histories.features, histories.noises
-        exact = run.states[0].remembered(exact)
-        noise = noise_of(call.latent, value, run.step.noise) if self.noisy else None
-        self.memory.saw(run.states[0], call.branch, value, call.feature, noise)
-        outputs = history.push(histories.outputs, value, sigma, exact)
+    def _remember(self, call: Call, histories: Histories, value: Tensor, exact: Rows) -> None:
+        run, state = call.run, call.run.states[0]
+        step, features, noises = run.step, histories.features, histories.noises
+        exact = rows_to_remember(run, state, exact)
+        noise = noise_of(call.latent, value, step.noise) if self.reads_noise else None
+        if self.memory.planned is None:
+            self.memory.saw(state, call.branch, value, call.feature, noise)
+        outputs = history.push(histories.outputs, value, step.sigma, exact, run.time)
         if call.feature is not None:
-            features = history.push(features, call.feature, sigma, exact)
+            features = history.push(features, call.feature, step.sigma, exact, run.time)
         if noise is not None:
-            noises = history.push(noises, noise, sigma, exact)
-        run.states[0].histories[call.branch] = Histories(outputs, features, noises)
+            noises = history.push(noises, noise, step.sigma, exact, run.time)
+        state.histories[call.branch] = Histories(outputs, features, noises)
 
 
-def _now(run: Run, call: Call, always: Rows, rows: slice = slice(None)) -> Target:
-    feature = None if call.feature is None else call.feature[rows]
-    difference = run.strongest is not None or bool(always.any())
-    return Target(run.step.sigma, feature, call.latent[rows], run.step.noise, run.step.timetable, difference=difference)
+def _target(call: Call, rows: slice, difference: bool) -> Target:
+    feature, step = call.feature, call.run.step
+    feature = feature if feature is None else feature[rows]
+    return Target(step.sigma, feature, call.latent[rows], step.noise, step.timetable, difference=difference)
 
 
-def _from(histories: Histories, rows: slice) -> Histories:
-    if rows.start == 0:
-        return histories
-    return Histories(*(history.History(h.sigmas[:, rows], tuple(value[rows] for value in h.values)) for h in histories))
-
-
-def _strongest(run: Run, call: Call) -> Rows:
-    """Rows of the strongest branch, (R,) bool; none unless branches are sites."""
-    rows = torch.zeros(call.rows, dtype=torch.bool)
-    if run.states[0].site.kind is not Kind.BRANCH or run.guided.strongest is None:
-        return rows
-    branch, chunk = run.guided.strongest
-    if call.branch == branch:
-        rows.view(-1, run.samples)[chunk] = True
-    return rows
-
-
-def _weaker(run: Run, always: Rows) -> int:
-    """The first chunk of the call that may be skipped."""
-    return int((~always).view(-1, run.samples).all(1).int().argmax())
-
-
-def _base(run: Run, always: Rows, output: Tensor) -> Tensor | None:
-    """What the strongest branch gave at this step, for every row; None unless branches are sites and it was called."""
-    if not bool(always.any()):
-        return run.strongest
-    return output[always.to(output.device)].repeat(run.chunks(len(output)), *[1] * (output.ndim - 1))
+def _rows_of(histories: Histories, rows: slice) -> Histories:
+    return Histories(
+        *(
+            history.History(h.sigmas[:, rows], tuple(value[rows] for value in h.values), h.times[:, rows])
+            for h in histories
+        )
+    )

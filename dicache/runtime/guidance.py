@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dicache.extension import combine, residual_sums
+from dicache.planning.error_law import remaining
 from dicache.types import Grid, Rows
 
 _PART = ", part "
@@ -90,6 +91,12 @@ class Guided:
     """How many chunks each of them has."""
     mixture: Tensor | None = None
     """(chunks of all branches, B), None until measured."""
+    strength: Rows | None = None
+    """Weight of the strongest branch, (B,): the guidance scale. None without a mixture, as what follows."""
+    surviving_share: Rows | None = None
+    """Of an error, (B,): what is left of it at the end (`dicache.planning.error_law`)."""
+    strongest: tuple[str, int] | None = None
+    """Branch and chunk with the largest weight, in most samples."""
     outputs: dict[str, Tensor] = field(default_factory=dict)
     """What each branch handed to the pipeline; contents only while the mixture is not known."""
     truth: Tensor | None = None
@@ -103,19 +110,17 @@ class Guided:
         if self.mixture is None or len(staying) in (0, len(self.order)):
             return replace(self, outputs={}, truth=None, guesses={})
         weights = torch.cat([self.mixture.split(self.widths)[i] for i in staying])
-        return Guided(
-            tuple(self.order[i] for i in staying),
-            tuple(self.widths[i] for i in staying),
-            torch.where(weights.sum(0).abs() > 1e-3, weights / weights.sum(0), 1.0),
-        )
+        order, widths = tuple(self.order[i] for i in staying), tuple(self.widths[i] for i in staying)
+        return _mixed(order, widths, torch.where(weights.sum(0).abs() > 1e-3, weights / weights.sum(0), 1.0))
 
     def branch(self, name: str | None, part: int = 0) -> str:
         """What a call is remembered by: the branch's name, or its place, and which of the solver's calls it is."""
         place = sum(_part(output) == part for output in self.outputs)
         return _PART.join([name or f"call {place}", *([str(part)] if part else [])])
 
-    def came(self, name: str, part: int) -> bool:
-        return self.branch(name, part) in self.outputs
+    def came(self, name: str | None, part: int) -> bool:
+        """Whether the branch of this name was called already."""
+        return name is not None and self.branch(name, part) in self.outputs
 
     @property
     def complete(self) -> bool:
@@ -127,13 +132,15 @@ class Guided:
         """Whether other branches came than those the mixture was measured on."""
         return self.mixture is not None and set(self.outputs) != set(self.order)
 
-    @property
-    def strength(self) -> Rows | None:
-        """Weight of the strongest branch, (B,): the guidance scale."""
-        return None if self.mixture is None else self.mixture.abs().amax(0)
-
     def handed(self, branch: str, output: Tensor) -> None:
+        """The pipeline got this of a branch, (R, ...)."""
         self.outputs[branch] = output.detach().clone() if self.mixture is None else output
+
+    def passed(self, branch: str, output: Tensor) -> Tensor:
+        """The same, of a branch in which nothing was guessed."""
+        self.add(branch, output, {})
+        self.handed(branch, output)
+        return output
 
     def add(self, branch: str, output: Tensor, guesses: dict[int, Tensor]) -> None:
         """One branch was computed: `output` (R, ...), and what each approximator had guessed; one that had no guess of
@@ -164,13 +171,6 @@ class Guided:
         return errors, length / scale
 
     @property
-    def strongest(self) -> tuple[str, int] | None:
-        """Branch and chunk with the largest weight, in most samples."""
-        if self.mixture is None:
-            return None
-        return self.streams[int(self.mixture.abs().median(1).values.argmax())]
-
-    @property
     def told_apart(self) -> bool:
         """Whether one branch is known to be stronger than another."""
         return self.mixture is not None and not bool((self.mixture == 1).all())
@@ -187,7 +187,19 @@ class Guided:
         parts = [output.split(len(before)) for output in self.outputs.values()]
         first = parts[0][0]
         mixture = fit(denoised(before, first), denoised(after, first), [part for chunks in parts for part in chunks])
-        return replace(self, order=tuple(self.outputs), widths=tuple(len(chunks) for chunks in parts), mixture=mixture)
+        mixed = _mixed(tuple(self.outputs), tuple(len(chunks) for chunks in parts), mixture)
+        return replace(mixed, outputs=self.outputs, truth=self.truth, guesses=self.guesses)
+
+    def unmixed(self) -> "Guided":
+        """Nothing is known of the mixture any more."""
+        return replace(self, mixture=None, strength=None, surviving_share=None, strongest=None)
+
+
+def _mixed(order: tuple[str, ...], widths: tuple[int, ...], mixture: Tensor) -> Guided:
+    """What is asked of a mixture at every step is worked out here, once."""
+    strength, guided = mixture.abs().amax(0), Guided(order, widths, mixture)
+    strongest = guided.streams[int(mixture.abs().median(1).values.argmax())]
+    return replace(guided, strength=strength, surviving_share=remaining(strength), strongest=strongest)
 
 
 def _part(branch: str) -> int:

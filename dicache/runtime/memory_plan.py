@@ -1,4 +1,4 @@
-"""How much a run will keep, worked out from its first step and held to a limit.
+"""How much a run will remember, worked out from its first step and bounded by a limit.
 
     bytes = sum over sites and branches of  depth * (value + noise + feature)  +  what estimator and approximators keep
 
@@ -60,9 +60,9 @@ class Memory:
             return
         self.seen.add((state.site.index, branch))
         old = self.sizes.get(state.site.index, Size(0, 0, 0.0))
-        held = value.nbytes + (0 if noise is None else noise.nbytes)
+        own = value.nbytes + (0 if noise is None else noise.nbytes)
         self.sizes[state.site.index] = old._replace(
-            value=old.value + held, feature=old.feature + (0 if feature is None else feature.nbytes)
+            value=old.value + own, feature=old.feature + (0 if feature is None else feature.nbytes)
         )
 
     def plan(self, run: Run, macs: Sequence[float]) -> None:
@@ -105,6 +105,6 @@ class Memory:
             if self._total(depths) <= limit:
                 break
             depths[state] = 0
-        kept = sum(depth > 0 for depth in depths.values())
-        self.note(f"memory_limit: {kept} of {len(depths)} sites are cached, with {orders[0]} exact value each.")
+        cached = sum(depth > 0 for depth in depths.values())
+        self.note(f"memory_limit: {cached} of {len(depths)} sites are cached, with {orders[0]} exact value each.")
         return depths

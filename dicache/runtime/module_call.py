@@ -17,23 +17,22 @@ class RowsToRun(NamedTuple):
     """The rows of a call that compute."""
 
     rows: int
+    """How many the call has."""
     computed: Rows | None = None
     """(R,) bool on the host where some row skips, None while all rows compute."""
     some: Tensor | None = None
     """Their indices, on the device, where some compute and some do not."""
+    none: bool = False
+    """Whether no row computes."""
     gathered: bool = True
     """Whether parts may run for some rows; else they run for all where some compute."""
-
-    @property
-    def none(self) -> bool:
-        return self.computed is not None and self.some is None
 
     def of(self, computed: Rows | None, device: torch.device) -> "RowsToRun":
         """The same call with these rows, (R,) bool."""
         if computed is None or bool(computed.all()):
             return RowsToRun(self.rows, gathered=self.gathered)
         some = computed.nonzero().flatten().to(device) if bool(computed.any()) else None
-        return RowsToRun(self.rows, computed, some, self.gathered)
+        return RowsToRun(self.rows, computed, some, some is None, self.gathered)
 
 
 class ModuleCall(NamedTuple):
@@ -49,23 +48,24 @@ class ModuleCall(NamedTuple):
     def run(self) -> Tree:
         return self.forward(*self.args, **self.kwargs)
 
-    def run_for(self, chosen: RowsToRun, meter: Meter, shapes: Tree, *, inside: bool = False) -> Tree:
+    def run_for(self, rows_to_run: RowsToRun, meter: Meter, shapes: Tree, *, inside: bool = False) -> Tree:
         """Its output: zeros in rows that skip, something shaped like `shapes` where all do. `inside`: it belongs to
         another part, whose cost holds its own.
         """
-        known = self.path in meter.costs
-        if known and chosen.none:
+        costed = self.path in meter.costs
+        if costed and rows_to_run.none:
             meter.ran(self.path, False, inside=inside)
             return stand_in(shapes, self.args, self.kwargs)
-        if not known or chosen.some is None or not chosen.gathered or not self.batched(chosen.rows):
+        # Without a cost it runs for all rows whatever was decided: that run is the one that is counted.
+        if not costed or rows_to_run.some is None or not rows_to_run.gathered or not self.batched(rows_to_run.rows):
             output = meter.counted(self.path, self.run)
             meter.ran(self.path, inside=inside)
             return output
-        assert chosen.computed is not None
-        meter.ran(self.path, chosen.computed, inside=inside)
+        assert rows_to_run.computed is not None
+        meter.ran(self.path, rows_to_run.computed, inside=inside)
         names = _names(type(self.module).forward)[: len(self.args)]
-        args, kwargs = take(self.args, self.kwargs, chosen.some, chosen.rows, names)
-        return scatter(self.forward(*args, **kwargs), chosen.some, chosen.rows)
+        args, kwargs = take(self.args, self.kwargs, rows_to_run.some, rows_to_run.rows, names)
+        return scatter(self.forward(*args, **kwargs), rows_to_run.some, rows_to_run.rows)
 
     def batched(self, rows: int) -> bool:
         """Whether its main input has the rows on its first axis. Where a model folds frames into the batch, its blocks

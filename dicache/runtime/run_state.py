@@ -4,13 +4,11 @@ Estimator and controller keep typed states of their own, one per site; the sessi
 Nothing is kept on a module, a class or a global.
 """
 
-import time
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from time import perf_counter
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from dicache.approximators.base import Histories
@@ -21,13 +19,29 @@ from dicache.probes.base import View
 from dicache.runtime.guidance import Guided
 from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.trace import Record
-from dicache.tensors.tree import tensors
-from dicache.types import Action, Decision, Grid, Quote, Rows, RunFacts, Site, Step
+from dicache.types import Decision, Grid, Quote, Rows, RunFacts, Site, Step
 
 
-@dataclass
-class Judgement:
-    """What was known and decided at one step."""
+class Inputs(NamedTuple):
+    """What the denoiser is called with, as far as a session reads it."""
+
+    latent: Tensor
+    """(R, ...)."""
+    timestep: Tensor | float | None
+    branch: str | None
+    """Its name, where the pipeline gives one."""
+    key: tuple[Hashable, ...]
+    """Calls of one key have inputs of the same shapes and run the same parts."""
+    gathered: bool = True
+    """Whether parts may run for some of the rows."""
+    other_weights: bool = False
+    """Whether what is remembered is of another model; costs may be others too."""
+    conditions: Callable[[], Prints] = dict
+    """Tells the fingerprint of what else it is called with; asked for in a run's first step."""
+
+
+class Judgement(NamedTuple):
+    """What was known of a site and decided at one step."""
 
     evidence: Evidence
     predicted: Grid
@@ -35,20 +49,14 @@ class Judgement:
     decision: Decision
     """Of this site: action and reason are (B, 1)."""
     quote: Quote
-    before: Any
+    controller_before: Any
     """The controller's state when it was asked."""
     best: Rows
     """The approximator that fills in, or would, (B,)."""
-
-    @property
-    def computed(self) -> Rows:
-        action = self.decision.action[:, 0]
-        return (action == Action.COMPUTE) | (action == Action.UNSTORED)
-
-    @property
-    def unstored(self) -> Rows:
-        """Whose value is not to be remembered, (B,) bool."""
-        return self.decision.action[:, 0] == Action.UNSTORED
+    computed: Rows
+    """Whose value is computed, (B,) bool."""
+    stored: Rows
+    """Whose value, once computed, is to be remembered, (B,) bool."""
 
 
 @dataclass
@@ -57,6 +65,8 @@ class SiteState:
 
     site: Site
     rule: Controller[Any]
+    inside: bool
+    """Whether it lies inside the denoiser."""
     estimator: Any = None
     """The estimator's state."""
     controller: Any = None
@@ -70,24 +80,9 @@ class SiteState:
     value: Tensor | None = None
     """What the site gave in the branch that was called first, (B, ...)."""
     depth: int | None = None
-    """How many exact values are kept; None for as many as the approximators read."""
+    """How many exact values are remembered; None for as many as the approximators read."""
     share: Rows | None = None
     """||value|| / ||output|| when last computed, (B,); None for the whole evaluation."""
-
-    @property
-    def used(self) -> list[int]:
-        """The approximators that fill in at this step."""
-        return [] if self.judgement is None else sorted(set(self.judgement.best.tolist()))
-
-    def remembered(self, exact: Rows) -> Rows:
-        """Of the rows that are exact, (R,) bool, those whose value enters the history."""
-        if self.judgement is None:
-            return exact
-        unstored = self.judgement.unstored
-        return exact & ~unstored.repeat(len(exact) // len(unstored))
-
-    def next_step(self) -> None:
-        self.judgement = self.sums = self.value = None
 
 
 @dataclass
@@ -96,6 +91,8 @@ class Run:
 
     key: object
     step: Step
+    time: float
+    """Where the step lies in the time along which errors grow evenly: half log SNR where it is known, else sigma."""
     latent: Tensor
     """The denoiser's input in the first call of the step that is going on, (R, ...)."""
     before: float
@@ -112,19 +109,18 @@ class Run:
     """What the strongest branch gave at this step, where the others are sites."""
     records: list[Record] = field(default_factory=list)
     bytes: int = 0
+    """The most that was remembered at once."""
     overhead: float = 0.0
+    """Seconds that deciding and filling in took on the host."""
     complete: bool = False
     gone: bool = False
     """Whether the model's tensors were let go: nothing is learned any more."""
-    begun: float = field(default_factory=time.perf_counter)
+    begun: float = field(default_factory=perf_counter)
     facts: RunFacts = field(init=False)
+    """What the run has shown of itself."""
 
     def __post_init__(self) -> None:
         self.facts = RunFacts(self.step.timetable)
-
-    def chunks(self, rows: int) -> int:
-        """How many guidance branches a call of that many rows holds."""
-        return rows // self.samples
 
     def know_mixture(self, guided: Guided) -> None:
         """The guidance branches were told apart: that of the largest weight, and the others."""
@@ -136,36 +132,13 @@ class Run:
 
     def forget_mixture(self) -> None:
         """Other branches came."""
-        self.guided.mixture, self.scale = None, None
+        self.guided, self.scale = self.guided.unmixed(), None
         self.facts = replace(self.facts, guidance=None)
 
     def _conditions(self, branch: str, chunk: int) -> Prints:
         """Of one branch, (B, 32) each."""
         prints = self.prints.get(branch, {}).items()
         return {name: each.reshape(-1, self.samples, each.shape[1])[chunk] for name, each in prints}
-
-    @property
-    def at_end(self) -> bool:
-        """Whether its last step has begun: many pipelines do not say that their run is over."""
-        return self.step.index == self.step.total - 1
-
-    @property
-    def held(self) -> int:
-        """Bytes that are kept at this moment: histories, and what estimators hold of the model (numbers per sample
-        aside).
-        """
-        kept = [held.nbytes for state in self.states for histories in state.histories.values() for held in histories]
-        states = [t for state in self.states for t in tensors(state.estimator) if t.ndim > 2]
-        return sum(kept) + sum(t.nbytes for t in states)
-
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """What happens inside is the controller's own time."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.overhead += time.perf_counter() - started
 
     def let_go(self) -> None:
         """Of the model's tensors."""
@@ -176,12 +149,6 @@ class Run:
         """What sites have remembered, once nothing reads it any more; what rules know and the mixture stay."""
         for state in self.states:
             state.histories, state.sums, state.value, state.judgement, state.estimator = {}, None, None, None, None
-
-    def go_on(self, step: Step, latent: Tensor) -> None:
-        """The next step begins."""
-        self.step, self.latent, self.guided, self.strongest = step, latent, self.guided.next_step(step.calls), None
-        for state in self.states:
-            state.next_step()
 
 
 @dataclass
@@ -207,6 +174,7 @@ class OpenSite:
 class Call:
     """The denoiser call that is going on."""
 
+    run: Run
     branch: str
     latent: Tensor
     """What it is called with, (r, ...); calls of one step may differ in their rows."""
@@ -216,6 +184,9 @@ class Call:
     first: bool
     """Whether no other branch was called before in this step."""
     position: int = 0
+    """How many blocks have run."""
+    around: dict[str, int] = field(default_factory=dict)
+    """How often each module around the blocks has run."""
     view: View | None = None
     """What the first block was called with, until the probe has looked."""
     feature: Tensor | None = None
@@ -226,15 +197,7 @@ class Call:
     """Rows, (R,) bool, whose draft failed; they compute when the call runs again."""
     again: bool = False
 
-    @property
-    def rows(self) -> int:
-        return self.latent.shape[0]
-
-    @property
-    def device(self) -> torch.device:
-        return self.latent.device
-
     def repeat(self) -> None:
         """The call begins again; what was rejected stays so."""
-        self.again, self.position, self.drafted, self.open_site = True, 0, None, None
-        self.rows_to_run, self.feature = RowsToRun(self.rows, gathered=self.rows_to_run.gathered), None
+        self.again, self.position, self.drafted, self.open_site, self.around = True, 0, None, None, {}
+        self.rows_to_run, self.feature = RowsToRun(self.rows_to_run.rows, gathered=self.rows_to_run.gathered), None

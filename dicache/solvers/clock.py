@@ -48,6 +48,8 @@ class SchedulerClock:
         self.scheduler = scheduler
         self.run: object = None
         self.timeline = Timeline(Timetable((), (), (), 0), (), (), ())
+        self.readings: list[Reading] = []
+        """Of every call of the run."""
         self.order = _Order(())
 
     @property
@@ -61,7 +63,9 @@ class SchedulerClock:
             trained = scheduler.config.get("num_train_timesteps", 1000)
             self.run, self.order = scheduler.timesteps, _Order(tuple(scheduler.timesteps.tolist()), trained)
             self.timeline = timeline_of(scheduler, self._begin(scheduler, timestep))
-        return self.timeline.reading(self.run, self._call(scheduler, timestep))
+            calls = range(len(self.timeline.steps))
+            self.readings = [self.timeline.reading(self.run, call) for call in calls]
+        return self.readings[min(self._call(scheduler, timestep), len(self.readings) - 1)]
 
     def _begin(self, scheduler: Any, timestep: torch.Tensor | float | None) -> int:  # noqa: ANN401
         if isinstance(scheduler, _Indexed) and scheduler.step_index is not None:

@@ -48,43 +48,43 @@ def _base(output: Tensor, inputs: Sequence[Tensor]) -> int | None:
     return min(fitting, key=lambda i: float(residual_sums(output[None], inputs[i][None])[0, 2]))
 
 
-def value_of(form: OutputLayout, inputs: Sequence[Tensor], output: Tree) -> Tensor:
+def value_of(layout: OutputLayout, inputs: Sequence[Tensor], output: Tree) -> Tensor:
     """(R, N, C) or (R, D): what is remembered. A tensor of its own."""
     parts = [
-        t - inputs[base] if form.added and base is not None else t
-        for t, base in zip(tensors(output), form.bases, strict=True)
+        t - inputs[base] if layout.added and base is not None else t
+        for t, base in zip(tensors(output), layout.bases, strict=True)
     ]
-    return parts[0].detach().clone() if len(parts) == 1 and not form.added else join(parts)
+    return parts[0].detach().clone() if len(parts) == 1 and not layout.added else join(parts)
 
 
-def entering(form: OutputLayout, inputs: Sequence[Tensor]) -> Tensor:
+def entering(layout: OutputLayout, inputs: Sequence[Tensor]) -> Tensor:
     """The streams that the site continues, joined: what a probe that looks at a site sees. All inputs of the rows'
     where it continues none.
     """
-    bases = [inputs[base] for base in form.bases if base is not None]
+    bases = [inputs[base] for base in layout.bases if base is not None]
     return join(bases or [t for t in inputs if t.is_floating_point() and t.ndim > 1])
 
 
 def output_of(
-    form: OutputLayout, inputs: Sequence[Tensor], value: Tensor, output: Tree = (), computed: Rows | None = None
+    layout: OutputLayout, inputs: Sequence[Tensor], value: Tensor, output: Tree = (), computed: Rows | None = None
 ) -> Tree:
     """The site's output where `value`, (R, ...), was added to (or stands for) what it continues; where rows were
     `computed`, (R,) bool, that of `output`. One pass over memory, and a tensor of its own.
     """
-    shapes, exact = tensors(form.outputs), [] if computed is None else tensors(output)
-    parts = iter(zip(_split(value, shapes), form.bases, strict=True))
-    kept = None if computed is None else torch.stack([computed, ~computed], dim=1).float()
+    shapes, exact = tensors(layout.outputs), [] if computed is None else tensors(output)
+    parts = iter(zip(_split(value, shapes), layout.bases, strict=True))
+    chooses = None if computed is None else torch.stack([computed, ~computed], dim=1).float()
 
     def fill(shape: Tensor) -> Tensor:
         part, base = next(parts)
         terms = [part.reshape(part.shape[0], *shape.shape[1:]).to(shape.dtype)]
-        if form.added and base is not None:
+        if layout.added and base is not None:
             terms.insert(0, inputs[base])
-        if kept is None:
+        if chooses is None:
             return combine(terms, torch.ones(len(part), len(terms)))
-        return combine([exact.pop(0), *terms], torch.cat([kept, kept[:, 1:]], dim=1)[:, : 1 + len(terms)])
+        return combine([exact.pop(0), *terms], torch.cat([chooses, chooses[:, 1:]], dim=1)[:, : 1 + len(terms)])
 
-    return map_tensors(fill, form.outputs)
+    return map_tensors(fill, layout.outputs)
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:

@@ -18,25 +18,30 @@ class History(NamedTuple):
     """(K, R) float64 on the host."""
     values: tuple[Tensor, ...]
     """K tensors (R, ...), newest first. Entries without a time are undefined."""
-
-    @property
-    def nbytes(self) -> int:
-        return sum(value.nbytes for value in self.values)
+    times: Tensor
+    """(K, R): the same times in half log SNR, where it was known; errors grow evenly along it."""
 
 
 def empty(depth: int, rows: int) -> History:
-    return History(torch.full((depth, rows), torch.nan, dtype=torch.float64), ())
+    nowhere = torch.full((depth, rows), torch.nan, dtype=torch.float64)
+    return History(nowhere, (), nowhere.clone())
 
 
-def push(history: History, value: Tensor, sigma: float, computed: Rows) -> History:
-    """Enter `value` (R, ...) at time `sigma` for the rows where `computed`, (R,) bool on the host, holds."""
-    shifted = torch.cat([torch.full_like(history.sigmas[:1], sigma), history.sigmas[:-1]])
-    sigmas = torch.where(computed, shifted, history.sigmas)
+def push(history: History, value: Tensor, sigma: float, computed: Rows, time: float | None = None) -> History:
+    """Enter `value` (R, ...) at `sigma` for the rows where `computed`, (R,) bool on the host, holds; `time` is the same
+    in half log SNR, None where that is not known.
+    """
+    sigmas = _shifted(history.sigmas, sigma, computed)
+    times = _shifted(history.times, sigma if time is None else time, computed)
     value = value.detach().clone()
     if not history.values or bool(computed.all()):
-        return History(sigmas, (value, *history.values)[: len(sigmas)])
+        return History(sigmas, (value, *history.values)[: len(sigmas)], times)
     index = computed.nonzero().flatten().to(value.device)
     values = [*history.values, history.values[-1].clone()][: len(sigmas)]
     for older, newer in zip(values[::-1], [*values[-2::-1], value], strict=True):
         older.index_copy_(0, index, newer[index])  # in place: nobody else holds them
-    return History(sigmas, tuple(values))
+    return History(sigmas, tuple(values), times)
+
+
+def _shifted(times: Tensor, newest: float, computed: Rows) -> Tensor:
+    return torch.where(computed, torch.cat([torch.full_like(times[:1], newest), times[:-1]]), times)

@@ -46,26 +46,51 @@ class MacCounter(TorchDispatchMode):
 
 class Meter:
     def __init__(self) -> None:
-        self.known: dict[Hashable, Costs] = {}
+        self.costs_by_key: dict[Hashable, Costs] = {}
+        """The costs of every key's parts."""
         self.costs: Costs = {}
+        """Those of the call that is going on."""
         self.rows = 0
+        self.for_all_rows = 0.0
+        """What ran in this call for all rows, per row, and is not in the sums yet. Who runs a part whose cost is known
+        for all rows adds it here: most parts of most calls, which are then one addition to the sums.
+        """
         self.own = 0.0
         """What dicache multiplied itself, in all rows together; a part that is being counted may hold some of it."""
-        self.executed = self.uncached = self.before = torch.zeros(0, dtype=torch.float64)
+        self._executed = self._uncached = self._before = torch.zeros(0, dtype=torch.float64)
+
+    @property
+    def executed(self) -> Rows:
+        """MACs per row, (R,) float64; rows of calls of one run lie upon each other."""
+        self._add_up()
+        return self._executed
+
+    @property
+    def uncached(self) -> Rows:
+        """The same if nothing had been skipped."""
+        self._add_up()
+        return self._uncached
+
+    def _add_up(self) -> None:
+        self._executed[: self.rows] += self.for_all_rows
+        self._uncached[: self.rows] += self.for_all_rows
+        self.for_all_rows = 0.0
 
     def forget(self) -> None:
         """Parts may cost something else from now on."""
-        self.known = {}
+        self.costs_by_key = {}
 
     def begin_run(self) -> None:
-        self.executed = self.uncached = torch.zeros(0, dtype=torch.float64)
+        self._executed = self._uncached = torch.zeros(0, dtype=torch.float64)
+        self.for_all_rows = 0.0
 
     def begin_call(self, key: Hashable, rows: int) -> None:
         """A denoiser call begins; those of one key cost the same. A sample's rows are a batch apart in every call."""
-        more = max(0, rows - len(self.executed))
-        self.executed, self.uncached = (nn.functional.pad(t, (0, more)) for t in (self.executed, self.uncached))
-        self.costs, self.rows = self.known.setdefault(key, {}), rows
-        self.before = self.uncached.clone()
+        self._add_up()
+        more = max(0, rows - len(self._executed))
+        self._executed, self._uncached = (nn.functional.pad(t, (0, more)) for t in (self._executed, self._uncached))
+        self.costs, self.rows = self.costs_by_key.setdefault(key, {}), rows
+        self._before = self._uncached.clone()
 
     def counted(self, part: Hashable, run: Callable[[], T]) -> T:
         """What `run` gives: `part` for all rows of the call, counted if it never was."""
@@ -80,16 +105,17 @@ class Meter:
     def ran(self, part: Hashable, rows: Rows | bool = True, *, inside: bool = False) -> None:
         """A part ran for all rows, for none, or for some, (R,) bool; `inside` another that was booked for all rows."""
         cost = self.costs[part]
-        self.executed[: self.rows] += cost * rows - cost * inside
-        self.uncached[: self.rows] += cost * (not inside)
+        self._executed[: self.rows] += cost * rows - cost * inside
+        self._uncached[: self.rows] += cost * (not inside)
 
     def added(self, part: Hashable, run: Callable[[], T]) -> T:
         """What `run` gives: something that a probe or an approximator computes of its own, for all rows."""
         output = self.counted(part, run)
-        self.executed[: self.rows] += self.costs[part]
+        self._executed[: self.rows] += self.costs[part]
         self.own += self.costs[part] * self.rows
         return output
 
     def again(self) -> None:
         """The call that was just booked runs again: what it executes comes on top of what it would have cost."""
-        self.uncached = self.before.clone()
+        self._add_up()
+        self._uncached = self._before.clone()

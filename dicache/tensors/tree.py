@@ -6,6 +6,7 @@ output is replaced as a whole), so those rows hold zeros, and a block that runs 
 right shape.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,21 +24,24 @@ def map_tensors(function: Callable[[Tensor], Tree], tree: Tree) -> Tree:
         return function(tree)
     if isinstance(tree, tuple | list):
         mapped = [map_tensors(function, item) for item in tree]
-        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
+        kind = type(tree)
+        if kind not in (tuple, list) and "_fields" in dir(kind):  # a named tuple takes its entries one by one
+            return kind(*mapped)
+        return kind(mapped)
     if isinstance(tree, Mapping):
         return {key: map_tensors(function, item) for key, item in tree.items()}
     return tree
 
 
 def tensors(tree: Tree) -> list[Tensor]:
-    found: list[Tensor] = []
-    map_tensors(lambda t: found.append(t), tree)
-    return found
+    leaves: list[Tensor] = []
+    map_tensors(lambda t: leaves.append(t), tree)
+    return leaves
 
 
 def plain(output: Tree) -> Tree:
-    """What a denoiser returned, taken out of the object that diffusers wraps it in."""
-    return tuple(output.values()) if hasattr(output, "to_tuple") else output
+    """What a denoiser returned, taken out of the object that diffusers wraps it in, which is an ordered dictionary."""
+    return tuple(output.values()) if isinstance(output, OrderedDict) else output
 
 
 def take(
@@ -75,15 +79,15 @@ def stand_in(shapes: Tree, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -
     """Something shaped like the output remembered as `shapes` (a tree of meta tensors): an argument where one fits,
     else zeros.
     """
-    given = tensors((args, kwargs))
+    arguments = tensors((args, kwargs))
 
-    def find(shape: Tensor) -> Tensor:
-        for t in given:
+    def like(shape: Tensor) -> Tensor:
+        for t in arguments:
             if t.shape == shape.shape and t.dtype == shape.dtype:
                 return t
-        return torch.zeros(shape.shape, dtype=shape.dtype, device=given[0].device)
+        return torch.zeros(shape.shape, dtype=shape.dtype, device=arguments[0].device)
 
-    return map_tensors(find, shapes)
+    return map_tensors(like, shapes)
 
 
 def shapes_of(output: Tree) -> Tree:

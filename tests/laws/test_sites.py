@@ -23,6 +23,7 @@ from dicache.presets.parts.easycache import OnlineRate
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.raw_latent import RawLatent
 from dicache.probes.site_input import SiteInput
+from dicache.runtime.end_of_step import remembered_bytes
 from dicache.sites import Branches, Drafted, Evaluation, Sites, Spans, Sublayers, Tail
 from dicache.tensors.block_output import layout_of, output_of, value_of
 from dicache.types import Action, Kind, Reason
@@ -97,9 +98,9 @@ def test_work_is_what_ran_and_memory_is_what_was_planned(tiny, sites):
         tiny.draw(pipe, [1, 2], STEPS)
         run = cache.session.run
         assert run.complete or tiny is not FLUX, "this pipeline says that its run is over"
-        assert run.held == 0 or not run.complete
+        assert remembered_bytes(run) == 0 or not run.complete
         trace = cache.trace
-    assert run.held == 0, "where the pipeline says nothing, what asks for the report ends the run"
+    assert remembered_bytes(run) == 0, "where the pipeline says nothing, what asks for the report ends the run"
     assert trace.executed.sum().item() == pytest.approx(sum(macs), rel=1e-6)
     assert trace.cache_bytes <= (trace.planned_bytes or 0)
     guided = not isinstance(sites, Branches) or tiny is not FLUX

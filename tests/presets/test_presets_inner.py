@@ -81,7 +81,8 @@ class Watched:
         self.arguments: dict[tuple[float, str], list[Tensor]] = {}
         self.gave: dict[tuple[float, str], Any] = {}
         self.outputs: dict[float, list[Tensor]] = {}
-        sites = [] if self.session.inner is None else self.session.sites
+        self.inner = self.session.config.sites.inside_denoiser
+        sites = self.session.sites if self.inner else []
         self.handles = [
             handle
             for site in sites
@@ -112,10 +113,10 @@ class Watched:
 
     def value(self, sigma: float, site: Any) -> Tensor:
         """Of a site at a step: what it gave or added, or what the branches differ by."""
-        if self.session.inner is None:
+        if not self.inner:
             strongest, *rest = self.outputs[sigma]
             return rest[0] - strongest if rest else strongest
-        (layout,) = {f for (_, path), f in self.session.inner.forms.items() if path == site.path}
+        (layout,) = {layout for (_, path), layout in self.session.strategy.layouts.items() if path == site.path}
         return value_of(layout, self.arguments[sigma, site.path], self.gave[sigma, site.path])
 
 

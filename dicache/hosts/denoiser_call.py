@@ -1,0 +1,206 @@
+"""One call of the denoiser, as it is heard from outside: what it is called with, whether the model is another than at
+the call before, and what it returns.
+
+Whatever the model takes and gives, its latents and its predictions are one tensor each to a session:
+
+    a tensor (R, ...)                  as it is
+    a list of R samples                stacked, (R, ...)
+    several streams (R, ...), (R, ..)  flattened and joined, (R, D)
+
+What the session hands back takes the way back. What may happen to a denoiser in its life is looked for at each call:
+LoRA, compiled blocks, another cache.
+"""
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import accumulate
+
+import torch
+from diffusers.models.cache_utils import CacheMixin
+from torch import Tensor, nn
+
+from dicache.errors import UnsupportedModelError
+from dicache.hosts.checks import check_branches, check_others, check_uncached
+from dicache.hosts.compiled_blocks import Compilation
+from dicache.hosts.lora import Adapters
+from dicache.hosts.module_hook import BranchName, Hooks, Uncopied, eager
+from dicache.models.conditioning import fingerprint
+from dicache.models.family import Batch, Family
+from dicache.models.find_blocks import find
+from dicache.runtime.run_state import Inputs
+from dicache.runtime.session import Session
+from dicache.tensors.tree import Tree, map_tensors, plain, tensors
+from dicache.types import Kind
+
+
+class DenoiserCalls(Uncopied):
+    """The two plain torch hooks of a denoiser: a registry hook on it would vanish under model offload."""
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        family: Family,
+        session: Session,
+        hooks: Hooks,
+        compilation: Compilation,
+        branch: BranchName,
+    ) -> None:
+        self.denoiser, self.family, self.session = denoiser, family, session
+        self.hooks, self.compilation, self.branch = hooks, compilation, branch
+        self.signature = inspect.signature(type(denoiser).forward)
+        self.adapters = Adapters(denoiser)
+        self.by_branch = any(site.kind is Kind.BRANCH for site in session.sites)
+        self.arguments: dict[str, Tree] = {}
+
+    @eager
+    def before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
+        self.arguments = arguments = self._by_name(args, kwargs)
+        latent, timestep = latent_of(self.family, arguments), self._timestep(arguments)
+        other_weights = self._look_around(arguments)
+        gathered = self.family.batch is Batch.SAMPLE and not _holds_cache(arguments)
+        conditions = partial(fingerprint, arguments, latent.shape[0])
+        key = _key(arguments)
+        self.session.begin(Inputs(latent, timestep, self.branch.name, key, gathered, other_weights, conditions))
+
+    @eager
+    def after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> Tree:
+        call = self.session.call
+        if call is not None and call.rejected is not None and not call.again:  # a draft failed: the same call again
+            self.session.repeat()
+            output = module.forward(*args, **kwargs)
+        arguments, self.arguments = self.arguments, {}
+        if call is None:
+            return output
+        prediction = prediction_of(self.family, call.latent, arguments, output)
+        result = self.session.end(prediction)
+        return output if result is prediction else returned(output, result)
+
+    def _by_name(self, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> dict[str, Tree]:
+        """The denoiser's arguments."""
+        bound = self.signature.bind_partial(self.denoiser, *args, **kwargs).arguments
+        return {name: value for name, value in bound.items() if value is not self.denoiser}
+
+    def _timestep(self, arguments: Mapping[str, Tree]) -> Tree:
+        names = self.family.time
+        timestep = next((arguments[name] for name in names if arguments.get(name) is not None), None)
+        if timestep is None:
+            self.session.note(f"no timestep was found among the denoiser's inputs ({', '.join(names)}).")
+        return timestep
+
+    # What may have happened to the model since the call before.
+
+    def _look_around(self, arguments: Mapping[str, Tree]) -> bool:
+        """Whether the weights are others than at the last call. What cannot be lived with is an error here."""
+        denoiser, run, compilation = self.denoiser, self.session.run, self.compilation
+        if isinstance(denoiser, CacheMixin) and denoiser.is_cache_enabled:
+            check_uncached(denoiser)
+        if run is None or run.complete or run.step.index == run.step.total - 1:  # a run may begin
+            check_others(denoiser)
+        if self.by_branch:
+            check_branches(denoiser)
+        if compilation.options is not None or any(m._compiled_call_impl for m in (denoiser, *compilation.modules)):
+            compilation.check()
+        if not self.hooks.put_back():
+            self.session.note(
+                "its hooks are gone from the blocks, so everything was computed: offload was turned off that had been "
+                "turned on before dicache. Call disable() and dicache.enable again."
+            )
+        # Looking costs nothing while there are no adapters and never were.
+        return (self.adapters.any or "peft_config" in vars(denoiser)) and self._adapted(arguments)
+
+    def _adapted(self, arguments: Mapping[str, Tree]) -> bool:
+        """Whether LoRA does something else than at the call before."""
+        changed = self.adapters.changed(arguments)
+        if changed:
+            self.hooks.surround(find(self.denoiser, self.family).around)
+        if not self.adapters.as_at_first:
+            for text in self.session.config.on_other_weights():
+                self.session.note(text)
+        return changed
+
+
+def _key(arguments: Mapping[str, Tree]) -> tuple[Hashable, ...]:
+    """What tells calls apart that run other parts, or the same on other shapes: switches and layers to leave out."""
+    shapes = (t.shape for t in tensors(tuple(arguments.values())))
+    return (*shapes, *((name, repr(value)) for name, value in arguments.items() if _is_switch(value)))
+
+
+def _is_switch(value: Tree) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and all(isinstance(i, int) for i in value))
+
+
+def _holds_cache(arguments: Mapping[str, Tree]) -> bool:
+    """Whether blocks read keys and values of all samples from an object, which cannot be taken apart."""
+    return any("cache" in name and value is not None for name, value in arguments.items())
+
+
+# Latents and predictions as one tensor each.
+
+
+def latent_of(family: Family, arguments: Mapping[str, Tree]) -> Tensor:
+    """What is denoised among a denoiser's arguments, (R, ...). Raises UnsupportedModelError where there is none, or
+    samples of several sizes.
+    """
+    if family.latents:
+        streams = [arguments[name] for name in family.latents if isinstance(arguments.get(name), Tensor)]
+        return _joined(streams, family.model)
+    first = next(iter(arguments.values()), None)
+    if isinstance(first, list) and first and all(isinstance(sample, Tensor) for sample in first):
+        return _stacked(family.model, first)
+    latents = (t for t in tensors(tuple(arguments.values())) if t.is_floating_point() and t.ndim > 1)
+    latent = None if isinstance(first, list | tuple) else next(latents, None)
+    return _joined([] if latent is None else [latent], family.model)
+
+
+def prediction_of(family: Family, latent: Tensor, arguments: Mapping[str, Tree], output: Tree) -> Tensor:
+    """What a denoiser returned for it, (R, ...). Raises UnsupportedModelError where it is something else."""
+    parts = tensors(plain(output))
+    streams = sum(isinstance(arguments.get(name), Tensor) for name in family.latents) or 1
+    if len(parts) == streams and all(t.ndim and t.shape[0] == latent.shape[0] for t in parts):
+        return _joined(parts, family.model)
+    if len(parts) == latent.shape[0] and isinstance(next(iter(arguments.values())), list):
+        return _stacked(family.model, parts)
+    shapes = ", ".join(str(tuple(t.shape)) for t in parts)
+    raise UnsupportedModelError(
+        f"{family.model} returned {len(parts)} tensors ({shapes}) for a latent of {tuple(latent.shape)}. Expected one "
+        "prediction with the samples on its first axis; for several streams name them in a dicache.Family(latents=...)."
+    )
+
+
+def returned(output: Tree, prediction: Tensor) -> Tree:
+    """The denoiser's output with another prediction in it; the same kind of object."""
+    before = tensors(plain(output))
+    parts = iter([prediction] if len(before) == 1 else _apart(prediction, before))
+    if isinstance(output, Tensor):
+        return next(parts)
+    filled = map_tensors(lambda _: next(parts), plain(output))
+    return type(output)(**dict(zip(output.keys(), filled, strict=True))) if isinstance(output, OrderedDict) else filled
+
+
+def _apart(prediction: Tensor, before: list[Tensor]) -> Iterator[Tensor]:
+    if len(before) == prediction.shape[0] and before[0].shape == prediction.shape[1:]:
+        yield from prediction.unbind(0)
+        return
+    ends = list(accumulate(t[0].numel() for t in before))
+    for t, end in zip(before, ends, strict=True):
+        yield prediction[:, end - t[0].numel() : end].reshape(t.shape)
+
+
+def _joined(streams: Sequence[Tensor], model: str) -> Tensor:
+    if not streams:
+        raise UnsupportedModelError(
+            f"{model} was called without a latent. Expected a floating tensor with a batch axis as its first input."
+        )
+    return streams[0] if len(streams) == 1 else torch.cat([t.flatten(1) for t in streams], dim=1)
+
+
+def _stacked(model: str, samples: Sequence[Tensor]) -> Tensor:
+    sizes = len({sample.shape for sample in samples})
+    if sizes > 1:
+        raise UnsupportedModelError(
+            f"{model} was called with samples of {sizes} sizes in one batch. "
+            "Expected one size: run each size by itself."
+        )
+    return torch.stack(list(samples))
