@@ -13,7 +13,7 @@ from dicache.controllers.counted import Counted
 from dicache.controllers.planned import cautious
 from dicache.planning.budget import Budget, validate
 from dicache.promise.choose_profile import ProfileChoice
-from dicache.promise.keep_budget import Aim, Promised
+from dicache.promise.keep_budget import Demand, Promised
 
 
 def for_budget(error_budget: float | Sequence[float]) -> Config:
@@ -21,9 +21,9 @@ def for_budget(error_budget: float | Sequence[float]) -> Config:
     return Config(cautious(validate(error_budget)))
 
 
-def for_profile(choice: ProfileChoice, aim: Aim) -> Config:
+def for_profile(choice: ProfileChoice, demand: Demand) -> Config:
     """Where none of the profiles fits a run, as `for_budget`."""
-    return Config(Promised(choice, aim))
+    return Config(Promised(choice, demand))
 
 
 def for_speedup(speedup: Budget) -> Config:

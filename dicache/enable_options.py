@@ -16,7 +16,7 @@ from dicache.models.family import Family
 from dicache.models.identity import identity, offloaded, outline
 from dicache.planning.budget import Budget, validate
 from dicache.promise.choose_profile import HOW_TO, ProfileChoice, may_have_shipped, profiles_for
-from dicache.promise.keep_budget import BudgetAim, parse_budget
+from dicache.promise.keep_budget import BudgetDemand, parse_budget
 from dicache.promise.profile import Profile
 from dicache.schedules.schedule import Schedule
 from dicache.types import Wanted
@@ -31,16 +31,16 @@ class Mode:
 
     config_of: Callable[[nn.Module], Config]
     """The parts for one denoiser; raises where there are none for it."""
-    aim: BudgetAim | None = None
+    demand: BudgetDemand | None = None
     """The budget that was asked for, if one was."""
 
     def budget(self, config: Config) -> Budget | None:
         """What a sample may spend in units of the latent; None where another unit, or no budget, was asked for."""
-        return config.controller.error_budget if self.aim is None else self.aim.budget
+        return config.controller.error_budget if self.demand is None else self.demand.budget
 
     @property
     def confidence(self) -> float | None:
-        return None if self.aim is None else self.aim.confidence
+        return None if self.demand is None else self.demand.confidence
 
 
 def parse_mode(
@@ -59,8 +59,8 @@ def parse_mode(
             "dicache.enable(pipe, error_budget=0.05)."
         )
     if error_budget is not None:
-        aim = parse_aim(error_budget, confidence, profile)
-        return Mode(lambda denoiser: _for_aim(denoiser, aim, profile), aim)
+        demand = parse_demand(error_budget, confidence, profile)
+        return Mode(lambda denoiser: _for_demand(denoiser, demand, profile), demand)
     if profile is not None or confidence is not None:
         raise ModeError("profile and confidence go with error_budget. Leave them out, or give error_budget=... alone.")
     if schedule is not None:
@@ -70,7 +70,7 @@ def parse_mode(
     return Mode(lambda denoiser: same)
 
 
-def parse_aim(error_budget: Any, confidence: Any, profile: Any) -> BudgetAim:  # noqa: ANN401
+def parse_demand(error_budget: Any, confidence: Any, profile: Any) -> BudgetDemand:  # noqa: ANN401
     """Raises BudgetError for a budget that is none, ModeError for a confidence that is none or that cannot be had."""
     if confidence is None:
         return parse_budget(error_budget)
@@ -131,14 +131,14 @@ def parse_compile_blocks(compile_blocks: Any) -> Mapping[str, Any] | None:  # no
     )
 
 
-def _for_aim(denoiser: nn.Module, aim: BudgetAim, profile: AskedProfile | None) -> Config:
+def _for_demand(denoiser: nn.Module, demand: BudgetDemand, profile: AskedProfile | None) -> Config:
     """With what a profile measured where one might fit, else by the law."""
     if profile is not None or (may_have_shipped(outline(denoiser)) and not offloaded(denoiser)):
         choice = profiles_for(identity(denoiser), profile)
     else:
         choice = ProfileChoice(())
     if choice.profiles:
-        return for_profile(choice, aim)
-    if aim.needed or profile is not None or aim.budget is None:
+        return for_profile(choice, demand)
+    if demand.needed or profile is not None or demand.budget is None:
         raise ProfileError(f"there is no profile of this {type(denoiser).__name__}. {HOW_TO}.")
-    return for_budget(aim.budget)
+    return for_budget(demand.budget)

@@ -4,11 +4,14 @@
     cli.md       every command and its options, from the command line itself
     presets.md   a row for every published method, from the presets
     CHANGELOG    where modules and names went, between its markers
+    architecture the line of every place that it names; its text is written by hand
 
 The tables of benchmarks.md and of the README come from the results: `python -m dicache.bench show`.
 """
 
+import ast
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType
@@ -26,6 +29,8 @@ from dicache.presets import methods
 
 DOCS = Path(__file__).parent
 CHANGELOG = DOCS.parent / "CHANGELOG.md"
+PLACE = re.compile(r"`([\w.]+)` \(`([\w/]+\.py):\d+`\)")
+"""A definition and where it is, as architecture.md writes it."""
 
 
 def pages() -> dict[Path, str]:
@@ -33,6 +38,7 @@ def pages() -> dict[Path, str]:
         DOCS / "models.md": models(catalogue()),
         DOCS / "cli.md": "\n".join(_commands()),
         DOCS / "presets.md": "\n".join(_presets()),
+        DOCS / "architecture.md": _with_lines((DOCS / "architecture.md").read_text(encoding="utf-8")),
         CHANGELOG: filled(CHANGELOG.read_text(encoding="utf-8"), "moved", markdown(_moved())),
     }
 
@@ -55,6 +61,22 @@ def _commands() -> Iterator[str]:
         yield "| --- | --- | --- | --- |"
         yield from map(str, parameters)
         yield ""
+
+
+def _with_lines(text: str) -> str:
+    """Every `Class.method` (`path:line`) with the line where that is defined. Raises LookupError where it is not."""
+    return PLACE.sub(lambda place: f"`{place[1]}` (`{place[2]}:{_line(place[2], place[1])}`)", text)
+
+
+def _line(path: str, name: str) -> int:
+    nodes: list[ast.AST] = [ast.parse((DOCS.parent / path).read_text(encoding="utf-8"))]
+    for part in name.split("."):
+        inside = [child for node in nodes for child in ast.iter_child_nodes(node)]
+        defined = (ast.ClassDef, ast.FunctionDef)
+        nodes = [child for child in inside if isinstance(child, defined) and child.name == part]
+        if not nodes:
+            raise LookupError(f"docs/architecture.md names {name} of {path}, where nothing is called {part}.")
+    return int(nodes[0].lineno)  # type: ignore[attr-defined]
 
 
 def _moved() -> list[list[str]]:

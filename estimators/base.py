@@ -11,7 +11,7 @@ from dicache.types import Grid, Rows, Step
 S = TypeVar("S")
 
 
-def _none(form: int) -> Tensor | None:
+def _none(index: int) -> Tensor | None:
     return None
 
 

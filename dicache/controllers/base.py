@@ -1,4 +1,6 @@
-"""The contract of a controller: a cost in, a decision out, state beside it."""
+"""The contract of a controller: a cost in, a decision out, state beside it; and the account that those with a budget
+keep.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -29,6 +31,28 @@ class ProfileUse(NamedTuple):
     """Whether every sample's negative prompt is one that it was tested with."""
     true_error: Callable[[float], float]
     """From the error that was estimated to the one that it means."""
+
+
+class Account(NamedTuple):
+    """What samples may spend and have spent, (B,) float64 each, in units of the final relative error. Errors within one
+    gap point the same way and add; those of different gaps add in squares.
+    """
+
+    budget: Rows
+    settled: Rows
+    """Sum of squares of the errors of the gaps that are over."""
+    pending: Rows
+    """Error of the gap that is open."""
+
+    @property
+    def spent(self) -> Rows:
+        return (self.settled + self.pending**2).sqrt()
+
+    def closed(self, ratio: Rows, computed: Rows) -> "Account":
+        """Where the step computed, the gap before it is over, and was `ratio` times as wrong as predicted."""
+        real = self.pending * torch.where(ratio.isfinite(), ratio, 1.0)
+        settled = torch.where(computed, self.settled + real**2, self.settled)
+        return Account(self.budget, settled, torch.where(computed, 0.0, self.pending))
 
 
 class Controller(ABC, Generic[S]):

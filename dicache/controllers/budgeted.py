@@ -10,31 +10,12 @@ gap share one constant, so all of it is scaled by realised over predicted error.
 """
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 
-from dicache.controllers.base import Controller, decided
+from dicache.controllers.base import Account, Controller, decided
 from dicache.planning.budget import Budget, per_sample, shared
 from dicache.types import Decision, Quote, Reason, Rows, Site, Step
-
-
-class Account(NamedTuple):
-    budget: Rows
-    settled: Rows
-    """Sum of squares of the errors of the gaps that are over."""
-    pending: Rows
-    """Error of the gap that is open. All (B,) float64, in units of the final relative error."""
-
-    @property
-    def spent(self) -> Rows:
-        return (self.settled + self.pending**2).sqrt()
-
-    def closed(self, ratio: Rows, computed: Rows) -> "Account":
-        """Where the step computed, the gap before it is over, and was `ratio` times as wrong as predicted."""
-        real = self.pending * torch.where(ratio.isfinite(), ratio, 1.0)
-        settled = torch.where(computed, self.settled + real**2, self.settled)
-        return Account(self.budget, settled, torch.where(computed, 0.0, self.pending))
 
 
 @dataclass(frozen=True)

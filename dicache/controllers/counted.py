@@ -22,8 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from dicache.controllers.base import Controller, decided
-from dicache.controllers.budgeted import Account
+from dicache.controllers.base import Account, Controller, decided
 from dicache.controllers.planned import TINY, Planned
 from dicache.planning.budget import Budget, per_sample
 from dicache.planning.law_plan import Plan, plan_of

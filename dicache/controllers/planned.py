@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 import torch
 
-from dicache.controllers.base import Controller, decided
-from dicache.controllers.budgeted import Account, Budgeted
+from dicache.controllers.base import Account, Controller, decided
+from dicache.controllers.budgeted import Budgeted
 from dicache.planning.budget import Budget, per_sample, scaled, shared
 from dicache.planning.error_law import DECAY, MARGIN
 from dicache.planning.law_plan import Plan, plan_of

@@ -32,7 +32,7 @@ from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
 from dicache.measuring.recording import Recorder
 from dicache.measuring.schedule_measurements import ScheduleMeasurements
-from dicache.measuring.soft_gates import Branch, Call, Recorded, SoftGates
+from dicache.measuring.soft_gates import Branch, Recorded, RecordedCall, SoftGates
 from dicache.planning.error_law import surviving_share
 from dicache.schedules.action_table import Table
 from dicache.schedules.setting import config_of
@@ -136,12 +136,12 @@ def ranked(scores: np.ndarray) -> list[np.ndarray]:
 
 def recorded(measurements: ScheduleMeasurements, table: Table) -> Recorded:
     """All prompts in one batch, on runs that follow the table."""
-    calls: list[list[Call]] = [[] for _ in table]
+    calls: list[list[RecordedCall]] = [[] for _ in table]
     with enable(measurements.pipe, config=config_of(measurements.basis, table[None])) as cache, torch.no_grad():
         recorder = Recorder(cache)
 
         def read(step: Step, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> None:
-            calls[step.index].append(Call(*map_tensors(Tensor.clone, (args, dict(kwargs)))))
+            calls[step.index].append(RecordedCall(*map_tensors(Tensor.clone, (args, dict(kwargs)))))
 
         with recorder.inputs(measurements.denoiser, read):
             measurements.drawer.draw(range(measurements.prompts))

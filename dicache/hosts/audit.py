@@ -121,28 +121,30 @@ class Auditor:
         """The exact output of the audited rows in this branch, (R, ...), zero elsewhere."""
         run = shadow.run
         chunks = len(like) // run.samples
-        whole = shadow.latent.repeat(chunks, *[1] * (shadow.latent.ndim - 1))
+        repeated = shadow.latent.repeat(chunks, *[1] * (shadow.latent.ndim - 1))
         rows = torch.cat([shadow.rows + c * run.samples for c in range(chunks)])
 
         def swapped(t: Tensor) -> Tensor:
             same = t.shape == run.latent.shape and t.dtype == run.latent.dtype
-            return whole if same and (t is run.latent or torch.equal(t, run.latent)) else t
+            return repeated if same and (t is run.latent or torch.equal(t, run.latent)) else t
 
-        own_args, own_kwargs = take(map_tensors(swapped, args), map_tensors(swapped, kwargs), rows, len(whole))
+        own_args, own_kwargs = take(map_tensors(swapped, args), map_tensors(swapped, kwargs), rows, len(repeated))
         with torch.no_grad():
             output = tensors(plain(module.forward(*own_args, **own_kwargs)))[0]
         return torch.zeros_like(like).index_copy_(0, rows.to(like.device), output)
 
     def _step(self, shadow: Shadow, index: int) -> bool:
         """The solver takes the step that is over. False where that is not what the pipeline did."""
-        now = shadow.run.latent[: shadow.run.samples]
-        if not _whole(shadow) or not _led_to(now, _solved(shadow.mirror, shadow, shadow.handed, shadow.cached), shadow):
+        latent = shadow.run.latent[: shadow.run.samples]
+        if not _is_complete(shadow) or not _led_to(
+            latent, _solved(shadow.mirror, shadow, shadow.handed, shadow.cached), shadow
+        ):
             self.session.note(
                 "nothing was audited: a step of the pipeline is not its scheduler's alone, is random, or mixes other "
                 "branches than the step before."
             )
             return False
-        shadow.latent, shadow.cached = _solved(shadow.solver, shadow, shadow.exact, shadow.latent), now.clone()
+        shadow.latent, shadow.cached = _solved(shadow.solver, shadow, shadow.exact, shadow.latent), latent.clone()
         shadow.index, shadow.exact, shadow.handed = index, {}, {}
         return True
 
@@ -154,7 +156,7 @@ class Auditor:
     def finish(self) -> None:
         """Close an audit whose run is over; one that broke off is forgotten."""
         shadow, self.shadow = self.shadow, None
-        if shadow is None or shadow.index < shadow.run.step.total - 1 or not _whole(shadow):
+        if shadow is None or shadow.index < shadow.run.step.total - 1 or not _is_complete(shadow):
             return
         cached = _solved(shadow.mirror, shadow, shadow.handed, shadow.cached)
         exact = _solved(shadow.solver, shadow, shadow.exact, shadow.latent)
@@ -163,16 +165,16 @@ class Auditor:
             self.audits.append(Audited(float(error), None if budgets is None else float(budgets[b])))
 
 
-def _whole(shadow: Shadow) -> bool:
+def _is_complete(shadow: Shadow) -> bool:
     """Whether the step that is over called the branches of the mixture, and those alone."""
     guided = shadow.run.guided
     return guided.mixture is not None and set(shadow.exact) == set(guided.order)
 
 
-def _led_to(now: Tensor, expected: Tensor, shadow: Shadow) -> bool:
+def _led_to(latent: Tensor, expected: Tensor, shadow: Shadow) -> bool:
     """Whether the cached latent became what was expected, but for a tenth of the change and for rounding."""
-    actual, wanted, before = (t[shadow.rows].double() for t in (now, expected, shadow.cached))
-    allowed = length(wanted - before) / 10 + length(actual) * torch.finfo(now.dtype).eps
+    actual, wanted, before = (t[shadow.rows].double() for t in (latent, expected, shadow.cached))
+    allowed = length(wanted - before) / 10 + length(actual) * torch.finfo(latent.dtype).eps
     return bool((length(actual - wanted) <= allowed).all())
 
 

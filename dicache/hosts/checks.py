@@ -36,8 +36,8 @@ def check_uncached(denoiser: nn.Module) -> None:
 
 def check_others(denoiser: nn.Module) -> None:
     """Raises AlreadyEnabledError where a module carries the hook of another cache."""
-    others = (name for name in _hooks(denoiser) if name != NAME and any(word in name for word in _FOREIGN))
-    name = next(others, None)
+    foreign = (name for name in _hooks(denoiser) if name != NAME and any(word in name for word in _FOREIGN))
+    name = next(foreign, None)
     if name is not None:
         raise AlreadyEnabledError(
             f"{type(denoiser).__name__} carries the hook {name!r} of another cache. Remove it first."

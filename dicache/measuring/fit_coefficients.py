@@ -186,7 +186,7 @@ class _SumsBySite:
 
 
 def _checked(pair: Pair, site: Site) -> Pair:
-    shapes = [tuple(t.shape) for t in (pair.now, pair.input_now) if t is not None]
+    shapes = [tuple(t.shape) for t in (pair.after, pair.input_after) if t is not None]
     if any(len(shape) != 3 or shape[:2] != shapes[0][:2] for shape in shapes):
         raise UnsupportedModelError(
             f"fit needs values (and inputs) of shape (rows, tokens, channels), but {site.path or 'the denoiser'} "

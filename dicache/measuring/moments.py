@@ -1,7 +1,7 @@
 """Sums over recorded runs from which coefficients are fitted, so that memory does not grow with the prompts. All are
 float64; tokens and rows count alike.
 
-    Moments      per step, gap and channel:  n, sum v_0, sum v, sum v_0^2, sum v_0 v        lines from then to now
+    Moments      per step, gap and channel:  n, sum v_0, sum v, sum v_0^2, sum v_0 v        lines from before to after
     Increments   per channel:  sum dx^T dx, sum dx^T dv, and usual magnitudes               linear maps of changes
 """
 
@@ -20,10 +20,10 @@ class Pair(NamedTuple):
     step: int
     """The later one."""
     gap: int
-    now: Tensor
-    then: Tensor
-    input_now: Tensor | None = None
-    input_then: Tensor | None = None
+    after: Tensor
+    before: Tensor
+    input_after: Tensor | None = None
+    input_before: Tensor | None = None
 
 
 class Sums(ABC):
@@ -43,14 +43,14 @@ class Moments(Sums):
         self.sums = self.change = torch.zeros(0)
 
     def add(self, pair: Pair) -> None:
-        now, then = exact(pair.now), exact(pair.then)
+        after, before = exact(pair.after), exact(pair.before)
         if not len(self.sums):
-            self.sums = now.new_zeros(self.steps, self.longest, 5, now.shape[2])
-            self.change = now.new_zeros(self.steps, 2)
-        terms = [torch.ones_like(now), then, now, then * then, then * now]
+            self.sums = after.new_zeros(self.steps, self.longest, 5, after.shape[2])
+            self.change = after.new_zeros(self.steps, 2)
+        terms = [torch.ones_like(after), before, after, before * before, before * after]
         self.sums[pair.step, pair.gap - 1] += torch.stack([term.sum((0, 1)) for term in terms])
         if pair.gap == 1:
-            sums = residual_sums(pair.then, pair.now).to(now.device, now.dtype)
+            sums = residual_sums(pair.before, pair.after).to(after.device, after.dtype)
             moved = sums[:, 0] / sums[:, 1].clamp(min=1e-30)
             self.change[pair.step] += torch.stack([moved.sum(), torch.ones_like(moved).sum()])
 
@@ -72,13 +72,13 @@ def line(sums: Tensor) -> tuple[Tensor, Tensor]:
     """Least squares v ~ a v_0 + b from (..., 5, C) moments: two of (..., C). a = 1 where v_0 did not vary, and b = 0
     where nothing was seen.
     """
-    n, then, now, squares, products = sums.unbind(-2)
+    n, before, after, squares, products = sums.unbind(-2)
     count = n.clamp(min=1)
-    mean_then, mean_now = then / count, now / count
-    variance = squares / count - mean_then**2
+    mean_before, mean_after = before / count, after / count
+    variance = squares / count - mean_before**2
     varied = variance > 1e-12 * squares / count
-    a = torch.where(varied, (products / count - mean_then * mean_now) / torch.where(varied, variance, 1.0), 1.0)
-    return a, mean_now - a * mean_then
+    a = torch.where(varied, (products / count - mean_before * mean_after) / torch.where(varied, variance, 1.0), 1.0)
+    return a, mean_after - a * mean_before
 
 
 class Increments(Sums):
@@ -89,16 +89,16 @@ class Increments(Sums):
         self.gram = self.cross = self.into = self.out = torch.zeros(0)
 
     def add(self, pair: Pair) -> None:
-        assert pair.input_now is not None and pair.input_then is not None
-        moved = exact(pair.input_now - pair.input_then).flatten(0, 1)
-        changed = exact(pair.now - pair.then).flatten(0, 1)
+        assert pair.input_after is not None and pair.input_before is not None
+        moved = exact(pair.input_after - pair.input_before).flatten(0, 1)
+        changed = exact(pair.after - pair.before).flatten(0, 1)
         if not len(self.gram):
             self.gram, self.cross = (moved.new_zeros(moved.shape[1], t.shape[1]) for t in (moved, changed))
             self.into, self.out = (t.new_zeros(t.shape[1]) for t in (moved, changed))
         self.gram += moved.T @ moved
         self.cross += moved.T @ changed
-        self.into += magnitudes(pair.input_now)
-        self.out += magnitudes(pair.now)
+        self.into += magnitudes(pair.input_after)
+        self.out += magnitudes(pair.after)
 
     def weight(self) -> Tensor:
         """(X, C) float64; zero where the input never changed."""

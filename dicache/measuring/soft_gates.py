@@ -20,7 +20,7 @@ from dicache.tensors.tree import Tree, map_tensors, tensors
 from dicache.types import Site
 
 
-class Call(NamedTuple):
+class RecordedCall(NamedTuple):
     """One call of a denoiser."""
 
     args: tuple[Tree, ...]
@@ -34,7 +34,7 @@ class Call(NamedTuple):
 class Recorded(NamedTuple):
     """The denoiser's calls on a run of the calibration prompts."""
 
-    calls: list[list[Call]]
+    calls: list[list[RecordedCall]]
     """By step, one per call of the step."""
     mixture: list[list[float]]
     """The weight of every branch in the guided output, by call and chunk; 1 where that is not known."""
@@ -46,7 +46,7 @@ class Recorded(NamedTuple):
 class Branch(NamedTuple):
     """One call of a step that may reuse."""
 
-    call: Call
+    call: RecordedCall
     truth: Tensor
     """What it gives with everything computed."""
     values: Mapping[int, list[Tensor]]
@@ -99,7 +99,7 @@ class SoftGates:
             pairs.append(Branch(after, truth, self.values, weights))
         return pairs
 
-    def _full(self, call: Call) -> Tensor:
+    def _full(self, call: RecordedCall) -> Tensor:
         """Compute everything, and remember what every site gave."""
         self.beta, self.values = None, {}
         with torch.no_grad():

@@ -21,7 +21,7 @@ from dicache.promise.profile import Profile
 from dicache.types import LATENT, Decision, Quote, Rows, RunFacts, Step, Wanted
 
 
-class Aim(Protocol):
+class Demand(Protocol):
     """What the user asked for."""
 
     needed: bool
@@ -37,7 +37,7 @@ class Aim(Protocol):
 
 
 @dataclass(frozen=True)
-class BudgetAim(Aim):
+class BudgetDemand(Demand):
     """A budget, one for all or one per sample; with a confidence it is a promise."""
 
     wanted: tuple[Wanted, ...]
@@ -66,7 +66,7 @@ class BudgetAim(Aim):
 
 
 @dataclass(frozen=True)
-class FixedLevel(Aim):
+class FixedLevel(Demand):
     """Internal budgets as they are: what calibration tests."""
 
     level: float
@@ -90,12 +90,12 @@ class PromiseState(NamedTuple):
 @dataclass(frozen=True)
 class Promised(Controller[PromiseState]):
     choice: ProfileChoice
-    aim: Aim
+    demand: Demand
     inner: Controller[Way] = field(init=False)
     """What decides, by the budget that a profile says or, without one, by the one that was asked for."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inner", self.aim.fallback())
+        object.__setattr__(self, "inner", self.demand.fallback())
 
     def describe(self, state: PromiseState) -> ProfileUse | None:
         if state.facts is None or state.profile is None:
@@ -104,7 +104,7 @@ class Promised(Controller[PromiseState]):
             name=state.profile.name,
             prompts=state.profile.prompts,
             kind=self.choice.kind,
-            confidence=None if self.choice.kind == "nearest" else self.aim.confidence,
+            confidence=None if self.choice.kind == "nearest" else self.demand.confidence,
             levels=state.way.account.budget,
             same_conditions=bool(state.profile.same_conditions(state.facts.negative_conditions).all()),
             true_error=state.profile.true_error,
@@ -113,7 +113,7 @@ class Promised(Controller[PromiseState]):
     def on_other_weights(self) -> str | None:
         if not self.choice.profiles:
             return None
-        if self.aim.needed or self.choice.kind == "named":
+        if self.demand.needed or self.choice.kind == "named":
             raise ProfileError(
                 "the LoRA was changed after dicache.enable, and the profile was measured without that change. Set the "
                 "LoRA, calibrate with it, and enable with that profile; or enable without profile and confidence."
@@ -131,13 +131,13 @@ class Promised(Controller[PromiseState]):
 
     def _informed(self, facts: RunFacts, samples: int, state: PromiseState) -> PromiseState:
         """By what the run shows. Where guidance is measured anew, the profile stays until that is done."""
-        profile = self.choice.fitting(facts, needed=self.aim.needed)
+        profile = self.choice.fitting(facts, needed=self.demand.needed)
         if profile is None and facts.guidance is None:
             profile = state.profile
         way = state.way
         if profile is not state.profile:  # without one, the budget is again what was asked for
             asked = self.inner.init(samples).account.budget
-            budget = asked if profile is None else self.aim.levels(profile, samples)
+            budget = asked if profile is None else self.demand.levels(profile, samples)
             way = way._replace(account=way.account._replace(budget=budget))
         return PromiseState(facts, profile, way)
 
@@ -145,17 +145,17 @@ class Promised(Controller[PromiseState]):
         return state._replace(way=self.inner.settle(ratio, computed, state.way))
 
 
-def parse_budget(error_budget: Any, confidence: float | None = None) -> BudgetAim:  # noqa: ANN401
-    """The aim of a budget: a number, a `Wanted` (such as `dicache.Psnr(30)`), or one of them per sample.
+def parse_budget(error_budget: Any, confidence: float | None = None) -> BudgetDemand:  # noqa: ANN401
+    """The demand of a budget: a number, a `Wanted` (such as `dicache.Psnr(30)`), or one of them per sample.
 
     Raises BudgetError for anything else.
     """
     if isinstance(error_budget, Wanted):
-        return BudgetAim((error_budget,), True, confidence)
+        return BudgetDemand((error_budget,), True, confidence)
     if isinstance(error_budget, list | tuple) and any(isinstance(entry, Wanted) for entry in error_budget):
         entries = (parse_budget(entry).wanted[0] for entry in error_budget)
-        return BudgetAim(tuple(entries), False, confidence)
+        return BudgetDemand(tuple(entries), False, confidence)
     budget = validate(error_budget)
     one = isinstance(budget, float)
     bounds = (budget,) if isinstance(budget, float) else budget
-    return BudgetAim(tuple(Wanted(LATENT, bound) for bound in bounds), one, confidence)
+    return BudgetDemand(tuple(Wanted(LATENT, bound) for bound in bounds), one, confidence)

@@ -66,9 +66,9 @@ def _facts(content: Fields) -> Facts:
     )
 
 
-def _negative_conditions(weaker: Fields) -> dict[str, tuple[float, ...]]:
+def _negative_conditions(fields: Fields) -> dict[str, tuple[float, ...]]:
     """What files call by its older name."""
-    conditions = {key: weaker.numbers(key) for key in weaker.content}
+    conditions = {key: fields.numbers(key) for key in fields.content}
     if any(len(numbers) != SIZE for numbers in conditions.values()):
         raise FileFault(f"'weaker' does not hold {SIZE} numbers by name")
     return conditions

@@ -34,9 +34,9 @@ class BranchSite:
         run, strongest = call.run, _strongest(call)
         if run.samples == 0 or bool(strongest.all()):
             return None
-        others = slice(run.samples * _first_other(run, strongest), None)
+        skippable = slice(run.samples * _first_other(run, strongest), None)
         difference = run.strongest is not None or bool(strongest.any())
-        computed = self.inner.decide(call, others, difference=difference)
+        computed = self.inner.decide(call, skippable, difference=difference)
         return None if computed is None else computed | strongest
 
     def end(self, call: Call, output: Tensor) -> Tensor:

@@ -98,12 +98,12 @@ def guess_cost(approximator: Approximator, site: str) -> Hashable:
 # What is decided.
 
 
-def judge(config: Config, run: Run, state: SiteState, evidence: Evidence) -> tuple[Judgement, Any]:
+def decide_site(config: Config, run: Run, state: SiteState, evidence: Evidence) -> tuple[Judgement, Any]:
     """One site, and the state that its controller goes on with."""
     return _judged(config, run, state, evidence, _predicted(config, state, evidence))
 
 
-def judge_together(config: Config, run: Run, evidences: Sequence[Evidence]) -> tuple[list[Judgement], Any]:
+def decide_together(config: Config, run: Run, evidences: Sequence[Evidence]) -> tuple[list[Judgement], Any]:
     """One decision for all sites, on the mean of what is predicted of them; the first one's rule takes it, and goes on
     with the state.
     """
@@ -112,7 +112,7 @@ def judge_together(config: Config, run: Run, evidences: Sequence[Evidence]) -> t
     return [judgement._replace(evidence=evidence) for evidence in evidences], controller
 
 
-def judge_rejected(run: Run, state: SiteState, judgement: Judgement, samples: Rows) -> tuple[Judgement, Any]:
+def decide_rejected(run: Run, state: SiteState, judgement: Judgement, samples: Rows) -> tuple[Judgement, Any]:
     """Again, from the state before, with nothing known of `samples`, (B,) bool: what their rule then remembers is that
     they computed.
     """

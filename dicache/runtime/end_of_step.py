@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dicache.config import Config
 from dicache.errors import UnsupportedModelError
-from dicache.runtime.decide import judge, no_evidence, realised_errors
+from dicache.runtime.decide import decide_site, no_evidence, realised_errors
 from dicache.runtime.guidance import samples_of
 from dicache.runtime.run_state import Judgement, Run, SiteState
 from dicache.runtime.trace import Record
@@ -36,12 +36,12 @@ def end_step(config: Config, run: Run, after: Tensor | None) -> None:
         _begin_states(config, run, _samples(run, after))
     for state in run.states:
         if state.judgement is None:  # nobody had to decide
-            state.judgement, state.controller = judge(config, run, state, no_evidence(config, run))
+            state.judgement, state.controller = decide_site(config, run, state, no_evidence(config, run))
     judgements = [state.judgement for state in run.states if state.judgement is not None]
     truths, run.scale = _truths(config, run, judgements)
     for state, judgement, truth in zip(run.states, judgements, truths, strict=True):
         state.share = truth.share
-        state.controller, state.estimator = _learned(config, state, judgement, truth)
+        state.controller, state.estimator = _learn(config, state, judgement, truth)
     run.records.append(_record(run, judgements, truths))
     if run.guided.changed:
         _forget(config, run)
@@ -107,11 +107,11 @@ def _truths(config: Config, run: Run, judgements: list[Judgement]) -> tuple[list
     return truths, scale
 
 
-def _where(computed: Rows, now: Rows, before: Rows | None) -> Rows:
-    return now if before is None else torch.where(computed, now, before)
+def _where(computed: Rows, after: Rows, before: Rows | None) -> Rows:
+    return after if before is None else torch.where(computed, after, before)
 
 
-def _learned(config: Config, state: SiteState, judgement: Judgement, truth: Truth) -> tuple[Any, Any]:
+def _learn(config: Config, state: SiteState, judgement: Judgement, truth: Truth) -> tuple[Any, Any]:
     """The states that controller and estimator go on with."""
     ratio = (truth.errors / judgement.predicted).gather(1, judgement.best[:, None])[:, 0]
     controller = state.rule.settle(ratio, judgement.computed, state.controller)

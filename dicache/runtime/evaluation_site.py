@@ -17,9 +17,9 @@ from dicache.config import Config
 from dicache.extension import combine
 from dicache.runtime.decide import (
     approximators_to_fill,
+    decide_site,
     evidence_of,
     guesses,
-    judge,
     rows_to_compute,
     rows_to_remember,
 )
@@ -87,7 +87,7 @@ class EvaluationSite:
             if histories is not None and rows != ALL:
                 histories = _rows_of(histories, rows)
             evidence = evidence_of(self.config, run, self.meter, histories, _target(call, rows, difference))
-            state.judgement, state.controller = judge(self.config, run, state, evidence)
+            state.judgement, state.controller = decide_site(self.config, run, state, evidence)
         return rows_to_compute(self.config, run, state, call.branch)
 
     # Filling in and remembering.

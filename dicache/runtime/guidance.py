@@ -78,8 +78,8 @@ def denoised(latent: Tensor, output: Tensor) -> Tensor:
 def _repeats(latent: Tensor, times: int) -> bool:
     if latent.shape[0] % times:
         return False
-    first, *others = latent.chunk(times)
-    return all(torch.equal(first, other) for other in others)
+    first, *rest = latent.chunk(times)
+    return all(torch.equal(first, other) for other in rest)
 
 
 @dataclass
@@ -115,8 +115,8 @@ class Guided:
 
     def branch(self, name: str | None, part: int = 0) -> str:
         """What a call is remembered by: the branch's name, or its place, and which of the solver's calls it is."""
-        place = sum(_part(output) == part for output in self.outputs)
-        return _PART.join([name or f"call {place}", *([str(part)] if part else [])])
+        order = sum(_part(output) == part for output in self.outputs)
+        return _PART.join([name or f"call {order}", *([str(part)] if part else [])])
 
     def came(self, name: str | None, part: int) -> bool:
         """Whether the branch of this name was called already."""

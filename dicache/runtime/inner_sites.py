@@ -22,11 +22,11 @@ from dicache.extension import combine, residual_sums
 from dicache.probes.base import View
 from dicache.runtime.decide import (
     approximators_to_fill,
+    decide_rejected,
+    decide_site,
+    decide_together,
     evidence_of,
     guesses,
-    judge,
-    judge_rejected,
-    judge_together,
     rows_to_compute,
     rows_to_remember,
 )
@@ -134,12 +134,12 @@ class InnerSites:
         run = call.run
         if run.samples and state.judgement is None and self.config.together:
             evidences = [self._evidence(call, each, call.feature) for each in run.states]
-            judgements, run.states[0].controller = judge_together(self.config, run, evidences)
+            judgements, run.states[0].controller = decide_together(self.config, run, evidences)
             for each, judgement in zip(run.states, judgements, strict=True):
                 each.judgement = judgement
         elif run.samples and state.judgement is None:
             evidence = self._evidence(call, state, open_site.feature)
-            state.judgement, state.controller = judge(self.config, run, state, evidence)
+            state.judgement, state.controller = decide_site(self.config, run, state, evidence)
         computed = rows_to_compute(self.config, run, state, call.branch)
         return computed if computed is None or call.rejected is None else computed | call.rejected
 
@@ -232,7 +232,7 @@ class InnerSites:
         if not bool(samples.any()):
             return
         call.rejected = samples.repeat(chunks)
-        first.judgement, first.controller = judge_rejected(run, first, first.judgement, samples)
+        first.judgement, first.controller = decide_rejected(run, first, first.judgement, samples)
 
 
 def _combined(state: SiteState, guessed: dict[int, Tensor]) -> Tensor:
@@ -240,10 +240,10 @@ def _combined(state: SiteState, guessed: dict[int, Tensor]) -> Tensor:
     assert state.judgement is not None
     rows = len(next(iter(guessed.values())))
     best = state.judgement.best.repeat(rows // len(state.judgement.best))
-    filling = [i for i in guessed if bool((best == i).any())]
-    if len(filling) == 1:
-        return guessed[filling[0]]
-    return combine([guessed[i] for i in filling], torch.stack([best == i for i in filling], dim=1).float())
+    used = [i for i in guessed if bool((best == i).any())]
+    if len(used) == 1:
+        return guessed[used[0]]
+    return combine([guessed[i] for i in used], torch.stack([best == i for i in used], dim=1).float())
 
 
 def _target(run: Run, state: SiteState, feature: Tensor | None) -> Target:

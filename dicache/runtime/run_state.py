@@ -125,8 +125,8 @@ class Run:
     def know_mixture(self, guided: Guided) -> None:
         """The guidance branches were told apart: that of the largest weight, and the others."""
         assert guided.strongest is not None and guided.strength is not None
-        others = [stream for stream in guided.streams if stream != guided.strongest] if guided.told_apart else []
-        conditions = [self._conditions(*stream) for stream in (guided.strongest, *others)]
+        rest = [stream for stream in guided.streams if stream != guided.strongest] if guided.told_apart else []
+        conditions = [self._conditions(*stream) for stream in (guided.strongest, *rest)]
         self.guided = guided
         self.facts = RunFacts(self.step.timetable, float(guided.strength.median()), conditions[0], conditions[1:])
 

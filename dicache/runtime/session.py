@@ -97,16 +97,16 @@ class Session:
         ahead = reading.step.index - run.step.index
         if ahead not in (0, 1) or (ahead == 0 and run.guided.came(inputs.branch, reading.part)):
             return None
-        then = run.latent if ahead else run.latent[: len(latent)]  # calls of one step may differ in their rows
-        now = latent if ahead else latent[: len(run.latent)]
-        if (then.shape, then.dtype, then.device) != (now.shape, now.dtype, now.device):
+        before = run.latent if ahead else run.latent[: len(latent)]  # calls of one step may differ in their rows
+        after = latent if ahead else latent[: len(run.latent)]
+        if (before.shape, before.dtype, before.device) != (after.shape, after.dtype, after.device):
             self.note(
                 f"the batch changed from {tuple(run.latent.shape)} to {tuple(latent.shape)} half-way: "
                 "the cache began anew there."
             )
             return None
         # A bare module's time may stand still between two runs; the branches of one step share their latent.
-        if ahead == 0 and reading.run is None and not torch.equal(now, then):
+        if ahead == 0 and reading.run is None and not torch.equal(after, before):
             return None
         return run
 

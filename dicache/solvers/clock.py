@@ -139,17 +139,17 @@ class TimestepClock:
         self.index = 0
 
     def read(self, timestep: torch.Tensor | float | None) -> Reading:
-        now = _number(timestep) if self.ends is None else self.ends - _number(timestep)
-        if not now <= self.last:
-            self.first, self.stride, self.index = now or math.nan, math.nan, 0
-        elif now < self.last:
-            self.stride, self.index = self.last - now, self.index + 1
-        self.last = now
+        left = _number(timestep) if self.ends is None else self.ends - _number(timestep)
+        if not left <= self.last:
+            self.first, self.stride, self.index = left or math.nan, math.nan, 0
+        elif left < self.last:
+            self.stride, self.index = self.last - left, self.index + 1
+        self.last = left
         share = self.stride / self.first
-        total = self.index + max(1, round(now / self.stride)) if self.stride > 0 else self.index + 1
-        progress = 1 - max(now - self.stride, 0.0) / self.first if self.stride > 0 else 0.0
+        total = self.index + max(1, round(left / self.stride)) if self.stride > 0 else self.index + 1
+        progress = 1 - max(left - self.stride, 0.0) / self.first if self.stride > 0 else 0.0
         return Reading(
-            None, Step(self.index, total, now, share, progress, (1.0, 0.0)), progress if self.index == 0 else share
+            None, Step(self.index, total, left, share, progress, (1.0, 0.0)), progress if self.index == 0 else share
         )
 
 
@@ -160,7 +160,7 @@ def _number(timestep: torch.Tensor | float | None) -> float:
     return float(timestep.flatten()[0]) if isinstance(timestep, torch.Tensor) else float(timestep)
 
 
-_known: dict[Hashable, Timeline] = {}
+_timelines: dict[Hashable, Timeline] = {}
 """The last timelines, by the numbers that they follow from: each is worked out once, and a second denoiser that takes
 over half-way reads the first one's.
 """
@@ -170,12 +170,12 @@ _MOST = 16
 def timeline_of(scheduler: Any, begin: int) -> Timeline:  # noqa: ANN401
     grids = [v.cpu().numpy().tobytes() for v in vars(scheduler).values() if isinstance(v, torch.Tensor) and v.ndim == 1]
     key = (type(scheduler), repr(sorted(scheduler.config.items(), key=str)), tuple(grids), begin)
-    if key not in _known:
-        known = timeline(scheduler, begin)
-        while len(_known) >= _MOST:
-            _known.pop(next(iter(_known)), None)
-        _known[key] = known._replace(timetable=known.timetable._replace(solver=solver(scheduler)))
-    return _known[key]
+    if key not in _timelines:
+        played = timeline(scheduler, begin)
+        while len(_timelines) >= _MOST:
+            _timelines.pop(next(iter(_timelines)), None)
+        _timelines[key] = played._replace(timetable=played.timetable._replace(solver=solver(scheduler)))
+    return _timelines[key]
 
 
 def solver(scheduler: Any) -> str:  # noqa: ANN401

@@ -65,14 +65,14 @@ def steps_of(responses: Responses, path: Path) -> tuple[int, ...]:
     noise, velocity = path.mixtures[:, 0] / signal, path.mixtures.sum(1) / path.levels[:-1].sum(1)
     again = np.isin(np.diff(responses.times), 0.0)
     twice = np.append(again, False) | np.append(False, again)
-    tried = _forgotten(responses, path, noise) | _forgotten(responses, path, velocity)
-    tried |= twice & _forgotten(responses, path, np.zeros_like(signal))
+    tried = _reaches_no_call(responses, path, noise) | _reaches_no_call(responses, path, velocity)
+    tried |= twice & _reaches_no_call(responses, path, np.zeros_like(signal))
     tried[0] = False
     longest = max(map(len, "".join("x" if t else " " for t in tried).split()), default=0)
     return tuple(((~tried).cumsum() - 1).tolist()) if longest < MOST else tuple(range(len(tried)))
 
 
-def _forgotten(responses: Responses, path: Path, answer: np.ndarray) -> np.ndarray:
+def _reaches_no_call(responses: Responses, path: Path, answer: np.ndarray) -> np.ndarray:
     """Whether a change of the latent of each call reaches none after it, (Q,)."""
     signal = path.levels[:-1, 0].clip(1e-6)
     moved = np.abs(_answered(responses, responses.latents + responses.outputs * answer, answer) * signal)

@@ -99,9 +99,9 @@ def _played(scheduler: Any, calls: slice, options: Mapping[str, Any], exact: Exa
         output, noise = torch.zeros_like(latent), torch.zeros_like(latent)
         output[q], output[check], noise[2 * n + q], noise[check] = IMPULSE, sizes[q], IMPULSE, sizes[n + q]
         exact.noise = noise
-        given = latent.clone()
-        given[n + q] += IMPULSE
-        latent = scheduler.step(output, time, given, return_dict=False, **options)[0].reshape(latent.shape)
+        nudged = latent.clone()
+        nudged[n + q] += IMPULSE
+        latent = scheduler.step(output, time, nudged, return_dict=False, **options)[0].reshape(latent.shape)
     rows = torch.stack([*passed, latent.flatten()]).numpy()
     units = rows[:, : 3 * n + 1] / IMPULSE
     outputs, latents, noises = units[:, :n], units[:, n : 2 * n], units[:, 2 * n : 3 * n]

@@ -85,9 +85,9 @@ def _path(responses: Responses, prediction: str) -> Path:
     levels, mixtures = np.zeros((calls + 1, 2)), np.zeros((calls, 2))
     sources, answers = np.zeros((calls + 1, calls + 1)), np.zeros((calls, calls + 1))
     for q in range(calls + 1):
-        past = responses.outputs[q, :q]
-        sources[q] = np.append(responses.noises[q], starting[1] * responses.starts[q]) + past @ answers[:q]
-        levels[q] = starting[0] * responses.starts[q] + past @ mixtures[:q, 0], math.hypot(*sources[q])
+        earlier = responses.outputs[q, :q]
+        sources[q] = np.append(responses.noises[q], starting[1] * responses.starts[q]) + earlier @ answers[:q]
+        levels[q] = starting[0] * responses.starts[q] + earlier @ mixtures[:q, 0], math.hypot(*sources[q])
         if q < calls:
             mixtures[q] = PREDICTIONS[prediction](*levels[q])
             answers[q] = mixtures[q, 1] * sources[q] / max(levels[q, 1], 1e-12)

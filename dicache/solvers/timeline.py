@@ -61,19 +61,19 @@ class Timeline(NamedTuple):
         index, timetable = self.steps[call], self.timetable
         first, calls = self.steps.index(index), self.steps.count(index)
         ways = [c * timetable.gain(i) for i, c in enumerate(timetable.coefficients)]
-        whole = sum(ways[timetable.begin :]) or 1.0
+        total = sum(ways[timetable.begin :]) or 1.0
         step = Step(
             index,
             len(ways),
             timetable.sigmas[index],
             timetable.coefficients[index] if not self.reason else math.inf,
-            sum(ways[timetable.begin : index + 1]) / whole,
+            sum(ways[timetable.begin : index + 1]) / total,
             self.clean[first],
             self.noise[call],
             timetable if timetable.half_log_snrs else None,
             calls,
         )
-        return Reading(run, step, ways[index] / whole, call - first)
+        return Reading(run, step, ways[index] / total, call - first)
 
 
 def timeline(
@@ -97,10 +97,10 @@ def timeline(
     if not path.miss < CLOSE:
         why = f"{name} mixes latents that are {path.miss:.1g} off those of any prediction"
         return _unknown(scheduler, begin, end, why)
-    return _known(responses, path, begin)
+    return _played(responses, path, begin)
 
 
-def _known(responses: Responses, path: Path, begin: int) -> Timeline:
+def _played(responses: Responses, path: Path, begin: int) -> Timeline:
     if path.levels[0, 0] < 0:
         responses, path = _contracted(responses, path)
     path = path._replace(levels=_rounded(path.levels))

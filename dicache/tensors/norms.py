@@ -20,15 +20,15 @@ class Alignment(NamedTuple):
     """cos^2 of the two: the share of a, squared, that lies along b."""
 
 
-def relative_change(now: Tensor, then: Tensor) -> Rows:
-    """||now - then|| / ||then||, both L2."""
-    sums = residual_sums(now, then)
+def relative_change(after: Tensor, before: Tensor) -> Rows:
+    """||after - before|| / ||before||, both L2."""
+    sums = residual_sums(after, before)
     return (sums[:, 2] / sums[:, 3]).sqrt()
 
 
-def relative_change_l1(now: Tensor, then: Tensor) -> Rows:
-    """|now - then|_1 / |then|_1, the measure of DiCache and TeaCache."""
-    sums = residual_sums(now, then)
+def relative_change_l1(after: Tensor, before: Tensor) -> Rows:
+    """|after - before|_1 / |before|_1, the measure of DiCache and TeaCache."""
+    sums = residual_sums(after, before)
     return sums[:, 0] / sums[:, 1]
 
 

@@ -44,6 +44,21 @@ def test_generated_pages_are_up_to_date():
     assert not stale, f"{stale}: run python docs/generate.py"
 
 
+def test_the_walk_of_a_step_passes_every_file_of_the_runtime():
+    walk = (DOCS / "architecture.md").read_text()
+    assert not [path.name for path in (ROOT / "dicache" / "runtime").glob("[a-z]*.py") if f"/{path.name}:" not in walk]
+
+
+def test_a_place_that_is_not_there_is_an_error():
+    with_lines = runpy.run_path(str(DOCS / "generate.py"))["_with_lines"]
+    assert (
+        with_lines("`Session.begin` (`dicache/runtime/session.py:1`)")
+        != "`Session.begin` (`dicache/runtime/session.py:1`)"
+    )
+    with pytest.raises(LookupError, match="nothing is called vanish"):
+        with_lines("`Session.vanish` (`dicache/runtime/session.py:1`)")
+
+
 def test_the_tables_of_the_results_are_up_to_date():
     named = {path.stem: facts for path, facts in show.results(RESULTS).items()}
     swept = load(RESULTS / "fewer-steps.json")

@@ -50,12 +50,10 @@ def test_modules_are_called_what_they_are():
     assert not {source.path.stem for source in EVERY.values()} & MODULES
 
 
-@pytest.mark.xfail(reason="the house is being built")
 def test_classes_are_called_what_they_are():
     assert not {name: taken for name, source in EVERY.items() if (taken := CLASSES & {*classes(source)})}
 
 
-@pytest.mark.xfail(reason="the house is being built")
 def test_names_are_called_what_they_are():
     taken = {
         name: (NAMES & {n.strip("_").lower() for n in names(source)}) - FIXED.get(name, set())
@@ -64,7 +62,6 @@ def test_names_are_called_what_they_are():
     assert not {name: words for name, words in taken.items() if words}
 
 
-@pytest.mark.xfail(reason="the house is being built")
 def test_a_public_class_has_its_name_for_itself():
     owners: dict[str, list[str]] = {}
     for module, source in EVERY.items():
