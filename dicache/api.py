@@ -18,7 +18,8 @@ from dicache.models.family import Family
 from dicache.models.find_blocks import family_of
 from dicache.runtime.session import Clock
 from dicache.schedules.schedule import Schedule
-from dicache.solvers.clock import SchedulerClock, TimestepClock
+from dicache.solvers.clock import SchedulerClock
+from dicache.solvers.loop_clock import DeclaredClock, LoopClock
 
 DENOISERS = ("transformer", "transformer_2", "unet")
 
@@ -119,6 +120,9 @@ def denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401
 
 
 def _clock(target: Any, family: Family, scheduled: bool) -> Clock:  # noqa: ANN401
+    if not scheduled and family.noise_schedule is not None:
+        return DeclaredClock(family.noise_schedule, family.prediction, family.times)
     if not scheduled:
-        return TimestepClock(family.ends)
-    return SchedulerClock(Running(target, denoisers(target)))
+        return LoopClock()
+    running = Running(target, denoisers(target))
+    return SchedulerClock(running, running.loop)

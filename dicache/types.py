@@ -156,8 +156,16 @@ class Step(NamedTuple):
     """(a, b) such that a * latent + b * output estimates the noise in the latent."""
     timetable: Timetable | None = None
     """None in a hand-written loop, where nobody knows what comes."""
-    calls: int = 1
-    """How often the solver calls the denoiser in it, guidance aside."""
+    weights: tuple[float, ...] = (1.0,)
+    """Of each of the calls that the solver makes in it, guidance aside: its output's share in what the step makes."""
+    solved: tuple[float, float] | None = None
+    """(p, c) such that p * latent + c * output is the next step's latent but for older outputs and for noise, as the
+    denoiser sees latents; None where that is not known.
+    """
+    half_log_snr: float | None = None
+    """Where errors grow evenly; None where nobody knows how much noise is in the latent."""
+    gain: float = 1.0
+    """As those of a timetable."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,16 +21,19 @@ from torch import Tensor
 
 from dicache.approximators.base import Approximator, Histories, Target
 from dicache.extension import combine
+from dicache.solvers.prediction import predicted
 from dicache.types import Action, Rows, Timetable
 
 
 def noise_of(latent: Tensor, output: Tensor, noise: tuple[float, float]) -> Tensor:
-    """a * latent + b * output; the output itself where it has not the latent's shape (learned variances, extra input
-    channels).
+    """a * latent + b * output, and learned variances behind it as they are; the output itself where it has another
+    shape (extra input channels).
     """
-    if latent.shape != output.shape:
+    own = predicted(output, latent)
+    if latent.shape != own.shape:
         return output
-    return combine((latent.to(output.dtype), output), torch.tensor([noise]).expand(len(output), 2))
+    mixed = combine((latent.to(output.dtype), own), torch.tensor([noise]).expand(len(output), 2))
+    return mixed if own is output else torch.cat([mixed, output[:, latent.shape[1] :]], dim=1)
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,18 @@ class ExtrapolateNoise(Approximator):
         (newest, before), sigmas = histories.noises.values[:2], histories.noises.sigmas
         ratio = (target.sigma - sigmas[0]) / (sigmas[0] - sigmas[1]) * self._fading(sigmas[1], target)
         ratio = ratio.nan_to_num(0.0, 0.0, 0.0)
-        if target.latent is None or target.latent.shape != newest.shape:
-            return combine((newest, before), torch.stack([1 + ratio, -ratio], dim=1))
+        latent = newest if target.latent is None else target.latent
+        own, own_before = predicted(newest, latent), predicted(before, latent)
+        line = torch.stack([1 + ratio, -ratio], dim=1)
+        if target.latent is None or latent.shape != own.shape:
+            return combine((newest, before), line)
         a, b = target.noise
         coefficients = torch.stack([1 + ratio, -ratio, torch.full_like(ratio, -a)], dim=1) / b
-        return combine((newest, before, target.latent.to(newest.dtype)), coefficients)
+        guess = combine((own, own_before, latent.to(newest.dtype)), coefficients)
+        if own is newest:
+            return guess
+        channels = latent.shape[1]
+        return torch.cat([guess, combine((newest[:, channels:], before[:, channels:]), line)], dim=1)
 
     def _fading(self, oldest: Rows, target: Target) -> Rows:
         if target.timetable is None or math.isinf(self.memory):

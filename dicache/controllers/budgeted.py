@@ -21,6 +21,8 @@ from dicache.types import Decision, Quote, Reason, Rows, Site, Step
 @dataclass(frozen=True)
 class Budgeted(Controller[Account]):
     budget: Budget
+    one_gap: float = 1.0
+    """Share of the budget that one gap may spend at most."""
 
     def at(self, site: Site, sites: int) -> "Budgeted":
         return replace(self, budget=shared(self.budget, sites))
@@ -35,7 +37,8 @@ class Budgeted(Controller[Account]):
 
     def decide(self, quote: Quote, step: Step, state: Account) -> tuple[Decision, Account]:
         after = state._replace(pending=state.pending + quote.cost)
-        skip = (after.spent <= state.budget * step.progress**0.5) & (state.budget > 0)
+        released = after.spent <= state.budget * step.progress**0.5
+        skip = released & (after.pending <= state.budget * self.one_gap) & (state.budget > 0)
         state = state._replace(pending=torch.where(skip, after.pending, state.pending))
         over = (quote.cost.isfinite(), Reason.OVER_BUDGET)
         return decided(quote, skip, state.spent, over, (state.budget == 0, Reason.NO_BUDGET)), state

@@ -35,6 +35,8 @@ from dicache.planning.law_plan import Plan, plan_of
 from dicache.types import Decision, Quote, Reason, Rows, Site, Step
 
 TINY = 1e-12
+ONE_GAP = 0.4
+"""Share of the budget that one gap may spend where the rest of the run is not known: more, and early gaps take it all."""
 
 
 class Way(NamedTuple):
@@ -72,7 +74,7 @@ class Planned(Controller[Way]):
 
     def decide(self, quote: Quote, step: Step, state: Way) -> tuple[Decision, Way]:
         if step.timetable is None:
-            decision, account = Budgeted(self.budget).decide(quote, step, state.account)
+            decision, account = Budgeted(self.budget, ONE_GAP).decide(quote, step, state.account)
             return decision, state._replace(account=account)
         decay = 0.0 if step.timetable.random else self.decay  # noise covers errors, and its prices know
         plan = plan_of(step.timetable, self.longest, self.last, decay)

@@ -78,9 +78,11 @@ class DenoiserCalls(Uncopied):
         return output if result is prediction else returned(output, result)
 
     def _by_name(self, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> dict[str, Tree]:
-        """The denoiser's arguments."""
+        """The denoiser's arguments; what stands in a dict, or what is left over for **kwargs, by its own name too."""
         bound = self.signature.bind_partial(self.denoiser, *args, **kwargs).arguments
-        return {name: value for name, value in bound.items() if value is not self.denoiser}
+        named = {name: value for name, value in bound.items() if value is not self.denoiser}
+        inside = [value for value in named.values() if isinstance(value, Mapping)]
+        return {name: value for each in (*inside, named) for name, value in each.items() if isinstance(name, str)}
 
     def _timestep(self, arguments: Mapping[str, Tree]) -> Tree:
         names = self.family.time

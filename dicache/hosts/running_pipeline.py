@@ -10,8 +10,12 @@ from typing import Any
 
 from torch import nn
 
+from dicache.solvers.clock import Loop
+
 _FAR = 40
 _NAMES = ("self", "components", "pipe", "pipeline")
+_OPTIONS = "extra_step_kwargs"
+"""What pipelines call that which they hand to every step of the scheduler."""
 _PASSED_BY = ("torch.", "accelerate.", "dicache.")
 
 
@@ -22,15 +26,28 @@ class Running:
         self.pipe, self.denoisers = pipe, denoisers
 
     def __call__(self) -> Any:  # noqa: ANN401
+        pipe, _ = self._found()
+        return pipe.scheduler
+
+    def loop(self) -> Loop:
+        """What its loop does with the scheduler."""
+        pipe, frame = self._found()
+        calls = vars(pipe).get("_num_timesteps")
+        options = {} if frame is None else frame.f_locals.get(_OPTIONS, {})
+        return Loop(calls, {name: value for name, value in options.items() if name != "generator"})
+
+    def _found(self) -> tuple[Any, FrameType | None]:
+        """The pipeline that runs, and the frame of its loop; that which dicache was enabled on where none is found."""
         frame: FrameType | None = sys._getframe(1)
+        running = None
         for _ in range(_FAR):
             if frame is None:
                 break
-            pipe = self._in(frame)
-            if pipe is not None:
-                return pipe.scheduler
+            running = running or self._in(frame)
+            if running is not None and _OPTIONS in frame.f_code.co_varnames:
+                return running, frame
             frame = frame.f_back
-        return self.pipe.scheduler
+        return running or self.pipe, None
 
     def _in(self, frame: FrameType) -> Any:  # noqa: ANN401
         """What holds the denoiser and a scheduler among the frame's variables; None if nothing does."""

@@ -4,12 +4,13 @@ Skipping hands the blocks' shapes on and replaces the denoiser's output, so litt
 they are, what carries the latents, and what happens between two blocks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from dicache.errors import UnsupportedModelError
+from dicache.solvers.prediction import PREDICTIONS
 from dicache.types import Site
 
 STREAMS = ("hidden_states", "x", "visual_embed", "gen_seq", "vis")
@@ -54,10 +55,12 @@ class Family:
     """
     time: Sequence[str] = TIMES
     """What the denoiser's timestep may be called."""
-    ends: float | None = None
-    """The timestep at which the picture is done, where timesteps rise; None where they fall to 0. Read in hand-written
-    loops only: pipelines have schedulers.
-    """
+    noise_schedule: Callable[[float], tuple[float, float]] | None = None
+    """In a hand-written loop: signal and noise of the latent at a time. None where that is read off the latents."""
+    prediction: str = "epsilon"
+    """What is predicted there: a name of `dicache.solvers.prediction.PREDICTIONS`."""
+    times: Sequence[float] = ()
+    """All times that the loop calls the denoiser at, in order, where `noise_schedule` is given."""
     batch: Batch = Batch.SAMPLE
     inside: Inside = Inside.SPANS
     between: str = ""
@@ -74,6 +77,12 @@ class Family:
                 raise UnsupportedModelError(
                     f"the family of {self.model} has {name}={value!r}. Expected names in a list: {name}=({value!r},)."
                 )
+        if self.noise_schedule is not None and (not self.times or self.prediction not in PREDICTIONS):
+            raise UnsupportedModelError(
+                f"the family of {self.model} has a noise_schedule, prediction={self.prediction!r} and "
+                f"{len(self.times)} times. Expected all times of the loop, times=[...], and a prediction among "
+                f"{', '.join(PREDICTIONS)}."
+            )
         if bool(self.stacks) == bool(self.refused):
             raise UnsupportedModelError(
                 f"the family of {self.model} has {'stacks and a refusal' if self.refused else 'no stacks'}. "

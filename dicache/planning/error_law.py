@@ -27,6 +27,12 @@ of one at the end. This says which way is best, not how many steps it must compu
 prices loses 1.5 times as much at shift 3, because it plans early gaps so long that they cost more than was planned, and
 pays for it later (`dicache.controllers.planned`).
 
+Where a solver draws new noise outputs walk at random, whatever fills in: over tau an output is wrong by about
+
+    k(lambda) sqrt(|tau|),     k = exp(-0.45 + 0.95 tanh(1.1 (lambda - 0.1)))
+
+(posterior means of a small data set under Euler ancestral and DPM-Solver++ SDE, 20 and 50 steps).
+
 On another model all this is where learning starts from, not where it ends: every sample's amplitude is learned while it
 runs.
 """
@@ -34,7 +40,7 @@ runs.
 import math
 from functools import lru_cache
 
-from dicache.types import Rows
+from dicache.types import Rows, Timetable
 
 REMAINS = 1.6
 """Share of an error of the latent that is left at the end, times the guidance scale."""
@@ -57,11 +63,16 @@ def error_rate(half_log_snr: float) -> float:
     return math.exp(-0.95 - 0.52 * math.tanh(1.2 * (half_log_snr + 0.2)))
 
 
+def noisy_error_rate(half_log_snr: float) -> float:
+    """k at lambda = `half_log_snr` under a solver that draws new noise."""
+    return math.exp(-0.45 + 0.95 * math.tanh(1.1 * (half_log_snr - 0.1)))
+
+
 @lru_cache(maxsize=16)
-def error_rates(half_log_snrs: tuple[float, ...], gains: tuple[float, ...]) -> tuple[float, ...]:
-    """k of the outputs at every step of a run; `gains` as in `dicache.types.Timetable`."""
-    gains = gains or (1.0,) * len(half_log_snrs)
-    return tuple(error_rate(time) * gain for time, gain in zip(half_log_snrs, gains, strict=True))
+def error_rates(timetable: Timetable) -> tuple[float, ...]:
+    """k of the outputs at every step of a run."""
+    rate = noisy_error_rate if timetable.random else error_rate
+    return tuple(rate(time) * timetable.gain(i) for i, time in enumerate(timetable.half_log_snrs))
 
 
 def remaining(guidance: Rows) -> Rows:

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from dicache.planning.error_law import DECAY, error_rate, surviving_share
+from dicache.planning.error_law import DECAY, error_rates, surviving_share
 from dicache.types import Timetable
 
 
@@ -18,9 +18,7 @@ class Plan:
 
     def __init__(self, timetable: Timetable, longest: int, last: int, decay: float = DECAY) -> None:
         self.time, self.longest, self.last = np.array(timetable.half_log_snrs), longest, last
-        self.unit = np.array(timetable.coefficients) * [
-            error_rate(half_log_snr) * timetable.gain(i) for i, half_log_snr in enumerate(timetable.half_log_snrs)
-        ]
+        self.unit, self.random = np.array(timetable.coefficients) * error_rates(timetable), timetable.random
         self.surviving_share = np.array(
             [surviving_share(half_log_snr, decay) for half_log_snr in timetable.half_log_snrs]
         )
@@ -29,7 +27,8 @@ class Plan:
     def prices(self, anchor: int, before: int, steps: int) -> np.ndarray:
         """What each of the next steps adds, (steps,); `before` is the anchor before the anchor."""
         ahead = slice(anchor + 1, anchor + 1 + steps)
-        law = np.abs((self.time[ahead] - self.time[anchor]) * (self.time[ahead] - self.time[before]))
+        tau = np.abs(self.time[ahead] - self.time[anchor])
+        law = np.sqrt(tau) if self.random else np.abs(tau * (self.time[ahead] - self.time[before]))
         prices = self.unit[ahead] * law
         return np.where(prices > 0, prices, np.inf)  # what costs nothing by the law is not known
 

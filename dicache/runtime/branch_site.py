@@ -32,7 +32,7 @@ class BranchSite:
     def decide(self, call: Call) -> Rows | None:
         """Which rows compute, (R,) bool; None for all."""
         run, strongest = call.run, _strongest(call)
-        if run.samples == 0 or bool(strongest.all()):
+        if run.samples == 0 or run.apart or bool(strongest.all()):
             return None
         skippable = slice(run.samples * _first_other(run, strongest), None)
         difference = run.strongest is not None or bool(strongest.any())
@@ -44,7 +44,7 @@ class BranchSite:
         run, strongest = call.run, _strongest(call)
         if run.guided.mixture is None or bool(strongest.all()):
             run.strongest = None if run.guided.mixture is None else output.detach().clone()
-            return run.guided.passed(call.branch, output)
+            return run.guided.passed(call.branch, output, call.latent)
         if not bool(strongest.any()):
             return self.inner.end(call, output, base=run.strongest)
         # The strongest branch is a chunk of this very batch: every chunk is held against it.

@@ -20,11 +20,11 @@ from dicache.approximators.linear import Extrapolate, extrapolate
 from dicache.config import Config
 from dicache.controllers.base import refused
 from dicache.estimators.base import Evidence
-from dicache.planning.error_law import REMAINS, error_rates
+from dicache.planning.error_law import REMAINS, error_rate, error_rates
 from dicache.runtime.run_state import Judgement, Run, SiteState
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.norms import relative_change
-from dicache.types import Action, Decision, Grid, Quote, Reason, Rows
+from dicache.types import Action, Decision, Grid, Quote, Reason, Rows, Step
 
 # What is known.
 
@@ -56,9 +56,12 @@ def evidence_of(config: Config, run: Run, meter: Meter, histories: Histories | N
 
     # Errors grow evenly in half log SNR and not in sigma, so laws are asked in that time wherever it is known.
     times = histories.outputs.times[:, : run.samples]
+    growth = torch.stack([_growth(a, times, run.time) for a in config.approximators], dim=1)
+    if timetable is not None and timetable.random:  # whatever fills in, outputs walk at random under new noise
+        growth = torch.where(growth.isnan(), growth, (run.time - times[0]).abs().sqrt()[:, None])
     evidence = nothing._replace(
-        growth=torch.stack([_growth(a, times, run.time) for a in config.approximators], dim=1),
-        typical=None if timetable is None else error_rates(timetable.half_log_snrs, timetable.gains)[run.step.index],
+        growth=growth,
+        typical=_typical(run.step),
         guess=guess,
     )
     features = histories.features
@@ -67,6 +70,15 @@ def evidence_of(config: Config, run: Run, meter: Meter, histories: Histories | N
     moved = relative_change(extrapolate(features, run.step.sigma), target.feature)[: run.samples].double().cpu()
     growth = Extrapolate().growth(features.times[:, : run.samples], run.time)
     return evidence._replace(innovation=moved, innovation_growth=growth)
+
+
+def _typical(step: Step) -> float | None:
+    """What outputs are usually wrong by, by the law."""
+    if step.half_log_snr is None:
+        return None
+    if step.timetable is None:
+        return error_rate(step.half_log_snr) * step.gain
+    return error_rates(step.timetable)[step.index]
 
 
 def _growth(approximator: Approximator, times: Tensor, time: float) -> Rows:

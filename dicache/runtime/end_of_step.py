@@ -46,7 +46,9 @@ def end_step(config: Config, run: Run, after: Tensor | None) -> None:
     if run.guided.changed:
         _forget(config, run)
     elif run.guided.mixture is None and after is not None:
-        run.know_mixture(run.guided.fitted(run.latent[: run.samples], after[: run.samples]))
+        guided = run.guided.fitted(run.latent[: run.samples], after[: run.samples], run.step)
+        if guided.mixture is not None:
+            run.know_mixture(guided)
 
 
 # The run's first step shows how many samples there are.

@@ -27,6 +27,7 @@ from dicache.runtime.memory_plan import Memory
 from dicache.runtime.module_call import ModuleCall
 from dicache.runtime.probing import Probing
 from dicache.runtime.run_state import Call, SiteState
+from dicache.solvers.prediction import predicted
 from dicache.tensors import history
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.tree import Tree, shapes_of
@@ -80,7 +81,7 @@ class EvaluationSite:
         `rows` on.
         """
         run, state = call.run, call.run.states[0]
-        if run.samples == 0:
+        if run.samples == 0 or run.apart:
             return None
         if state.judgement is None:
             histories = state.histories.get(call.branch)
@@ -108,10 +109,11 @@ class EvaluationSite:
             guessed = {i: base + guess for i, guess in guessed.items()}
         result = output if rows_to_run.computed is None else self._filled(state, guessed, output, exact)
         if not rows_to_run.none:
-            run.guided.add(call.branch, output, guessed)
+            own = {i: predicted(guess, call.latent) for i, guess in guessed.items()}
+            run.guided.add(call.branch, predicted(output, call.latent), own)
             value = output if base is None else output - base
             self._remember(call, histories, value, exact if fresh is None else exact & ~fresh)
-        run.guided.handed(call.branch, result)
+        run.guided.handed(call.branch, predicted(result, call.latent))
         return result
 
     def _filled(self, state: SiteState, guessed: dict[int, Tensor], output: Tensor, exact: Rows) -> Tensor:

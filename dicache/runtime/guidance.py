@@ -11,7 +11,7 @@ Where outputs have not the latent's shape (learned variances, extra input channe
 up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,28 +19,45 @@ from torch import Tensor
 
 from dicache.extension import combine, residual_sums
 from dicache.planning.error_law import remaining
-from dicache.types import Grid, Rows
+from dicache.solvers.prediction import predicted
+from dicache.types import Grid, Rows, Step
 
 _PART = ", part "
+PARALLEL = 1e-9
+"""Squared sine under which vectors count as parallel, with their rounding."""
 
 
-def fit(before: Tensor, after: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-    """The mixture (len(outputs), B) float64, from latents and outputs of one step, all (B, ...)."""
+def fit(before: Tensor, after: Tensor, outputs: Sequence[Tensor], solved: tuple[float, float] | None = None) -> Tensor:
+    """The mixture (len(outputs), B) float64, from latents and outputs of one step, all (B, ...). Where p and the sum of
+    all c are known, only how the sum is shared out is measured: noise that is drawn anew hides the rest.
+    """
     if len(outputs) == 1 or any(output.shape != before.shape for output in (after, *outputs)):
         return torch.ones(len(outputs), before.shape[0], dtype=torch.float64)
-    columns = torch.stack([t.flatten(1).double() for t in (before, *outputs)], dim=2)
     moved = (before != after).any(-1, keepdim=True).expand_as(before)
+    if solved is None:
+        coefficients = _least_squares((before, *outputs), after, moved)[:, 1:]
+    else:
+        kept, made = solved
+        first, *rest = (output.double() for output in outputs)
+        remainder = after.double() - kept * before.double() - made * first
+        shares = _least_squares([other - first for other in rest], remainder, moved)
+        coefficients = torch.cat([made - shares.sum(1, keepdim=True), shares], dim=1)
+    mixture = coefficients / coefficients.sum(1, keepdim=True)
+    return torch.where(mixture.isfinite().all(1, keepdim=True), mixture, 1.0).T
+
+
+def _least_squares(terms: Sequence[Tensor], total: Tensor, moved: Tensor) -> Tensor:
+    """(B, terms) on the host: what to take of each for their sum to be `total`, where it `moved`."""
+    columns = torch.stack([t.flatten(1).double() for t in terms], dim=2)
     columns = columns * moved.flatten(1)[:, :, None]
     gram = (columns[:, :, :, None] * columns[:, :, None]).sum(1)
-    right = (columns * after.flatten(1).double()[:, :, None]).sum(1)[:, :, None]
+    right = (columns * total.flatten(1).double()[:, :, None]).sum(1)[:, :, None]
     ridge = (
         1e-12
         * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
         * torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
     )
-    coefficients = torch.linalg.solve_ex(gram + ridge, right)[0][:, 1:, 0].cpu()
-    mixture = coefficients / coefficients.sum(1, keepdim=True)
-    return torch.where(mixture.isfinite().all(1, keepdim=True), mixture, 1.0).T
+    return torch.linalg.solve_ex(gram + ridge, right)[0][:, :, 0].cpu()
 
 
 def chunks_of(latents: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
@@ -98,34 +115,47 @@ class Guided:
     strongest: tuple[str, int] | None = None
     """Branch and chunk with the largest weight, in most samples."""
     outputs: dict[str, Tensor] = field(default_factory=dict)
-    """What each branch handed to the pipeline; contents only while the mixture is not known."""
+    """What each branch handed to the pipeline; contents only while the mixture is not known, or where they are watched.
+    """
+    watched: bool = False
+    """Whether what a step made of its outputs is looked at when it is over."""
     truth: Tensor | None = None
     """sum_b m_b v_b, (B, ...), float32 where outputs are of lower precision."""
     guesses: dict[int, Tensor] = field(default_factory=dict)
     """The same sum over guess_b, per approximator; rounded as the truth is, so that equal guesses miss by exactly 0."""
 
-    def next_step(self, calls: int = 1) -> "Guided":
+    def next_step(self, calls: int) -> "Guided":
         """`calls` is how many the solver makes: where they are fewer, as in a last step, the others' weights go."""
         staying = [i for i, name in enumerate(self.order) if _part(name) < calls]
         if self.mixture is None or len(staying) in (0, len(self.order)):
             return replace(self, outputs={}, truth=None, guesses={})
         weights = torch.cat([self.mixture.split(self.widths)[i] for i in staying])
         order, widths = tuple(self.order[i] for i in staying), tuple(self.widths[i] for i in staying)
-        return _mixed(order, widths, torch.where(weights.sum(0).abs() > 1e-3, weights / weights.sum(0), 1.0))
+        mixed = _mixed(order, widths, torch.where(weights.sum(0).abs() > 1e-3, weights / weights.sum(0), 1.0))
+        return replace(mixed, watched=self.watched)
 
     def branch(self, name: str | None, part: int = 0) -> str:
         """What a call is remembered by: the branch's name, or its place, and which of the solver's calls it is."""
         order = sum(_part(output) == part for output in self.outputs)
-        return _PART.join([name or f"call {order}", *([str(part)] if part else [])])
+        return self.named(name or f"call {order}", part)
+
+    @staticmethod
+    def named(name: str, part: int) -> str:
+        return _PART.join([name, *([str(part)] if part else [])])
 
     def came(self, name: str | None, part: int) -> bool:
         """Whether the branch of this name was called already."""
         return name is not None and self.branch(name, part) in self.outputs
 
     @property
+    def all_came(self) -> bool:
+        """Whether the branches of the mixture came, and no other."""
+        return self.mixture is not None and set(self.outputs) == set(self.order)
+
+    @property
     def complete(self) -> bool:
         """Whether the truth holds every branch of the mixture and no other branch came."""
-        return self.truth is not None and set(self.outputs) == set(self.order)
+        return self.truth is not None and self.all_came
 
     @property
     def changed(self) -> bool:
@@ -134,12 +164,12 @@ class Guided:
 
     def handed(self, branch: str, output: Tensor) -> None:
         """The pipeline got this of a branch, (R, ...)."""
-        self.outputs[branch] = output.detach().clone() if self.mixture is None else output
+        self.outputs[branch] = output.detach().clone() if self.mixture is None or self.watched else output
 
-    def passed(self, branch: str, output: Tensor) -> Tensor:
+    def passed(self, branch: str, output: Tensor, latent: Tensor) -> Tensor:
         """The same, of a branch in which nothing was guessed."""
-        self.add(branch, output, {})
-        self.handed(branch, output)
+        self.add(branch, predicted(output, latent), {})
+        self.handed(branch, predicted(output, latent))
         return output
 
     def add(self, branch: str, output: Tensor, guesses: dict[int, Tensor]) -> None:
@@ -182,28 +212,80 @@ class Guided:
             (branch, chunk) for branch, width in zip(self.order, self.widths, strict=True) for chunk in range(width)
         ]
 
-    def fitted(self, before: Tensor, after: Tensor) -> "Guided":
-        """With the mixture measured from this step's latents, (B, ...)."""
-        parts = [output.split(len(before)) for output in self.outputs.values()]
-        first = parts[0][0]
-        mixture = fit(denoised(before, first), denoised(after, first), [part for chunks in parts for part in chunks])
-        mixed = _mixed(tuple(self.outputs), tuple(len(chunks) for chunks in parts), mixture)
-        return replace(mixed, outputs=self.outputs, truth=self.truth, guesses=self.guesses)
+    def fitted(self, before: Tensor, after: Tensor, step: Step) -> "Guided":
+        """With the mixture measured from this step's latents, (B, ...): that of the branches, times what each of the
+        solver's calls has in the step. The same where it cannot be told yet.
+        """
+        chunks = {name: output.split(len(before)) for name, output in self.outputs.items()}
+        places = [(name, chunk) for name in chunks if _part(name) == 0 for chunk in range(len(chunks[name]))]
+        outputs = [self._together(name, chunk, chunks, step.weights) for name, chunk in places]
+        if self.watched and len(outputs) > 1 and _parallel(before, outputs):
+            return self
+        mixture = fit(denoised(before, outputs[0]), denoised(after, outputs[0]), outputs, _told(step))
+        own = dict(zip(places, mixture, strict=True))
+        rows = [
+            own[_first(name), chunk] * step.weights[_part(name)]
+            for name, parts in chunks.items()
+            for chunk in range(len(parts))
+        ]
+        mixed = _mixed(tuple(chunks), tuple(map(len, chunks.values())), torch.stack(rows))
+        return replace(mixed, outputs=self.outputs, truth=self.truth, guesses=self.guesses, watched=self.watched)
+
+    def _together(
+        self, name: str, chunk: int, chunks: Mapping[str, Sequence[Tensor]], weights: Sequence[float]
+    ) -> Tensor:
+        """One branch's outputs of all calls of a step, as the solver weighs them."""
+        named = [self.named(name, part) for part in range(len(weights))]
+        if len(weights) == 1 or any(each not in chunks for each in named):
+            return chunks[name][chunk]
+        return torch.stack([w * chunks[each][chunk] for w, each in zip(weights, named, strict=True)]).sum(0)
+
+    def made_of(self, samples: int) -> Tensor | None:
+        """All that was handed over, as the step mixed it, (B, ...); None where that is not known."""
+        chunks = [chunk for output in self.outputs.values() for chunk in output.split(samples)]
+        if len(chunks) == 1:
+            return chunks[0]
+        return combine(chunks, self.mixture.T, to_float=True) if self.mixture is not None and self.all_came else None
 
     def unmixed(self) -> "Guided":
         """Nothing is known of the mixture any more."""
         return replace(self, mixture=None, strength=None, surviving_share=None, strongest=None)
 
 
+def _parallel(latent: Tensor, outputs: Sequence[Tensor]) -> bool:
+    """Whether some combination of them is nothing: in pure noise latents and outputs may be. Then nobody can tell from
+    the next latent what was made of which.
+    """
+    if any(output.shape != latent.shape for output in outputs):
+        return False
+    columns = torch.stack([t.flatten(1).double() for t in (latent, *outputs)], dim=2)
+    columns = columns / torch.linalg.vector_norm(columns, dim=1, keepdim=True)
+    return float(torch.linalg.eigvalsh(columns.mT @ columns)[:, 0].min()) < PARALLEL
+
+
 def _mixed(order: tuple[str, ...], widths: tuple[int, ...], mixture: Tensor) -> Guided:
     """What is asked of a mixture at every step is worked out here, once."""
-    strength, guided = mixture.abs().amax(0), Guided(order, widths, mixture)
+    guided = Guided(order, widths, mixture)
+    branches: dict[tuple[str, int], Tensor] = {}  # over the solver's calls
+    for (name, chunk), weights in zip(guided.streams, mixture, strict=True):
+        branches[_first(name), chunk] = branches.get((_first(name), chunk), 0.0) + weights
+    strength = torch.stack(list(branches.values())).abs().amax(0)
     strongest = guided.streams[int(mixture.abs().median(1).values.argmax())]
     return replace(guided, strength=strength, surviving_share=remaining(strength), strongest=strongest)
 
 
 def _part(branch: str) -> int:
     return int(branch.partition(_PART)[2] or 0)
+
+
+def _first(branch: str) -> str:
+    """The same branch in the first of the solver's calls."""
+    return branch.partition(_PART)[0]
+
+
+def _told(step: Step) -> tuple[float, float] | None:
+    """What the solver is known to make of latent and output, where noise hides it."""
+    return step.solved if step.timetable is not None and step.timetable.random else None
 
 
 def _plus(total: Tensor | None, weights: Tensor, term: Tensor) -> Tensor:

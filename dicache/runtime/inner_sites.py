@@ -78,7 +78,7 @@ class InnerSites:
 
     def end(self, call: Call, output: Tensor) -> Tensor:
         """The denoiser's output, (R, ...), in which the sites' guesses are."""
-        return call.run.guided.passed(call.branch, output)
+        return call.run.guided.passed(call.branch, output, call.latent)
 
     def _module(self, call: Call, site: Site, module_call: ModuleCall) -> Tree:
         """One module of a site."""
@@ -132,6 +132,8 @@ class InnerSites:
     def _decide(self, call: Call, state: SiteState, open_site: OpenSite) -> Rows | None:
         """Which rows of this site compute, (R,) bool; None for all. Rows whose draft failed compute everywhere."""
         run = call.run
+        if run.apart:
+            return None
         if run.samples and state.judgement is None and self.config.together:
             evidences = [self._evidence(call, each, call.feature) for each in run.states]
             judgements, run.states[0].controller = decide_together(self.config, run, evidences)

@@ -113,6 +113,8 @@ class Run:
     overhead: float = 0.0
     """Seconds that deciding and filling in took on the host."""
     complete: bool = False
+    apart: bool = False
+    """Whether the calls of one step hold different latents: everything computes."""
     gone: bool = False
     """Whether the model's tensors were let go: nothing is learned any more."""
     begun: float = field(default_factory=perf_counter)

@@ -17,11 +17,14 @@ branches of one sample.
 """
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from dicache.approximators.base import Histories
 from dicache.config import Config
 from dicache.controllers.base import Controller
 from dicache.controllers.interval import Interval
@@ -29,20 +32,35 @@ from dicache.errors import DicacheError
 from dicache.runtime.branch_site import BranchSite
 from dicache.runtime.end_of_step import end_step, remembered_bytes
 from dicache.runtime.evaluation_site import EvaluationSite
+from dicache.runtime.guidance import Guided, denoised
 from dicache.runtime.inner_sites import InnerSites
 from dicache.runtime.memory_plan import Memory
 from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.run_state import Call, Inputs, Run, SiteState
 from dicache.runtime.trace import Trace
-from dicache.solvers.clock import TimestepClock
+from dicache.solvers.loop_clock import LoopClock
 from dicache.solvers.timeline import Reading
+from dicache.tensors import history
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.tree import Tree
 from dicache.types import Kind, Site, Step
 
 
 class Clock(Protocol):
+    @property
+    def reason(self) -> str:
+        """Why no price is known of the run that was read last; empty where they are."""
+
+    @property
+    def axis(self) -> Mapping[float, tuple[float, float]]:
+        """Where the times of a loop turned out to lie, once that is known: as `Step.sigma` and `Run.time`."""
+
     def read(self, timestep: Tensor | float | None) -> Reading: ...
+
+    def watched(self, latent: Tensor, output: Tensor | None, following: Tensor) -> Step:
+        """In a hand-written loop: the step that has begun, after one that made `following` of `latent` and `output`,
+        None where it is not known how the step mixed its outputs.
+        """
 
 
 class Strategy(Protocol):
@@ -82,8 +100,11 @@ class Session:
         started = time.perf_counter()
         reading = self.clock.read(inputs.timestep)
         run = self._with_these_weights(self._continued(reading, inputs), inputs)
-        run = self._begun(reading, inputs.latent) if run is None else run
-        self._go_on(run, reading.step, inputs.latent)
+        if run is None:
+            self._note_restart(reading)
+            run = self._begun(reading, inputs.latent)
+        self._go_on(run, reading, inputs.latent)
+        self._check_latents(run, reading, inputs.latent)
         self.call = self._opened(run, reading.part, inputs)
         run.overhead += time.perf_counter() - started
 
@@ -105,10 +126,33 @@ class Session:
                 "the cache began anew there."
             )
             return None
-        # A bare module's time may stand still between two runs; the branches of one step share their latent.
+        # Time may stand still between two loops of one step each; the branches of one step share their latent.
         if ahead == 0 and reading.run is None and not torch.equal(after, before):
-            return None
+            return self._taken_apart(run) if run.step.index else None
         return run
+
+    def _taken_apart(self, run: Run) -> Run:
+        if not run.apart:
+            run.apart = True
+            self.note("calls at one time hold different latents, as solvers do that try a step, so all was computed.")
+        return run
+
+    def _note_restart(self, reading: Reading) -> None:
+        """Where the loop begins anew before it is through: the run before is told of no more."""
+        run = self.run
+        if run is not None and not run.complete and reading.run is not None and reading.run is run.key:
+            self.note(f"the loop began anew after step {run.step.index}: only what followed is reported.")
+
+    def _check_latents(self, run: Run, reading: Reading, latent: Tensor) -> None:
+        """Guidance branches of one step share their latent; tiles and windows do not, and are not told apart."""
+        if run.samples or run.apart or reading.part or not run.guided.outputs:
+            return
+        output = next(iter(run.guided.outputs.values()))
+        rows = min(len(latent), len(run.latent))
+        one, other = (denoised(t[:rows], output) for t in (latent, run.latent))
+        if one.shape != other.shape or not torch.equal(one, other):
+            run.apart = True
+            self.note("calls of one step hold different latents, as tiles and windows do, so everything was computed.")
 
     def _with_these_weights(self, run: Run | None, inputs: Inputs) -> Run | None:
         if not inputs.other_weights:
@@ -128,7 +172,10 @@ class Session:
         before = reading.step.progress - reading.share
         states = [SiteState(site, self._rule(site), site.inside_denoiser) for site in self.sites]
         step = _released(reading.step, before)
-        self.run = Run(reading.run, step, _time_of(step), latent, before, states)
+        guided = Guided(watched=reading.run is None)
+        self.run = Run(reading.run, step, _time_of(step), latent, before, states, guided)
+        if self.clock.reason:
+            self.note(f"{self.clock.reason}, so no error can be priced.")
         return self.run
 
     def _rule(self, site: Site) -> Controller[Any]:
@@ -136,15 +183,37 @@ class Session:
             return Interval(1)
         return self.config.controller.at(site, sum(s.kind is not Kind.CHECK for s in self.sites))
 
-    def _go_on(self, run: Run, step: Step, latent: Tensor) -> None:
+    def _go_on(self, run: Run, reading: Reading, latent: Tensor) -> None:
         """To this step, where it is another than that of the call before; the one before is over then."""
+        step = reading.step
         if step.index == run.step.index:
             return
         self._end_step(run, latent)
+        if run.guided.watched and run.samples:
+            step = self._watched(run, latent)
         run.step, run.latent = _released(step, run.before), latent
-        run.time, run.guided, run.strongest = _time_of(run.step), run.guided.next_step(step.calls), None
+        run.time, run.guided, run.strongest = _time_of(run.step), run.guided.next_step(len(step.weights)), None
         for state in run.states:
             state.judgement, state.sums, state.value = None, None, None
+
+    def _watched(self, run: Run, latent: Tensor) -> Step:
+        """What a hand-written loop made of the step that is over says where it stands. Once that is known what was
+        remembered by time alone is renamed, and what was learned along it begins anew.
+        """
+        known, own = bool(self.clock.axis), slice(run.samples)
+        output = next(iter(run.guided.outputs.values()))
+        before, after = (denoised(t[own], output) for t in (run.latent, latent))
+        step = self.clock.watched(before, run.guided.made_of(run.samples), after)
+        if self.clock.reason:
+            self.note(f"{self.clock.reason}, so no error can be priced.")
+        if not known and self.clock.axis:
+            for state in run.states:
+                state.histories = {
+                    branch: Histories(*(history.renamed(each, self.clock.axis) for each in histories))
+                    for branch, histories in state.histories.items()
+                }
+                state.estimator = self.config.estimator.init(run.samples, len(self.config.approximators))
+        return step
 
     def _opened(self, run: Run, part: int, inputs: Inputs) -> Call:
         """`part` says which of the calls it is that the solver makes in this step."""
@@ -176,7 +245,10 @@ class Session:
             return output
         self.call = None
         result = self.strategy.end(call, output)
-        call.run.overhead += time.perf_counter() - started
+        run = call.run
+        run.overhead += time.perf_counter() - started
+        if run.key is not None and run.step.index == run.step.total - 1 and run.guided.all_came:
+            self.finish()  # many pipelines do not say that their run is over
         return result
 
     def repeat(self) -> None:
@@ -222,10 +294,16 @@ class Session:
     def release(self) -> None:
         """Let go of the model and its pipeline; what was noted down stays."""
         self.trace()  # ends a run that is over
-        self.call, self.clock = None, TimestepClock()  # the pipeline's clock refers to it
+        self.call, self.clock = None, LoopClock()  # the pipeline's clock refers to it
         self.strategy.forget()
         if self.run:
             self.run.let_go()
+
+    def _as_it_stands(self, run: Run) -> Run:
+        """A hand-written loop does not say that it is over: what would be told if it were."""
+        run = replace(run, states=[replace(state) for state in run.states], records=[*run.records], complete=True)
+        end_step(self.config, run, None)
+        return run
 
     # What is told of it.
 
@@ -252,6 +330,8 @@ class Session:
             return None
         if self.call is None and not run.gone and run.step.index == run.step.total - 1:
             self.finish()
+        elif self.call is None and not run.gone and not run.complete and run.guided.watched:
+            run = self._as_it_stands(run)
         samples = run.samples or len(self.meter.executed)
         executed, uncached = (macs.view(-1, samples).sum(0) for macs in (self.meter.executed, self.meter.uncached))
         noted = (tuple(run.records), executed, uncached, run.bytes, run.overhead, run.complete)
@@ -264,4 +344,4 @@ def _released(step: Step, before: float) -> Step:
 
 
 def _time_of(step: Step) -> float:
-    return step.sigma if step.timetable is None else step.timetable.half_log_snrs[step.index]
+    return step.sigma if step.half_log_snr is None else step.half_log_snr

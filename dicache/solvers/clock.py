@@ -1,16 +1,16 @@
 """Where a run stands, read off the host: the scheduler's own count of its calls. No step count from the user, no
-synchronisation. Of a bare module only the timestep is known that it is called with.
+synchronisation. Of a hand-written loop less is known (`dicache.solvers.loop_clock`).
 """
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
 from dicache.solvers.timeline import Reading, Timeline, timeline
-from dicache.types import Step, Timetable
+from dicache.types import Timetable
 
 _SOLVING = (
     "algorithm_type",
@@ -41,16 +41,25 @@ class _Counted(Protocol):
     counter: int
 
 
+class Loop(NamedTuple):
+    """What a pipeline's loop is known to do with its scheduler."""
+
+    calls: int | None = None
+    """How many it makes; None for all that the scheduler has times for."""
+    options: Mapping[str, Any] = {}
+    """What it hands to every step beside output, time and latent."""
+
+
 class SchedulerClock:
     """Reads the scheduler a pipeline has at this moment."""
 
-    def __init__(self, scheduler: Callable[[], Any]) -> None:
-        self.scheduler = scheduler
+    def __init__(self, scheduler: Callable[[], Any], loop: Callable[[], Loop] = Loop) -> None:
+        self.scheduler, self.loop = scheduler, loop
         self.run: object = None
         self.timeline = Timeline(Timetable((), (), (), 0), (), (), ())
         self.readings: list[Reading] = []
         """Of every call of the run."""
-        self.order = _Order(())
+        self.order = Order(())
 
     @property
     def reason(self) -> str:
@@ -61,8 +70,8 @@ class SchedulerClock:
         scheduler = self.scheduler()
         if self.run is not scheduler.timesteps:
             trained = scheduler.config.get("num_train_timesteps", 1000)
-            self.run, self.order = scheduler.timesteps, _Order(tuple(scheduler.timesteps.tolist()), trained)
-            self.timeline = timeline_of(scheduler, self._begin(scheduler, timestep))
+            self.run, self.order = scheduler.timesteps, Order(tuple(scheduler.timesteps.tolist()), trained)
+            self.timeline = timeline_of(scheduler, self._begin(scheduler, timestep), self.loop())
             calls = range(len(self.timeline.steps))
             self.readings = [self.timeline.reading(self.run, call) for call in calls]
         return self.readings[min(self._call(scheduler, timestep), len(self.readings) - 1)]
@@ -83,7 +92,7 @@ class SchedulerClock:
 
 
 @dataclass
-class _Order:
+class Order:
     """Counting the calls of a scheduler that does not: another time is the next call, or one further on."""
 
     times: tuple[float, ...]
@@ -126,33 +135,6 @@ class _Order:
         return time, scaled, self.trained - scaled
 
 
-class TimestepClock:
-    """For a bare module: time is the timestep it is called with, or what is left of it until `ends` where timesteps
-    rise. More time than there was begins a new run.
-    """
-
-    reason = ""
-
-    def __init__(self, ends: float | None = None) -> None:
-        self.ends = ends
-        self.first = self.last = self.stride = math.nan
-        self.index = 0
-
-    def read(self, timestep: torch.Tensor | float | None) -> Reading:
-        left = _number(timestep) if self.ends is None else self.ends - _number(timestep)
-        if not left <= self.last:
-            self.first, self.stride, self.index = left or math.nan, math.nan, 0
-        elif left < self.last:
-            self.stride, self.index = self.last - left, self.index + 1
-        self.last = left
-        share = self.stride / self.first
-        total = self.index + max(1, round(left / self.stride)) if self.stride > 0 else self.index + 1
-        progress = 1 - max(left - self.stride, 0.0) / self.first if self.stride > 0 else 0.0
-        return Reading(
-            None, Step(self.index, total, left, share, progress, (1.0, 0.0)), progress if self.index == 0 else share
-        )
-
-
 def _number(timestep: torch.Tensor | float | None) -> float:
     """The timestep as a host number; this waits for the device, so schedulers with an index never come here."""
     if timestep is None:
@@ -167,11 +149,20 @@ over half-way reads the first one's.
 _MOST = 16
 
 
-def timeline_of(scheduler: Any, begin: int) -> Timeline:  # noqa: ANN401
+def timeline_of(scheduler: Any, begin: int = 0, loop: Loop | None = None) -> Timeline:  # noqa: ANN401
+    loop = loop or Loop()
+    end = min(len(scheduler.timesteps), begin + loop.calls) if loop.calls else len(scheduler.timesteps)
     grids = [v.cpu().numpy().tobytes() for v in vars(scheduler).values() if isinstance(v, torch.Tensor) and v.ndim == 1]
-    key = (type(scheduler), repr(sorted(scheduler.config.items(), key=str)), tuple(grids), begin)
+    key = (
+        type(scheduler),
+        repr(sorted(scheduler.config.items(), key=str)),
+        tuple(grids),
+        begin,
+        end,
+        repr(loop.options),
+    )
     if key not in _timelines:
-        played = timeline(scheduler, begin)
+        played = timeline(scheduler, begin, end, loop.options)
         while len(_timelines) >= _MOST:
             _timelines.pop(next(iter(_timelines)), None)
         _timelines[key] = played._replace(timetable=played.timetable._replace(solver=solver(scheduler)))

@@ -47,7 +47,9 @@ class Responses(NamedTuple):
     scales: np.ndarray
     """By what a latent is multiplied before the denoiser sees it, (Q,)."""
     levels: np.ndarray
-    """Signal and noise in a call's latent as the scheduler mixes them itself, (Q, 2); nan where it was not asked."""
+    """Signal and noise in a call's latent as the scheduler mixes them itself, and in the final one of a loop that ends
+    early, (Q + 1, 2); nan where it was not asked.
+    """
     starts: np.ndarray
     """(Q + 1,)."""
     outputs: np.ndarray
@@ -102,6 +104,8 @@ def _played(scheduler: Any, calls: slice, options: Mapping[str, Any], exact: Exa
         nudged = latent.clone()
         nudged[n + q] += IMPULSE
         latent = scheduler.step(output, time, nudged, return_dict=False, **options)[0].reshape(latent.shape)
+    rest = scheduler.timesteps[calls.stop :] if calls.stop is not None else ()
+    levels.append(_levels(scheduler, rest[0]) if len(rest) else (math.nan, math.nan))
     rows = torch.stack([*passed, latent.flatten()]).numpy()
     units = rows[:, : 3 * n + 1] / IMPULSE
     outputs, latents, noises = units[:, :n], units[:, n : 2 * n], units[:, 2 * n : 3 * n]

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from dicache.solvers.play import Responses
 
@@ -100,8 +101,19 @@ def _starting(responses: Responses) -> np.ndarray:
 
 
 def _miss(responses: Responses, levels: np.ndarray) -> float:
-    """In the middle: of half-way calls some schedulers mix the latents of the step. The final latent is data."""
-    said = np.vstack([responses.levels, [1.0, 0.0]])
+    """In the middle: of half-way calls some schedulers mix the latents of the step. The final latent is data unless the
+    loop ends early.
+    """
+    said = responses.levels.copy()
+    said[-1] = np.where(np.isnan(said[-1]), (1.0, 0.0), said[-1])
     apart = (np.abs(levels - said) / np.abs(levels).sum(1, keepdims=True).clip(1e-12)).max(1)
     miss = apart[-1] / 4 + (0.0 if np.isnan(apart[:-1]).all() else np.nanmedian(apart[:-1]))
     return float(np.nan_to_num(miss, nan=np.inf))
+
+
+def predicted(output: Tensor, latent: Tensor) -> Tensor:
+    """The part of an output that is a prediction: learned variances, behind it along the channels, are no latent."""
+    channels = latent.shape[1]
+    if output.shape == latent.shape or output.shape != (*latent.shape[:1], 2 * channels, *latent.shape[2:]):
+        return output
+    return output[:, :channels]

@@ -16,19 +16,24 @@ mixes latents that fit none of the predictions, nothing is known: no price is fi
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dicache.solvers.output_influence import reach, steps_of, undecided, velocity_gain
 from dicache.solvers.play import LINEAR, NotPlayedError, Responses, play
-from dicache.solvers.prediction import CLOSE, Path, path_of
+from dicache.solvers.prediction import CLOSE, PREDICTIONS, Path, path_of
 from dicache.types import Step, Timetable
 
 TINY = 1e-9
 STRAIGHT = 1e-6
 """How far signal and noise may be from adding up to 1 on a straight path."""
+DECIDING = 1.5
+"""How much further early errors go off the straight path, where the noise still decides what will be seen: galaxies
+(bench/models/galaxies.py) lost twice what was estimated without it.
+"""
 LEAST = 0.5
 """Share of a step's way that its outputs are worth at least."""
 
@@ -53,13 +58,17 @@ class Timeline(NamedTuple):
     noise: tuple[tuple[float, float], ...]
     steps: tuple[int, ...]
     """The step that each call belongs to."""
+    weights: tuple[tuple[float, ...], ...] = ()
+    """Per step, as `dicache.types.Step.weights`; empty where each step makes one call."""
+    solved: tuple[tuple[float, float], ...] = ()
+    """Per step, as `dicache.types.Step.solved`; empty where that is not known."""
     reason: str = ""
     """Why no price is known; empty where they are."""
 
     def reading(self, run: object, call: int) -> Reading:
         call = min(call, len(self.steps) - 1)
         index, timetable = self.steps[call], self.timetable
-        first, calls = self.steps.index(index), self.steps.count(index)
+        first = self.steps.index(index)
         ways = [c * timetable.gain(i) for i, c in enumerate(timetable.coefficients)]
         total = sum(ways[timetable.begin :]) or 1.0
         step = Step(
@@ -71,7 +80,10 @@ class Timeline(NamedTuple):
             self.clean[first],
             self.noise[call],
             timetable if timetable.half_log_snrs else None,
-            calls,
+            self.weights[index] if self.weights else (1.0,),
+            self.solved[index] if self.solved else None,
+            timetable.half_log_snrs[index] if timetable.half_log_snrs else None,
+            timetable.gain(index),
         )
         return Reading(run, step, ways[index] / total, call - first)
 
@@ -107,11 +119,13 @@ def _played(responses: Responses, path: Path, begin: int) -> Timeline:
     steps, gains, shares = steps_of(responses, path), velocity_gain(path), path.levels[:, 1] / path.levels.sum(1)
     first = np.array([steps.index(step) for step in range(steps[-1] + 1)])
     ways = np.abs(np.diff(np.append(shares[first], shares[-1]))) / gains[first]
+    straight = bool((np.abs(path.levels.sum(1) - 1) < STRAIGHT).all())
     reached = np.abs(np.add.reduceat(reach(responses, path), first))
     if responses.random:
         reached = np.maximum(reached, np.add.reduceat(undecided(responses, path), first))
+    elif not straight:
+        reached = reached * (1 + DECIDING * shares[first] ** 4)
     half_log_snrs = [half_log_snr(*path.levels[q]) for q in first]
-    straight = bool((np.abs(path.levels.sum(1) - 1) < STRAIGHT).all())
     timetable = Timetable(
         _padded(path.levels[first, 1] if straight else half_log_snrs, begin),
         (0.0,) * begin + tuple(np.maximum(reached, LEAST * ways).tolist()),
@@ -120,9 +134,29 @@ def _played(responses: Responses, path: Path, begin: int) -> Timeline:
         gains=_padded(gains[first], begin),
         random=responses.random,
     )
-    clean, noise = (_padded(estimate, begin) for estimate in _estimates(responses, path))
+    clean, noise = (
+        _padded(estimate, begin) for estimate in estimates(path.levels[:-1], path.mixtures, responses.scales)
+    )
     noise = clean if responses.random else noise
-    return Timeline(timetable, clean, noise, (*range(begin), *(begin + step for step in steps)))
+    weights, solved = zip(*(_solved(responses, *calls) for calls in pairwise((*first, len(steps)))), strict=True)
+    return Timeline(
+        timetable,
+        clean,
+        noise,
+        (*range(begin), *(begin + step for step in steps)),
+        ((1.0,),) * begin + weights,
+        ((math.nan, math.nan),) * begin + solved,
+    )
+
+
+def _solved(responses: Responses, call: int, after: int) -> tuple[tuple[float, ...], tuple[float, float]]:
+    """The weights of the calls of one step, and what it makes of its latent and their outputs together."""
+    scales = np.append(responses.scales, 1.0)
+    made = responses.outputs[after, call:after]
+    total = float(made.sum())
+    weights = made / total if abs(total) > TINY else np.full(after - call, 1 / (after - call))
+    kept = responses.latents[after, call] * scales[after] / scales[call]
+    return tuple(weights.tolist()), (float(kept), total * float(scales[after]))
 
 
 def _contracted(responses: Responses, path: Path) -> tuple[Responses, Path]:
@@ -134,7 +168,8 @@ def _contracted(responses: Responses, path: Path) -> tuple[Responses, Path]:
     outputs = responses.outputs * units[:, None] * units[:-1]
     latents = responses.latents * units[:, None] / units[:-1]
     levels = np.stack([units, noise * units], axis=1)
-    return responses._replace(outputs=outputs, latents=latents), path._replace(levels=levels)
+    responses = responses._replace(outputs=outputs, latents=latents)
+    return responses, path._replace(levels=levels)
 
 
 def _rounded(levels: np.ndarray) -> np.ndarray:
@@ -144,12 +179,32 @@ def _rounded(levels: np.ndarray) -> np.ndarray:
     return np.stack([np.where(straight, 1 - noise, levels[:, 0]), noise], axis=1)
 
 
-def _estimates(responses: Responses, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Of data and noise, (Q, 2) each."""
-    (signal, noise), (data, eps) = path.levels[:-1].T, path.mixtures.T
+def estimates(levels: np.ndarray, mixtures: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What to take of latent and output for the data and for the noise in them, (Q, 2) each; `levels` and `mixtures`,
+    (Q, 2), are as in `dicache.solvers.prediction.Path`, and `scales`, (Q,), by what a latent is multiplied.
+    """
+    (signal, noise), (data, eps) = levels.T, mixtures.T
     both = np.maximum(np.abs(signal * eps - noise * data), TINY) * np.sign(signal * eps - noise * data + TINY)
-    clean = np.stack([eps / responses.scales, -noise], axis=1) / both[:, None]
-    return clean, np.stack([-data / responses.scales, signal], axis=1) / both[:, None]
+    clean = np.stack([eps / scales, -noise], axis=1) / both[:, None]
+    return clean, np.stack([-data / scales, signal], axis=1) / both[:, None]
+
+
+def first_order(times: Sequence[float], levels: Sequence[tuple[float, float]], prediction: str) -> Timeline:
+    """Of a loop of first order from level to level, and at last to data alone:
+
+    (a', s') = p (a, s) + c (d, e)        for p and c, where an output is d x_0 + e eps
+    """
+    along = np.array([*levels, (1.0, 0.0)], dtype=float)
+    mixtures = np.array([PREDICTIONS[prediction](a, s) for a, s in along[:-1]])
+    n = len(mixtures)
+    starts, outputs, latents = np.ones(n + 1), np.zeros((n + 1, n)), np.zeros((n + 1, n))
+    for q, (level, mixture) in enumerate(zip(along, mixtures, strict=False)):
+        kept, made = np.linalg.solve(np.stack([level, mixture], axis=1), along[q + 1])
+        starts[q + 1], outputs[q + 1], latents[q + 1] = kept * starts[q], kept * outputs[q], kept * latents[q]
+        outputs[q + 1, q], latents[q + 1, q] = made, kept
+    none = np.zeros((n + 1, n))
+    responses = Responses(np.array(times), np.ones(n), along, starts, outputs, latents, none, 0.0)
+    return _played(responses, Path(prediction, along, mixtures, 0.0), 0)
 
 
 def _padded(values: Any, begin: int) -> tuple[Any, ...]:  # noqa: ANN401
@@ -163,7 +218,7 @@ def _unknown(scheduler: Any, begin: int, end: int | None, reason: str) -> Timeli
     times = np.asarray(scheduler.timesteps[:end].tolist(), dtype=float).reshape(len(scheduler.timesteps[:end]), -1)
     n = len(times)
     timetable = Timetable(tuple(times[:, 0].tolist()), (1 / n,) * n, (), begin)
-    return Timeline(timetable, ((1.0, 0.0),) * n, ((0.0, 1.0),) * n, tuple(range(n)), reason)
+    return Timeline(timetable, ((1.0, 0.0),) * n, ((0.0, 1.0),) * n, tuple(range(n)), reason=reason)
 
 
 def half_log_snr(signal: float, noise: float) -> float:

@@ -5,6 +5,7 @@ there is none yet. A value is copied when it enters and never handed out, becaus
 value never enters.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,12 @@ def push(history: History, value: Tensor, sigma: float, computed: Rows, time: fl
     for older, newer in zip(values[::-1], [*values[-2::-1], value], strict=True):
         older.index_copy_(0, index, newer[index])  # in place: nobody else holds them
     return History(sigmas, tuple(values), times)
+
+
+def renamed(history: History, axis: Mapping[float, tuple[float, float]]) -> History:
+    """The same values at other sigmas and times: those that `axis` gives for the sigmas so far."""
+    sigmas, times = (history.sigmas.clone().apply_(lambda s, i=i: axis.get(s, (s, s))[i]) for i in (0, 1))
+    return history._replace(sigmas=sigmas, times=times)
 
 
 def _shifted(times: Tensor, newest: float, computed: Rows) -> Tensor:

@@ -54,11 +54,14 @@ class ExactDenoiser(nn.Module):
         hidden = latent.flatten(1)[:, :8]
         for block in self.blocks:
             hidden = block(hidden_states=hidden)
+        output = self.predicted(latent)
+        return torch.cat([output, torch.ones_like(output)], dim=1) if self.learned_variance else output
+
+    def predicted(self, latent: Tensor) -> Tensor:
         (a, s), (data, eps) = self.level, self.mixture
         clean = self.clean(latent.double(), a, s)
         noise = (latent.double() - a * clean) / s
-        output = (data * clean + eps * noise).to(latent.dtype)
-        return torch.cat([output, torch.ones_like(output)], dim=1) if self.learned_variance else output
+        return (data * clean + eps * noise).to(latent.dtype)
 
     def clean(self, latent: Tensor, a: float, s: float) -> Tensor:
         data, variance = self.data.double(), (a * self.width) ** 2 + s**2

@@ -1,0 +1,163 @@
+"""Where a hand-written loop stands. There is no scheduler to ask: the module is called with times, and what its loop
+does is seen in the latents (`dicache.solvers.watch`).
+
+Times move one way; which one the second call shows, and one that moves back begins a new run. Nothing has a price until
+two steps agree on a path. From then on the level of each latent is known, and of the step that it is about to make only
+how far it may go: as far as the one before did, or further by as much as that one went further than the one before it,
+
+    way_i = min(share_i, max(w, w^2 / w'))        w, w' the ways of the last two steps, in shares of noise
+
+so there is no plan of the rest of the run, and the rule is that of `dicache.controllers.budgeted`.
+
+Where the user says what is known, `Family(noise_schedule=..., prediction=..., times=...)`, all of the run is known
+before it begins, and the loop is taken for one of first order along these levels.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from dicache.solvers.clock import Order
+from dicache.solvers.timeline import DECIDING, Reading, estimates, first_order, half_log_snr
+from dicache.solvers.watch import Course, Seen, course_of, seen, unseen
+from dicache.types import Step
+
+THROUGH = 0.999
+"""Progress behind which nothing is left to come."""
+ROWS_APART = "the rows of one call are at times of their own, and what their loop does cannot be watched"
+NEAR = 2e-2
+"""How far signal and noise may be from adding up to 1 on a straight path that is watched."""
+BARELY = 1e-9
+"""Progress of a step of which nothing is known."""
+
+
+class LoopClock:
+    """For a bare module. `reason` is why nothing has a price; empty while that is not decided, or where it has one."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._begin(math.nan)
+
+    def _begin(self, time: float) -> None:
+        self.time, self.rises, self.index, self.reason = time, None, 0, ""
+        self.steps: list[Seen] = []
+        self.course: Course | None = None
+        self.times = [time]
+
+    def read(self, timestep: Tensor | float | None) -> Reading:
+        """Times alone; `watched` adds what the latents show."""
+        time = time_of(timestep)
+        if not self._goes_on(time):
+            self._begin(time)
+        elif time != self.time:
+            self.rises, self.index, self.time = time > self.time, self.index + 1, time
+            self.times.append(time)
+        if math.isnan(time):
+            self.reason = ROWS_APART
+        return Reading(None, self._step(), 0.0)
+
+    def _goes_on(self, time: float) -> bool:
+        return (
+            time == self.time
+            or (time > self.time and self.rises is not False)
+            or (time < self.time and self.rises is not True)
+        )
+
+    def watched(self, latent: Tensor, output: Tensor | None, following: Tensor) -> Step:
+        """The step that has begun, after one that made `following` of `latent` and `output`, (B, ...) each; None where
+        it is not known how the step mixed its outputs.
+        """
+        if not self.reason and latent.shape == following.shape and (output is None or output.shape == latent.shape):
+            times = (self.times[self.index - 1], self.time)
+            self.steps.append(unseen(times) if output is None else seen(latent, output, following, times))
+            course = course_of(self.steps)
+            self.course = course if isinstance(course, Course) else None
+            self.reason = course if isinstance(course, str) else ""
+        elif not self.reason:
+            self.reason = "outputs have not the shape of the latents, and what the loop makes of them cannot be watched"
+        return self._step()
+
+    @property
+    def axis(self) -> dict[float, tuple[float, float]]:
+        """Where each time so far lies along which outputs are extrapolated and errors grow; empty while unknown."""
+        if self.course is None:
+            return {}
+        levels, own = self.course.levels, len(self.steps) + 1  # a step may have begun of which nothing was seen yet
+        return {
+            time: self._place(level) for time, level in zip(self.times[own - len(levels) : own], levels, strict=True)
+        }
+
+    def _place(self, level: tuple[float, float]) -> tuple[float, float]:
+        time = half_log_snr(*level)
+        return (level[1] if self._straight(level) else time), time
+
+    @staticmethod
+    def _straight(level: tuple[float, float]) -> bool:
+        return abs(sum(level) - 1) < NEAR
+
+    def _step(self) -> Step:
+        """Of an unknown price while the path is not known."""
+        if self.course is None:
+            return Step(self.index, self.index + 2, self.time, math.inf, BARELY, (1.0, 0.0))
+        levels = np.array(self.course.levels)
+        shares = levels[:, 1] / levels.sum(1)
+        ways = np.abs(np.diff(shares))
+        way = ways[-1] if len(ways) < 2 else max(ways[-1], ways[-1] ** 2 / max(ways[-2], BARELY))
+        way = float(min(way, shares[-1]))
+        signal, noise = level = self.course.levels[-1]
+        data, eps = mixture = self.course.mixture(level)
+        gain = abs(data * noise - eps * signal) / (signal + noise)
+        further = 1 + DECIDING * (0.5 if self._straight(level) else 1.0) * float(shares[-1]) ** 4
+        clean, given_noise = estimates(np.array([level]), np.array([mixture]), np.ones(1))
+        sigma, time = self._place(level)
+        progress = min(1.0, max(BARELY, 1 - (float(shares[-1]) - way) / float(shares[0])))
+        return Step(
+            self.index,
+            self.index + 1 + (progress < THROUGH),  # whether it is the last
+            sigma,
+            way * further / gain,
+            progress,
+            tuple(clean[0].tolist()),
+            tuple(given_noise[0].tolist()),
+            half_log_snr=time,
+            gain=gain,
+        )
+
+
+class DeclaredClock:
+    """For a bare module whose user says all `times` that it is called at, and the signal and noise of each."""
+
+    def __init__(
+        self, noise_schedule: Callable[[float], tuple[float, float]], prediction: str, times: Sequence[float]
+    ) -> None:
+        self.times = tuple(map(float, times))
+        self.timeline = first_order(self.times, [noise_schedule(time) for time in self.times], prediction)
+        self.run, self.order = object(), Order(self.times)
+        self.reason = self.timeline.reason
+        self.axis: dict[float, tuple[float, float]] = {}
+
+    def read(self, timestep: Tensor | float | None) -> Reading:
+        before = self.order.call
+        call = self.order.next(time_of(timestep))
+        if call < before:
+            self.run = object()
+        return self.timeline.reading(self.run, call)
+
+    def watched(self, latent: Tensor, output: Tensor | None, following: Tensor) -> Step:
+        """Never asked for: nothing needs to be watched."""
+        raise NotImplementedError
+
+
+def time_of(timestep: Tensor | float | None) -> float:
+    """As a host number; nan where there is none, or rows are at different ones. Of a time per token, the latest: tokens
+    of pictures to go by are at none. The host waits for the device here.
+    """
+    if timestep is None:
+        return math.nan
+    if not isinstance(timestep, Tensor):
+        return float(timestep)
+    rows = timestep.reshape(len(timestep), -1).amax(1) if timestep.ndim > 1 else timestep.reshape(-1)
+    low, high = rows.min(), rows.max()
+    return float(high) if timestep.ndim < 2 or low == high else math.nan
