@@ -36,7 +36,7 @@ from dicache.types import Decision, Quote, Reason, Rows, Site, Step
 
 TINY = 1e-12
 ONE_GAP = 0.4
-"""Share of the budget that one gap may spend where the rest of the run is not known: more, and early gaps take it all."""
+"""Share of the budget that one gap may spend where nobody knows the rest of the run: else early gaps take it all."""
 
 
 class Way(NamedTuple):

@@ -9,9 +9,11 @@ from rich.progress import Progress
 
 from dicache.bench import __main__ as commands
 from dicache.bench.arms.ours import BASELINES, DICACHE
+from dicache.bench.harness import costs
 from dicache.bench.harness.measure import Point
 from dicache.bench.models.reference import Setting
 from dicache.bench.studies import ablation, coverage, hook_cost, pareto, peer_defects, schedules
+from dicache.reference import prompts
 
 
 def test_found_schedules_are_written_one_by_one_and_nothing_to_show_is_said(tmp_path, monkeypatch):
@@ -109,7 +111,9 @@ def test_what_hooks_cost_is_measured_for_every_number_of_rows(run_main, monkeypa
 
 def test_the_quick_sweep_writes_results_table_and_plot(run_main, monkeypatch, tmp_path):
     for name, arms in (("DICACHE", DICACHE), ("BASELINES", BASELINES)):
-        monkeypatch.setattr(pareto, name, [replace(arm, values=arm.values[-2:]) for arm in arms])
+        monkeypatch.setattr(pareto, name, [replace(arm, values=arm.values[-1:]) for arm in arms])
+    monkeypatch.setattr(pareto, "prompts", lambda split, n, seed: prompts(split, 2, seed=seed))
+    monkeypatch.setattr(costs, "TURNS", 1)
     code, output, errors = run_main(commands.main, "pareto", "--quick", "--coarse", "--out", tmp_path)
     assert code == 0, errors
     assert "Where dicache does not win" in output

@@ -93,8 +93,8 @@ def test_the_reader_reads_drawn_scenes_and_sees_what_is_missing():
 
 @pytest.fixture(scope="module")
 def uncached(reference):
-    captions = prompts("test", 16, seed=5)
-    return captions, draw(reference, captions, list(range(16)), 28)[0]
+    captions = prompts("test", 8, seed=5)
+    return captions, draw(reference, captions, list(range(8)), 28)[0]
 
 
 def test_what_is_drawn_shows_its_caption(reference, uncached):
@@ -105,7 +105,7 @@ def test_what_is_drawn_shows_its_caption(reference, uncached):
 def test_budget_zero_is_bitwise_the_reference_pipeline(reference, uncached):
     captions, latents = uncached
     with dicache.enable(reference, error_budget=0.0) as cache:
-        cached, _ = draw(reference, captions, list(range(16)), 28)
+        cached, _ = draw(reference, captions, list(range(8)), 28)
     assert torch.equal(cached, latents) and cache.report().compute_speedup == 1.0
 
 
@@ -128,9 +128,9 @@ def test_alone_together_and_shuffled_decide_the_same(reference, uncached):
             draw(reference, [captions[i] for i in order], list(order), 28)
         return {sample: cache.report().strip(row) for row, sample in enumerate(order)}
 
-    together = strips(range(16))
-    shuffled = strips([5, 11, 2, 14, 8, 0, 9, 3])
-    alone = {i: strips([i])[i] for i in (0, 5, 11)}
+    together = strips(range(8))
+    shuffled = strips([5, 1, 2, 7, 0, 3])
+    alone = {i: strips([i])[i] for i in (0, 5)}
     assert shuffled == {i: together[i] for i in shuffled}
     assert alone == {i: together[i] for i in alone}
 

@@ -32,9 +32,10 @@ def pictures(number: int = 96, size: float = 0.7) -> Tensor:
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(8, 8)
+        self.linear, self.rows = nn.Linear(8, 8), 0
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        self.rows += len(hidden_states)
         return hidden_states + self.linear(hidden_states)
 
 
@@ -80,6 +81,12 @@ class Run(NamedTuple):
     scales: list[float]
     random: bool
     """Whether a step takes a generator."""
+    scaled: bool
+    """Whether the scheduler scales what the denoiser sees."""
+
+
+def scales(scheduler: Any) -> bool:
+    return hasattr(scheduler, "scale_model_input")
 
 
 def run_of(scheduler: Any, steps: int, **times: Any) -> Run:
@@ -91,7 +98,7 @@ def run_of(scheduler: Any, steps: int, **times: Any) -> Run:
     reset(scheduler)
     responses = play(scheduler)
     takes = "generator" in inspect.signature(scheduler.step).parameters
-    return Run(reset, path_of(responses), responses.scales.tolist(), takes)
+    return Run(reset, path_of(responses), responses.scales.tolist(), takes, scales(scheduler))
 
 
 def pipeline(scheduler: Any, **options: Any) -> Any:
@@ -108,6 +115,7 @@ def draw(pipe: Any, run: Run, seeds: Sequence[int]) -> Tensor:
         pipe.transformer.level = tuple((run.path.levels[call] * run.scales[call]).tolist())
         pipe.transformer.mixture = tuple(run.path.mixtures[call].tolist())
         with torch.no_grad():
-            output = pipe.transformer(latent * run.scales[call], time.expand(len(latent)))[:, : SHAPE[0]]
+            scaled = pipe.scheduler.scale_model_input(latent, time) if run.scaled else latent
+            output = pipe.transformer(scaled, time.expand(len(latent)))[:, : SHAPE[0]]
         latent = pipe.scheduler.step(output, time, latent, return_dict=False, **given)[0]
     return latent
