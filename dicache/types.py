@@ -166,6 +166,8 @@ class Step(NamedTuple):
     """Where errors grow evenly; None where nobody knows how much noise is in the latent."""
     gain: float = 1.0
     """As those of a timetable."""
+    time_left: float = 1.0
+    """In a hand-written loop: share of its time that is to come when the step begins."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,8 @@
 PAB and FasterCache).
 
 The level is 1 at pure noise and 0 at the end: sigma, or the timestep, over its value at the start of a whole run.
-Timesteps from 0 to 1000, as papers give them, are thousandths of it. Where no timetable is known it is the way still to
-go.
+Timesteps from 0 to 1000, as papers give them, are thousandths of it. In a hand-written loop it is the share of noise,
+or of the time still to go where nothing else is known.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import torch
 
 from dicache.controllers.base import Around, overruled, refused
 from dicache.errors import ModeError
+from dicache.solvers.timeline import noise_share
 from dicache.types import Decision, Quote, Reason, Step
 
 
@@ -37,5 +38,5 @@ class NoiseWindow(Around):
 def level(step: Step) -> float:
     """How much noise there is before the step, from 1 down to 0."""
     if step.timetable is None:
-        return 1 - step.progress + step.coefficient
+        return step.time_left if step.half_log_snr is None else noise_share(step.half_log_snr)
     return step.sigma / max(step.timetable.sigmas)

@@ -26,17 +26,17 @@ class Running:
         self.pipe, self.denoisers = pipe, denoisers
 
     def __call__(self) -> Any:  # noqa: ANN401
-        pipe, _ = self._found()
+        pipe, _ = self._running()
         return pipe.scheduler
 
     def loop(self) -> Loop:
         """What its loop does with the scheduler."""
-        pipe, frame = self._found()
+        pipe, frame = self._running()
         calls = vars(pipe).get("_num_timesteps")
         options = {} if frame is None else frame.f_locals.get(_OPTIONS, {})
         return Loop(calls, {name: value for name, value in options.items() if name != "generator"})
 
-    def _found(self) -> tuple[Any, FrameType | None]:
+    def _running(self) -> tuple[Any, FrameType | None]:
         """The pipeline that runs, and the frame of its loop; that which dicache was enabled on where none is found."""
         frame: FrameType | None = sys._getframe(1)
         running = None

@@ -37,9 +37,9 @@ def fit(before: Tensor, after: Tensor, outputs: Sequence[Tensor], solved: tuple[
     if solved is None:
         coefficients = _least_squares((before, *outputs), after, moved)[:, 1:]
     else:
-        kept, made = solved
+        from_latent, made = solved
         first, *rest = (output.double() for output in outputs)
-        remainder = after.double() - kept * before.double() - made * first
+        remainder = after.double() - from_latent * before.double() - made * first
         shares = _least_squares([other - first for other in rest], remainder, moved)
         coefficients = torch.cat([made - shares.sum(1, keepdim=True), shares], dim=1)
     mixture = coefficients / coefficients.sum(1, keepdim=True)
@@ -217,12 +217,12 @@ class Guided:
         solver's calls has in the step. The same where it cannot be told yet.
         """
         chunks = {name: output.split(len(before)) for name, output in self.outputs.items()}
-        places = [(name, chunk) for name in chunks if _part(name) == 0 for chunk in range(len(chunks[name]))]
-        outputs = [self._together(name, chunk, chunks, step.weights) for name, chunk in places]
+        positions = [(name, chunk) for name in chunks if _part(name) == 0 for chunk in range(len(chunks[name]))]
+        outputs = [self._together(name, chunk, chunks, step.weights) for name, chunk in positions]
         if self.watched and len(outputs) > 1 and _parallel(before, outputs):
             return self
-        mixture = fit(denoised(before, outputs[0]), denoised(after, outputs[0]), outputs, _told(step))
-        own = dict(zip(places, mixture, strict=True))
+        mixture = fit(denoised(before, outputs[0]), denoised(after, outputs[0]), outputs, _known_solution(step))
+        own = dict(zip(positions, mixture, strict=True))
         rows = [
             own[_first(name), chunk] * step.weights[_part(name)]
             for name, parts in chunks.items()
@@ -283,7 +283,7 @@ def _first(branch: str) -> str:
     return branch.partition(_PART)[0]
 
 
-def _told(step: Step) -> tuple[float, float] | None:
+def _known_solution(step: Step) -> tuple[float, float] | None:
     """What the solver is known to make of latent and output, where noise hides it."""
     return step.solved if step.timetable is not None and step.timetable.random else None
 

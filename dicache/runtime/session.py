@@ -17,7 +17,6 @@ branches of one sample.
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -51,16 +50,7 @@ class Clock(Protocol):
     def reason(self) -> str:
         """Why no price is known of the run that was read last; empty where they are."""
 
-    @property
-    def axis(self) -> Mapping[float, tuple[float, float]]:
-        """Where the times of a loop turned out to lie, once that is known: as `Step.sigma` and `Run.time`."""
-
     def read(self, timestep: Tensor | float | None) -> Reading: ...
-
-    def watched(self, latent: Tensor, output: Tensor | None, following: Tensor) -> Step:
-        """In a hand-written loop: the step that has begun, after one that made `following` of `latent` and `output`,
-        None where it is not known how the step mixed its outputs.
-        """
 
 
 class Strategy(Protocol):
@@ -172,7 +162,7 @@ class Session:
         before = reading.step.progress - reading.share
         states = [SiteState(site, self._rule(site), site.inside_denoiser) for site in self.sites]
         step = _released(reading.step, before)
-        guided = Guided(watched=reading.run is None)
+        guided = Guided(watched=isinstance(self.clock, LoopClock))
         self.run = Run(reading.run, step, _time_of(step), latent, before, states, guided)
         if self.clock.reason:
             self.note(f"{self.clock.reason}, so no error can be priced.")
@@ -189,27 +179,27 @@ class Session:
         if step.index == run.step.index:
             return
         self._end_step(run, latent)
-        if run.guided.watched and run.samples:
-            step = self._watched(run, latent)
+        if isinstance(self.clock, LoopClock) and run.samples:
+            step = self._watched(run, self.clock, latent)
         run.step, run.latent = _released(step, run.before), latent
         run.time, run.guided, run.strongest = _time_of(run.step), run.guided.next_step(len(step.weights)), None
         for state in run.states:
             state.judgement, state.sums, state.value = None, None, None
 
-    def _watched(self, run: Run, latent: Tensor) -> Step:
+    def _watched(self, run: Run, clock: LoopClock, latent: Tensor) -> Step:
         """What a hand-written loop made of the step that is over says where it stands. Once that is known what was
         remembered by time alone is renamed, and what was learned along it begins anew.
         """
-        known, own = bool(self.clock.axis), slice(run.samples)
+        was_known, own = bool(clock.axis), slice(run.samples)
         output = next(iter(run.guided.outputs.values()))
         before, after = (denoised(t[own], output) for t in (run.latent, latent))
-        step = self.clock.watched(before, run.guided.made_of(run.samples), after)
-        if self.clock.reason:
-            self.note(f"{self.clock.reason}, so no error can be priced.")
-        if not known and self.clock.axis:
+        step = clock.watched(before, run.guided.made_of(run.samples), after)
+        if clock.reason:
+            self.note(f"{clock.reason}, so no error can be priced.")
+        if not was_known and clock.axis:
             for state in run.states:
                 state.histories = {
-                    branch: Histories(*(history.renamed(each, self.clock.axis) for each in histories))
+                    branch: Histories(*(history.renamed(each, clock.axis) for each in histories))
                     for branch, histories in state.histories.items()
                 }
                 state.estimator = self.config.estimator.init(run.samples, len(self.config.approximators))
@@ -328,10 +318,10 @@ class Session:
         run = self.run
         if run is None:
             return None
-        if self.call is None and not run.gone and run.step.index == run.step.total - 1:
-            self.finish()
-        elif self.call is None and not run.gone and not run.complete and run.guided.watched:
+        if self.call is None and not run.gone and run.guided.watched and not run.complete:
             run = self._as_it_stands(run)
+        elif self.call is None and not run.gone and run.step.index == run.step.total - 1:
+            self.finish()
         samples = run.samples or len(self.meter.executed)
         executed, uncached = (macs.view(-1, samples).sum(0) for macs in (self.meter.executed, self.meter.uncached))
         noted = (tuple(run.records), executed, uncached, run.bytes, run.overhead, run.complete)

@@ -21,11 +21,9 @@ from torch import Tensor
 
 from dicache.solvers.clock import Order
 from dicache.solvers.timeline import DECIDING, Reading, estimates, first_order, half_log_snr
-from dicache.solvers.watch import Course, Seen, course_of, seen, unseen
+from dicache.solvers.watch import LoopPath, Seen, path_of_loop, seen, unseen
 from dicache.types import Step
 
-THROUGH = 0.999
-"""Progress behind which nothing is left to come."""
 ROWS_APART = "the rows of one call are at times of their own, and what their loop does cannot be watched"
 NEAR = 2e-2
 """How far signal and noise may be from adding up to 1 on a straight path that is watched."""
@@ -41,9 +39,10 @@ class LoopClock:
         self._begin(math.nan)
 
     def _begin(self, time: float) -> None:
-        self.time, self.rises, self.index, self.reason = time, None, 0, ""
+        self.time, self.index, self.reason = time, 0, ""
+        self.rises: bool | None = None
         self.steps: list[Seen] = []
-        self.course: Course | None = None
+        self.path: LoopPath | None = None
         self.times = [time]
 
     def read(self, timestep: Tensor | float | None) -> Reading:
@@ -72,9 +71,9 @@ class LoopClock:
         if not self.reason and latent.shape == following.shape and (output is None or output.shape == latent.shape):
             times = (self.times[self.index - 1], self.time)
             self.steps.append(unseen(times) if output is None else seen(latent, output, following, times))
-            course = course_of(self.steps)
-            self.course = course if isinstance(course, Course) else None
-            self.reason = course if isinstance(course, str) else ""
+            path = path_of_loop(self.steps)
+            self.path = path if isinstance(path, LoopPath) else None
+            self.reason = path if isinstance(path, str) else ""
         elif not self.reason:
             self.reason = "outputs have not the shape of the latents, and what the loop makes of them cannot be watched"
         return self._step()
@@ -82,40 +81,52 @@ class LoopClock:
     @property
     def axis(self) -> dict[float, tuple[float, float]]:
         """Where each time so far lies along which outputs are extrapolated and errors grow; empty while unknown."""
-        if self.course is None:
+        if self.path is None:
             return {}
-        levels, own = self.course.levels, len(self.steps) + 1  # a step may have begun of which nothing was seen yet
+        levels, own = self.path.levels, len(self.steps) + 1  # a step may have begun of which nothing was seen yet
         return {
-            time: self._place(level) for time, level in zip(self.times[own - len(levels) : own], levels, strict=True)
+            time: self._position(level) for time, level in zip(self.times[own - len(levels) : own], levels, strict=True)
         }
 
-    def _place(self, level: tuple[float, float]) -> tuple[float, float]:
+    def _position(self, level: tuple[float, float]) -> tuple[float, float]:
         time = half_log_snr(*level)
         return (level[1] if self._straight(level) else time), time
+
+    def _time_left(self) -> tuple[float, float]:
+        """Share of the time that is to come, and how much of it the last step took: for rules that count no errors.
+        Times that rise end at 1, or at 1000.
+        """
+        end = 0.0 if not self.rises else 1.0 if max(self.times) <= 1 else 1000.0
+        total = abs(self.times[0] - end) or 1.0
+        stride = abs(self.times[-1] - self.times[-2]) / total if len(self.times) > 1 else 0.0
+        return min(1.0, abs(self.time - end) / total), stride
 
     @staticmethod
     def _straight(level: tuple[float, float]) -> bool:
         return abs(sum(level) - 1) < NEAR
 
     def _step(self) -> Step:
-        """Of an unknown price while the path is not known."""
-        if self.course is None:
-            return Step(self.index, self.index + 2, self.time, math.inf, BARELY, (1.0, 0.0))
-        levels = np.array(self.course.levels)
+        """Of unknown price while the path is not known. How many steps there are is a guess, for rules that count."""
+        left, stride = self._time_left()
+        total = self.index + max(1, round(left / stride)) if stride > 0 else self.index + 2
+        if self.path is None:
+            progress = max(BARELY, 1 - max(left - stride, 0.0))
+            return Step(self.index, total, self.time, math.inf, progress, (1.0, 0.0), time_left=left)
+        levels = np.array(self.path.levels)
         shares = levels[:, 1] / levels.sum(1)
         ways = np.abs(np.diff(shares))
         way = ways[-1] if len(ways) < 2 else max(ways[-1], ways[-1] ** 2 / max(ways[-2], BARELY))
         way = float(min(way, shares[-1]))
-        signal, noise = level = self.course.levels[-1]
-        data, eps = mixture = self.course.mixture(level)
+        signal, noise = level = self.path.levels[-1]
+        data, eps = mixture = self.path.mixture(level)
         gain = abs(data * noise - eps * signal) / (signal + noise)
         further = 1 + DECIDING * (0.5 if self._straight(level) else 1.0) * float(shares[-1]) ** 4
         clean, given_noise = estimates(np.array([level]), np.array([mixture]), np.ones(1))
-        sigma, time = self._place(level)
+        sigma, time = self._position(level)
         progress = min(1.0, max(BARELY, 1 - (float(shares[-1]) - way) / float(shares[0])))
         return Step(
             self.index,
-            self.index + 1 + (progress < THROUGH),  # whether it is the last
+            total,
             sigma,
             way * further / gain,
             progress,
@@ -136,7 +147,6 @@ class DeclaredClock:
         self.timeline = first_order(self.times, [noise_schedule(time) for time in self.times], prediction)
         self.run, self.order = object(), Order(self.times)
         self.reason = self.timeline.reason
-        self.axis: dict[float, tuple[float, float]] = {}
 
     def read(self, timestep: Tensor | float | None) -> Reading:
         before = self.order.call
@@ -144,10 +154,6 @@ class DeclaredClock:
         if call < before:
             self.run = object()
         return self.timeline.reading(self.run, call)
-
-    def watched(self, latent: Tensor, output: Tensor | None, following: Tensor) -> Step:
-        """Never asked for: nothing needs to be watched."""
-        raise NotImplementedError
 
 
 def time_of(timestep: Tensor | float | None) -> float:

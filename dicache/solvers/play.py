@@ -104,8 +104,8 @@ def _played(scheduler: Any, calls: slice, options: Mapping[str, Any], exact: Exa
         nudged = latent.clone()
         nudged[n + q] += IMPULSE
         latent = scheduler.step(output, time, nudged, return_dict=False, **options)[0].reshape(latent.shape)
-    rest = scheduler.timesteps[calls.stop :] if calls.stop is not None else ()
-    levels.append(_levels(scheduler, rest[0]) if len(rest) else (math.nan, math.nan))
+    following = None if calls.stop is None else next(iter(scheduler.timesteps[calls.stop :]), None)
+    levels.append((math.nan, math.nan) if following is None else _levels(scheduler, following))
     rows = torch.stack([*passed, latent.flatten()]).numpy()
     units = rows[:, : 3 * n + 1] / IMPULSE
     outputs, latents, noises = units[:, :n], units[:, n : 2 * n], units[:, 2 * n : 3 * n]

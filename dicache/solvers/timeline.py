@@ -155,8 +155,8 @@ def _solved(responses: Responses, call: int, after: int) -> tuple[tuple[float, .
     made = responses.outputs[after, call:after]
     total = float(made.sum())
     weights = made / total if abs(total) > TINY else np.full(after - call, 1 / (after - call))
-    kept = responses.latents[after, call] * scales[after] / scales[call]
-    return tuple(weights.tolist()), (float(kept), total * float(scales[after]))
+    from_latent = responses.latents[after, call] * scales[after] / scales[call]
+    return tuple(weights.tolist()), (float(from_latent), total * float(scales[after]))
 
 
 def _contracted(responses: Responses, path: Path) -> tuple[Responses, Path]:
@@ -194,17 +194,17 @@ def first_order(times: Sequence[float], levels: Sequence[tuple[float, float]], p
 
     (a', s') = p (a, s) + c (d, e)        for p and c, where an output is d x_0 + e eps
     """
-    along = np.array([*levels, (1.0, 0.0)], dtype=float)
-    mixtures = np.array([PREDICTIONS[prediction](a, s) for a, s in along[:-1]])
+    levels_with_end = np.array([*levels, (1.0, 0.0)], dtype=float)
+    mixtures = np.array([PREDICTIONS[prediction](a, s) for a, s in levels_with_end[:-1]])
     n = len(mixtures)
     starts, outputs, latents = np.ones(n + 1), np.zeros((n + 1, n)), np.zeros((n + 1, n))
-    for q, (level, mixture) in enumerate(zip(along, mixtures, strict=False)):
-        kept, made = np.linalg.solve(np.stack([level, mixture], axis=1), along[q + 1])
-        starts[q + 1], outputs[q + 1], latents[q + 1] = kept * starts[q], kept * outputs[q], kept * latents[q]
-        outputs[q + 1, q], latents[q + 1, q] = made, kept
+    for q, (level, mixture) in enumerate(zip(levels_with_end, mixtures, strict=False)):
+        p, c = np.linalg.solve(np.stack([level, mixture], axis=1), levels_with_end[q + 1])
+        starts[q + 1], outputs[q + 1], latents[q + 1] = p * starts[q], p * outputs[q], p * latents[q]
+        outputs[q + 1, q], latents[q + 1, q] = c, p
     none = np.zeros((n + 1, n))
-    responses = Responses(np.array(times), np.ones(n), along, starts, outputs, latents, none, 0.0)
-    return _played(responses, Path(prediction, along, mixtures, 0.0), 0)
+    responses = Responses(np.array(times), np.ones(n), levels_with_end, starts, outputs, latents, none, 0.0)
+    return _played(responses, Path(prediction, levels_with_end, mixtures, 0.0), 0)
 
 
 def _padded(values: Any, begin: int) -> tuple[Any, ...]:  # noqa: ANN401
@@ -225,3 +225,8 @@ def half_log_snr(signal: float, noise: float) -> float:
     """log(signal / noise), both softened by 0.02 of their sum: pure noise has a finite place."""
     soft = 0.02 * (signal + noise)
     return math.log((signal + soft) / (noise + soft))
+
+
+def noise_share(half_log_snr: float) -> float:
+    """The noise in a latent, over signal and noise together."""
+    return 1.04 / (1 + math.exp(half_log_snr)) - 0.02

@@ -47,8 +47,8 @@ ROUNDED = 1e-8
 class Seen(NamedTuple):
     """One step: x' = p x + c v, how large x was, and what of the step that leaves."""
 
-    kept: float
-    made: float
+    from_latent: float
+    from_output: float
     size: float
     left: float
     before: float
@@ -66,12 +66,12 @@ def seen(latent: Tensor, output: Tensor, following: Tensor, times: tuple[float, 
     moved = (latent != following).any(-1, keepdim=True)
     x, v, y = (torch.where(moved, t, 0).double().flatten() for t in (latent, output, following))
     xx = (x @ x).clamp(min=1e-30)
-    along = (x @ v) / xx
-    went, own = y - x, v - along * x  # latents and outputs are nearly parallel at first
+    slope = (x @ v) / xx
+    went, own = y - x, v - slope * x  # latents and outputs are nearly parallel at first
     sums = torch.stack(
         [
             xx,
-            along,
+            slope,
             v @ v,
             went @ x,
             went @ own,
@@ -80,13 +80,14 @@ def seen(latent: Tensor, output: Tensor, following: Tensor, times: tuple[float, 
             moved.expand_as(x.view_as(latent)).sum().double(),
         ]
     )
-    xx, along, vv, wx, wo, oo, ww, count = sums.cpu().tolist()
+    xx, slope, vv, wx, wo, oo, ww, count = sums.cpu().tolist()
     size = math.sqrt(xx / max(count, 1.0))
     if not oo > PARALLEL * vv:
         return Seen(math.nan, math.nan, size, 0.0, *times)
-    made = wo / oo
-    miss = ww - wx * wx / xx - wo * made
-    return Seen(1 + wx / xx - made * along, made, size, math.sqrt(max(miss, 0.0) / max(ww, ROUNDED * xx)), *times)
+    from_output = wo / oo
+    miss = ww - wx * wx / xx - wo * from_output
+    left = math.sqrt(max(miss, 0.0) / max(ww, ROUNDED * xx))
+    return Seen(1 + wx / xx - from_output * slope, from_output, size, left, *times)
 
 
 NONE = (math.nan, math.nan)
@@ -104,9 +105,9 @@ class Kind(NamedTuple):
 
 def _straight(step: Seen) -> tuple[float, float]:
     """Where time says it, in units in which it goes as far as the latent does."""
-    if abs(step.kept - 1) > NEAR or step.size > PURE or step.after == step.before:
+    if abs(step.from_latent - 1) > NEAR or step.size > PURE or step.after == step.before:
         return NONE
-    unit = abs(step.made / (step.after - step.before))
+    unit = abs(step.from_output / (step.after - step.before))
     noise = unit * step.before if step.after < step.before else 1 - unit * step.before
     return 1 - noise, noise
 
@@ -123,12 +124,12 @@ def _data_on_a_circle(step: Seen) -> tuple[float, float]:
 
 def _sine(step: Seen) -> float:
     """s of p^2 + 2 p c s + c^2 = 1."""
-    return (1 - step.kept**2 - step.made**2) / (2 * step.kept * step.made)
+    return (1 - step.from_latent**2 - step.from_output**2) / (2 * step.from_latent * step.from_output)
 
 
 def _around_a_circle(step: Seen) -> tuple[float, float]:
     """Velocities say how far, not from where; a run begins in noise."""
-    return (0.0, 1.0) if abs(math.hypot(step.kept, step.made) - 1) < NEAR and step.size < PURE else NONE
+    return (0.0, 1.0) if abs(math.hypot(step.from_latent, step.from_output) - 1) < NEAR and step.size < PURE else NONE
 
 
 def _exploding(step: Seen) -> tuple[float, float]:
@@ -161,7 +162,7 @@ KINDS = (
 )
 
 
-class Course(NamedTuple):
+class LoopPath(NamedTuple):
     """The kind that all steps so far agree on, and the levels that the last ones lead through: those behind which
     nothing could be told of a step.
     """
@@ -173,27 +174,27 @@ class Course(NamedTuple):
         return PREDICTIONS[self.kind.prediction](*level)
 
 
-def course_of(steps: Sequence[Seen]) -> Course | str:
+def path_of_loop(steps: Sequence[Seen]) -> LoopPath | str:
     """What all `steps` of a run so far say; a reason where they say nothing. Of several kinds that fit, one that fits
     far better: short steps along a circle hardly differ from straight ones.
     """
     worst = max(step.left for step in steps)
     if not worst < LEFT:
         return f"a step of the loop is not one of the latent and the output alone: {worst:.2g} of it is left over"
-    silent = [i for i, step in enumerate(steps) if math.isnan(step.kept)]
-    told = steps[silent[-1] + 1 if silent else 0 :]
-    if len(told) < 2:
+    silent = [i for i, step in enumerate(steps) if math.isnan(step.from_latent)]
+    legible = steps[silent[-1] + 1 if silent else 0 :]
+    if len(legible) < 2:
         return UNDECIDED
     kinds = [kind for kind in KINDS if not silent or kind.begin is not _around_a_circle]
-    fitting = [(course, off) for kind in kinds for course, off in _courses(kind, told)]
+    fitting = [(path, off) for kind in kinds for path, off in _paths(kind, legible)]
     if not fitting:
         return "what the loop makes of an output is none of the ways known"
     best, off = min(fitting, key=lambda fit: fit[1])
-    others = [other for course, other in fitting if course is not best]
-    return best if all(other > FAR * max(off, EXACT) for other in others) else UNDECIDED
+    rivals = [other for path, other in fitting if path is not best]
+    return best if all(other > FAR * max(off, EXACT) for other in rivals) else UNDECIDED
 
 
-def _courses(kind: Kind, steps: Sequence[Seen]) -> Iterator[tuple[Course, float]]:
+def _paths(kind: Kind, steps: Sequence[Seen]) -> Iterator[tuple[LoopPath, float]]:
     """Along this kind's path, and how far off it at most; none where a step leads away from it, or the noise does not
     become less.
     """
@@ -202,17 +203,18 @@ def _courses(kind: Kind, steps: Sequence[Seen]) -> Iterator[tuple[Course, float]
     for step in steps:
         data, eps = PREDICTIONS[kind.prediction](signal, noise)
         share = noise / (signal + noise)
-        signal, noise = step.kept * signal + step.made * data, step.kept * noise + step.made * eps
+        p, c = step.from_latent, step.from_output
+        signal, noise = p * signal + c * data, p * noise + c * eps
         off = kind.off(signal, noise)
         if not (off < NEAR and -NEAR < noise / (signal + noise) < share):
             return
         levels.append((signal, max(noise, 0.0)))
         most = max(most, off)
     if kind.off is not _off_straight or _even(steps):
-        yield Course(kind, tuple(levels)), most
+        yield LoopPath(kind, tuple(levels)), most
 
 
 def _even(steps: Sequence[Seen]) -> bool:
     """Whether all steps go as far as time does."""
-    units = [abs(step.made / (step.after - step.before)) for step in steps if step.after != step.before]
+    units = [abs(step.from_output / (step.after - step.before)) for step in steps if step.after != step.before]
     return max(units) < (1 + EVEN) * min(units)

@@ -21,7 +21,8 @@ from dicache.estimators.closed_loop import ClosedLoop
 from dicache.extension import residual_sums
 from dicache.planning.budget import per_sample, validate
 from dicache.runtime.guidance import chunks_of, fit
-from dicache.solvers.clock import SchedulerClock, TimestepClock
+from dicache.solvers.clock import SchedulerClock
+from dicache.solvers.loop_clock import LoopClock, time_of
 from dicache.tensors import history
 from dicache.tensors.norms import length, relative_change, relative_change_l1
 from dicache.tensors.tree import scatter, shapes_of, stand_in, take
@@ -225,10 +226,18 @@ def test_norms_are_those_of_torch_per_sample():
 
 
 def test_a_bare_modules_clock_counts_steps_and_begins_again_when_time_goes_back():
-    clock = TimestepClock()
+    clock = LoopClock()
     indices = [clock.read(t).step.index for t in (1000.0, 1000.0, 750.0, 500.0, 1000.0, 750.0)]
     assert indices == [0, 0, 1, 2, 0, 1]
-    assert clock.read(500.0).step.total == 4 and clock.read(500.0).step.progress == pytest.approx(0.75)
+    rising = LoopClock()
+    assert [rising.read(t).step.index for t in (0.0, 0.5, 0.9, 0.1, 0.2)] == [0, 1, 2, 0, 1]
+    assert math.isinf(clock.read(500.0).step.coefficient), "nothing was seen of the latents"
+
+
+def test_the_time_of_a_call_is_that_of_all_its_rows():
+    assert time_of(torch.tensor([[0.0, 0.7, 0.7], [0.0, 0.7, 0.7]])) == pytest.approx(0.7)
+    assert time_of(torch.tensor([3, 3])) == 3 and time_of(4) == 4
+    assert math.isnan(time_of(None)) and math.isnan(time_of(torch.tensor([[0.5], [0.7]])))
 
 
 def test_progress_is_measured_from_where_the_run_begins():

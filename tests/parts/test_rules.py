@@ -33,7 +33,7 @@ from dicache.presets.parts.bwcache import Stretch
 from dicache.presets.parts.delta_dit import Staged
 from dicache.presets.parts.fastercache import Bands
 from dicache.presets.parts.racer import Chebyshev, Disagreement, Repaid, Shrunk
-from dicache.solvers.clock import TimestepClock
+from dicache.solvers.loop_clock import LoopClock
 from dicache.tensors import history
 from dicache.types import Action, Kind, Quote, Site
 from helpers.fuzzing import examples
@@ -139,7 +139,7 @@ def test_outside_its_window_everything_computes_and_inside_the_rule_decides(low,
 
 def test_the_level_of_noise_is_the_time_left_with_and_without_a_course():
     assert [level(step(i)) for i in range(N)] == SIGMAS
-    clock = TimestepClock()
+    clock = LoopClock()
     times = [1000.0, 900.0, 700.0, 400.0, 200.0]
     levels = [level(clock.read(time).step) for time in times]
     assert levels[1:] == pytest.approx([0.9, 0.7, 0.4, 0.2])
