@@ -169,6 +169,11 @@ class Step(NamedTuple):
     time_left: float = 1.0
     """In a hand-written loop: share of its time that is to come when the step begins."""
 
+    @property
+    def time(self) -> float:
+        """Along which errors grow evenly: half log SNR where it is known, else sigma."""
+        return self.sigma if self.half_log_snr is None else self.half_log_snr
+
 
 @dataclass(frozen=True, eq=False)
 class RunFacts:

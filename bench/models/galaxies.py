@@ -21,6 +21,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
+Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.LayerNorm
 Solver = Literal["bare", "eps", "v", "flow", "flow 3"]
 SOLVERS: tuple[Solver, ...] = ("bare", "eps", "v", "flow", "flow 3")
 NETS = ("hsc", "ZTF")
@@ -51,7 +52,7 @@ class MixerBlock(nn.Module):
         mixed = mixed.transpose(1, 2)
         return (mixed + self.over_channels(self.norm_channels(mixed))).transpose(1, 2)
 
-    def layers(self) -> Iterator[nn.Module]:
+    def layers(self) -> Iterator[Layer]:
         for mlp in (self.over_patches, self.over_channels):
             yield from (mlp.widen, mlp.narrow)
         yield from (self.norm_patches, self.norm_channels)
@@ -78,7 +79,7 @@ class GalaxyNet(nn.Module):
         hidden = self.conv_in(torch.cat([x, plane], dim=1))
         shape, hidden = hidden.shape, hidden.flatten(2)
         for block in self.blocks:
-            hidden = block(hidden)
+            hidden = block(hidden_states=hidden)
         eps = -noise * self.conv_out(self.norm(hidden).reshape(shape))
         clean = (x - noise * eps) / signal
         if self.solver == "v":
@@ -93,10 +94,11 @@ class GalaxyNet(nn.Module):
         noise = min(max(float(time) / TRAINED, 1e-4), 1 - 1e-3)
         return math.log1p((noise / (1 - noise)) ** 2)
 
-    def layers(self) -> Iterator[nn.Module]:
+    def layers(self) -> Iterator[Layer]:
         """As the files hold them."""
         yield from (self.conv_in, self.conv_out)
         for block in self.blocks:
+            assert isinstance(block, MixerBlock)
             yield from block.layers()
         yield self.norm
 
@@ -121,7 +123,7 @@ def net(name: str, solver: Solver) -> GalaxyNet:
 def filled(model: GalaxyNet, path: Path) -> GalaxyNet:
     """With the weights of a file. Raises ValueError where it holds others."""
     arrays = list(_arrays(path))
-    wanted = [parameter for layer in model.layers() for parameter in (layer.weight, layer.bias)]
+    wanted = [parameter for layer in model.layers() for parameter in layer.parameters()]
     if [a.size for a in arrays[: len(wanted)]] != [p.numel() for p in wanted]:
         raise ValueError(f"{path} holds other arrays than those of a GalaxyNet. Expected galaxygrad 0.1.9.")
     with torch.no_grad():

@@ -24,10 +24,10 @@ from dicache.files.atomic import write_text
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "galaxies.json"
 BUDGETS = (0.02, 0.05, 0.1)
 SWEEP = (0.01, 0.014, *BUDGETS, 0.035, 0.07, 0.14, 0.2, 0.3)
-HELD = 0.85
+MOST = 0.85
 
 
-def measured(galaxies: Galaxies, noise: torch.Tensor, budgets: Sequence[float]) -> Iterator[dict[str, Any]]:
+def draws(galaxies: Galaxies, noise: torch.Tensor, budgets: Sequence[float]) -> Iterator[dict[str, Any]]:
     """Error and work of every sample under each budget."""
     plain = galaxies.draw(galaxies.target(), noise)
     for budget in budgets:
@@ -51,7 +51,7 @@ def rows(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[float, float, float,
         if line["budget"] not in BUDGETS:
             continue
         bound = line["budget"]
-        enough = [other["work"] for other in lines if share_within(other["errors"], bound) >= HELD]
+        enough = [other["work"] for other in lines if share_within(other["errors"], bound) >= MOST]
         yield bound, share_within(line["errors"], bound), line["work"], line["work"] / min(enough, default=1.0)
 
 
@@ -59,9 +59,9 @@ def share_within(errors: Sequence[float], bound: float) -> float:
     return sum(error <= bound for error in errors) / len(errors)
 
 
-def table(found: dict[str, Any]) -> Table:
+def table(results: dict[str, Any]) -> Table:
     shown = Table("net, solver", "budget", "holds for", "work", "over the least", title="Galaxies, without a profile")
-    for name, lines in found.items():
+    for name, lines in results.items():
         for budget, share, work, over in rows(lines):
             shown.add_row(name, f"{budget:g}", f"{share:.0%}", f"{work:.2f}", f"{over:.2f}")
     return shown
@@ -76,16 +76,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any] = load(args.out) if args.out.is_file() else {}
+    results: dict[str, Any] = load(args.out) if args.out.is_file() else {}
     noise = torch.randn(args.samples, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     for name in () if args.show else args.nets:
         for solver in SOLVERS:
             key = f"{name}, {solver}, {args.steps} steps"
-            if key in found and len(found[key][0]["errors"]) == args.samples:
+            if key in results and len(results[key][0]["errors"]) == args.samples:
                 continue
-            found[key] = list(measured(Galaxies(net(name, solver), solver, args.steps), noise, SWEEP))
-            write_text(args.out, json.dumps(found))
-    Console().print(table(found))
+            results[key] = list(draws(Galaxies(net(name, solver), solver, args.steps), noise, SWEEP))
+            write_text(args.out, json.dumps(results))
+    Console().print(table(results))
 
 
 if __name__ == "__main__":

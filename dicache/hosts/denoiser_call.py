@@ -82,7 +82,9 @@ class DenoiserCalls(Uncopied):
         bound = self.signature.bind_partial(self.denoiser, *args, **kwargs).arguments
         named = {name: value for name, value in bound.items() if value is not self.denoiser}
         inside = [value for value in named.values() if isinstance(value, Mapping)]
-        return {name: value for each in (*inside, named) for name, value in each.items() if isinstance(name, str)}
+        for name, value in (item for mapping in inside for item in mapping.items()):
+            named.setdefault(str(name), value)
+        return named
 
     def _timestep(self, arguments: Mapping[str, Tree]) -> Tree:
         names = self.family.time

@@ -19,45 +19,11 @@ from torch import Tensor
 
 from dicache.extension import combine, residual_sums
 from dicache.planning.error_law import remaining
+from dicache.runtime.mixture import fit, parallel
 from dicache.solvers.prediction import predicted
 from dicache.types import Grid, Rows, Step
 
 _PART = ", part "
-PARALLEL = 1e-9
-"""Squared sine under which vectors count as parallel, with their rounding."""
-
-
-def fit(before: Tensor, after: Tensor, outputs: Sequence[Tensor], solved: tuple[float, float] | None = None) -> Tensor:
-    """The mixture (len(outputs), B) float64, from latents and outputs of one step, all (B, ...). Where p and the sum of
-    all c are known, only how the sum is shared out is measured: noise that is drawn anew hides the rest.
-    """
-    if len(outputs) == 1 or any(output.shape != before.shape for output in (after, *outputs)):
-        return torch.ones(len(outputs), before.shape[0], dtype=torch.float64)
-    moved = (before != after).any(-1, keepdim=True).expand_as(before)
-    if solved is None:
-        coefficients = _least_squares((before, *outputs), after, moved)[:, 1:]
-    else:
-        from_latent, made = solved
-        first, *rest = (output.double() for output in outputs)
-        remainder = after.double() - from_latent * before.double() - made * first
-        shares = _least_squares([other - first for other in rest], remainder, moved)
-        coefficients = torch.cat([made - shares.sum(1, keepdim=True), shares], dim=1)
-    mixture = coefficients / coefficients.sum(1, keepdim=True)
-    return torch.where(mixture.isfinite().all(1, keepdim=True), mixture, 1.0).T
-
-
-def _least_squares(terms: Sequence[Tensor], total: Tensor, moved: Tensor) -> Tensor:
-    """(B, terms) on the host: what to take of each for their sum to be `total`, where it `moved`."""
-    columns = torch.stack([t.flatten(1).double() for t in terms], dim=2)
-    columns = columns * moved.flatten(1)[:, :, None]
-    gram = (columns[:, :, :, None] * columns[:, :, None]).sum(1)
-    right = (columns * total.flatten(1).double()[:, :, None]).sum(1)[:, :, None]
-    ridge = (
-        1e-12
-        * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-        * torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
-    )
-    return torch.linalg.solve_ex(gram + ridge, right)[0][:, :, 0].cpu()
 
 
 def chunks_of(latents: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
@@ -219,7 +185,7 @@ class Guided:
         chunks = {name: output.split(len(before)) for name, output in self.outputs.items()}
         positions = [(name, chunk) for name in chunks if _part(name) == 0 for chunk in range(len(chunks[name]))]
         outputs = [self._together(name, chunk, chunks, step.weights) for name, chunk in positions]
-        if self.watched and len(outputs) > 1 and _parallel(before, outputs):
+        if self.watched and len(outputs) > 1 and parallel(before, outputs):
             return self
         mixture = fit(denoised(before, outputs[0]), denoised(after, outputs[0]), outputs, _known_solution(step))
         own = dict(zip(positions, mixture, strict=True))
@@ -250,17 +216,6 @@ class Guided:
     def unmixed(self) -> "Guided":
         """Nothing is known of the mixture any more."""
         return replace(self, mixture=None, strength=None, surviving_share=None, strongest=None)
-
-
-def _parallel(latent: Tensor, outputs: Sequence[Tensor]) -> bool:
-    """Whether some combination of them is nothing: in pure noise latents and outputs may be. Then nobody can tell from
-    the next latent what was made of which.
-    """
-    if any(output.shape != latent.shape for output in outputs):
-        return False
-    columns = torch.stack([t.flatten(1).double() for t in (latent, *outputs)], dim=2)
-    columns = columns / torch.linalg.vector_norm(columns, dim=1, keepdim=True)
-    return float(torch.linalg.eigvalsh(columns.mT @ columns)[:, 0].min()) < PARALLEL
 
 
 def _mixed(order: tuple[str, ...], widths: tuple[int, ...], mixture: Tensor) -> Guided:

@@ -17,13 +17,11 @@ branches of one sample.
 """
 
 import time
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Histories
 from dicache.config import Config
 from dicache.controllers.base import Controller
 from dicache.controllers.interval import Interval
@@ -31,15 +29,15 @@ from dicache.errors import DicacheError
 from dicache.runtime.branch_site import BranchSite
 from dicache.runtime.end_of_step import end_step, remembered_bytes
 from dicache.runtime.evaluation_site import EvaluationSite
-from dicache.runtime.guidance import Guided, denoised
+from dicache.runtime.guidance import Guided
 from dicache.runtime.inner_sites import InnerSites
 from dicache.runtime.memory_plan import Memory
 from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.run_state import Call, Inputs, Run, SiteState
 from dicache.runtime.trace import Trace
+from dicache.runtime.watched_loop import as_it_stands, holds_others, step_seen
 from dicache.solvers.loop_clock import LoopClock
 from dicache.solvers.timeline import Reading
-from dicache.tensors import history
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.tree import Tree
 from dicache.types import Kind, Site, Step
@@ -94,7 +92,7 @@ class Session:
             self._note_restart(reading)
             run = self._begun(reading, inputs.latent)
         self._go_on(run, reading, inputs.latent)
-        self._check_latents(run, reading, inputs.latent)
+        self._check_latents(run, reading.part, inputs.latent)
         self.call = self._opened(run, reading.part, inputs)
         run.overhead += time.perf_counter() - started
 
@@ -133,14 +131,8 @@ class Session:
         if run is not None and not run.complete and reading.run is not None and reading.run is run.key:
             self.note(f"the loop began anew after step {run.step.index}: only what followed is reported.")
 
-    def _check_latents(self, run: Run, reading: Reading, latent: Tensor) -> None:
-        """Guidance branches of one step share their latent; tiles and windows do not, and are not told apart."""
-        if run.samples or run.apart or reading.part or not run.guided.outputs:
-            return
-        output = next(iter(run.guided.outputs.values()))
-        rows = min(len(latent), len(run.latent))
-        one, other = (denoised(t[:rows], output) for t in (latent, run.latent))
-        if one.shape != other.shape or not torch.equal(one, other):
+    def _check_latents(self, run: Run, part: int, latent: Tensor) -> None:
+        if run.samples == 0 and not run.apart and part == 0 and run.guided.outputs and holds_others(run, latent):
             run.apart = True
             self.note("calls of one step hold different latents, as tiles and windows do, so everything was computed.")
 
@@ -163,10 +155,13 @@ class Session:
         states = [SiteState(site, self._rule(site), site.inside_denoiser) for site in self.sites]
         step = _released(reading.step, before)
         guided = Guided(watched=isinstance(self.clock, LoopClock))
-        self.run = Run(reading.run, step, _time_of(step), latent, before, states, guided)
+        self.run = Run(reading.run, step, step.time, latent, before, states, guided)
+        self._note_unpriced()
+        return self.run
+
+    def _note_unpriced(self) -> None:
         if self.clock.reason:
             self.note(f"{self.clock.reason}, so no error can be priced.")
-        return self.run
 
     def _rule(self, site: Site) -> Controller[Any]:
         if site.kind is Kind.CHECK:
@@ -180,30 +175,12 @@ class Session:
             return
         self._end_step(run, latent)
         if isinstance(self.clock, LoopClock) and run.samples:
-            step = self._watched(run, self.clock, latent)
+            step = step_seen(self.config, run, self.clock, latent)
+            self._note_unpriced()
         run.step, run.latent = _released(step, run.before), latent
-        run.time, run.guided, run.strongest = _time_of(run.step), run.guided.next_step(len(step.weights)), None
+        run.time, run.guided, run.strongest = run.step.time, run.guided.next_step(len(step.weights)), None
         for state in run.states:
             state.judgement, state.sums, state.value = None, None, None
-
-    def _watched(self, run: Run, clock: LoopClock, latent: Tensor) -> Step:
-        """What a hand-written loop made of the step that is over says where it stands. Once that is known what was
-        remembered by time alone is renamed, and what was learned along it begins anew.
-        """
-        was_known, own = bool(clock.axis), slice(run.samples)
-        output = next(iter(run.guided.outputs.values()))
-        before, after = (denoised(t[own], output) for t in (run.latent, latent))
-        step = clock.watched(before, run.guided.made_of(run.samples), after)
-        if clock.reason:
-            self.note(f"{clock.reason}, so no error can be priced.")
-        if not was_known and clock.axis:
-            for state in run.states:
-                state.histories = {
-                    branch: Histories(*(history.renamed(each, clock.axis) for each in histories))
-                    for branch, histories in state.histories.items()
-                }
-                state.estimator = self.config.estimator.init(run.samples, len(self.config.approximators))
-        return step
 
     def _opened(self, run: Run, part: int, inputs: Inputs) -> Call:
         """`part` says which of the calls it is that the solver makes in this step."""
@@ -235,10 +212,7 @@ class Session:
             return output
         self.call = None
         result = self.strategy.end(call, output)
-        run = call.run
-        run.overhead += time.perf_counter() - started
-        if run.key is not None and run.step.index == run.step.total - 1 and run.guided.all_came:
-            self.finish()  # many pipelines do not say that their run is over
+        call.run.overhead += time.perf_counter() - started
         return result
 
     def repeat(self) -> None:
@@ -289,12 +263,6 @@ class Session:
         if self.run:
             self.run.let_go()
 
-    def _as_it_stands(self, run: Run) -> Run:
-        """A hand-written loop does not say that it is over: what would be told if it were."""
-        run = replace(run, states=[replace(state) for state in run.states], records=[*run.records], complete=True)
-        end_step(self.config, run, None)
-        return run
-
     # What is told of it.
 
     def site_macs(self) -> list[float]:
@@ -319,7 +287,7 @@ class Session:
         if run is None:
             return None
         if self.call is None and not run.gone and run.guided.watched and not run.complete:
-            run = self._as_it_stands(run)
+            run = as_it_stands(self.config, run)
         elif self.call is None and not run.gone and run.step.index == run.step.total - 1:
             self.finish()
         samples = run.samples or len(self.meter.executed)
@@ -331,7 +299,3 @@ class Session:
 def _released(step: Step, before: float) -> Step:
     """With the progress since the run began."""
     return step._replace(progress=step.progress - before)
-
-
-def _time_of(step: Step) -> float:
-    return step.sigma if step.half_log_snr is None else step.half_log_snr

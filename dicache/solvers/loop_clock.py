@@ -55,7 +55,8 @@ class LoopClock:
             self.times.append(time)
         if math.isnan(time):
             self.reason = ROWS_APART
-        return Reading(None, self._step(), 0.0)
+        step = self._step()
+        return Reading(None, step, step.progress)  # a run begins where its loop does
 
     def _goes_on(self, time: float) -> bool:
         return (

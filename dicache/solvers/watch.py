@@ -93,7 +93,7 @@ def seen(latent: Tensor, output: Tensor, following: Tensor, times: tuple[float, 
 NONE = (math.nan, math.nan)
 
 
-class Kind(NamedTuple):
+class PathKind(NamedTuple):
     """A path, and what is predicted on it."""
 
     prediction: str
@@ -151,14 +151,14 @@ def _off_exploding(signal: float, noise: float) -> float:
 
 
 KINDS = (
-    Kind("flow_prediction", _off_straight, _straight),
-    Kind("flow_prediction, reversed", _off_straight, _straight),
-    Kind("epsilon", _off_circle, _noise_on_a_circle),
-    Kind("sample", _off_circle, _data_on_a_circle),
-    Kind("v_prediction", _off_circle, _around_a_circle),
-    Kind("v_prediction, reversed", _off_circle, _around_a_circle),
-    Kind("epsilon", _off_exploding, _exploding),
-    Kind("sample", _off_exploding, _exploding),
+    PathKind("flow_prediction", _off_straight, _straight),
+    PathKind("flow_prediction, reversed", _off_straight, _straight),
+    PathKind("epsilon", _off_circle, _noise_on_a_circle),
+    PathKind("sample", _off_circle, _data_on_a_circle),
+    PathKind("v_prediction", _off_circle, _around_a_circle),
+    PathKind("v_prediction, reversed", _off_circle, _around_a_circle),
+    PathKind("epsilon", _off_exploding, _exploding),
+    PathKind("sample", _off_exploding, _exploding),
 )
 
 
@@ -167,7 +167,7 @@ class LoopPath(NamedTuple):
     nothing could be told of a step.
     """
 
-    kind: Kind
+    kind: PathKind
     levels: tuple[tuple[float, float], ...]
 
     def mixture(self, level: tuple[float, float]) -> tuple[float, float]:
@@ -194,7 +194,7 @@ def path_of_loop(steps: Sequence[Seen]) -> LoopPath | str:
     return best if all(other > FAR * max(off, EXACT) for other in rivals) else UNDECIDED
 
 
-def _paths(kind: Kind, steps: Sequence[Seen]) -> Iterator[tuple[LoopPath, float]]:
+def _paths(kind: PathKind, steps: Sequence[Seen]) -> Iterator[tuple[LoopPath, float]]:
     """Along this kind's path, and how far off it at most; none where a step leads away from it, or the noise does not
     become less.
     """

@@ -60,7 +60,7 @@ class Toy(nn.Module):
 
 
 class Clock:
-    run = object()
+    run, reason = object(), ""
 
     def read(self, timestep: Tensor | float | None) -> Reading:
         return Reading(self.run, step(SIGMAS.index(float(timestep))), 1 / N)

@@ -43,7 +43,10 @@ LAYERS = [
     ("bench",),
 ]
 """From the bottom up. Rooms of one layer do not import each other."""
-ONE_CONTRACT = {"dicache/presets", "dicache/finders", "dicache/approximators", "dicache/controllers", "estimators"}
+ONE_CONTRACT = {
+    *("dicache/presets", "dicache/finders", "dicache/approximators", "dicache/controllers", "estimators"),
+    "bench/studies",
+}
 """Folders whose files all implement one contract: there are as many as there are methods."""
 
 

@@ -20,7 +20,8 @@ from dicache.estimators.base import Evidence
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.extension import residual_sums
 from dicache.planning.budget import per_sample, validate
-from dicache.runtime.guidance import chunks_of, fit
+from dicache.runtime.guidance import chunks_of
+from dicache.runtime.mixture import fit
 from dicache.solvers.clock import SchedulerClock
 from dicache.solvers.loop_clock import LoopClock, time_of
 from dicache.solvers.timeline import DECIDING

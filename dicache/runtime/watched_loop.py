@@ -1,0 +1,51 @@
+"""What the latents of a loop show of it, where nobody tells: what its steps make of outputs (`dicache.solvers.watch`),
+whether calls of one step belong to the same samples, and what is to be told of a run that does not say that it is over.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dicache.approximators.base import Histories
+from dicache.config import Config
+from dicache.runtime.end_of_step import end_step
+from dicache.runtime.guidance import denoised
+from dicache.runtime.run_state import Run
+from dicache.solvers.loop_clock import LoopClock
+from dicache.tensors import history
+from dicache.types import Step
+
+
+def step_seen(config: Config, run: Run, clock: LoopClock, latent: Tensor) -> Step:
+    """The step that begins at `latent`, (R, ...): what a hand-written loop made of the one that is over says where it
+    stands. Once that is known what was remembered by time alone is renamed, and what was learned along it begins anew.
+    """
+    was_known, samples = bool(clock.axis), run.samples
+    output = next(iter(run.guided.outputs.values()))
+    before, after = (denoised(t[:samples], output) for t in (run.latent, latent))
+    step = clock.watched(before, run.guided.made_of(samples), after)
+    if not was_known and clock.axis:
+        for state in run.states:
+            state.histories = {
+                branch: Histories(*(history.renamed(each, clock.axis) for each in histories))
+                for branch, histories in state.histories.items()
+            }
+            state.estimator = config.estimator.init(samples, len(config.approximators))
+    return step
+
+
+def holds_others(run: Run, latent: Tensor) -> bool:
+    """Whether a later call of a step holds other samples than the first: guidance branches share their latent, tiles
+    and windows do not.
+    """
+    output, rows = next(iter(run.guided.outputs.values())), min(len(latent), len(run.latent))
+    one, other = (denoised(t[:rows], output) for t in (latent, run.latent))
+    return one.shape != other.shape or not torch.equal(one, other)
+
+
+def as_it_stands(config: Config, run: Run) -> Run:
+    """A copy of the run, ended: hand-written loops do not say that they are over."""
+    run = replace(run, states=[replace(state) for state in run.states], records=[*run.records], complete=True)
+    end_step(config, run, None)
+    return run
