@@ -168,6 +168,8 @@ def price_of(config: Config, run: Run, state: SiteState, predicted: Grid) -> Quo
     scale = unknown if run.scale is None else run.scale
     share = (unknown if state.inside else 1.0) if state.share is None else state.share
     survives = REMAINS if run.guided.surviving_share is None else run.guided.surviving_share
+    if run.guided.watched and run.guided.surviving_share is not None:
+        survives = run.guided.surviving_share.clamp(min=1.0)  # whether the model forgets early errors nobody knows
     cost = (error * share * run.step.coefficient * scale * survives).nan_to_num(torch.inf, torch.inf)
     cost = torch.where(cost > 0, cost, torch.inf)  # what seems to cost nothing is not known
     actions = torch.tensor([int(a.action) for a in config.approximators])

@@ -54,5 +54,6 @@ def parallel(latent: Tensor, outputs: Sequence[Tensor]) -> bool:
     if any(output.shape != latent.shape for output in outputs):
         return False
     columns = torch.stack([t.flatten(1).double() for t in (latent, *outputs)], dim=2)
-    columns = columns / torch.linalg.vector_norm(columns, dim=1, keepdim=True)
-    return float(torch.linalg.eigvalsh(columns.mT @ columns)[:, 0].min()) < PARALLEL
+    gram = columns.mT @ columns
+    lengths = gram.diagonal(dim1=1, dim2=2).sqrt()
+    return float(torch.linalg.eigvalsh(gram / (lengths[:, :, None] * lengths[:, None])).min()) < PARALLEL

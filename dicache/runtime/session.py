@@ -35,7 +35,7 @@ from dicache.runtime.memory_plan import Memory
 from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.run_state import Call, Inputs, Run, SiteState
 from dicache.runtime.trace import Trace
-from dicache.runtime.watched_loop import as_it_stands, holds_others, step_seen
+from dicache.runtime.watched_loop import as_it_stands, broke_off, holds_others, step_seen
 from dicache.solvers.loop_clock import LoopClock
 from dicache.solvers.timeline import Reading
 from dicache.tensors.mac_meter import Meter
@@ -89,7 +89,8 @@ class Session:
         reading = self.clock.read(inputs.timestep)
         run = self._with_these_weights(self._continued(reading, inputs), inputs)
         if run is None:
-            self._note_restart(reading)
+            if broke_off(self.run, reading):
+                self.note("the loop began anew before it was through: only what followed is reported.")
             run = self._begun(reading, inputs.latent)
         self._go_on(run, reading, inputs.latent)
         self._check_latents(run, reading.part, inputs.latent)
@@ -120,16 +121,9 @@ class Session:
         return run
 
     def _taken_apart(self, run: Run) -> Run:
-        if not run.apart:
-            run.apart = True
-            self.note("calls at one time hold different latents, as solvers do that try a step, so all was computed.")
+        run.apart = True
+        self.note("calls at one time hold different latents, as solvers do that try a step, so all was computed.")
         return run
-
-    def _note_restart(self, reading: Reading) -> None:
-        """Where the loop begins anew before it is through: the run before is told of no more."""
-        run = self.run
-        if run is not None and not run.complete and reading.run is not None and reading.run is run.key:
-            self.note(f"the loop began anew after step {run.step.index}: only what followed is reported.")
 
     def _check_latents(self, run: Run, part: int, latent: Tensor) -> None:
         if run.samples == 0 and not run.apart and part == 0 and run.guided.outputs and holds_others(run, latent):
@@ -258,6 +252,8 @@ class Session:
     def release(self) -> None:
         """Let go of the model and its pipeline; what was noted down stays."""
         self.trace()  # ends a run that is over
+        if isinstance(self.clock, LoopClock):
+            self.finish()
         self.call, self.clock = None, LoopClock()  # the pipeline's clock refers to it
         self.strategy.forget()
         if self.run:
@@ -286,9 +282,10 @@ class Session:
         run = self.run
         if run is None:
             return None
-        if self.call is None and not run.gone and run.guided.watched and not run.complete:
+        going_on = self.call is None and not run.gone and not run.complete
+        if going_on and run.guided.watched:
             run = as_it_stands(self.config, run)
-        elif self.call is None and not run.gone and run.step.index == run.step.total - 1:
+        elif going_on and run.step.index == run.step.total - 1:
             self.finish()
         samples = run.samples or len(self.meter.executed)
         executed, uncached = (macs.view(-1, samples).sum(0) for macs in (self.meter.executed, self.meter.uncached))

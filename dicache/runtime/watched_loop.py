@@ -13,6 +13,7 @@ from dicache.runtime.end_of_step import end_step
 from dicache.runtime.guidance import denoised
 from dicache.runtime.run_state import Run
 from dicache.solvers.loop_clock import LoopClock
+from dicache.solvers.timeline import Reading
 from dicache.tensors import history
 from dicache.types import Step
 
@@ -42,6 +43,11 @@ def holds_others(run: Run, latent: Tensor) -> bool:
     output, rows = next(iter(run.guided.outputs.values())), min(len(latent), len(run.latent))
     one, other = (denoised(t[:rows], output) for t in (latent, run.latent))
     return one.shape != other.shape or not torch.equal(one, other)
+
+
+def broke_off(run: Run | None, reading: Reading) -> bool:
+    """Whether a call that belongs to no run begins the loop anew before it was through."""
+    return run is not None and not run.complete and reading.run is not None and reading.run is run.key
 
 
 def as_it_stands(config: Config, run: Run) -> Run:
