@@ -252,7 +252,7 @@ class Session:
     def release(self) -> None:
         """Let go of the model and its pipeline; what was noted down stays."""
         self.trace()  # ends a run that is over
-        if isinstance(self.clock, LoopClock):
+        if self.run and self.run.guided.watched and self.run.guided.outputs:
             self.finish()
         self.call, self.clock = None, LoopClock()  # the pipeline's clock refers to it
         self.strategy.forget()
@@ -283,7 +283,7 @@ class Session:
         if run is None:
             return None
         going_on = self.call is None and not run.gone and not run.complete
-        if going_on and run.guided.watched:
+        if going_on and run.guided.watched and run.guided.outputs:
             run = as_it_stands(self.config, run)
         elif going_on and run.step.index == run.step.total - 1:
             self.finish()
