@@ -21,8 +21,15 @@ from torch import Tensor
 
 from dicache.approximators.base import Approximator, Histories, Target
 from dicache.extension import combine
-from dicache.solvers.prediction import predicted
 from dicache.types import Action, Rows, Timetable
+
+
+def predicted(output: Tensor, latent: Tensor) -> Tensor:
+    """The part of an output that is a prediction: learned variances, behind it along the channels, are no latent."""
+    channels = latent.shape[1]
+    if output.shape == latent.shape or output.shape != (*latent.shape[:1], 2 * channels, *latent.shape[2:]):
+        return output
+    return output[:, :channels]
 
 
 def noise_of(latent: Tensor, output: Tensor, noise: tuple[float, float]) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dicache.approximators.base import Histories, Target
-from dicache.approximators.noise import noise_of
+from dicache.approximators.noise import noise_of, predicted
 from dicache.config import Config
 from dicache.extension import combine
 from dicache.runtime.decide import (
@@ -27,7 +27,6 @@ from dicache.runtime.memory_plan import Memory
 from dicache.runtime.module_call import ModuleCall
 from dicache.runtime.probing import Probing
 from dicache.runtime.run_state import Call, SiteState
-from dicache.solvers.prediction import predicted
 from dicache.tensors import history
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.tree import Tree, shapes_of

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from dicache.approximators.noise import predicted
 from dicache.extension import combine, residual_sums
 from dicache.planning.error_law import remaining
 from dicache.runtime.mixture import fit, parallel
-from dicache.solvers.prediction import predicted
 from dicache.types import Grid, Rows, Step
 
 _PART = ", part "

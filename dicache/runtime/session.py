@@ -172,7 +172,8 @@ class Session:
             step = step_seen(self.config, run, self.clock, latent)
             self._note_unpriced()
         run.step, run.latent = _released(step, run.before), latent
-        run.time, run.guided, run.strongest = run.step.time, run.guided.next_step(len(step.weights)), None
+        run.time = step.sigma if step.half_log_snr is None else step.half_log_snr
+        run.guided, run.strongest = run.guided.next_step(len(step.weights)), None
         for state in run.states:
             state.judgement, state.sums, state.value = None, None, None
 

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from dicache.solvers.play import Responses
 
@@ -109,11 +108,3 @@ def _miss(responses: Responses, levels: np.ndarray) -> float:
     apart = (np.abs(levels - said) / np.abs(levels).sum(1, keepdims=True).clip(1e-12)).max(1)
     miss = apart[-1] / 4 + (0.0 if np.isnan(apart[:-1]).all() else np.nanmedian(apart[:-1]))
     return float(np.nan_to_num(miss, nan=np.inf))
-
-
-def predicted(output: Tensor, latent: Tensor) -> Tensor:
-    """The part of an output that is a prediction: learned variances, behind it along the channels, are no latent."""
-    channels = latent.shape[1]
-    if output.shape == latent.shape or output.shape != (*latent.shape[:1], 2 * channels, *latent.shape[2:]):
-        return output
-    return output[:, :channels]

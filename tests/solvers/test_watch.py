@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 
+from dicache.approximators.noise import predicted
 from dicache.solvers.loop_clock import ROWS_APART, DeclaredClock, LoopClock
-from dicache.solvers.prediction import PREDICTIONS, predicted
+from dicache.solvers.prediction import PREDICTIONS
 from dicache.solvers.timeline import first_order, half_log_snr, noise_share, timeline
 from dicache.solvers.watch import UNDECIDED, LoopPath, path_of_loop, seen, unseen
 
