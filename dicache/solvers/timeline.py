@@ -168,8 +168,7 @@ def _contracted(responses: Responses, path: Path) -> tuple[Responses, Path]:
     outputs = responses.outputs * units[:, None] * units[:-1]
     latents = responses.latents * units[:, None] / units[:-1]
     levels = np.stack([units, noise * units], axis=1)
-    responses = responses._replace(outputs=outputs, latents=latents)
-    return responses, path._replace(levels=levels)
+    return responses._replace(outputs=outputs, latents=latents), path._replace(levels=levels)
 
 
 def _rounded(levels: np.ndarray) -> np.ndarray:
