@@ -24,7 +24,7 @@ from dicache.files.atomic import write_text
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "galaxies.json"
 BUDGETS = (0.02, 0.05, 0.1)
 SWEEP = (0.01, 0.014, *BUDGETS, 0.035, 0.07, 0.14, 0.2, 0.3)
-MOST = 0.85
+ENOUGH = 0.85
 
 
 def draws(galaxies: Galaxies, noise: torch.Tensor, budgets: Sequence[float]) -> Iterator[dict[str, Any]]:
@@ -51,7 +51,7 @@ def rows(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[float, float, float,
         if line["budget"] not in BUDGETS:
             continue
         bound = line["budget"]
-        enough = [other["work"] for other in lines if share_within(other["errors"], bound) >= MOST]
+        enough = [other["work"] for other in lines if share_within(other["errors"], bound) >= ENOUGH]
         yield bound, share_within(line["errors"], bound), line["work"], line["work"] / min(enough, default=1.0)
 
 
