@@ -117,6 +117,7 @@ setup(
     ],
     extras_require={
         "cuda": ["cupy-cuda12x>=13"],
+        "cuda13": ["cupy-cuda13x>=13.6"],
         "bench": ["torchmetrics>=1.5"],
         "search": ["pymoo>=0.6"],
         "test": [

@@ -1,10 +1,12 @@
-"""`python -m dicache.bench pareto | schedules | coverage | show | warmup | ablation | kernels`."""
+"""`python -m dicache.bench pareto | schedules | coverage | show | warmup | ablation | kernels | gpu`."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from dicache.bench.gpu import command as gpu
 from dicache.bench.harness.store import RESULTS, load
 from dicache.bench.showing import pages, show
 from dicache.bench.showing.tables import markdown, summary_table
@@ -21,6 +23,7 @@ def main() -> None:
     coverage.add_arguments(commands.add_parser("coverage", help="is the promise kept, and what does it cost?"))
     ablation.add_arguments(commands.add_parser("ablation", help="what each ingredient of the default is worth"))
     kernels.add_arguments(commands.add_parser("kernels", help="the fused operations against copy, eager and compiled"))
+    gpu.add_arguments(commands.add_parser("gpu", help="all that only a GPU can show, in minutes"))
     shown = commands.add_parser("show", help="tables, plots and a page from the result files")
     shown.add_argument("--results", type=Path, default=RESULTS)
     shown.add_argument("--readme", type=Path, help="put the six rows of --setting into this README")
@@ -37,6 +40,8 @@ def main() -> None:
         ablation.run(args)
     elif args.command == "kernels":
         kernels.run(args)
+    elif args.command == "gpu":
+        sys.exit(gpu.run(args))
     elif args.command == "show":
         _show(args)
     else:

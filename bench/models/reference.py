@@ -83,7 +83,7 @@ def draw(pipe: FluxPipeline, captions: list[str], setting: Setting) -> Drawn:
     latents, macs, seconds = [], 0.0, 0.0
     for start in range(0, len(captions), setting.batch):
         batch = captions[start : start + setting.batch]
-        with _counted(pipe) as counted:
+        with counted_macs(pipe) as counted:
             started = time.perf_counter()
             latents.append(draw_batch(pipe, batch, start, setting))
             seconds += time.perf_counter() - started
@@ -104,7 +104,7 @@ def draw_batch(pipe: FluxPipeline, captions: list[str], first: int, setting: Set
 
 
 @contextmanager
-def _counted(pipe: FluxPipeline) -> Iterator[list[float]]:
+def counted_macs(pipe: Any) -> Iterator[list[float]]:  # noqa: ANN401
     """MACs of every call of the denoiser: wraps `forward` as found, below every hook, while the context lasts."""
     transformer, macs = pipe.transformer, [0.0]
     inner, had = transformer.forward, "forward" in vars(transformer)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dicache.errors import ArgumentError
 from dicache.extension import build, combine, native, reference, residual_sums
 from dicache.extension.cuda import CombinationStruct, CompiledLibrary, Cuda, LinesStruct
 from dicache.extension.cupy import OPTIONS, Cupy, source
@@ -205,6 +206,85 @@ def test_on_the_device_the_operations_equal_the_reference(shape, every, dtype):
     torch.testing.assert_close(residual_sums(a, b), wanted, rtol=1e-5, atol=1e-3 * float(wanted.abs().max()))
     coefficients = torch.randn(shape[0], 2)
     torch.testing.assert_close(combine([a, b], coefficients), reference.combine([a, b], coefficients))
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_on_the_device_what_is_not_finite_comes_out_and_stays_in_its_sample(dtype, bad):
+    a, b = (torch.randn(3, 70001, device="cuda").to(dtype) for _ in range(2))
+    clean = residual_sums(a, b)
+    a[1, 50021] = bad
+    got = residual_sums(a, b)
+    assert torch.equal(got[[0, 2]], clean[[0, 2]])
+    assert got[1].isfinite().tolist() == [False, True, False, True, False, False]
+    mixed = combine([a, b], torch.tensor([[1.0, 1.0], [0.0, 2.0], [1.0, 1.0]]))
+    assert torch.equal(mixed[1], 2 * b[1]), "a term of coefficient 0 was read"
+
+
+@needs_gpu
+def test_on_the_device_a_samples_bits_depend_neither_on_its_mates_nor_on_alignment_nor_on_the_run():
+    store = torch.randn(5 * 60000 + 1, device="cuda")
+    a, b = store[1:].view(5, 60000), torch.randn(5, 60000, device="cuda")
+    whole = residual_sums(a, b)
+    assert torch.equal(whole, residual_sums(a.clone(), b)) and torch.equal(whole, residual_sums(a, b))
+    assert all(torch.equal(residual_sums(a[i : i + 1], b[i : i + 1])[0], whole[i]) for i in range(5))
+
+
+@needs_gpu
+@pytest.mark.parametrize("view", [lambda t: t[:, ::2], lambda t: t.transpose(1, 2), lambda t: t[..., 3:-2]], ids=str)
+def test_on_the_device_views_are_read_where_they_lie(view):
+    a, b = view(torch.randn(3, 64, 600, device="cuda")), view(torch.randn(3, 64, 600, device="cuda"))
+    wanted = reference.residual_sums(a.double(), b.double())
+    torch.testing.assert_close(residual_sums(a, b), wanted, rtol=1e-5, atol=1e-2)
+    mixed = combine([a, b], torch.tensor([[1.0, -2.0]] * 3), to_float=True)
+    torch.testing.assert_close(mixed, a - 2 * b)
+
+
+@needs_gpu
+def test_on_the_device_every_stream_has_counters_of_its_own():
+    pairs = [(torch.randn(4, 400_000, device="cuda"), torch.randn(4, 400_000, device="cuda")) for _ in range(4)]
+    wanted = [residual_sums(*pair) for pair in pairs]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in pairs]
+    for _ in range(20):
+        got = []
+        for stream, pair in zip(streams, pairs, strict=True):
+            with torch.cuda.stream(stream):
+                got.append(residual_sums(*pair))
+        torch.cuda.synchronize()
+        assert all(map(torch.equal, got, wanted))
+
+
+@needs_gpu
+def test_on_the_device_a_graph_replays_what_it_recorded():
+    a, b = torch.randn(2, 300_000, device="cuda"), torch.randn(2, 300_000, device="cuda")
+    residual_sums(a, b), combine([a, b], torch.ones(2, 2))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        six, mixed = residual_sums(a, b), combine([a, b], torch.ones(2, 2))
+    a.normal_()
+    for _ in range(3):
+        graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(six, residual_sums(a, b)) and torch.equal(mixed, a + b)
+
+
+@needs_gpu
+def test_on_the_device_an_overlapping_out_and_tensors_of_two_devices_are_refused():
+    a = torch.randn(2, 64, device="cuda")
+    with pytest.raises(ArgumentError, match="overlaps"):
+        residual_sums(a, a.clone(), out=a[:, :6].as_strided((2, 6), (6, 1)))
+    with pytest.raises(ArgumentError, match="one device"):
+        residual_sums(a, a.cpu())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second GPU here")
+def test_a_second_device_is_used_where_the_tensors_lie():
+    a, b = (torch.randn(3, 50_000, device="cuda:1") for _ in range(2))
+    got = residual_sums(a, b)
+    torch.testing.assert_close(got, reference.residual_sums(a, b), rtol=1e-5, atol=1e-2)
+    assert got.device == a.device and combine([a, b], torch.ones(3, 2)).device == a.device
 
 
 @needs_gpu
