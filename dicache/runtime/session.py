@@ -116,7 +116,7 @@ class Session:
             )
             return None
         # Time may stand still between two loops of one step each; the branches of one step share their latent.
-        if ahead == 0 and reading.run is None and not torch.equal(after, before):
+        if ahead == 0 and isinstance(self.clock, LoopClock) and not torch.equal(after, before):
             return self._taken_apart(run) if run.step.index else None
         return run
 
@@ -253,7 +253,7 @@ class Session:
     def release(self) -> None:
         """Let go of the model and its pipeline; what was noted down stays."""
         self.trace()  # ends a run that is over
-        if self.run and self.run.guided.watched and self.run.guided.outputs:
+        if isinstance(self.clock, LoopClock) and self.clock.ends_unseen and self.run and self.run.guided.outputs:
             self.finish()
         self.call, self.clock = None, LoopClock()  # the pipeline's clock refers to it
         self.strategy.forget()
@@ -284,7 +284,7 @@ class Session:
         if run is None:
             return None
         going_on = self.call is None and not run.gone and not run.complete
-        if going_on and run.guided.watched and run.guided.outputs:
+        if going_on and isinstance(self.clock, LoopClock) and self.clock.ends_unseen and run.guided.outputs:
             run = as_it_stands(self.config, run)
         elif going_on and run.step.index == run.step.total - 1:
             self.finish()

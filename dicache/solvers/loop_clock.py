@@ -10,16 +10,16 @@ how far it may go: as far as the one before did, or further by as much as that o
 so there is no plan of the rest of the run, and the rule is that of `dicache.controllers.budgeted`.
 
 Where the user says what is known, `Family(noise_schedule=..., prediction=..., times=...)`, all of the run is known
-before it begins, and the loop is taken for one of first order along these levels.
+before it begins, and the loop is taken for one of first order along these levels for as long as it looks like one.
 """
 
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from dicache.solvers.clock import Order
 from dicache.solvers.timeline import DECIDING, Reading, estimates, first_order, half_log_snr
 from dicache.solvers.watch import LoopPath, Seen, path_of_loop, seen, unseen
 from dicache.types import Step
@@ -29,17 +29,27 @@ NEAR = 2e-2
 """How far signal and noise may be from adding up to 1 on a straight path that is watched."""
 BARELY = 1e-9
 """Progress of a step of which nothing is known."""
+OFF = 0.05
+"""Share of a step that may be other than was declared."""
+ROUNDED = 1e-3
+"""A step that goes less far than this share of the latent may be all rounding."""
 
 
 class LoopClock:
     """For a bare module. `reason` is why nothing has a price; empty while that is not decided, or where it has one."""
 
-    def __init__(self) -> None:
-        self.reason = ""
+    def __init__(self, forced: str = "") -> None:
+        """`forced` is a reason that holds for every run."""
+        self.reason = self.forced = forced
         self._begin(math.nan)
 
+    @property
+    def ends_unseen(self) -> bool:
+        """Whether the last call of a run looks like any other."""
+        return True
+
     def _begin(self, time: float) -> None:
-        self.time, self.index, self.reason = time, 0, ""
+        self.time, self.index, self.reason = time, 0, self.forced
         self.rises: bool | None = None
         self.steps: list[Seen] = []
         self.path: LoopPath | None = None
@@ -138,23 +148,82 @@ class LoopClock:
         )
 
 
-class DeclaredClock:
-    """For a bare module whose user says all `times` that it is called at, and the signal and noise of each."""
+class DeclaredClock(LoopClock):
+    """For a bare module whose user says all `times` that it is called at, and the signal and noise of each. What is
+    said is held against what is seen: calls at other times, and steps that make something else of their outputs, as
+    solvers of higher order do, are told, and what follows computes.
+    """
 
     def __init__(
         self, noise_schedule: Callable[[float], tuple[float, float]], prediction: str, times: Sequence[float]
     ) -> None:
-        self.times = tuple(map(float, times))
-        self.timeline = first_order(self.times, [noise_schedule(time) for time in self.times], prediction)
-        self.run, self.order = object(), Order(self.times)
-        self.reason = self.timeline.reason
+        super().__init__()
+        self.declared = tuple(map(float, times))
+        self.timeline = first_order(self.declared, [noise_schedule(time) for time in self.declared], prediction)
+        self.prediction, self.run, self.call = prediction, object(), -1
+        self.astray: LoopClock | None = None
+        """Reads what follows a call at a time of which nothing was said."""
+
+    @property
+    def ends_unseen(self) -> bool:
+        return self.astray is not None
+
+    @property
+    def axis(self) -> dict[float, tuple[float, float]]:
+        """None of the positions that a run goes by is a guess from its times."""
+        return {}
 
     def read(self, timestep: Tensor | float | None) -> Reading:
-        before = self.order.call
-        call = self.order.next(time_of(timestep))
-        if call < before:
-            self.run = object()
+        time = time_of(timestep)
+        following = self.call + 1
+        if following > 0 and self.astray is None and _same(time, self.declared[self.call]):
+            return self.timeline.reading(self.run, self.call)
+        if self.astray is None and following < len(self.declared) and _same(time, self.declared[following]):
+            return self._at(following)
+        if _same(time, self.declared[0]):
+            return self._at(0)
+        if self.astray is None:
+            self.astray = LoopClock(self._unexpected(time))
+        self.reason = self.astray.forced
+        return self.astray.read(timestep)
+
+    def _at(self, call: int) -> Reading:
+        if call == 0:
+            self.run, self.reason, self.astray = object(), self.timeline.reason, None
+        self.call = call
         return self.timeline.reading(self.run, call)
+
+    def _unexpected(self, time: float) -> str:
+        over = not 0 <= self.call < len(self.declared) - 1
+        due = self.declared[0 if over else self.call + 1]
+        self.call = -1
+        return f"the denoiser was called at {time:.6g} where the declared times have {due:.6g}"
+
+    def watched(self, latent: Tensor, output: Tensor | None, following: Tensor) -> Step:
+        """The step that has begun, as it was declared; `reason` says where the one before was another. Arguments as in
+        `LoopClock.watched`. The host waits for the device here.
+        """
+        if self.astray is not None:
+            return self.astray.watched(latent, output, following)
+        step = self.timeline.reading(self.run, self.call).step
+        if not self.reason and output is not None and latent.shape == output.shape == following.shape:
+            self._check(latent, output, following)
+        return step._replace(coefficient=math.inf, timetable=None) if self.reason else step
+
+    def _check(self, latent: Tensor, output: Tensor, following: Tensor) -> None:
+        from_latent, from_output = self.timeline.solved[self.call - 1]
+        moved = (latent != following).any(-1, keepdim=True)  # pictures to go by stand beside the latent
+        x, v, y = (torch.where(moved, t, 0).double() for t in (latent, output, following))
+        left = (y - from_latent * x - from_output * v).norm() / (y - x).norm().clamp(min=ROUNDED * float(x.norm()))
+        if not float(left) < OFF:
+            self.reason = (
+                f"a step of the loop is not what noise_schedule, prediction={self.prediction!r} and a solver of "
+                f"first order make of it: {float(left):.2g} of it is left over"
+            )
+
+
+def _same(time: float, other: float) -> bool:
+    return abs(time - other) <= 1e-4 * max(abs(time), abs(other)) + BARELY
 
 
 def time_of(timestep: Tensor | float | None) -> float:

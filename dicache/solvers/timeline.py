@@ -192,10 +192,17 @@ def first_order(times: Sequence[float], levels: Sequence[tuple[float, float]], p
     """Of a loop of first order from level to level, and at last to data alone:
 
     (a', s') = p (a, s) + c (d, e)        for p and c, where an output is d x_0 + e eps
+
+    Nothing is known where levels are no numbers, or an output says nothing that its latent does not: noise of noise.
     """
     levels_with_end = np.array([*levels, (1.0, 0.0)], dtype=float)
     mixtures = np.array([PREDICTIONS[prediction](a, s) for a, s in levels_with_end[:-1]])
     n = len(mixtures)
+    telling = np.abs(levels_with_end[:-1, 0] * mixtures[:, 1] - levels_with_end[:-1, 1] * mixtures[:, 0])
+    if not (telling > TINY).all():
+        time = times[int(np.argmin(telling > TINY))]
+        why = f"signal and noise at {time:g} are {levels[times.index(time)]}, of which {prediction} says nothing"
+        return _unpriced(np.array(times), 0, why)
     starts, outputs, latents = np.ones(n + 1), np.zeros((n + 1, n)), np.zeros((n + 1, n))
     for q, (level, mixture) in enumerate(zip(levels_with_end, mixtures, strict=False)):
         p, c = np.linalg.solve(np.stack([level, mixture], axis=1), levels_with_end[q + 1])
@@ -215,8 +222,12 @@ def _padded(values: Any, begin: int) -> tuple[Any, ...]:  # noqa: ANN401
 def _unknown(scheduler: Any, begin: int, end: int | None, reason: str) -> Timeline:  # noqa: ANN401
     """Every step counts the same, and nothing is said of prices."""
     times = np.asarray(scheduler.timesteps[:end].tolist(), dtype=float).reshape(len(scheduler.timesteps[:end]), -1)
+    return _unpriced(times[:, 0], begin, reason)
+
+
+def _unpriced(times: np.ndarray, begin: int, reason: str) -> Timeline:
     n = len(times)
-    timetable = Timetable(tuple(times[:, 0].tolist()), (1 / n,) * n, (), begin)
+    timetable = Timetable(tuple(times.tolist()), (1 / n,) * n, (), begin)
     return Timeline(timetable, ((1.0, 0.0),) * n, ((0.0, 1.0),) * n, tuple(range(n)), reason=reason)
 
 
