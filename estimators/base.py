@@ -39,6 +39,8 @@ class Evidence(NamedTuple):
     """What the step gave, (B, ...), all branches mixed; only when observing, and None where not all branches were
     computed.
     """
+    timetable: bool = True
+    """Whether the rest of the run is known; in hand-written loops it is not."""
 
 
 class Estimator(ABC, Generic[S]):

@@ -61,6 +61,7 @@ def evidence_of(config: Config, run: Run, meter: Meter, histories: Histories | N
         growth = torch.where(growth.isnan(), growth, (run.time - times[0]).abs().sqrt()[:, None])
     evidence = nothing._replace(
         growth=growth,
+        timetable=timetable is not None or not run.guided.watched,
         typical=_typical(run.step),
         guess=guess,
     )
