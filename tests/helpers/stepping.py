@@ -58,7 +58,7 @@ class Says(Estimator[Any]):
 
 @dataclass(frozen=True)
 class Skips(Controller[Any]):
-    """Skips the rows that are marked "=", by `action` or as it is quoted; its state is all that it was asked and told."""
+    """Skips the rows that are marked "=", by `action` or as it is quoted; its state is what it was asked and told."""
 
     marks: str
     action: Action | None = None
@@ -89,7 +89,7 @@ def a_config(marks: str, *predicted: tuple[float, ...], **parts: Any) -> Config:
 
 def inside(marks: str, *predicted: tuple[float, ...], **parts: Any) -> Config:
     """The same with sites inside the denoiser."""
-    return a_config(marks, *predicted, sites=Spans(), **parts)
+    return a_config(marks, *predicted, **{"sites": Spans(), **parts})
 
 
 def a_run(config: Config, samples: int = 2, chunks: int = 1, sites: int = 1, **facts: Any) -> Run:

@@ -62,7 +62,7 @@ def test_the_price_is_the_product_of_error_share_reach_scale_and_what_survives(
 
 
 def test_a_price_worked_by_hand():
-    """An error of 2 % of an output three times as long as the final latent, of which a tenth is added and half stays."""
+    """2 % of an output three times as long as the final latent, of which a tenth is added and half stays."""
     assert priced(0.02, coefficient=0.1, scale=3.0, survives=0.5) == pytest.approx(0.003)
     assert priced(0.02, share=0.25, coefficient=0.1, scale=3.0, survives=0.5) == pytest.approx(0.00075)
 
@@ -242,7 +242,7 @@ def test_under_new_noise_errors_grow_with_the_root_of_time_whatever_fills_in():
 
 
 def test_the_probe_is_held_against_its_own_line():
-    """A feature that goes on along the line surprises nobody; one that is 5 where 4 was due is off by a fifth of it."""
+    """A feature on the line surprises nobody; one that is 5 where 4 was due is off by a fifth of it."""
     config = a_config("==", estimator=ClosedLoop(trust=1.0))
     run = a_run(config, step=a_step(sigma=0.4), time=0.4)
 
