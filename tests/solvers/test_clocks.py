@@ -69,6 +69,15 @@ def test_a_scheduler_that_knows_its_next_call_is_believed():
     assert again.run is not before and again.step.index == 0
 
 
+def test_the_branches_of_a_first_step_are_one_call_also_where_the_model_is_told_no_time():
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(6)
+    clock = SchedulerClock(lambda: scheduler)
+    assert [clock.read(None).step.index for _ in range(3)] == [0, 0, 0]
+    scheduler.step(torch.ones(1, 4), scheduler.timesteps[0], torch.zeros(1, 4))
+    assert [clock.read(None).step.index for _ in range(2)] == [1, 1]
+
+
 def test_a_scheduler_that_counts_its_steps_is_asked_where_it_began():
     scheduler = SimpleNamespace(timesteps=torch.tensor([900.0, 600.0, 300.0]), counter=0, config={})
     clock = SchedulerClock(lambda: scheduler)
