@@ -20,6 +20,7 @@ from dicache.controllers.planned import ONE_GAP, Planned
 from dicache.controllers.threshold import Threshold
 from dicache.errors import BudgetError, ModeError
 from dicache.types import Action, Decision, Kind, Reason, Site
+from helpers.fuzzing import examples
 from helpers.stepping import a_quote, a_step, numbers, rows
 
 FLAGS = st.lists(st.booleans(), min_size=3, max_size=3).map(torch.tensor)
@@ -164,6 +165,7 @@ def test_a_schedule_is_of_so_many_samples_and_of_a_site_that_it_names():
     assert driven(every(2, 8, first=0.25, last=2), [0.1] * 8)[0] == "##=#=###"
 
 
+@examples(10)
 @given(costs=COSTS, one_gap=st.floats(0.05, 1.0))
 def test_one_gap_never_takes_more_than_its_share_of_the_budget(costs, one_gap):
     strip, _, _ = driven(Budgeted(0.3, one_gap), costs)
@@ -183,6 +185,7 @@ def test_what_sites_may_spend_is_the_budget_in_squares(rule, sites):
     torch.testing.assert_close((sites * own**2).sqrt(), whole, rtol=1e-6, atol=0)
 
 
+@examples(10)
 @given(costs=COSTS)
 def test_where_nobody_knows_the_timetable_a_plan_is_the_budget_as_it_is_released(costs):
     assert driven(Planned(0.3), costs) == driven(Budgeted(0.3, ONE_GAP), costs)

@@ -17,6 +17,7 @@ from dicache.errors import UnsupportedModelError
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.hosts.denoiser_call import latent_of, prediction_of, returned
 from dicache.models.family import Family
+from helpers.fuzzing import examples
 from helpers.stepping import Work
 from pipelines.table import PIPELINES
 
@@ -67,6 +68,7 @@ def test_of_several_streams_those_that_are_there_are_joined():
 # What comes back.
 
 
+@examples(10)
 @given(shapes=SHAPES, rows=st.integers(1, 3))
 def test_what_is_handed_back_takes_the_way_back_in_streams(shapes, rows):
     streams = [drawn(rows, *shape) for shape in shapes]

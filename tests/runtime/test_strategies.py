@@ -12,6 +12,7 @@ from dicache.runtime.run_state import Inputs
 from dicache.sites import Branches, Drafted, Spans, Tail
 from dicache.types import Action, Reason
 from helpers.driving import Driven, latents
+from helpers.fuzzing import examples
 from helpers.stepping import LINE, a_config, inside
 
 HELD, LINED = (0.1, 0.2), (0.2, 0.1)
@@ -110,6 +111,7 @@ def guided(config, order, scale=3.0, steps=4):
     return driven, made, exact
 
 
+@examples(8)
 @given(scale=st.floats(2, 7))
 def test_the_strongest_branch_computes_and_the_others_follow_it_by_what_they_differed_by(scale):
     config = a_config("==", HELD, HELD, sites=Branches(), approximators=LINE)
@@ -151,6 +153,7 @@ def test_branches_in_one_batch_are_held_against_the_chunk_that_is_strongest():
 # Sites inside the denoiser.
 
 
+@examples(12)
 @given(marks=MARKS, size=st.sampled_from([1, 2, None]))
 def test_a_span_that_is_skipped_adds_to_what_comes_in_what_it_added_last(marks, size):
     driven, steps = Driven(inside(marks, HELD, HELD, sites=Spans(size))), latents(3)

@@ -26,6 +26,7 @@ from dicache.solvers.timeline import (
     timeline,
 )
 from dicache.types import Timetable
+from helpers.fuzzing import examples
 
 CURVES = {
     "straight": lambda u: (1 - u, u),
@@ -70,6 +71,7 @@ def test_predictions_by_hand():
     assert PREDICTIONS["sample, reversed"](0.3, 0.7) == (-1.0, 0.0)
 
 
+@examples(5)
 @given(level=LEVELS)
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_prediction_the_other_way_round_is_its_opposite(name, level):
@@ -77,6 +79,7 @@ def test_a_prediction_the_other_way_round_is_its_opposite(name, level):
     assert PREDICTIONS[f"{name}, reversed"](*level) == (-data, -eps)
 
 
+@examples(10)
 @given(level=LEVELS, scale=st.floats(0.1, 4), x=st.floats(-2, 2), eps=st.floats(-2, 2))
 @pytest.mark.parametrize("name", NAMES)
 def test_data_and_noise_come_back_from_latent_and_output(name, level, scale, x, eps):
@@ -89,6 +92,7 @@ def test_data_and_noise_come_back_from_latent_and_output(name, level, scale, x, 
     assert noise[0] @ (latent, output) == pytest.approx(eps, abs=1e-6)
 
 
+@examples(6)
 @given(grid=GRIDS)
 @pytest.mark.parametrize("curve", CURVES)
 @pytest.mark.parametrize("name", NAMES)
@@ -133,6 +137,7 @@ def test_a_loop_on_a_straight_path_reaches_as_far_as_it_goes(grid):
     assert known.timetable.gains == pytest.approx([1.0] * len(grid)) and not known.reason
 
 
+@examples(10)
 @given(grid=GRIDS)
 @pytest.mark.parametrize("name", ["epsilon", "sample", "v_prediction"])
 def test_errors_made_in_noise_reach_further_off_the_straight_path_and_none_less_than_half_its_way(name, grid):
@@ -144,6 +149,7 @@ def test_errors_made_in_noise_reach_further_off_the_straight_path_and_none_less_
     np.testing.assert_allclose(known.coefficients, ways * (1 + DECIDING * shares[:-1] ** 4), rtol=1e-4)
 
 
+@examples(10)
 @given(grid=GRIDS, seed=st.integers(0, 99))
 @pytest.mark.parametrize("name", ["epsilon", "v_prediction, reversed", "flow_prediction"])
 def test_what_a_solver_is_known_to_make_of_latent_and_output_leads_to_the_next_level(name, grid, seed):
