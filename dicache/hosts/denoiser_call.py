@@ -160,12 +160,12 @@ def latent_of(family: Family, arguments: Mapping[str, Tree]) -> Tensor:
 
 def prediction_of(family: Family, latent: Tensor, arguments: Mapping[str, Tree], output: Tree) -> Tensor:
     """What a denoiser returned for it, (R, ...). Raises UnsupportedModelError where it is something else."""
-    parts = tensors(plain(output))
+    parts, first = tensors(plain(output)), next(iter(arguments.values()), None)
+    if isinstance(first, list) and len(parts) == len(first) and all(t.ndim == latent.ndim - 1 for t in parts):
+        return _stacked(family.model, parts)
     streams = sum(isinstance(arguments.get(name), Tensor) for name in family.latents) or 1
     if len(parts) == streams and all(t.ndim and t.shape[0] == latent.shape[0] for t in parts):
         return _joined(parts, family.model)
-    if len(parts) == latent.shape[0] and isinstance(next(iter(arguments.values())), list):
-        return _stacked(family.model, parts)
     shapes = ", ".join(str(tuple(t.shape)) for t in parts)
     raise UnsupportedModelError(
         f"{family.model} returned {len(parts)} tensors ({shapes}) for a latent of {tuple(latent.shape)}. Expected one "
@@ -176,7 +176,8 @@ def prediction_of(family: Family, latent: Tensor, arguments: Mapping[str, Tree],
 def returned(output: Tree, prediction: Tensor) -> Tree:
     """The denoiser's output with another prediction in it; the same kind of object."""
     before = tensors(plain(output))
-    parts = iter([prediction] if len(before) == 1 else _apart(prediction, before))
+    alone = len(before) == 1 and before[0].ndim == prediction.ndim  # a list may hold one sample
+    parts = iter([prediction] if alone else _apart(prediction, before))
     if isinstance(output, Tensor):
         return next(parts)
     filled = map_tensors(lambda _: next(parts), plain(output))

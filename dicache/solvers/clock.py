@@ -84,6 +84,8 @@ class SchedulerClock:
     def _call(self, scheduler: Any, timestep: torch.Tensor | float | None) -> int:  # noqa: ANN401
         if isinstance(scheduler, _Indexed):
             index = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index
+            if index is None and timestep is None:
+                return 0  # it has made no step, and who is told no time cannot be at another
             return self.order.next(_number(timestep)) if index is None else int(index)
         if isinstance(scheduler, _Counted):
             self.order.begin = self.order.first(_number(timestep)) if scheduler.counter == 0 else self.order.begin
