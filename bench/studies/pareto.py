@@ -124,7 +124,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--presets", action="store_true", help="also published methods, as dicache composes them")
     parser.add_argument("--no-costs", action="store_true", help="no second pass for time, memory and waits")
-    parser.add_argument("--quick", action="store_true", help="4 captions, 12 steps, no peers, no searched schedules")
+    parser.add_argument(
+        "--quick", action="store_true", help="4 captions and 12 steps at most, no peers, no searched schedules"
+    )
     parser.add_argument("--arms", metavar="REGEX", help="draw only arms whose name matches, and merge them in")
     parser.add_argument("--check", action="store_true", help="draw again what the file holds, compare, write nothing")
     parser.add_argument("--threads", type=int, default=1, help="of torch; more change rounding, and so decisions")
@@ -135,7 +137,7 @@ def run(args: argparse.Namespace) -> Path:
     """The result file. With `--check`, raises SystemExit(1) if what is drawn now differs from it."""
     torch.set_num_threads(args.threads)
     if args.quick:
-        args.steps, args.captions, args.trials, args.no_peers = 12, 4, 0, True
+        args.steps, args.captions, args.trials, args.no_peers = min(args.steps, 12), min(args.captions, 4), 0, True
     setting = Setting(args.steps, args.guidance, args.batch, args.shift, args.solver, args.batched)
     path: Path = args.out / f"{setting.name}.json"
     if args.check and not path.is_file():

@@ -13,7 +13,6 @@ from dicache.bench.harness import costs
 from dicache.bench.harness.measure import Point
 from dicache.bench.models.reference import Setting
 from dicache.bench.studies import ablation, coverage, hook_cost, pareto, peer_defects, schedules
-from dicache.reference import prompts
 
 
 def test_found_schedules_are_written_one_by_one_and_nothing_to_show_is_said(tmp_path, monkeypatch):
@@ -112,14 +111,15 @@ def test_what_hooks_cost_is_measured_for_every_number_of_rows(run_main, monkeypa
 def test_the_quick_sweep_writes_results_table_and_plot(run_main, monkeypatch, tmp_path):
     for name, arms in (("DICACHE", DICACHE), ("BASELINES", BASELINES)):
         monkeypatch.setattr(pareto, name, [replace(arm, values=arm.values[-1:]) for arm in arms])
-    monkeypatch.setattr(pareto, "prompts", lambda split, n, seed: prompts(split, 2, seed=seed))
     monkeypatch.setattr(costs, "TURNS", 1)
-    code, output, errors = run_main(commands.main, "pareto", "--quick", "--coarse", "--out", tmp_path)
+    code, output, errors = run_main(
+        commands.main, "pareto", "--quick", "--coarse", "--steps", 6, "--captions", 1, "--out", tmp_path
+    )
     assert code == 0, errors
     assert "Where dicache does not win" in output
     (results,) = tmp_path.glob("*.json")
     found = json.loads(results.read_text())
-    arms = {arm.name for arm in (*BASELINES, *DICACHE) if arm.name != "dicache, calibrated"}  # no profile of 12 steps
+    arms = {arm.name for arm in (*BASELINES, *DICACHE) if arm.name != "dicache, calibrated"}  # no profile of 6 steps
     failed = [entry for entry in found["points"] if entry["arm"] == "dicache, calibrated"]
     assert failed and all("ProfileError" in entry["failure"] for entry in failed)
     found["points"] = [entry for entry in found["points"] if entry not in failed]
@@ -132,7 +132,7 @@ def test_some_arms_are_drawn_merged_and_checked(run_main, tmp_path):
     def bench(*arguments):
         return run_main(commands.main, *arguments)
 
-    small = ("pareto", "--steps", 6, "--captions", 2, "--coarse", "--no-peers", "--no-costs", "--out", tmp_path)
+    small = ("pareto", "--steps", 5, "--captions", 1, "--coarse", "--no-peers", "--no-costs", "--out", tmp_path)
     assert bench(*small, "--arms", "^fewer steps")[0] == 0
     (results,) = tmp_path.glob("*.json")
     before = json.loads(results.read_text())["points"]
@@ -144,5 +144,5 @@ def test_some_arms_are_drawn_merged_and_checked(run_main, tmp_path):
     found["points"][-1]["work"] *= 1.01
     results.write_text(json.dumps(found))
     assert bench(*small, "--arms", "order 1$", "--check")[0] == 1
-    code, _, errors = bench(*small[:3], "--captions", 3, *small[5:], "--arms", "order 1$")
+    code, _, errors = bench(*small[:3], "--captions", 2, *small[5:], "--arms", "order 1$")
     assert code == 1 and "captions" in errors

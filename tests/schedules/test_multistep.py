@@ -26,6 +26,7 @@ from dicache.schedules.schedule import Schedule
 from dicache.sites import Evaluation, Spans
 from dicache.types import Action
 from helpers.calibrating import PROMPTS, Captioned
+from helpers.fuzzing import LONG
 from helpers.toy import histories_at
 from pipelines.tiny import embeds
 
@@ -116,7 +117,7 @@ def test_the_uncached_steps_are_those_of_the_solver(measurements):
 
 def test_on_other_captions_it_loses_less_than_the_same_steps_without_and_fixed_intervals(reference):
     lost = []
-    for k in range(2):
+    for k in range(2 if LONG > 1 else 1):
         mine = Calibration(prompts("calibration", 8, seed=400 + k), 10, seed=100 * k, call=GUIDED)
         unseen = Calibration(prompts("calibration", 4, seed=500 + k), 10, seed=7000 + 100 * k, call=GUIDED)
         there = unseen.on(reference, Evaluation())
