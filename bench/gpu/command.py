@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dicache.bench.gpu.parts import PARTS, Ask, quiet
+from dicache.bench.gpu.sections import PARTS, Ask, quiet
 from dicache.files.atomic import write_text
 
 Facts = dict[str, Any]
@@ -50,15 +50,15 @@ def run(args: argparse.Namespace) -> int:
     folder = args.out / "parts"
     folder.mkdir(parents=True, exist_ok=True)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["dicache.bench.gpu.parts"])
+    processes.set_forkserver_preload(["dicache.bench.gpu.sections"])
     console, results = Console(width=160), dict[str, Facts]()
     for name in args.parts:
         least = min(until, time.monotonic() + PARTS[name][1])
         results[name] = _part(processes, name, Ask(args.device, args.quick, least), folder / f"{name}.json")
         _print(console, name, results[name])
         path = args.out / _file(results, args)
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        write_text(path, json.dumps(known | results, indent=1))
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        write_text(path, json.dumps(earlier | results, indent=1))
     console.print(f"{time.monotonic() - started:.0f} seconds; {path}")
     return int(any(_broken(facts) for facts in results.values()))
 
@@ -110,7 +110,7 @@ def _print(console: Console, name: str, facts: Facts) -> None:
     drawn.add_column("what")
     drawn.add_column("measured")
     for row in facts["rows"]:
-        shown = {key: form.format(row[key]) for key, form in NUMBERS.items() if row.get(key) is not None}
+        shown = {key: pattern.format(row[key]) for key, pattern in NUMBERS.items() if row.get(key) is not None}
         rest = {key: value for key, value in row.items() if key not in NUMBERS and value is not None}
         head = rest.pop("arm", None) or rest.pop("operation", name)
         words = [f"{key} {value}" for key, value in rest.items() if not isinstance(value, dict)]

@@ -92,11 +92,11 @@ class Bench:
     def measure(self, arm: Arm) -> Row:
         """Whatever the arm raises becomes the row's failure."""
         try:
-            return self._measured(arm)
+            return self._compared(arm)
         except Exception as error:  # a rival may fail in any way, and the others still count
             return Row(arm.name, self.batch, self.steps, failure=f"{type(error).__name__}: {error}"[:400])
 
-    def _measured(self, arm: Arm) -> Row:
+    def _compared(self, arm: Arm) -> Row:
         pipe = self._made(plain=False)
         with arm.enter(pipe, self.plan) as cache:
             latents, macs, waits = self._counted(pipe)

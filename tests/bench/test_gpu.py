@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from dicache.bench.gpu import command, parts
+from dicache.bench.gpu import command, sections
 from dicache.bench.gpu.arms import due, first_block_changes, rivals
 from dicache.bench.gpu.pipelines import TOY, draw, twin
 
@@ -19,7 +19,7 @@ def asked(tmp_path, *more):
 
 
 def test_every_part_writes_what_it_measured(tmp_path):
-    shown = [name for name in parts.PARTS if name != "equality"]  # those tests run by themselves
+    shown = [name for name in sections.PARTS if name != "equality"]  # those tests run by themselves
     assert command.run(asked(tmp_path, "--parts", *shown)) == 0
     facts = json.loads((tmp_path / "gpu-cpu-quick.json").read_text())
     assert list(facts) == shown and all(part["rows"] for part in facts.values())
@@ -43,8 +43,8 @@ def test_a_part_that_breaks_or_is_late_keeps_its_rows_and_the_command_fails(tmp_
         yield {"a": 1}
         raise ValueError("the device is gone")
 
-    ask = parts.Ask("cpu", True, time.monotonic() + 60)
-    monkeypatch.setitem(parts.PARTS, "kernels", (breaks, 60.0))
+    ask = sections.Ask("cpu", True, time.monotonic() + 60)
+    monkeypatch.setitem(sections.PARTS, "kernels", (breaks, 60.0))
     command.work("kernels", ask, tmp_path / "kernels.json")
     kept = json.loads((tmp_path / "kernels.json").read_text())
     assert kept == {"rows": [{"a": 1}], "failure": "ValueError: the device is gone"}
@@ -54,8 +54,8 @@ def test_a_part_that_breaks_or_is_late_keeps_its_rows_and_the_command_fails(tmp_
 
 
 def test_where_no_time_is_left_an_arm_says_so():
-    bench = parts.Bench(TOY.pipeline("cpu", torch.float32), TOY, 1, 2, "cpu", 1)
-    rows = list(parts._measured(parts.Ask("cpu", True, time.monotonic()), bench, rivals(2)))
+    bench = sections.Bench(TOY.pipeline("cpu", torch.float32), TOY, 1, 2, "cpu", 1)
+    rows = list(sections.of_arms(sections.Ask("cpu", True, time.monotonic()), bench, rivals(2)))
     assert [row["failure"] for row in rows[1:]] == ["there was no time left"] * len(rivals(2))
 
 

@@ -40,6 +40,7 @@ LAYERS = [
     ("bench/harness",),
     ("bench/showing",),
     ("bench/studies",),
+    ("bench/gpu",),
     ("bench",),
 ]
 """From the bottom up. Rooms of one layer do not import each other."""

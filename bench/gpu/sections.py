@@ -64,7 +64,7 @@ Part = Callable[[Ask], Iterator[Facts]]
 
 
 def environment(ask: Ask) -> Iterator[Facts]:
-    versions = {name: found for name in PACKAGES if (found := _version(name)) is not None}
+    versions = {name: number for name in PACKAGES if (number := _version(name)) is not None}
     facts = {"python": platform.python_version(), "cores": os.cpu_count(), "extension": describe(), **versions}
     if ask.device != "cpu":
         card = torch.cuda.get_device_properties(0)
@@ -130,7 +130,7 @@ def compiled(ask: Ask) -> Iterator[Facts]:
         if plain:
             pipe.transformer.compile_repeated_blocks(fullgraph=True, **options)
 
-    yield from _measured(ask, Bench(pipe, shape, 1, steps, ask.device, 1, install, counts=False), arms)
+    yield from of_arms(ask, Bench(pipe, shape, 1, steps, ask.device, 1, install, counts=False), arms)
 
 
 def offload(ask: Ask) -> Iterator[Facts]:
@@ -203,10 +203,10 @@ def _rows(
 ) -> Iterator[Facts]:
     """`install` does something to both pipelines, before anything runs."""
     bench = Bench(pipe, shape, batch, steps, ask.device, turns, install)
-    yield from _measured(ask, bench, arms)
+    yield from of_arms(ask, bench, arms)
 
 
-def _measured(ask: Ask, bench: Bench, arms: list[Arm]) -> Iterator[Facts]:
+def of_arms(ask: Ask, bench: Bench, arms: list[Arm]) -> Iterator[Facts]:
     yield asdict(bench.row())
     for arm in arms:
         if bench.expected() > ask.left:
