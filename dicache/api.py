@@ -121,7 +121,7 @@ def denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401
 
 def _clock(target: Any, family: Family, scheduled: bool) -> Clock:  # noqa: ANN401
     if not scheduled and family.noise_schedule is not None:
-        return DeclaredClock(family.noise_schedule, family.prediction, family.times)
+        return DeclaredClock(family.level, family.prediction, family.times)
     if not scheduled:
         return LoopClock()
     running = Running(target, denoisers(target))

@@ -17,7 +17,7 @@ from dicache.hosts.compiled_blocks import Compilation, refuse_wrapped
 from dicache.hosts.denoiser_call import DenoiserCalls
 from dicache.hosts.module_hook import NAME, FirstHook, Hooks, SessionHook, Uncopied, registry_of
 from dicache.models.family import Family
-from dicache.models.find_blocks import family_of, find
+from dicache.models.find_blocks import check_streams, family_of, find
 from dicache.runtime.session import Clock, Session
 
 
@@ -37,6 +37,8 @@ class Attachment(Uncopied):
     ) -> None:
         self.family = family_of(denoiser, family)
         parts = find(denoiser, self.family)
+        if family is not None:
+            check_streams(parts.blocks, family)
         refuse_wrapped(parts.blocks)
         check_free(denoiser)
         check_offloaded(parts.blocks.values(), config)
