@@ -50,6 +50,8 @@ class Attachment(Uncopied):
         deciding = {**parts.blocks, **{path: denoiser.get_submodule(path) for path in inside}}
         check_apart(deciding)
         self.denoiser, self.session = denoiser, Session(config, clock, sites)
+        if config.judged_by_others:
+            self.session.note(f"the estimate is as good as your own {', '.join(config.judged_by_others)}.")
         self.hooks, self.handles = Hooks(denoiser, self.session), list[Any]()
         self.compilation = Compilation(denoiser, deciding.values(), compiling)
         self.undo: Callable[[], None] = self.detach

@@ -40,8 +40,8 @@ class Inside(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One kind of denoiser. Raises UnsupportedModelError where `stacks` and `refused` are both empty, or both given, one
-    name stands where several are expected, or what it says of a hand-written loop makes no sense.
+    """One kind of denoiser. Raises UnsupportedModelError where `stacks` and `refused` are both empty, or both given,
+    where one name stands for several, or where what it says of a hand-written loop makes no sense.
     """
 
     model: str

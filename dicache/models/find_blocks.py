@@ -60,7 +60,9 @@ def find(denoiser: nn.Module, family: Family) -> HookedModules:
     """
     blocks = {path: block for stack in family.stacks for path, block in _blocks(denoiser, stack)}
     if not blocks:
-        raise UnsupportedModelError(f"{family.model} has no block in {', '.join(family.stacks)}. Expected at least one.")
+        raise UnsupportedModelError(
+            f"{family.model} has no block in {', '.join(family.stacks)}. Expected at least one."
+        )
     around: dict[nn.Module, str] = {}
     for path, module in _leaves(denoiser, "", (*family.stacks, *blocks)):
         if module not in blocks.values() and any(True for _ in module.parameters()):

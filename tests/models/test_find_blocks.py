@@ -234,7 +234,9 @@ def test_a_noise_schedule_needs_times(times):
     ],
 )
 def test_a_noise_schedule_that_says_no_level_is_refused_with_the_time(level):
-    with pytest.raises(UnsupportedModelError, match=r"(?s)a noise_schedule that gives .* at the time (1|0\.25)\..* two fin"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"(?s)a noise_schedule that gives .* at the time (1|0\.25)\..* two fin"
+    ):
         declared(noise_schedule=level)
 
 
