@@ -78,9 +78,9 @@ def enable(
     the run), ScheduleError for a schedule that is damaged or of another model (and, in the run, for other steps),
     BudgetError for a budget that is not a finite number >= 0 (and, in the run, for a list of budgets or speed-ups of
     the wrong length), ProfileError for a profile that is damaged or of another model, or a confidence that none can
-    give, as on a bare denoiser (in the run, where it does not fit it), AlreadyEnabledError if a cache is on the model, UnsupportedModelError
-    if nothing in it can be skipped safely. The model is then as it was. A model that shows only when it runs that it
-    cannot be cached raises UnsupportedModelError at its first call.
+    give (of a bare denoiser none can; in the run, where it does not fit it), AlreadyEnabledError if a cache is on the
+    model, UnsupportedModelError if nothing in it can be skipped safely. The model is then as it was. A model that shows
+    only when it runs that it cannot be cached raises UnsupportedModelError at its first call.
     """
     mode = parse_mode(error_budget, speedup, confidence, profile, schedule, config, family)
     scheduled = not isinstance(target, nn.Module) and getattr(target, "scheduler", None) is not None

@@ -76,8 +76,8 @@ def calibrate(
     is drawn once uncached and once for each of the `levels`. 100 prompts leave a confidence of 0.9 little worse than
     their own noise, 22 are the fewest for it.
 
-    Raises ProfileError for a bare denoiser, fewer than 8 prompts, a metric that is not known or gives no number, a checkpoint of another
-    calibration, a pipeline without step callbacks, or one whose scheduler does not tell its timetable.
+    Raises ProfileError for fewer than 8 prompts, a metric that is not known or gives no number, a checkpoint of another
+    calibration, a bare denoiser, a pipeline without step callbacks, or one whose scheduler does not tell its timetable.
     """
     started = time.perf_counter()
     if isinstance(pipe, nn.Module):
