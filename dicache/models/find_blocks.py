@@ -77,10 +77,10 @@ def check_streams(blocks: Mapping[str, nn.Module], family: Family) -> None:
     taken = {type(block).__name__: _arguments(block) for block in blocks.values()}
     missing = [name for name in family.streams if not any(name in names for names in taken.values())]
     if missing and not any(_takes_any(block) for block in blocks.values()):
-        told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in taken.items())
+        takes = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in taken.items())
         raise UnsupportedModelError(
             f"no block of {family.model} takes {missing[0]!r}, which Family(streams=...) names. Expected names among "
-            f"what their forward takes ({told})."
+            f"what their forward takes ({takes})."
         )
 
 

@@ -14,9 +14,9 @@ def check_tensor(given: Tree, shape: Sequence[int], said_by: str, meaning: str) 
     """Raises PartError where it is no tensor of this shape; -1 for any size, and further axes are free after it."""
     if isinstance(given, Tensor) and _fits(given.shape, shape):
         return
-    told = f"a tensor {tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+    kind = f"a tensor {tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
     sizes = ", ".join("..." if size < 0 else str(size) for size in shape)
-    raise PartError(f"{said_by} gave {told}. Expected a tensor ({sizes}{',' * (len(shape) == 1)}): {meaning}.")
+    raise PartError(f"{said_by} gave {kind}. Expected a tensor ({sizes}{',' * (len(shape) == 1)}): {meaning}.")
 
 
 def _fits(given: Sequence[int], shape: Sequence[int]) -> bool:
