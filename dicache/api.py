@@ -8,7 +8,14 @@ from torch import nn
 
 from dicache.cache import Cache
 from dicache.config import Config
-from dicache.enable_options import AskedBudget, AskedProfile, parse_audit, parse_compile_blocks, parse_mode
+from dicache.enable_options import (
+    AskedBudget,
+    AskedProfile,
+    check_promised,
+    parse_audit,
+    parse_compile_blocks,
+    parse_mode,
+)
 from dicache.errors import UnsupportedModelError
 from dicache.hosts.attachment import Attachment, attached_to
 from dicache.hosts.audit import Auditor
@@ -71,13 +78,14 @@ def enable(
     the run), ScheduleError for a schedule that is damaged or of another model (and, in the run, for other steps),
     BudgetError for a budget that is not a finite number >= 0 (and, in the run, for a list of budgets or speed-ups of
     the wrong length), ProfileError for a profile that is damaged or of another model, or a confidence that none can
-    give (in the run, where it does not fit it), AlreadyEnabledError if a cache is on the model, UnsupportedModelError
-    if nothing in it can be skipped safely. The model is then as it was. A model that shows only when it runs that it
-    cannot be cached raises UnsupportedModelError at its first call.
+    give (of a bare denoiser none can; in the run, where it does not fit it), AlreadyEnabledError if a cache is on the
+    model, UnsupportedModelError if nothing in it can be skipped safely. The model is then as it was. A model that shows
+    only when it runs that it cannot be cached raises UnsupportedModelError at its first call.
     """
     mode = parse_mode(error_budget, speedup, confidence, profile, schedule, config, family)
     scheduled = not isinstance(target, nn.Module) and getattr(target, "scheduler", None) is not None
     share, compiling = parse_audit(audit, scheduled), parse_compile_blocks(compile_blocks)
+    check_promised(mode.confidence, scheduled)
     attachments: dict[str, Attachment] = {}
     try:
         for name, denoiser in denoisers(target).items():
@@ -121,7 +129,7 @@ def denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401
 
 def _clock(target: Any, family: Family, scheduled: bool) -> Clock:  # noqa: ANN401
     if not scheduled and family.noise_schedule is not None:
-        return DeclaredClock(family.noise_schedule, family.prediction, family.times)
+        return DeclaredClock(family.level, family.prediction, family.times)
     if not scheduled:
         return LoopClock()
     running = Running(target, denoisers(target))

@@ -5,12 +5,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from dicache.approximators.base import Approximator
+from dicache.approximators.base import Approximator, check_attributes
 from dicache.controllers.base import Controller
-from dicache.errors import ModeError
+from dicache.errors import ModeError, PartError
 from dicache.estimators.amplitude import Amplitude
 from dicache.estimators.base import Estimator
-from dicache.probes.base import Probe
+from dicache.probes.base import Probe, check_depth
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.sites import Evaluation, Sites
 
@@ -20,7 +20,7 @@ class Config:
     """A composition: at each step the approximator with the least predicted error is proposed, per sample, and the
     controller accepts or computes. With sites below the whole evaluation every site is decided so, on its own.
 
-    Raises ModeError for parts that do not go together.
+    Raises ModeError for parts that do not go together, PartError for one that is none or leaves out what it must say.
     """
 
     controller: Controller[Any]
@@ -43,8 +43,20 @@ class Config:
             raise ModeError("Config has no approximator. Expected at least one, for example approximators=(Reuse(),).")
         if self.memory_limit is not None and not self.memory_limit > 0:
             raise ModeError(f"memory_limit is {self.memory_limit!r}. Expected a number of bytes above 0.")
+        self._check_parts()
         self._check_probe()
         self._check_sites()
+
+    def _check_parts(self) -> None:
+        for approximator in self.approximators:
+            if not isinstance(approximator, Approximator):
+                raise PartError(f"approximators has {approximator!r}. Expected approximators such as Reuse().")
+            check_attributes(approximator)
+        if not isinstance(self.estimator, Estimator):
+            raise PartError(f"estimator is {self.estimator!r}. Expected an estimator such as ClosedLoop().")
+        if not isinstance(self.probe, Probe):
+            raise PartError(f"probe is {self.probe!r}. Expected a probe such as FirstBlocks(1).")
+        check_depth(self.probe)
 
     def _check_probe(self) -> None:
         reading = [type(a).__name__ for a in self.approximators if a.reads_feature]
@@ -61,6 +73,12 @@ class Config:
             raise ModeError(
                 "ExtrapolateNoise guesses the denoiser's output, these sites are parts of one. Use Extrapolate()."
             )
+
+    @property
+    def judged_by_others(self) -> list[str]:
+        """Classes that do not ship with dicache and say what an error will be."""
+        parts = (*self.approximators, self.estimator)
+        return sorted({type(part).__name__ for part in parts if type(part).__module__.partition(".")[0] != "dicache"})
 
     @property
     def depth(self) -> int:

@@ -21,6 +21,10 @@ from dicache.promise.profile import Profile
 from dicache.schedules.schedule import Schedule
 from dicache.types import Wanted
 
+BARE = (
+    "a promise needs a pipeline with a scheduler, whose steps are known before a run and which draws prompts again; of "
+    "a bare denoiser errors are estimated and nothing is promised"
+)
 AskedBudget = float | Wanted | Sequence[float | Wanted]
 AskedProfile = str | Path | Profile | Sequence[str | Path | Profile]
 
@@ -79,6 +83,12 @@ def parse_demand(error_budget: Any, confidence: Any, profile: Any) -> BudgetDema
     if profile == "nearest":
         raise ModeError("profile='nearest' drops the promise: leave out confidence, or name a profile that fits.")
     return parse_budget(error_budget, confidence)
+
+
+def check_promised(confidence: float | None, pipeline: bool) -> None:
+    """Raises ProfileError where a promise is asked for that nobody can give."""
+    if confidence is not None and not pipeline:
+        raise ProfileError(f"{BARE}. Leave out confidence, or pass the pipeline.")
 
 
 def parse_speedup(speedup: Any) -> Budget:  # noqa: ANN401

@@ -21,6 +21,10 @@ class UnsupportedModelError(DicacheError, ValueError):
     """No stack of blocks was found that can be skipped safely."""
 
 
+class PartError(DicacheError, TypeError):
+    """A part of a configuration (probe, estimator, approximator) gives something else than its contract says."""
+
+
 class CopyError(DicacheError, TypeError):
     """A model that dicache is enabled on was to be copied or pickled, or sent to another process."""
 

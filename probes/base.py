@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from dicache.errors import PartError
 from dicache.types import Step
 
 
@@ -34,3 +35,16 @@ class Probe(ABC):
     @abstractmethod
     def __call__(self, view: View) -> Tensor | None:
         """The feature, (R, ...), a tensor of its own: later blocks may work in place. None to measure nothing."""
+
+
+def check_depth(probe: Probe) -> None:
+    """Raises PartError where it does not say its `depth`, or that makes no sense."""
+    name = type(probe).__name__
+    try:
+        depth = probe.depth
+    except AttributeError as error:
+        raise PartError(
+            f"{name} does not say its depth. Expected how many blocks must have run, 0 for none."
+        ) from error
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
+        raise PartError(f"{name}.depth is {depth!r}. Expected how many blocks must have run, 0 for none.")

@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from dicache.errors import PartError
 from dicache.tensors.history import History
 from dicache.types import Action, Rows, Site, Timetable
 
@@ -93,6 +94,26 @@ class Approximator(ABC):
 
     def check(self, denoiser: nn.Module, sites: Sequence[Site]) -> None:  # noqa: B027  # most fit every model
         """Raise FittedError if it was made for another model, or for other sites of it."""
+
+
+FILLS_IN = {Action.REUSE, Action.EXTRAPOLATE, Action.ALIGN, Action.CORRECT, Action.ZERO}
+
+
+def check_attributes(approximator: Approximator) -> None:
+    """Raises PartError where `action` or `needs` is not said, or makes no sense."""
+    name = type(approximator).__name__
+    try:
+        action, needs = approximator.action, approximator.needs
+    except AttributeError as error:
+        raise PartError(
+            f"{name} does not say its {error.name}. Expected action, a dicache.types.Action, and needs, how many exact "
+            "values a guess takes."
+        ) from error
+    if action not in FILLS_IN:
+        names = ", ".join(f"Action.{fills.name}" for fills in sorted(FILLS_IN))
+        raise PartError(f"{name}.action is {action!r}. Expected what a guess counts as: one of {names}.")
+    if isinstance(needs, bool) or not isinstance(needs, int) or needs < 1:
+        raise PartError(f"{name}.needs is {needs!r}. Expected how many exact values a guess takes, 1 or more.")
 
 
 def per_row(coefficient: Rows, like: Tensor) -> Tensor:

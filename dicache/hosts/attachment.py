@@ -17,7 +17,7 @@ from dicache.hosts.compiled_blocks import Compilation, refuse_wrapped
 from dicache.hosts.denoiser_call import DenoiserCalls
 from dicache.hosts.module_hook import NAME, FirstHook, Hooks, SessionHook, Uncopied, registry_of
 from dicache.models.family import Family
-from dicache.models.find_blocks import family_of, find
+from dicache.models.find_blocks import check_streams, family_of, find
 from dicache.runtime.session import Clock, Session
 
 
@@ -37,6 +37,8 @@ class Attachment(Uncopied):
     ) -> None:
         self.family = family_of(denoiser, family)
         parts = find(denoiser, self.family)
+        if family is not None:
+            check_streams(parts.blocks, family)
         refuse_wrapped(parts.blocks)
         check_free(denoiser)
         check_offloaded(parts.blocks.values(), config)
@@ -48,6 +50,8 @@ class Attachment(Uncopied):
         deciding = {**parts.blocks, **{path: denoiser.get_submodule(path) for path in inside}}
         check_apart(deciding)
         self.denoiser, self.session = denoiser, Session(config, clock, sites)
+        if config.judged_by_others:
+            self.session.note(f"the estimate is as good as your own {', '.join(config.judged_by_others)}.")
         self.hooks, self.handles = Hooks(denoiser, self.session), list[Any]()
         self.compilation = Compilation(denoiser, deciding.values(), compiling)
         self.undo: Callable[[], None] = self.detach

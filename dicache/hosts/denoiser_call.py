@@ -87,10 +87,12 @@ class DenoiserCalls(Uncopied):
         return named
 
     def _timestep(self, arguments: Mapping[str, Tree]) -> Tree:
-        names = self.family.time
-        timestep = next((arguments[name] for name in names if arguments.get(name) is not None), None)
+        timestep = self.family.timestep(arguments)
         if timestep is None:
-            self.session.note(f"no timestep was found among the denoiser's inputs ({', '.join(names)}).")
+            self.session.note(
+                f"no timestep was found: the denoiser was called with {', '.join(arguments)}, and none of "
+                f"{', '.join(self.family.time)} is a time among them. Name it in a dicache.Family(time=...)."
+            )
         return timestep
 
     # What may have happened to the model since the call before.
@@ -149,13 +151,13 @@ def latent_of(family: Family, arguments: Mapping[str, Tree]) -> Tensor:
     """
     if family.latents:
         streams = [arguments[name] for name in family.latents if isinstance(arguments.get(name), Tensor)]
-        return _joined(streams, family.model)
+        return _joined(streams, family, arguments)
     first = next(iter(arguments.values()), None)
     if isinstance(first, list) and first and all(isinstance(sample, Tensor) for sample in first):
         return _stacked(family.model, first)
     latents = (t for t in tensors(tuple(arguments.values())) if t.is_floating_point() and t.ndim > 1)
     latent = None if isinstance(first, list | tuple) else next(latents, None)
-    return _joined([] if latent is None else [latent], family.model)
+    return _joined([] if latent is None else [latent], family, arguments)
 
 
 def prediction_of(family: Family, latent: Tensor, arguments: Mapping[str, Tree], output: Tree) -> Tensor:
@@ -165,7 +167,7 @@ def prediction_of(family: Family, latent: Tensor, arguments: Mapping[str, Tree],
         return _stacked(family.model, parts)
     streams = sum(isinstance(arguments.get(name), Tensor) for name in family.latents) or 1
     if len(parts) == streams and all(t.ndim and t.shape[0] == latent.shape[0] for t in parts):
-        return _joined(parts, family.model)
+        return _joined(parts, family, arguments)
     shapes = ", ".join(str(tuple(t.shape)) for t in parts)
     raise UnsupportedModelError(
         f"{family.model} returned {len(parts)} tensors ({shapes}) for a latent of {tuple(latent.shape)}. Expected one "
@@ -193,10 +195,13 @@ def _apart(prediction: Tensor, before: list[Tensor]) -> Iterator[Tensor]:
         yield prediction[:, end - t[0].numel() : end].reshape(t.shape)
 
 
-def _joined(streams: Sequence[Tensor], model: str) -> Tensor:
+def _joined(streams: Sequence[Tensor], family: Family, arguments: Mapping[str, Tree]) -> Tensor:
     if not streams:
+        named = f"tensors named {', '.join(family.latents)}, as its family says"
         raise UnsupportedModelError(
-            f"{model} was called without a latent. Expected a floating tensor with a batch axis as its first input."
+            f"{family.model} was called without a latent, with {', '.join(arguments) or 'nothing'}. Expected "
+            f"{named if family.latents else 'a floating tensor with a batch axis as its first input'}. "
+            "dicache.Family(latents=...) takes names of arguments, and of keys where an argument is a dict."
         )
     return streams[0] if len(streams) == 1 else torch.cat([t.flatten(1) for t in streams], dim=1)
 

@@ -23,11 +23,13 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
 
 from dicache.api import denoisers, enable
 from dicache.config import Config
 from dicache.controllers.planned import Planned
 from dicache.defaults import for_profile
+from dicache.enable_options import BARE
 from dicache.errors import ProfileError
 from dicache.files.checkpoint import Checkpoint, Entry
 from dicache.measuring.prompt_runs import Drawer, Drawn
@@ -75,9 +77,11 @@ def calibrate(
     their own noise, 22 are the fewest for it.
 
     Raises ProfileError for fewer than 8 prompts, a metric that is not known or gives no number, a checkpoint of another
-    calibration, a pipeline without step callbacks, or one whose scheduler does not tell its timetable.
+    calibration, a bare denoiser, a pipeline without step callbacks, or one whose scheduler does not tell its timetable.
     """
     started = time.perf_counter()
+    if isinstance(pipe, nn.Module):
+        raise ProfileError(f"{type(pipe).__name__} cannot be calibrated: {BARE}. Pass the pipeline.")
     prompts = list(prompts)
     if len(prompts) < FEWEST:
         raise ProfileError(f"{len(prompts)} prompts are too few to calibrate on. Expected {FEWEST} or more.")

@@ -4,10 +4,11 @@ Skipping hands the blocks' shapes on and replaces the denoiser's output, so litt
 they are, what carries the latents, and what happens between two blocks.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, SupportsFloat
 
 from dicache.errors import UnsupportedModelError
 from dicache.solvers.prediction import PREDICTIONS
@@ -39,8 +40,8 @@ class Inside(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One kind of denoiser. Raises UnsupportedModelError where `stacks` and `refused` are both empty, or both given, or
-    one name stands where several are expected.
+    """One kind of denoiser. Raises UnsupportedModelError where `stacks` and `refused` are both empty, or both given,
+    where one name stands for several, or where what it says of a hand-written loop makes no sense.
     """
 
     model: str
@@ -56,11 +57,15 @@ class Family:
     time: Sequence[str] = TIMES
     """What the denoiser's timestep may be called."""
     noise_schedule: Callable[[float], tuple[float, float]] | None = None
-    """In a hand-written loop: signal and noise of the latent at a time. None where that is read off the latents."""
+    """In a hand-written loop: signal and noise of the latent at a time. It is asked at all `times` when the family is
+    made. None where that is read off the latents.
+    """
     prediction: str = "epsilon"
     """What is predicted there: a name of `dicache.solvers.prediction.PREDICTIONS`."""
     times: Sequence[float] = ()
-    """All times that the loop calls the denoiser at, in order, where `noise_schedule` is given."""
+    """All times that the loop calls the denoiser at, in order, where `noise_schedule` is given: numbers in a list, an
+    array or a tensor.
+    """
     batch: Batch = Batch.SAMPLE
     inside: Inside = Inside.SPANS
     between: str = ""
@@ -77,23 +82,63 @@ class Family:
                 raise UnsupportedModelError(
                     f"the family of {self.model} has {name}={value!r}. Expected names in a list: {name}=({value!r},)."
                 )
-        if self.noise_schedule is not None and (not self.times or self.prediction not in PREDICTIONS):
+        object.__setattr__(self, "times", self._numbers(self.times))
+        if self.prediction not in PREDICTIONS:
             raise UnsupportedModelError(
-                f"the family of {self.model} has a noise_schedule, prediction={self.prediction!r} and "
-                f"{len(self.times)} times. Expected all times of the loop, times=[...], and a prediction among "
-                f"{', '.join(PREDICTIONS)}."
+                f"the family of {self.model} has prediction={self.prediction!r}. Expected one of "
+                f"{', '.join(map(repr, PREDICTIONS))}."
             )
+        if self.noise_schedule is not None and not self.times:
+            raise UnsupportedModelError(
+                f"the family of {self.model} has a noise_schedule and no times. Expected all times that the loop "
+                "calls the denoiser at, in order: times=[...]."
+            )
+        if self.noise_schedule is not None:
+            for time in self.times:
+                self.level(time)
         if bool(self.stacks) == bool(self.refused):
             raise UnsupportedModelError(
                 f"the family of {self.model} has {'stacks and a refusal' if self.refused else 'no stacks'}. "
                 "Expected the paths of its lists of blocks, for example stacks=('blocks',), or why it is refused."
             )
 
+    def _numbers(self, times: Iterable[SupportsFloat]) -> tuple[float, ...]:
+        try:
+            numbers = tuple(float(time) for time in times)
+        except (TypeError, ValueError, RuntimeError) as error:  # what is not numbers, and rows of a tensor
+            raise UnsupportedModelError(
+                f"the family of {self.model} has times={times!r}. Expected numbers in a list, an array or a tensor."
+            ) from error
+        odd = [number for number in numbers if not math.isfinite(number)]
+        if odd:
+            raise UnsupportedModelError(f"the family of {self.model} has {odd[0]} among its times. Expected numbers.")
+        return numbers
+
+    def level(self, time: float) -> tuple[float, float]:
+        """Signal and noise at a time, as `noise_schedule` says. Raises UnsupportedModelError where it says neither."""
+        assert self.noise_schedule is not None
+        said = self.noise_schedule(time)
+        try:
+            signal, noise = map(float, said)
+        except (TypeError, ValueError, RuntimeError):
+            signal = noise = math.nan
+        if not (math.isfinite(signal) and math.isfinite(noise) and max(abs(signal), abs(noise)) > 0):
+            raise UnsupportedModelError(
+                f"the family of {self.model} has a noise_schedule that gives {said!r} at the time {time:g}. Expected "
+                "two finite numbers, signal and noise of the latent there, such as (1 - t, t)."
+            )
+        return signal, noise
+
     def check(self, sites: Sequence[Site], depth: int) -> None:
         """Raises UnsupportedModelError where `sites`, or a probe of `depth` blocks, would not see what they are made
         for.
         """
         inside = [site for site in sites if site.inside_denoiser]
+        if not any(site.modules for site in sites):
+            raise UnsupportedModelError(
+                f"a probe of {depth} blocks looks at all blocks of {self.model}, so none is left to skip. Use a probe "
+                "of fewer, or of depth 0."
+            )
         if self.inside is Inside.NOTHING and (inside or depth):
             what = f"the site {inside[0].path}" if inside else f"a probe of {depth} blocks"
             raise UnsupportedModelError(
@@ -107,4 +152,4 @@ class Family:
 
     def timestep(self, inputs: Mapping[str, Any]) -> Any:  # noqa: ANN401
         """Among the denoiser's inputs; None if there is none."""
-        return next((inputs[name] for name in self.time if inputs.get(name) is not None), None)
+        return next((inputs[name] for name in self.time if isinstance(inputs.get(name), SupportsFloat)), None)

@@ -7,7 +7,7 @@ that take what earlier ones skipped ahead, no two are skipped as one.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from torch import nn
@@ -56,18 +56,32 @@ def family_of(denoiser: nn.Module, users: Family | None = None) -> Family:
 
 def find(denoiser: nn.Module, family: Family) -> HookedModules:
     """Blocks and the modules around them, each of these once. Raises UnsupportedModelError where the family names what
-    is not there, or there are fewer than two blocks.
+    is not there, or there is no block.
     """
     blocks = {path: block for stack in family.stacks for path, block in _blocks(denoiser, stack)}
-    if len(blocks) < 2:
+    if not blocks:
         raise UnsupportedModelError(
-            f"{family.model} has {len(blocks)} blocks in {', '.join(family.stacks)}. Expected at least two."
+            f"{family.model} has no block in {', '.join(family.stacks)}. Expected at least one."
         )
     around: dict[nn.Module, str] = {}
     for path, module in _leaves(denoiser, "", (*family.stacks, *blocks)):
         if module not in blocks.values() and any(True for _ in module.parameters()):
             around.setdefault(module, path)
     return HookedModules(blocks, {path: module for module, path in around.items()})
+
+
+def check_streams(blocks: Mapping[str, nn.Module], family: Family) -> None:
+    """Raises UnsupportedModelError where a user's family names a stream that no block takes."""
+    if tuple(family.streams) == STREAMS[:1]:  # what it says where the user says nothing
+        return
+    taken = {type(block).__name__: _arguments(block) for block in blocks.values()}
+    missing = [name for name in family.streams if not any(name in names for names in taken.values())]
+    if missing and not any(_takes_any(block) for block in blocks.values()):
+        takes = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in taken.items())
+        raise UnsupportedModelError(
+            f"no block of {family.model} takes {missing[0]!r}, which Family(streams=...) names. Expected names among "
+            f"what their forward takes ({takes})."
+        )
 
 
 def _blocks(denoiser: nn.Module, stack: str) -> Iterator[tuple[str, nn.Module]]:
@@ -117,12 +131,21 @@ def _by_shape(denoiser: nn.Module) -> Family:
     return Family(model=name, stacks=stacks, streams=STREAMS)
 
 
-def _arguments(block: nn.Module) -> set[str]:
+def _parameters(block: nn.Module) -> list[inspect.Parameter]:
+    """What its forward takes."""
     block = block._modules.get("_orig_mod") or block  # what torch.compile wrapped
-    return set(inspect.signature(type(block).forward).parameters)
+    return list(inspect.signature(type(block).forward).parameters.values())[1:]
+
+
+def _arguments(block: nn.Module) -> list[str]:
+    return [parameter.name for parameter in _parameters(block)]
+
+
+def _takes_any(block: nn.Module) -> bool:
+    return any(p.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) for p in _parameters(block))
 
 
 def _is_stack(path: str, child: nn.Module) -> bool:
     if not isinstance(child, nn.ModuleList) or not len(child) or any(word in path for word in _NOT_STACKS):
         return False
-    return all(any(True for _ in block.parameters()) and set(STREAMS) & _arguments(block) for block in child)
+    return all(any(True for _ in block.parameters()) and set(STREAMS) & set(_arguments(block)) for block in child)

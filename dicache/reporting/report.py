@@ -1,6 +1,7 @@
 """What a run did, for people and for programs."""
 
 import json
+import math
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -40,7 +41,7 @@ class Report:
         return speedup(self.trace)
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers, strings and lists only; None where a number is not known."""
+        """Numbers, strings, lists and mappings only, as JSON has them; None where a number is not known."""
         trace, profile = self.trace, self.profile
         return {
             "samples": self._samples(),
@@ -109,7 +110,7 @@ class Report:
     def _sample(self, trace: Trace, i: int, error: float | None) -> dict[str, Any]:
         return {
             "budget": None if self.budget is None else float(self.budget[i]),
-            "estimated_error": error,
+            "estimated_error": error if error is not None and math.isfinite(error) else None,
             "computed_fraction": float(trace.executed[i] / trace.uncached[i]) if trace.uncached[i] > 0 else 1.0,
             "steps": len(trace.records),
             "actions": [[Action(int(a)).name.lower() for a in record.action[i]] for record in trace.records],

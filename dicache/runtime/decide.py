@@ -22,6 +22,7 @@ from dicache.controllers.base import refused
 from dicache.estimators.base import Evidence
 from dicache.planning.error_law import REMAINS, error_rate, error_rates
 from dicache.runtime.run_state import Judgement, Run, SiteState
+from dicache.tensors.contract import check_own, check_tensor
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.norms import relative_change
 from dicache.types import Action, Decision, Grid, Quote, Reason, Rows, Step
@@ -86,7 +87,9 @@ def _growth(approximator: Approximator, times: Tensor, time: float) -> Rows:
     """nan where the history is too short, or was made short to save memory."""
     if len(times) < approximator.needs:
         return torch.full(times.shape[1:], torch.nan, dtype=torch.float64)
-    return approximator.growth(times, time)
+    growth = approximator.growth(times, time)
+    check_tensor(growth, times.shape[1:], f"{type(approximator).__name__}.growth", "one number a row, on the host")
+    return growth
 
 
 def guesses(
@@ -98,9 +101,15 @@ def guesses(
 
 
 def _guess(approximator: Approximator, meter: Meter, histories: Histories, target: Target) -> Tensor:
-    if not approximator.multiplies:
+    def guess() -> Tensor:
         return approximator.guess(histories, target)
-    return meter.added(guess_cost(approximator, target.site), lambda: approximator.guess(histories, target))
+
+    booked = guess_cost(approximator, target.site)
+    guessed = meter.added(booked, guess) if approximator.multiplies else guess()
+    values, said_by = histories.outputs.values, f"{type(approximator).__name__}.guess"
+    check_tensor(guessed, values[0].shape, said_by, "what stands in the place of a value, of its shape")
+    check_own(guessed, values, said_by)
+    return guessed
 
 
 def guess_cost(approximator: Approximator, site: str) -> Hashable:
@@ -156,6 +165,8 @@ def _rows_of(decision: Decision) -> tuple[Rows, Rows]:
 def _predicted(config: Config, state: SiteState, evidence: Evidence) -> Grid:
     """inf for approximators that read more values than are remembered."""
     predicted = config.estimator.predict(evidence, state.estimator)
+    said_by = f"{type(config.estimator).__name__}.predict"
+    check_tensor(predicted, evidence.growth.shape, said_by, "an error for each sample and approximator, on the host")
     if state.depth is None:
         return predicted
     return predicted.masked_fill(torch.tensor([a.needs > state.depth for a in config.approximators]), torch.inf)

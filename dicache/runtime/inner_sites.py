@@ -32,7 +32,7 @@ from dicache.runtime.decide import (
 )
 from dicache.runtime.memory_plan import Memory
 from dicache.runtime.module_call import ModuleCall
-from dicache.runtime.probing import Probing
+from dicache.runtime.probing import Probing, feature_of
 from dicache.runtime.run_state import Call, OpenSite, Run, SiteState
 from dicache.sites import Drafted
 from dicache.tensors import history
@@ -127,7 +127,7 @@ class InnerSites:
             return call.feature
         first, stream = open_site.module_call, entering(layout, open_site.inputs)
         view = View(call.latent, stream, stream, first.module, first.args, first.kwargs, call.run.step)
-        return self.meter.added(("the probe", first.path), lambda: probe(view))
+        return self.meter.added(("the probe", first.path), lambda: feature_of(probe, view))
 
     def _decide(self, call: Call, state: SiteState, open_site: OpenSite) -> Rows | None:
         """Which rows of this site compute, (R,) bool; None for all. Rows whose draft failed compute everywhere."""

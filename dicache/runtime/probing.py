@@ -6,13 +6,26 @@ Its feature is the call's. A probe that is `local` looks at every site instead, 
 
 import time
 
+from torch import Tensor
+
 from dicache.config import Config
-from dicache.probes.base import View
+from dicache.probes.base import Probe, View
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.runtime.module_call import ModuleCall, stream
 from dicache.runtime.run_state import Call
+from dicache.tensors.contract import check_own, check_tensor
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.tree import Tree
+
+
+def feature_of(probe: Probe, view: View) -> Tensor | None:
+    """What the probe sees, (R, ...). Raises PartError for anything else."""
+    feature, said_by = probe(view), f"{type(probe).__name__}.__call__"
+    if feature is not None:
+        rows = len(view.latent) if len(view.before) == len(view.latent) else -1  # frames may be folded into the batch
+        check_tensor(feature, (rows, -1), said_by, "a feature of each row, or None where there is none")
+        check_own(feature, (view.latent, view.before, view.after), said_by)
+    return feature
 
 
 class Probing:
@@ -38,5 +51,5 @@ class Probing:
     def _look(self, call: Call, view: View) -> None:
         """What the probe computes of its own is counted."""
         started, probe = time.perf_counter(), self.probe
-        call.feature, call.view = self.meter.added("the probe", lambda: probe(view)), None
+        call.feature, call.view = self.meter.added("the probe", lambda: feature_of(probe, view)), None
         call.run.overhead += time.perf_counter() - started

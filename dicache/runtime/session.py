@@ -91,7 +91,7 @@ class Session:
         if run is None:
             if broke_off(self.run, reading):
                 self.note("the loop began anew before it was through: only what followed is reported.")
-            run = self._begun(reading, inputs.latent)
+            run = self._begun(reading, inputs)
         self._go_on(run, reading, inputs.latent)
         self._check_latents(run, reading.part, inputs.latent)
         self.call = self._opened(run, reading.part, inputs)
@@ -138,7 +138,7 @@ class Session:
             self.note("the LoRA was changed half-way: the cache began anew there.")
         return None
 
-    def _begun(self, reading: Reading, latent: Tensor) -> Run:
+    def _begun(self, reading: Reading, inputs: Inputs) -> Run:
         self.config.controller.check(reading.step)
         self.strategy.forget()
         self.meter.begin_run()
@@ -149,8 +149,9 @@ class Session:
         states = [SiteState(site, self._rule(site), site.inside_denoiser) for site in self.sites]
         step = _released(reading.step, before)
         guided = Guided(watched=isinstance(self.clock, LoopClock))
-        self.run = Run(reading.run, step, step.time, latent, before, states, guided)
-        self._note_unpriced()
+        self.run = Run(reading.run, step, step.time, inputs.latent, before, states, guided)
+        if inputs.timestep is not None or not guided.watched:  # that there is none is noted where it is looked for
+            self._note_unpriced()
         return self.run
 
     def _note_unpriced(self) -> None:

@@ -1,5 +1,6 @@
 """The page on models of one's own is a program that runs, and does what the page says."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import torch
 from torch import nn
 
 import dicache
+from dicache.controllers.planned import Planned
 from dicache.errors import ModeError, UnsupportedModelError
+from dicache.probes.first_blocks import FirstBlocks
 from dicache.promise.metrics import relative_error
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "custom-models.md"
@@ -57,9 +60,9 @@ def test_a_family_that_does_not_fit_is_refused(page):
     wrong = dicache.Family(model="TalkingPictures", stacks=("trunk.blocks",))
     with pytest.raises(UnsupportedModelError, match=r"has no trunk\.blocks"):
         dicache.enable(page["talking"], error_budget=0.05, family=wrong)
-    single = dicache.Family(model="TalkingPictures", stacks=("trunk",))
-    with pytest.raises(UnsupportedModelError, match="Expected at least two"):
-        dicache.enable(page["talking"], error_budget=0.05, family=single)
+    unknown = dicache.Family(model="TalkingPictures", stacks=("trunk.layers",), streams=("hidden",))
+    with pytest.raises(UnsupportedModelError, match=r"no block of TalkingPictures takes 'hidden'.*Layer: tokens, temb"):
+        dicache.enable(page["talking"], error_budget=0.05, family=unknown)
     with pytest.raises(ModeError, match=r"Expected a dicache\.Family"):
         dicache.enable(page["talking"], error_budget=0.05, family="TalkingPictures")
 
@@ -69,6 +72,48 @@ def test_one_name_in_the_place_of_several_is_refused(name):
     facts = {"stacks": ("trunk.layers",), name: "trunk"}
     with pytest.raises(UnsupportedModelError, match=rf"{name}=\('trunk',\)"):
         dicache.Family(model="TalkingPictures", **facts)
+
+
+def test_one_block_is_enough_for_whole_evaluations(page):
+    facts = {"latents": ("picture", "sound"), "time": ("progress",)}
+    single = dicache.Family(model="TalkingPictures", stacks=("trunk",), **facts)
+    for budget in (0.0, 0.05):
+        with dicache.enable(page["talking"], error_budget=budget, family=single) as cache:
+            got = page["talk"](page["talking"], page["picture"], page["sound"])
+        wanted = page["guessed"] if budget else page["spoken"]
+        assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
+        assert (cache.report().compute_speedup > 1.2) == (budget > 0)
+
+
+@pytest.mark.parametrize("depth", [6, 7])
+def test_a_probe_that_looks_at_all_blocks_is_refused(page, depth):
+    config = dicache.Config(Planned(0.05), probe=FirstBlocks(depth))
+    with pytest.raises(UnsupportedModelError, match=f"a probe of {depth} blocks looks at all blocks of Talking"):
+        dicache.enable(page["talking"], config=config, family=page["family"])
+    with dicache.enable(
+        page["talking"], config=dicache.Config(Planned(0.05), probe=FirstBlocks(5)), family=page["family"]
+    ) as cache:
+        page["talk"](page["talking"], page["picture"], page["sound"])
+    assert cache.report().compute_speedup > 1
+
+
+def test_a_time_that_is_not_there_is_said_once_and_by_its_name(page):
+    lost = dataclasses.replace(page["family"], time=("sigma",))
+    with dicache.enable(page["talking"], error_budget=0.05, family=lost) as cache:
+        got = page["talk"](page["talking"], page["picture"], page["sound"])
+    assert all(torch.equal(one, other) for one, other in zip(got, page["spoken"], strict=True))
+    notes = " ".join(cache.report().warnings)
+    assert "called with picture, sound, progress, and none of sigma is a time among them" in notes
+    assert "times of their own" not in notes
+
+
+def test_a_latent_that_is_not_there_is_an_error_that_lists_what_is(page):
+    for latents in (("pictures",), ("image", "noise")):
+        lost = dataclasses.replace(page["family"], latents=latents)
+        with dicache.enable(page["talking"], error_budget=0.05, family=lost):
+            sought = f"with picture, sound, progress. Expected tensors named {', '.join(latents)}"
+            with pytest.raises(UnsupportedModelError, match=sought):
+                page["talk"](page["talking"], page["picture"], page["sound"])
 
 
 def test_a_model_that_returns_more_than_it_was_given_is_refused_at_its_first_call(page):

@@ -1,12 +1,16 @@
 """Where a denoiser's blocks are: named by a family, or found by shape."""
 
+import dataclasses
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from dicache.errors import ModeError, UnsupportedModelError
 from dicache.models.family import Batch, Family, Inside
-from dicache.models.find_blocks import family_of, find
+from dicache.models.find_blocks import check_streams, family_of, find
 
 
 class Block(nn.Module):
@@ -129,11 +133,33 @@ def test_a_family_that_is_not_of_this_model_is_refused(family, error, message):
 
 @pytest.mark.parametrize(
     ("stacks", "message"),
-    [(("layers",), "has no layers. Expected the path"), (("blocks.0",), r"has 1 blocks in blocks\.0")],
+    [(("layers",), "has no layers. Expected the path"), (("empty",), "has no block in empty. Expected at least one")],
 )
-def test_stacks_that_are_not_there_or_too_short_are_refused(stacks, message):
+def test_stacks_that_are_not_there_or_empty_are_refused(stacks, message):
     with pytest.raises(UnsupportedModelError, match=message):
-        find(denoiser(blocks=stack()), Family(model="Mine", stacks=stacks))
+        find(denoiser(blocks=stack(), empty=nn.ModuleList()), Family(model="Mine", stacks=stacks))
+
+
+@pytest.mark.parametrize("streams", [("tokens",), ("hidden_states", "text"), ("self",)])
+def test_streams_that_no_block_takes_are_refused_with_what_they_take(streams):
+    family = Family(model="Mine", stacks=("blocks",), streams=streams)
+    with pytest.raises(UnsupportedModelError, match=r"takes '(tokens|text|self)'.*Skipping: hidden_states, skip"):
+        check_streams(find(denoiser(blocks=stack(Skipping)), family).blocks, family)
+
+
+@pytest.mark.parametrize("streams", [("hidden_states",), ("tokens",), ("tokens", "hidden_states")])
+def test_streams_that_some_block_takes_are_right(streams):
+    family = Family(model="Mine", stacks=("first", "then"), streams=streams)
+    check_streams(find(denoiser(first=stack(), then=stack(TakesNoStream)), family).blocks, family)
+
+
+def test_of_blocks_that_take_anything_no_stream_is_missed():
+    class Open(Block):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    family = Family(model="Mine", stacks=("blocks",), streams=("anything",))
+    check_streams(find(denoiser(blocks=stack(Open)), family).blocks, family)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +176,92 @@ def test_a_family_that_says_too_little_or_too_much_is_refused(facts, message):
         Family(model="Mine", **facts)
 
 
+TIMES = [1.0, 0.5, 0.25]
+
+
+def declared(**facts):
+    """Of a hand-written flow."""
+    given = {"noise_schedule": lambda t: (1 - t, t), "prediction": "flow_prediction", "times": TIMES, **facts}
+    return Family(model="Mine", stacks=("blocks",), **given)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        TIMES,
+        torch.tensor(TIMES),
+        np.array(TIMES),
+        np.array(TIMES, np.float32),
+        [np.float32(t) for t in TIMES],
+        list(torch.tensor(TIMES)),
+        (t for t in TIMES),
+        torch.tensor(TIMES, dtype=torch.bfloat16),
+    ],
+)
+def test_times_are_numbers_in_whatever_holds_them(times):
+    family = declared(times=times)
+    assert family.times == tuple(TIMES) and all(type(time) is float for time in family.times)
+    assert family == dataclasses.replace(family, model="Mine")
+
+
+@pytest.mark.parametrize(
+    "times", [0.5, torch.tensor(0.5), torch.ones(2, 2), np.ones((2, 2)), ["a"], [None], [0.5, math.nan], [math.inf]]
+)
+def test_times_that_are_no_numbers_are_refused(times):
+    with pytest.raises(UnsupportedModelError, match=r"(?s)times.* Expected numbers"):
+        declared(times=times)
+
+
+@pytest.mark.parametrize("times", [(), [], torch.tensor([]), np.array([])])
+def test_a_noise_schedule_needs_times(times):
+    with pytest.raises(UnsupportedModelError, match="a noise_schedule and no times"):
+        declared(times=times)
+
+
+@pytest.mark.parametrize(
+    "level",
+    [
+        lambda t: t,
+        lambda t: None,
+        lambda t: (t,),
+        lambda t: (1 - t, t, 0.0),
+        lambda t: ("a", "b"),
+        lambda t: (math.nan, t),
+        lambda t: (1 - t, math.inf),
+        lambda t: (0.0, 0.0),
+        lambda t: torch.ones(2, 2),
+        lambda t: 1 - t if t == 0.25 else (1 - t, t),
+    ],
+)
+def test_a_noise_schedule_that_says_no_level_is_refused_with_the_time(level):
+    with pytest.raises(
+        UnsupportedModelError, match=r"(?s)a noise_schedule that gives .* at the time (1|0\.25)\..* two fin"
+    ):
+        declared(noise_schedule=level)
+
+
+@pytest.mark.parametrize(
+    "level",
+    [
+        lambda t: (1 - t, t),
+        lambda t: [torch.tensor(1 - t), np.float32(t)],
+        lambda t: torch.tensor([1 - t, t]),
+        lambda t: (-1e-9, 1.0),
+    ],
+)
+def test_a_noise_schedule_may_say_its_level_as_it_likes(level):
+    assert all(type(number) is float for number in declared(noise_schedule=level).level(0.5))
+
+
+def test_a_prediction_that_is_none_is_refused_and_all_are_told_apart():
+    with pytest.raises(UnsupportedModelError, match=r"'eps'\. Expected one of 'epsilon', .*'edm, reversed'\."):
+        declared(prediction="eps")
+
+
 def test_the_timestep_is_the_first_of_its_names_that_is_there():
     family = Family(model="Mine", stacks=("blocks",), time=("t", "sigma"))
     assert family.timestep({"sigma": 0.5, "x": 1}) == 0.5
     assert family.timestep({"t": None, "sigma": 0.0}) == 0.0, "zero is a time"
     assert family.timestep({"t": 3, "sigma": 0.5}) == 3 and family.timestep({"x": 1}) is None
+    assert family.timestep({"t": {"sigma": 0.5}}) is None, "what holds times is none"
     assert family.batch is Batch.SAMPLE

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given
 from safetensors.numpy import save
+from torch import nn
 
+import dicache
 from dicache.errors import DicacheError, ProfileError
 from dicache.models.conditioning import SIZE
 from dicache.promise.choose_profile import profiles_for
@@ -197,3 +199,16 @@ def test_a_profile_is_not_written_where_it_cannot_be(tmp_path):
     for path in (tmp_path / "nowhere" / "p.json", tmp_path / "p.txt"):
         with pytest.raises(DicacheError, match=r"cannot be written|ends in \.json"):
             made_up().save(path)
+
+
+def test_of_a_bare_denoiser_nothing_is_promised_and_the_error_says_what_is_needed():
+    net = nn.Module()
+    net.blocks = nn.ModuleList(nn.Linear(2, 2) for _ in range(2))
+    for ask in (
+        lambda: dicache.enable(net, error_budget=0.05, confidence=0.9),
+        lambda: dicache.enable(net, error_budget=dicache.Psnr(30), confidence=0.9),
+        lambda: dicache.calibrate(net, ["a"] * 8, steps=8),
+        lambda: dicache.calibrate(net, ["a"], steps=8),
+    ):
+        with pytest.raises(ProfileError, match="promise needs a pipeline with a scheduler"):
+            ask()

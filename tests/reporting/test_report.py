@@ -96,3 +96,15 @@ def test_before_any_run_there_is_nothing_to_report():
     assert "nothing has run yet." in str(report)
     assert report.to_dict()["samples"] == [] and report.compute_speedup == 1.0
     assert len(report.plot().axes) == 2
+
+
+def test_what_is_not_known_is_none_and_the_report_is_json_at_any_moment():
+    pipe, told = make_flux(), []
+    with dicache.enable(pipe, error_budget=0.2) as cache:
+        told.append(cache.report().to_dict())
+        pipe.transformer.register_forward_hook(lambda *_: told.append(cache.report().to_dict()))
+        draw_flux(pipe, [1, 2], 4)
+    for facts in told:
+        json.dumps(facts, allow_nan=False)
+    errors = [sample["estimated_error"] for facts in told for sample in facts["samples"]]
+    assert told[0]["samples"] == [] and errors[0] is None and errors[-1] is not None
