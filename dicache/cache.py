@@ -32,6 +32,15 @@ class Cache:
         for attachment in attachments.values():
             attachment.undo = self.disable
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """Raises AttributeError for anything public: nothing of a Cache is changed by being set."""
+        if not name.startswith("_"):
+            raise AttributeError(
+                f"a Cache has no {name} to set: what it does is fixed when it is enabled. Call its disable(), then "
+                "dicache.enable again; samples of one batch may have budgets of their own, error_budget=[0.02, 0.1]."
+            )
+        super().__setattr__(name, value)
+
     @property
     def _sessions(self) -> list[Session]:
         """Of the denoisers that took part in the last run, in their order; the first one before any did."""

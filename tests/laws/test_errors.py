@@ -76,6 +76,14 @@ def test_a_cache_that_was_disabled_is_not_entered_again_and_outlives_its_pipelin
         pass
 
 
+@pytest.mark.parametrize("name", ["error_budget", "budget", "speedup", "report", "audit"])
+def test_nothing_of_a_cache_is_changed_by_setting_it(name):
+    with dicache.enable(make_flux(), error_budget=0.3) as cache:
+        with pytest.raises(AttributeError, match=rf"no {name} to set.*disable\(\), then dicache.enable"):
+            setattr(cache, name, 0.1)
+        assert callable(cache.report)
+
+
 def test_enabling_twice_is_refused_and_the_first_goes_on():
     pipe = make_flux()
     cache = dicache.enable(pipe, error_budget=0.3)
