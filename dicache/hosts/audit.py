@@ -106,7 +106,8 @@ class Auditor:
         if not len(rows):
             return None
         if why := _cannot_be_followed(run, scheduler, output):
-            return self._refused(why)
+            self._refused(why)
+            return None
         latent, solver, mirror = run.latent[: run.samples], copy.deepcopy(scheduler), copy.deepcopy(scheduler)
         return Shadow(run, rows, solver, mirror, latent.clone(), latent.clone(), run.step.index)
 

@@ -4,7 +4,7 @@ A prompt is a text, or what stands for one in a pipeline's call, by argument: te
 made, and anything else, of which a list is made. All prompts have the same arguments.
 """
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -100,7 +100,7 @@ def text_of(prompt: Prompt) -> str:
 
 def misuse(prompts: Any, call: Mapping[str, Any]) -> str | None:  # noqa: ANN401
     """What is wrong with prompts and further arguments that were given, if anything is."""
-    if isinstance(prompts, str | bytes | Mapping | Tensor) or not isinstance(prompts, Sized):
+    if isinstance(prompts, str | bytes | Mapping | Tensor) or not isinstance(prompts, Collection):
         what = f"the text {prompts!r:.60}" if isinstance(prompts, str) else f"a {type(prompts).__name__}"
         return (
             f"prompts is {what}. Expected a list: of texts, Path('prompts.txt').read_text().splitlines() for example, "

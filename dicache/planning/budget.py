@@ -27,7 +27,7 @@ def validate(
     """
     asked = plain(error_budget)
     number = isinstance(asked, int | float)
-    if isinstance(asked, str | bytes | Mapping | Set) or not (number or isinstance(asked, Iterable)):
+    if isinstance(asked, str | bytes | bytearray | Mapping | Set) or not (number or isinstance(asked, Iterable)):
         kind = "the text" if isinstance(asked, str) else f"a {type(asked).__name__},"
         raise BudgetError(f"{name} is {kind} {asked!r:.60}. Expected a number, or a list with one per sample.")
     entries = [asked] if isinstance(asked, int | float) else [plain(entry) for entry in _entries(asked, name)]

@@ -46,8 +46,10 @@ def over(budget: Rows | None, estimates: Rows | None, true_errors: Mapping[int, 
     passed = (estimates > budget).nonzero().flatten().tolist()
     text = f"the estimated error passed the budget of samples {passed}: a guess turned out worse than predicted."
     missed = {i: error for i, error in true_errors.items() if error > budget[i]}
-    told = [f"{i}: {error:.4f}, estimated {float(estimates[i]):.4f}" for i, error in missed.items()]
-    loud = f"OVER BUDGET, as audited: the true error of samples {list(missed)} passed their budget ({'; '.join(told)})."
+    lines = [f"{i}: {error:.4f}, estimated {float(estimates[i]):.4f}" for i, error in missed.items()]
+    loud = (
+        f"OVER BUDGET, as audited: the true error of samples {list(missed)} passed their budget ({'; '.join(lines)})."
+    )
     return ([text] if passed else []) + ([loud] if missed else [])
 
 
