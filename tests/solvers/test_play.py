@@ -118,17 +118,26 @@ def test_playing_changes_nothing_of_the_users(name):
     assert str(before) == str(vars(scheduler))
 
 
+class Cubic(diffusers.DDIMScheduler):
+    """Bends of itself."""
+
+    def step(self, model_output, *args, **kwargs):
+        return super().step(model_output + model_output**3, *args, **kwargs)
+
+
 BENT = {
     "clipping": diffusers.DDIMScheduler(**STABLE),
     "thresholding": diffusers.DPMSolverMultistepScheduler(thresholding=True, **STABLE),
     "both": diffusers.DDIMScheduler(thresholding=True, clip_sample=True, **STABLE),
-    "variances that are learned": diffusers.UnCLIPScheduler(clip_sample=False),
+    "variances that are learned": diffusers.UnCLIPScheduler(),
+    "no option": Cubic(clip_sample=False, **STABLE),
 }
 CUT = {
     "clipping": r"\(clip_sample=True; .* set clip_sample=False\)",
     "thresholding": r"\(thresholding=True; .* set thresholding=False\)",
     "both": r"\(clip_sample=True and thresholding=True; .* set clip_sample=False, thresholding=False\)",
-    "variances that are learned": "twice the output is not twice the change",
+    "variances that are learned": r"\(clip_sample=True; .* set clip_sample=False\)",
+    "no option": "twice the output is not twice the change",
 }
 
 
