@@ -117,6 +117,11 @@ def denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401
     """By the name that the pipeline gives them. Raises UnsupportedModelError where there is none."""
     if isinstance(target, nn.Module):
         return {"module": target}
+    if isinstance(target, type):
+        raise UnsupportedModelError(
+            f"{target.__name__} is a class. Expected a pipeline or a denoiser that was made of one, for example by "
+            f"{target.__name__}.from_pretrained(...)."
+        )
     attributes = {name: getattr(target, name, None) for name in DENOISERS}
     modules = {name: module for name, module in attributes.items() if isinstance(module, nn.Module)}
     if not modules:

@@ -9,7 +9,8 @@ from dicache.errors import ModeError
 from dicache.hosts.attachment import Attachment
 from dicache.hosts.audit import Auditor, summary
 from dicache.planning.budget import Budget, per_sample
-from dicache.reporting.report import Report, one_line
+from dicache.reporting import notes as reported
+from dicache.reporting.report import Report, Setting, one_line
 from dicache.runtime.session import Session
 from dicache.runtime.trace import Trace, joined
 from dicache.types import Rows
@@ -31,6 +32,15 @@ class Cache:
         self._models = ", ".join(attachment.family.model for attachment in attachments.values())
         for attachment in attachments.values():
             attachment.undo = self.disable
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Raises AttributeError for anything public: nothing of a Cache is changed by being set."""
+        if not name.startswith("_"):
+            raise AttributeError(
+                f"a Cache has no {name} to set: what it does is fixed when it is enabled. Call its disable(), then "
+                "dicache.enable again; samples of one batch may have budgets of their own, error_budget=[0.02, 0.1]."
+            )
+        super().__setattr__(name, value)
 
     @property
     def _sessions(self) -> list[Session]:
@@ -60,7 +70,15 @@ class Cache:
         trace = self.trace
         budgets = None if trace is None else self._budgets(len(trace.executed))
         notes = list(dict.fromkeys(note for session in self._sessions for note in session.notes))
-        return Report(trace, budgets, [*notes, *self._missed(trace)], self._profile_use(), self._audit())
+        audit = self._audit()
+        errors = {i: error for auditor in self._auditors for i, error in auditor.true_errors.items()}
+        noted = [*notes, *self._missed(trace), *self._exhausted(trace, budgets)]
+        return Report(trace, budgets, noted, self._profile_use(), audit, errors, self._setting())
+
+    def _setting(self) -> Setting:
+        run = self.session.run
+        timetable = None if run is None else run.step.timetable
+        return Setting(self._models, "" if timetable is None else timetable.solver, bool(self._attachments))
 
     def _missed(self, trace: Trace | None) -> list[str]:
         """Where a finished run is slower than was asked for."""
@@ -68,6 +86,17 @@ class Cache:
             return []
         text = self.session.config.controller.missed(trace.executed / trace.uncached, len(trace.records))
         return [] if text is None else [text]
+
+    def _exhausted(self, trace: Trace | None, budgets: Rows | None) -> list[str]:
+        """Where a finished run skipped all that may be skipped and has most of its budget left. Only of whole
+        evaluations of a known timetable is it known how many those are.
+        """
+        run = self.session.run
+        if trace is None or budgets is None or not trace.complete or len(trace.sites) != 1:
+            return []
+        if run is None or run.step.timetable is None or self._profile_use() is not None:
+            return []
+        return reported.exhausted(trace, budgets, self.session.config.controller.fewest(len(trace.records)))
 
     def _profile_use(self) -> ProfileUse | None:
         """By which profile the last run went; None without one."""

@@ -14,7 +14,7 @@ from dicache.defaults import for_budget, for_profile, for_speedup
 from dicache.errors import BudgetError, ModeError, ProfileError
 from dicache.models.family import Family
 from dicache.models.identity import identity, offloaded, outline
-from dicache.planning.budget import Budget, validate
+from dicache.planning.budget import Budget, plain, validate
 from dicache.promise.choose_profile import HOW_TO, ProfileChoice, may_have_shipped, profiles_for
 from dicache.promise.keep_budget import BudgetDemand, parse_budget
 from dicache.promise.profile import Profile
@@ -78,8 +78,9 @@ def parse_demand(error_budget: Any, confidence: Any, profile: Any) -> BudgetDema
     """Raises BudgetError for a budget that is none, ModeError for a confidence that is none or that cannot be had."""
     if confidence is None:
         return parse_budget(error_budget)
+    confidence = plain(confidence)
     if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence < 1:
-        raise ModeError(f"confidence is {confidence!r}. Expected a number above 0 and below 1, for example 0.9.")
+        raise ModeError(f"confidence is {confidence!r:.60}. Expected a share above 0 and below 1: 0.9 stands for 90 %.")
     if profile == "nearest":
         raise ModeError("profile='nearest' drops the promise: leave out confidence, or name a profile that fits.")
     return parse_budget(error_budget, confidence)
@@ -94,12 +95,9 @@ def check_promised(confidence: float | None, pipeline: bool) -> None:
 def parse_speedup(speedup: Any) -> Budget:  # noqa: ANN401
     """As numbers of at least 1. Raises ModeError for anything else."""
     try:
-        ratios = validate(speedup)
+        return validate(speedup, "speedup", "Expected 1 (compute everything) or more, for example 2.0.", least=1)
     except BudgetError as error:
-        raise ModeError(str(error).replace("error_budget", "speedup").split(", for example")[0]) from error
-    if min([ratios] if isinstance(ratios, float) else ratios) < 1:
-        raise ModeError(f"speedup is {speedup!r}. Expected 1 (compute everything) or more, for example 2.0.")
-    return ratios
+        raise ModeError(str(error)) from error
 
 
 def parse_schedule(schedule: Any) -> Schedule:  # noqa: ANN401

@@ -78,6 +78,10 @@ class Controller(ABC, Generic[S]):
         """
         return None
 
+    def fewest(self, steps: int) -> int | None:
+        """How many steps of a run of so many compute however large the budget is; None where that is not known."""
+        return None
+
     def on_other_weights(self) -> str | None:
         """What to say of a run on weights that were changed since `enable`; raises where it means nothing there."""
         return None
@@ -120,6 +124,9 @@ class Around(Controller[Any]):
 
     def missed(self, work: Rows, steps: int) -> str | None:
         return self.inner.missed(work, steps)
+
+    def fewest(self, steps: int) -> int | None:
+        return self.inner.fewest(steps)
 
     def on_other_weights(self) -> str | None:
         return self.inner.on_other_weights()

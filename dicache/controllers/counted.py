@@ -88,7 +88,8 @@ class Counted(Controller[Counts]):
     def missed(self, work: Rows, steps: int) -> str | None:
         """What to say of samples that executed a tenth more than this deals them, as shares of the uncached, (B,)."""
         asked = per_sample(self.speedup, len(work), "speedup")
-        late = (work > 1.1 * (steps / asked).ceil() / steps).nonzero().flatten()
+        dealt_steps = torch.where(steps < asked, steps / asked, (steps / asked).ceil())  # less than one cannot be dealt
+        late = (work > 1.1 * dealt_steps / steps).nonzero().flatten()
         if not len(late):
             return None
         wanted, reached = (", ".join(f"{x:.4g}" for x in values[late].tolist()) for values in (asked, 1 / work))

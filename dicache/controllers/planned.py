@@ -67,6 +67,11 @@ class Planned(Controller[Way]):
     def error_budget(self) -> Budget | None:
         return self.budget
 
+    def fewest(self, steps: int) -> int:
+        """Two to extrapolate from, the last ones, and one after every gap that is as long as may be."""
+        fixed = 2 + self.last
+        return min(steps, fixed + max(0, -(-(steps - fixed - self.longest) // (self.longest + 1))))
+
     def init(self, samples: int) -> Way:
         zero, none = torch.zeros(samples, dtype=torch.float64), torch.full((samples,), -1)
         account = Account(per_sample(self.budget, samples), zero, zero.clone())

@@ -76,6 +76,8 @@ class Auditor:
         self.audits: list[Audited] = []
         self.shadow: Shadow | None = None
         self.seen: Run | None = None
+        self.true_errors: dict[int, float] = {}
+        """Of the last run's audited samples."""
         attachment.handles.append(attachment.denoiser.register_forward_hook(self._after, with_kwargs=True))
 
     def _after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> None:
@@ -85,6 +87,7 @@ class Auditor:
             return
         if self.seen is not run:
             self.finish()
+            self.true_errors = {}
             self.seen, self.shadow = run, self._begun(run, tensors(plain(output))[0])
         shadow = self.shadow
         if shadow is None:
@@ -102,15 +105,8 @@ class Auditor:
         scheduler = self.scheduler()
         if not len(rows):
             return None
-        stochastic = scheduler.config.get("stochastic_sampling") or "Ancestral" in type(scheduler).__name__
-        if stochastic or "is_scale_input_called" in vars(scheduler) or run.guided.mixture is None:
-            self.session.note("nothing was audited: the scheduler is stochastic or rescales the denoiser's input.")
-            return None
-        if run.before > 1e-6:
-            self.session.note("nothing was audited: the run began half-way, on a latent that may not be exact.")
-            return None
-        if output.shape[1:] != run.latent.shape[1:] or len(set(run.guided.widths)) > 1:
-            self.session.note("nothing was audited: the denoiser's outputs are not all shaped like the latent.")
+        if why := _cannot_be_followed(run, scheduler, output):
+            self._refused(why)
             return None
         latent, solver, mirror = run.latent[: run.samples], copy.deepcopy(scheduler), copy.deepcopy(scheduler)
         return Shadow(run, rows, solver, mirror, latent.clone(), latent.clone(), run.step.index)
@@ -136,17 +132,21 @@ class Auditor:
     def _step(self, shadow: Shadow, index: int) -> bool:
         """The solver takes the step that is over. False where that is not what the pipeline did."""
         latent = shadow.run.latent[: shadow.run.samples]
-        if not _is_complete(shadow) or not _led_to(
-            latent, _solved(shadow.mirror, shadow, shadow.handed, shadow.cached), shadow
-        ):
-            self.session.note(
-                "nothing was audited: a step of the pipeline is not its scheduler's alone, is random, or mixes other "
-                "branches than the step before."
+        if not _is_complete(shadow):
+            self._refused(f"step {shadow.index} mixes other branches of guidance than the first.")
+            return False
+        if not _led_to(latent, _solved(shadow.mirror, shadow, shadow.handed, shadow.cached), shadow):
+            self._refused(
+                f"what the scheduler makes of step {shadow.index} is not the latent that the pipeline went on with: a "
+                "callback or the pipeline changes it, or something lies beside it."
             )
             return False
         shadow.latent, shadow.cached = _solved(shadow.solver, shadow, shadow.exact, shadow.latent), latent.clone()
         shadow.index, shadow.exact, shadow.handed = index, {}, {}
         return True
+
+    def _refused(self, why: str) -> None:
+        self.session.note(f"nothing was audited: {why}")
 
     def release(self) -> None:
         """Let go of the model and its pipeline; what was measured stays."""
@@ -163,6 +163,27 @@ class Auditor:
         budgets = None if self.budget is None else per_sample(self.budget, shadow.run.samples)
         for b, error in zip(shadow.rows.tolist(), relative_error(cached[shadow.rows], exact[shadow.rows]), strict=True):
             self.audits.append(Audited(float(error), None if budgets is None else float(budgets[b])))
+            self.true_errors[b] = float(error)
+
+
+def _cannot_be_followed(run: Run, scheduler: Any, output: Tensor) -> str | None:  # noqa: ANN401
+    """Why a run is not audited, as far as its first step shows; None where it can be."""
+    timetable = run.step.timetable
+    known_random = scheduler.config.get("stochastic_sampling") or "Ancestral" in type(scheduler).__name__
+    name = type(scheduler).__name__
+    if known_random or (timetable is not None and timetable.random):
+        return f"{name} draws new noise on its way."
+    if len(run.step.weights) > 1:
+        return f"{name} calls the denoiser {len(run.step.weights)} times a step."
+    if "is_scale_input_called" in vars(scheduler):
+        return f"{name} rescales the denoiser's input."
+    if run.guided.mixture is None:
+        return "how guidance mixes its branches could not be read off the first step."
+    if run.before > 1e-6:
+        return "the run began half-way, on a latent that may not be exact."
+    if output.shape[1:] != run.latent.shape[1:] or len(set(run.guided.widths)) > 1:
+        return "the denoiser's outputs are not all shaped like the latent."
+    return None
 
 
 def _is_complete(shadow: Shadow) -> bool:

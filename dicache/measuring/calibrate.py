@@ -32,7 +32,7 @@ from dicache.defaults import for_profile
 from dicache.enable_options import BARE
 from dicache.errors import ProfileError
 from dicache.files.checkpoint import Checkpoint, Entry
-from dicache.measuring.prompt_runs import Drawer, Drawn
+from dicache.measuring.prompt_runs import Drawer, Drawn, Prompt, misuse, text_of, without_encoder
 from dicache.measuring.recording import Recorder
 from dicache.models.conditioning import alike
 from dicache.models.identity import identity
@@ -57,7 +57,7 @@ NEGATIVE_CONDITIONS = "negative."
 
 def calibrate(
     pipe: Any,  # noqa: ANN401
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     steps: int,
     seed: int = 0,
@@ -70,18 +70,22 @@ def calibrate(
 ) -> Profile:
     """A profile of the pipeline at `steps` steps, on prompts like those it will run on.
 
+    A prompt is a text, or a mapping of the pipeline's arguments that stand for one, {"prompt_embeds": (1, n, d), ...}.
     `call` are further arguments of the pipeline, as they will be given later (guidance scale, negative prompt, size).
     `metric` is "latent", "psnr", "ssim", several of them, or a mapping from names to functions (images, reference) ->
     (B,), images (B, C, H, W) in [0, 1], less being better; the latent's relative L2 is always among them. Every prompt
     is drawn once uncached and once for each of the `levels`. 100 prompts leave a confidence of 0.9 little worse than
     their own noise, 22 are the fewest for it.
 
-    Raises ProfileError for fewer than 8 prompts, a metric that is not known or gives no number, a checkpoint of another
-    calibration, a bare denoiser, a pipeline without step callbacks, or one whose scheduler does not tell its timetable.
+    Raises ProfileError for a bare denoiser, prompts that are not a list or that the pipeline cannot read, fewer than 8
+    of them, a `call` with arguments that have a name here, a metric that is not known or gives no number, a checkpoint
+    of another calibration, a pipeline without step callbacks, or one whose scheduler does not tell its timetable.
     """
     started = time.perf_counter()
     if isinstance(pipe, nn.Module):
         raise ProfileError(f"{type(pipe).__name__} cannot be calibrated: {BARE}. Pass the pipeline.")
+    if wrong := misuse(prompts, call or {}) or without_encoder(pipe, prompts):
+        raise ProfileError(wrong)
     prompts = list(prompts)
     if len(prompts) < FEWEST:
         raise ProfileError(f"{len(prompts)} prompts are too few to calibrate on. Expected {FEWEST} or more.")
@@ -188,7 +192,7 @@ class _Work:
 
     def _digest(self, indices: Sequence[int]) -> str:
         """Of the prompts of a batch, so that it is drawn again where they are others."""
-        return hashlib.sha256(repr([self.drawer.prompts[i] for i in indices]).encode()).hexdigest()[:12]
+        return hashlib.sha256(repr([text_of(self.drawer.prompts[i]) for i in indices]).encode()).hexdigest()[:12]
 
     def _draw(self, indices: Sequence[int]) -> Drawn:
         self.drawn += len(indices)

@@ -1,12 +1,27 @@
-"""Drawing prompts by index, always with the same noise: prompt k has the generator of seed + k, in whatever batch."""
+"""Drawing prompts by index, always with the same noise: prompt k has the generator of seed + k, in whatever batch.
 
-from collections.abc import Mapping, Sequence
+A prompt is a text, or what stands for one in a pipeline's call, by argument: tensors (1, ...), of which a batch is
+made, and anything else, of which a list is made. All prompts have the same arguments.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dicache.errors import ProfileError
+from dicache.files.content import digest_of
+
+Prompt = str | Mapping[str, Any]
+_OWN = {
+    "prompt": "it is prompts=...",
+    "num_inference_steps": "it is steps=...",
+    "generator": "prompt k has the generator of seed + k, with seed=...",
+    "output_type": "what is measured says which it has to be",
+    "callback_on_step_end": "the final latents are read with it",
+}
+"""Arguments of a pipeline that whoever draws prompts gives."""
 
 
 class Drawn(NamedTuple):
@@ -22,7 +37,7 @@ class Drawer:
     def __init__(
         self,
         pipe: Any,  # noqa: ANN401
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         steps: int,
         seed: int,
         call: Mapping[str, Any],
@@ -48,13 +63,15 @@ class Drawer:
             last.update(latents=kwargs["latents"])
             return {}
 
+        texts, arguments = _batch([self.prompts[i] for i in indices])
         with torch.no_grad():
             output = self.pipe(
-                [self.prompts[i] for i in indices],
+                *texts,
                 num_inference_steps=self.steps,
                 generator=[torch.Generator().manual_seed(self.seed + i) for i in indices],
                 output_type="pt" if self.images else "latent",
                 callback_on_step_end=after_step,
+                **arguments,
                 **self.call,
             )
         if not last:
@@ -65,3 +82,57 @@ class Drawer:
         if self.images and not (isinstance(images, Tensor) and images.ndim == 4):
             raise ProfileError(f"{type(self.pipe).__name__} gives no picture tensor (B, C, H, W) for output_type='pt'.")
         return Drawn(last["latents"], images)
+
+
+def _batch(prompts: Sequence[Prompt]) -> tuple[list[Any], dict[str, Any]]:
+    """A pipeline's arguments for these prompts: those without a name, and those with one."""
+    mappings = [prompt for prompt in prompts if isinstance(prompt, Mapping)]
+    if not mappings:
+        return [list(prompts)], {}
+    columns = {name: [prompt[name] for prompt in mappings] for name in mappings[0]}
+    return [], {name: torch.cat(each) if isinstance(each[0], Tensor) else each for name, each in columns.items()}
+
+
+def text_of(prompt: Prompt) -> str:
+    """By which a prompt is known from others."""
+    return prompt if isinstance(prompt, str) else digest_of(dict(prompt))
+
+
+def misuse(prompts: Any, call: Mapping[str, Any]) -> str | None:  # noqa: ANN401
+    """What is wrong with prompts and further arguments that were given, if anything is."""
+    if isinstance(prompts, str | bytes | Mapping | Tensor) or not isinstance(prompts, Collection):
+        what = f"the text {prompts!r:.60}" if isinstance(prompts, str) else f"a {type(prompts).__name__}"
+        return (
+            f"prompts is {what}. Expected a list: of texts, Path('prompts.txt').read_text().splitlines() for example, "
+            "or of mappings such as {'prompt_embeds': tensor}, one per sample."
+        )
+    if names := sorted(name for name in call if name in _OWN):
+        return f"call has {names[0]}. Leave it out: {_OWN[names[0]]}."
+    return _uneven(list(prompts), call)
+
+
+def _uneven(prompts: list[Any], call: Mapping[str, Any]) -> str | None:
+    mappings = [prompt for prompt in prompts if isinstance(prompt, Mapping)]
+    if not mappings:
+        return None
+    names = {frozenset(prompt) for prompt in mappings}
+    if len(mappings) < len(prompts) or len(names) > 1:
+        return "prompts are not alike. Expected texts only, or mappings that all have the same arguments."
+    if twice := sorted({*mappings[0]} & ({*call, *_OWN} - {"prompt"})):
+        return f"prompts have {twice[0]}, which call or what draws them gives too. Leave it out of one."
+    tensors = [(name, value) for prompt in mappings for name, value in prompt.items() if isinstance(value, Tensor)]
+    if long := [(name, value) for name, value in tensors if value.ndim < 1 or len(value) != 1]:
+        name, value = long[0]
+        return f"{name} of a prompt has shape {tuple(value.shape)}. Expected one row, (1, ...), as a batch has it."
+    return None
+
+
+def without_encoder(pipe: Any, prompts: Sequence[Prompt]) -> str | None:  # noqa: ANN401
+    """What to do where a pipeline cannot read these prompts."""
+    encoders = [part for name, part in vars(pipe).items() if name.startswith("text_encoder")]
+    if not encoders or any(part is not None for part in encoders) or not all(isinstance(p, str) for p in prompts):
+        return None
+    return (
+        f"this {type(pipe).__name__} has no text encoder, so it cannot read prompts. Give what its call takes in their "
+        "place, a mapping per prompt with tensors of one row: prompts=[{'prompt_embeds': tensor, ...}, ...]."
+    )

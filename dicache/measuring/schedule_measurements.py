@@ -24,7 +24,7 @@ from dicache.config import Config
 from dicache.controllers.interval import Interval
 from dicache.errors import FittedError, ScheduleError
 from dicache.measuring.error_curves import Curves, UncachedRuns, record
-from dicache.measuring.prompt_runs import Drawer
+from dicache.measuring.prompt_runs import Drawer, Prompt, misuse, text_of, without_encoder
 from dicache.measuring.recording import Recorder
 from dicache.measuring.slopes_along_run import UncachedStep, uncached_steps
 from dicache.promise.metrics import relative_error
@@ -42,7 +42,7 @@ def _silent(what: str, done: int, total: int) -> None: ...
 class Calibration:
     """Prompts, and how they are drawn. Finders see nothing else. Measurements of it are kept with it."""
 
-    prompts: Sequence[str]
+    prompts: Sequence[Prompt]
     steps: int
     seed: int = 0
     """Prompt k has the noise of seed + k."""
@@ -58,7 +58,9 @@ class Calibration:
     """Never handed on to a copy by `dataclasses.replace`, which may have other prompts or steps."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.prompts, str) or not len(self.prompts):
+        if wrong := misuse(self.prompts, self.call):
+            raise ScheduleError(wrong)
+        if not len(self.prompts):
             raise ScheduleError(f"prompts is {self.prompts!r}. Expected a list of one or more prompts.")
         if self.steps < 2 or self.batch < 1 or self.longest < 1:
             raise ScheduleError(
@@ -74,7 +76,7 @@ class Calibration:
 
     @property
     def digest(self) -> str:
-        return sha256("\n".join(self.prompts).encode()).hexdigest()
+        return sha256("\n".join(map(text_of, self.prompts)).encode()).hexdigest()
 
 
 class ScheduleMeasurements:
@@ -92,6 +94,8 @@ class ScheduleMeasurements:
             raise ScheduleError(
                 f"{sites} cannot be scheduled. Use Evaluation(), Spans(), Tail() or Sublayers()."
             ) from error
+        if wrong := without_encoder(pipe, calibration.prompts):
+            raise ScheduleError(wrong)
         drawn = (pipe, list(calibration.prompts), calibration.steps, calibration.seed, calibration.call)
         self.drawer = Drawer(*drawn, images=False)
         self.losses: dict[tuple[Fitted | None, bytes, int], float] = {}

@@ -2,8 +2,8 @@
 or one per sample.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,27 +12,51 @@ from dicache.errors import BudgetError
 from dicache.types import Rows
 
 Budget = float | tuple[float, ...]
+MOST = 1e100
+"""More than anybody means; the square is a number, too."""
 
 
-def validate(error_budget: float | Sequence[float]) -> Budget:
-    """The budget as plain numbers, of numpy or torch too. Raises BudgetError unless every entry is a finite number
-    >= 0.
+def validate(
+    error_budget: Any,  # noqa: ANN401
+    name: str = "error_budget",
+    expected: str = "Expected finite numbers >= 0, for example 0.05 for 5 % of the final latent.",
+    least: float = 0.0,
+) -> Budget:
+    """The budget as plain numbers, of numpy or torch too. Raises BudgetError, which says what of the argument `name` is
+    `expected`, unless every entry is a number from `least` to MOST.
     """
-    if isinstance(error_budget, torch.Tensor | np.ndarray | np.generic):
-        error_budget = error_budget.tolist()
-    if isinstance(error_budget, str) or not isinstance(error_budget, int | float | Iterable):
-        kind = "the text " if isinstance(error_budget, str) else ""
-        raise BudgetError(f"error_budget is {kind}{error_budget!r}. Expected a number, or a list of numbers.")
-    entries = [error_budget] if isinstance(error_budget, int | float) else list(error_budget)
+    asked = plain(error_budget)
+    number = isinstance(asked, int | float)
+    if isinstance(asked, str | bytes | bytearray | Mapping | Set) or not (number or isinstance(asked, Iterable)):
+        kind = "the text" if isinstance(asked, str) else f"a {type(asked).__name__},"
+        raise BudgetError(f"{name} is {kind} {asked!r:.60}. Expected a number, or a list with one per sample.")
+    entries = [asked] if isinstance(asked, int | float) else [plain(entry) for entry in _entries(asked, name)]
     if not entries:
-        raise BudgetError("error_budget is an empty list. Expected one number, or one per sample.")
+        raise BudgetError(f"{name} is an empty list. Expected one number, or one per sample.")
     for entry in entries:
-        if isinstance(entry, bool) or not isinstance(entry, int | float) or not math.isfinite(entry) or entry < 0:
-            raise BudgetError(
-                f"error_budget contains {entry!r}. "
-                "Expected finite numbers >= 0, for example 0.05 for 5 % of the final latent."
-            )
-    return float(entries[0]) if isinstance(error_budget, int | float) else tuple(map(float, entries))
+        if isinstance(entry, bool) or not isinstance(entry, int | float) or not least <= entry <= MOST:
+            huge = isinstance(entry, int) and entry > MOST  # its digits may be more than Python prints
+            shown = f"a number above {MOST:g}" if huge else f"{entry!r:.60}"
+            raise BudgetError(f"{name} {'is' if number else 'contains'} {shown}. {expected}")
+    return float(entries[0]) if number else tuple(map(float, entries))
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401
+    """What a number, array or tensor holds, as Python has it; anything else as it is."""
+    if not isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        return value
+    try:
+        return value.tolist()
+    except (RuntimeError, NotImplementedError):  # on the device 'meta' there are no numbers
+        return value
+
+
+def _entries(asked: Any, name: str) -> list[Any]:  # noqa: ANN401
+    if isinstance(asked, torch.Tensor):
+        raise BudgetError(
+            f"{name} is a tensor on the device '{asked.device}', with no numbers in it. Expected numbers."
+        )
+    return list(asked)
 
 
 def per_sample(budget: Budget, samples: int, name: str = "error_budget") -> Rows:

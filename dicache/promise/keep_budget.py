@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from dicache.controllers.base import Controller, ProfileUse
 from dicache.controllers.planned import Planned, Way, cautious
-from dicache.errors import ProfileError
+from dicache.errors import BudgetError, ProfileError
 from dicache.planning.budget import Budget, per_sample, validate
 from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.profile import Profile
@@ -110,6 +110,9 @@ class Promised(Controller[PromiseState]):
             true_error=state.profile.true_error,
         )
 
+    def fewest(self, steps: int) -> int | None:
+        return self.inner.fewest(steps)
+
     def on_other_weights(self) -> str | None:
         if not self.choice.profiles:
             return None
@@ -153,8 +156,10 @@ def parse_budget(error_budget: Any, confidence: float | None = None) -> BudgetDe
     if isinstance(error_budget, Wanted):
         return BudgetDemand((error_budget,), True, confidence)
     if isinstance(error_budget, list | tuple) and any(isinstance(entry, Wanted) for entry in error_budget):
-        entries = (parse_budget(entry).wanted[0] for entry in error_budget)
-        return BudgetDemand(tuple(entries), False, confidence)
+        each = [parse_budget(entry) for entry in error_budget]
+        if not all(demand.one for demand in each):
+            raise BudgetError(f"error_budget is {error_budget!r:.60}. Expected one number or metric per sample.")
+        return BudgetDemand(tuple(demand.wanted[0] for demand in each), False, confidence)
     budget = validate(error_budget)
     one = isinstance(budget, float)
     bounds = (budget,) if isinstance(budget, float) else budget

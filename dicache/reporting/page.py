@@ -20,8 +20,18 @@ COLOURS = {
     Action.ZERO: "#cccccc",
     Action.UNSTORED: "#4f7cac",
 }
+WORDS = {
+    Action.COMPUTE: "computed",
+    Action.REUSE: "the last output again",
+    Action.EXTRAPOLATE: "extrapolated",
+    Action.ALIGN: "aligned along a probe",
+    Action.CORRECT: "corrected by fitted coefficients",
+    Action.ZERO: "left out",
+    Action.UNSTORED: "computed, not remembered",
+}
 PARTLY = "#8796a8"
 """Some sites computed and some did not."""
+PARTLY_WORDS = "some sites computed and some did not"
 _COMPUTED = ("compute", "unstored")
 _TEMPLATES = jinja2.Environment(
     autoescape=True,
@@ -29,9 +39,10 @@ _TEMPLATES = jinja2.Environment(
         {
             "fragment": """<style>.dicache td,.dicache th{padding:.2em .8em;text-align:right}
 .dicache .step{display:inline-block;width:1em;height:1.2em;margin-right:1px}</style>
-<div class="dicache"><h3>{{ "%.2f"|format(speedup) }}x less computed</h3>
-<table><tr><th>sample<th>budget<th>estimated error<th>work<th>decisions</tr>
-{% for s in samples %}<tr><td>{{ loop.index0 }}<td>{{ s.budget }}<td>{{ s.error }}<td>{{ s.work }}<td>
+<div class="dicache"><h3>{{ headline }}</h3>
+<table><tr><th>sample<th>budget<th>estimated error{% if audited %}<th>true error{% endif %}<th>work<th>decisions</tr>
+{% for s in samples %}<tr><td>{{ loop.index0 }}<td>{{ s.budget }}<td>{{ s.error }}
+{%- if audited %}<td>{{ s.true_error }}{% endif %}<td>{{ s.work }}<td>
 {% for step in s.steps -%}
 <span class="step" style="background:{{ step.colour }}" title="{{ step.why }}"></span>
 {%- endfor %}
@@ -43,6 +54,8 @@ _TEMPLATES = jinja2.Environment(
             "page": """<!doctype html><meta charset="utf-8"><title>dicache</title>
 <style>body{font:15px sans-serif;max-width:60em;margin:2em auto}</style>
 {% include "fragment" %}
+<table class="facts">{% for name, value in facts %}
+<tr><th align="left">{{ name }}<td>{{ value }}</tr>{% endfor %}</table>
 <img src="data:image/png;base64,{{ image }}">""",
         }
     ),
@@ -52,17 +65,30 @@ _TEMPLATES = jinja2.Environment(
 def figure(facts: dict[str, Any]) -> "Figure":
     """Above, every sample's decisions over the steps; below, the error estimated so far, with the budgets dashed."""
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
+    from matplotlib.patches import Patch, Rectangle
+    from matplotlib.ticker import MaxNLocator
 
     result = Figure(figsize=(9, 5), layout="constrained")
     above, below = result.subplots(2, 1, sharex=True)
+    seen: dict[str, str] = {}
+    named: set[float] = set()
     for row, sample in enumerate(facts["samples"]):
         for i, actions in enumerate(sample["actions"]):
             above.add_patch(Rectangle((i - 0.45, row - 0.4), 0.9, 0.8, color=_colour(actions)))
+            seen[_word(actions)] = _colour(actions)
         (line,) = below.plot([step["spent"][row] for step in facts["steps"]], linewidth=1)
         if sample["budget"] is not None:
             below.axhline(sample["budget"], color=line.get_color(), linestyle="--", linewidth=0.8)
+            if sample["budget"] not in named:
+                below.text(0, sample["budget"], f"budget {sample['budget']:g}", fontsize=8, verticalalignment="bottom")
+            named.add(sample["budget"])
     above.set(ylim=(max(1, len(facts["samples"])) - 0.5, -0.5), ylabel="sample", title="decisions")
+    above.yaxis.set_major_locator(MaxNLocator(integer=True))
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if seen:
+        above.legend(
+            handles=[Patch(color=c, label=name) for name, c in seen.items()], loc="center left", bbox_to_anchor=(1, 0.5)
+        )
     below.set(xlabel="step", ylabel="estimated error")
     return result
 
@@ -83,9 +109,11 @@ def fragment(facts: dict[str, Any]) -> str:
 
 def _shown(facts: dict[str, Any]) -> dict[str, Any]:
     return {
-        "speedup": facts["compute_speedup"],
+        "headline": facts["headline"],
+        "audited": any(sample["true_error"] is not None for sample in facts["samples"]),
+        "facts": _facts(facts),
         "samples": [_row(sample) for sample in facts["samples"]],
-        "legend": [*((action.name.lower(), colour) for action, colour in COLOURS.items()), ("partly computed", PARTLY)],
+        "legend": [*((WORDS[action], colour) for action, colour in COLOURS.items()), (PARTLY_WORDS, PARTLY)],
         "warnings": facts["warnings"],
     }
 
@@ -95,8 +123,26 @@ def _row(sample: dict[str, Any]) -> dict[str, Any]:
         {"colour": _colour(actions), "why": f"step {i}: {_why(actions, reasons)}"}
         for i, (actions, reasons) in enumerate(zip(sample["actions"], sample["reasons"], strict=True))
     ]
-    budget, error = ("-" if sample[key] is None else f"{sample[key]:.4f}" for key in ("budget", "estimated_error"))
-    return {"budget": budget, "error": error, "work": f"{sample['computed_fraction']:.0%}", "steps": steps}
+    keys = ("budget", "estimated_error", "true_error")
+    budget, error, true_error = ("-" if sample[key] is None else f"{sample[key]:.4f}" for key in keys)
+    shown = {"budget": budget, "error": error, "true_error": true_error}
+    return {**shown, "work": f"{sample['computed_fraction']:.0%}", "steps": steps}
+
+
+def _facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the page says beside the table."""
+    audit = facts["audit"]
+    within = "" if audit is None or audit["within"] is None else f", {audit['within']:.1%} within budget"
+    named = {
+        "model": facts["model"],
+        "scheduler": facts["scheduler"],
+        "MACs executed": f"{facts['executed_macs']:.4g}",
+        "MACs uncached": f"{facts['uncached_macs']:.4g}",
+        "profile": facts["profile"],
+        "most kept, in bytes": str(facts["cache_bytes"]),
+        "audited in all runs": None if audit is None else f"{audit['samples']} samples{within}",
+    }
+    return [(name, value) for name, value in named.items() if value]
 
 
 def _computed(actions: list[str]) -> int:
@@ -107,7 +153,12 @@ def _computed(actions: list[str]) -> int:
 def _why(actions: list[str], reasons: list[str]) -> str:
     if 0 < _computed(actions) < len(actions):
         return f"{_computed(actions)} of {len(actions)} sites computed"
-    return f"{actions[0]}; {REASONS[Reason[reasons[0].upper()]]}"
+    return f"{_word(actions)}; {REASONS[Reason[reasons[0].upper()]]}"
+
+
+def _word(actions: list[str]) -> str:
+    """What was done in one step, over its sites."""
+    return PARTLY_WORDS if 0 < _computed(actions) < len(actions) else WORDS[Action[actions[0].upper()]]
 
 
 def _colour(actions: list[str]) -> str:

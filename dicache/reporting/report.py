@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections import Counter
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -13,12 +13,22 @@ from rich.table import Table
 
 from dicache.controllers.base import ProfileUse
 from dicache.files.atomic import write_text
-from dicache.reporting.promise_note import fits, promise_note
+from dicache.reporting import notes
+from dicache.reporting.promise_note import fits
 from dicache.runtime.trace import Record, Trace
-from dicache.types import MARKS, REASONS, Action, Grid, Reason, Rows
+from dicache.types import MARKS, Action, Grid, Reason, Rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+class Setting(NamedTuple):
+    """On what a run was, and whether the cache still is."""
+
+    model: str = ""
+    scheduler: str = ""
+    """With the options that change what it does; empty where there is none."""
+    on: bool = True
 
 
 class Report:
@@ -28,12 +38,26 @@ class Report:
         self,
         trace: Trace | None,
         budget: Rows | None,
-        notes: list[str],
+        noted: list[str],
         profile: ProfileUse | None = None,
         audit: dict[str, Any] | None = None,
+        true_errors: Mapping[int, float] | None = None,
+        setting: Setting | None = None,
     ) -> None:
+        """`true_errors` are those of this run's samples that were audited; `audit` is of all runs."""
         self.trace, self.budget, self.profile, self.audit = trace, budget, profile, audit
-        self.warnings = [*notes, *self._warnings()]
+        self.true_errors, self.setting = dict(true_errors or {}), setting or Setting()
+        self.warnings = [*noted, *self._warnings()]
+
+    @property
+    def headline(self) -> str:
+        """What was saved, or that there is nothing to tell."""
+        off = "" if self.setting.on else " (off by now)"
+        if self.trace is None:
+            return f"dicache{off}: nothing has run"
+        if not self.trace.records:
+            return f"dicache{off}: {'the run was refused' if self.trace.refusal else 'no step is over yet'}"
+        return f"dicache{off}: {self.compute_speedup:.2f}x less computed"
 
     @property
     def compute_speedup(self) -> float:
@@ -44,6 +68,10 @@ class Report:
         """Numbers, strings, lists and mappings only, as JSON has them; None where a number is not known."""
         trace, profile = self.trace, self.profile
         return {
+            "headline": self.headline,
+            "model": self.setting.model,
+            "scheduler": self.setting.scheduler,
+            "enabled": self.setting.on,
             "samples": self._samples(),
             "steps": [_step(record) for record in trace.records] if trace else [],
             "compute_speedup": self.compute_speedup,
@@ -81,18 +109,21 @@ class Report:
         return "".join(_mark(record.action[i]) for record in self.trace.records) if self.trace else ""
 
     def __repr__(self) -> str:
-        return f"<dicache.Report: {one_line(self.trace)}>"
+        off = "" if self.setting.on else ", the cache is off by now"
+        return f"<dicache.Report: {one_line(self.trace)}{off}>"
 
     def __str__(self) -> str:
-        table = Table(title=f"dicache: {self.compute_speedup:.2f}x less computed")
-        for column in ("sample", "budget", "estimated error", "work", "decisions"):
+        table = Table(title=self.headline)
+        errors = ("estimated error", "true error") if self.true_errors else ("estimated error",)
+        for column in ("sample", "budget", *errors, "work", "decisions"):
             table.add_column(column, no_wrap=True)
-        for i, sample in enumerate(self._samples()):
-            numbers = _number(sample["budget"]), _number(sample["estimated_error"])
+        samples = self._samples()
+        for i, sample in enumerate(samples):
+            numbers = [_number(sample[column.replace(" ", "_")]) for column in ("budget", *errors)]
             table.add_row(str(i), *numbers, f"{sample['computed_fraction']:.0%}", self.strip(i))
         console = Console(width=120, color_system=None)
         with console.capture() as capture:
-            console.print(table)
+            console.print(table if samples else self.headline)
             for warning in self.warnings:
                 console.print(f"note: {warning}")
         return capture.get()
@@ -102,15 +133,16 @@ class Report:
         return import_module("dicache.reporting.page").fragment(self.to_dict())
 
     def _samples(self) -> list[dict[str, Any]]:
-        if self.trace is None:
+        """None before the first step is over: only then it is known how many there are."""
+        if self.trace is None or not self.trace.records:
             return []
-        errors = self._estimates(self.trace).tolist() if self.trace.records else [None] * len(self.trace.executed)
-        return [self._sample(self.trace, i, error) for i, error in enumerate(errors)]
+        return [self._sample(self.trace, i, error) for i, error in enumerate(self._estimates(self.trace).tolist())]
 
-    def _sample(self, trace: Trace, i: int, error: float | None) -> dict[str, Any]:
+    def _sample(self, trace: Trace, i: int, error: float) -> dict[str, Any]:
         return {
             "budget": None if self.budget is None else float(self.budget[i]),
-            "estimated_error": error if error is not None and math.isfinite(error) else None,
+            "estimated_error": error if math.isfinite(error) else None,
+            "true_error": self.true_errors.get(i),
             "computed_fraction": float(trace.executed[i] / trace.uncached[i]) if trace.uncached[i] > 0 else 1.0,
             "steps": len(trace.records),
             "actions": [[Action(int(a)).name.lower() for a in record.action[i]] for record in trace.records],
@@ -125,37 +157,17 @@ class Report:
         return torch.tensor([self.profile.true_error(float(error)) for error in spent], dtype=torch.float64)
 
     def _warnings(self) -> list[str]:
-        if self.trace is None:
-            return ["nothing has run yet."]
-        warnings = [*self._promised(self.trace), *self._audited()]
-        if not self.trace.complete:
+        trace = self.trace
+        if trace is None:
+            return ["nothing has run yet." if self.setting.on else "nothing ran before the cache was taken off."]
+        estimates = self._estimates(trace) if trace.records else None
+        warnings = [*notes.worth(trace, self.budget, self.profile), *notes.large(self.budget)]
+        warnings += notes.audits(self.audit)
+        if trace.refusal:
+            warnings.append(f"the run was refused: {trace.refusal}")
+        elif not trace.complete:
             warnings.append("the run is not over, or was interrupted.")
-        return [*warnings, *_never_engaged(self.trace), *self._over_budget(self.trace)]
-
-    def _promised(self, trace: Trace) -> list[str]:
-        """What the estimate is worth."""
-        if self.profile is None:
-            estimated = bool(trace.records) and bool((trace.records[-1].spent > 0).any())
-            text = "the error is estimated without calibration: no statement about its probability is made."
-            return [text] if self.budget is not None or estimated else []
-        if not bool((self.profile.levels == 0).any()):
-            return [promise_note(self.profile)]
-        text = "a budget is smaller than the profile can vouch for: everything was computed there."
-        return [promise_note(self.profile), text]
-
-    def _audited(self) -> list[str]:
-        if self.audit is None or self.audit["within"] is None:
-            return []
-        drift = "; so few, at any time, would be chance once in 100 or less: the prompts have drifted"
-        drift = drift if self.audit["drift"] else ""
-        return [f"audited {self.audit['samples']} samples: {self.audit['within']:.1%} within budget{drift}."]
-
-    def _over_budget(self, trace: Trace) -> list[str]:
-        if self.budget is None or not trace.records:
-            return []
-        over = (self._estimates(trace) > self.budget).nonzero().flatten().tolist()
-        text = f"the estimated error passed the budget of samples {over}: a guess turned out worse than predicted."
-        return [text] if over else []
+        return [*warnings, *notes.never_engaged(trace), *notes.over(self.budget, estimates, self.true_errors)]
 
 
 def speedup(trace: Trace | None) -> float:
@@ -169,16 +181,10 @@ def one_line(trace: Trace | None) -> str:
     """The run in a few words."""
     if trace is None:
         return "nothing has run yet"
+    if not trace.records:
+        return "the run was refused" if trace.refusal else "no step is over yet"
     end = "" if trace.complete else " so far"
     return f"samples {len(trace.executed)}, steps {len(trace.records)}{end}, {speedup(trace):.2f}x less computed"
-
-
-def _never_engaged(trace: Trace) -> list[str]:
-    """Says why nothing was skipped, where that is so."""
-    if not trace.records or any((record.action != Action.COMPUTE).any() for record in trace.records):
-        return []
-    reasons = Counter(int(reason) for record in trace.records for reason in record.reason.flatten())
-    return [f"the cache never engaged; mostly {REASONS[Reason(reasons.most_common(1)[0][0])]}."]
 
 
 def _sites(trace: Trace) -> list[dict[str, Any]]:

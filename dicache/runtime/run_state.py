@@ -115,6 +115,8 @@ class Run:
     complete: bool = False
     apart: bool = False
     """Whether the calls of one step hold different latents: everything computes."""
+    refusal: str = ""
+    """Why it was refused, where it was."""
     gone: bool = False
     """Whether the model's tensors were let go: nothing is learned any more."""
     begun: float = field(default_factory=perf_counter)

@@ -230,7 +230,8 @@ class Session:
         run.bytes = max(run.bytes, remembered + (self.memory.fixed if remembered else 0))
         try:
             end_step(self.config, run, after)
-        except DicacheError:  # nothing more is learned of this run, also when the model is let go
+        except DicacheError as error:  # nothing more is learned of this run, also when the model is let go
+            run.refusal = str(error)
             run.let_go()
             raise
         if self.memory.planned is None:
@@ -292,7 +293,7 @@ class Session:
         samples = run.samples or len(self.meter.executed)
         executed, uncached = (macs.view(-1, samples).sum(0) for macs in (self.meter.executed, self.meter.uncached))
         noted = (tuple(run.records), executed, uncached, run.bytes, run.overhead, run.complete)
-        return Trace(*noted, self.sites, tuple(self.site_macs()), self.memory.planned)
+        return Trace(*noted, self.sites, tuple(self.site_macs()), self.memory.planned, run.refusal)
 
 
 def _released(step: Step, before: float) -> Step:

@@ -39,6 +39,8 @@ class Trace(NamedTuple):
     """What computing each site once costs one row."""
     planned_bytes: int | None = None
     """The most that was to be kept, as known after the first step."""
+    refusal: str = ""
+    """Why dicache refused to go on with it; empty where it did not."""
 
 
 def joined(traces: Sequence[Trace]) -> Trace:

@@ -28,6 +28,8 @@ from dicache.solvers.prediction import CLOSE, PREDICTIONS, Path, path_of
 from dicache.types import Step, Timetable
 
 TINY = 1e-9
+CUTTING = ("clip_sample", "thresholding")
+"""Options that cut predictions off."""
 STRAIGHT = 1e-6
 """How far signal and noise may be from adding up to 1 on a straight path."""
 DECIDING = 1.5
@@ -103,13 +105,22 @@ def timeline(
     except NotPlayedError as error:
         return _unknown(scheduler, begin, end, str(error))
     if not responses.bend < LINEAR:
-        why = f"{name} is not linear: at the size of a run it is {responses.bend:.1g} off what small changes do"
-        return _unknown(scheduler, begin, end, why)
+        return _unknown(scheduler, begin, end, f"{name} is not linear: {_bent_by(scheduler, responses.bend)}")
     path = path_of(responses)
     if not path.miss < CLOSE:
         why = f"{name} mixes latents that are {path.miss:.1g} off those of any prediction"
         return _unknown(scheduler, begin, end, why)
     return _played(responses, path, begin)
+
+
+def _bent_by(scheduler: Any, bend: float) -> str:  # noqa: ANN401
+    """What makes of a twice as large output something else than twice the change, and what to do."""
+    cutting = [name for name in CUTTING if scheduler.config.get(name)]
+    if not cutting:
+        return f"twice the output is not twice the change of the latent, but up to {bend:.1g} of it off"
+    options = " and ".join(f"{name}=True" for name in cutting)
+    instead = ", ".join(f"{name}=False" for name in cutting)
+    return f"it cuts large predictions off ({options}; if the model can do without, set {instead})"
 
 
 def _played(responses: Responses, path: Path, begin: int) -> Timeline:

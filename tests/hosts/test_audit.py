@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, FluxKontextPipeline
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FluxKontextPipeline,
+    HeunDiscreteScheduler,
+)
 
 import dicache
 from dicache.errors import ModeError
@@ -87,24 +94,47 @@ def edited(pipe, index, timestep, kwargs):
     return {"latents": kwargs["latents"] * 0.9} if index == STEPS // 2 else {}
 
 
-def make_random():
+def make_random(scheduler=None):
     pipe = make_unet()
-    pipe.scheduler = DDPMScheduler(clip_sample=False)
+    pipe.scheduler = scheduler or DDPMScheduler(clip_sample=False)
     return pipe
 
 
+def draw_random(pipe):
+    return draw_unet(pipe, [1], STEPS, generator=None)
+
+
 NOT_FOLLOWED = {
-    "a picture to go by beside the latent": (make_kontext, draw_kontext),
-    "guidance that ends": (make_wan, lambda pipe: draw_wan(pipe, [1], STEPS, callback_on_step_end=unguided)),
-    "latents that a callback edits": (make_wan, lambda pipe: draw_wan(pipe, [1], STEPS, callback_on_step_end=edited)),
-    "random steps": (make_random, lambda pipe: draw_unet(pipe, [1], STEPS, generator=None)),
-    "two experts": (make_wan_pair, lambda pipe: draw_wan(pipe, [1], STEPS)),
+    "a picture to go by beside the latent": (make_kontext, draw_kontext, "something lies beside it"),
+    "guidance that ends": (
+        make_wan,
+        lambda pipe: draw_wan(pipe, [1], STEPS, callback_on_step_end=unguided),
+        "mixes other branches",
+    ),
+    "latents that a callback edits": (
+        make_wan,
+        lambda pipe: draw_wan(pipe, [1], STEPS, callback_on_step_end=edited),
+        "a callback or the pipeline changes it",
+    ),
+    "random steps": (make_random, draw_random, "DDPMScheduler draws new noise"),
+    "ancestral steps": (lambda: make_random(EulerAncestralDiscreteScheduler()), draw_random, "draws new noise"),
+    "two calls a step": (
+        lambda: make_random(HeunDiscreteScheduler()),
+        draw_random,
+        "calls the denoiser 2 times a step",
+    ),
+    "a scheduler that rescales": (
+        lambda: make_random(EulerDiscreteScheduler()),
+        draw_random,
+        "rescales the denoiser's",
+    ),
+    "two experts": (make_wan_pair, lambda pipe: draw_wan(pipe, [1], STEPS), ""),
 }
 
 
 @pytest.mark.parametrize("case", NOT_FOLLOWED)
 def test_a_run_that_an_audit_cannot_follow_is_left_alone_and_the_report_says_so(case):
-    make, draw = NOT_FOLLOWED[case]
+    make, draw, why = NOT_FOLLOWED[case]
     drawn = []
     for audit in (0.0, 1.0):
         torch.manual_seed(0)
@@ -114,7 +144,8 @@ def test_a_run_that_an_audit_cannot_follow_is_left_alone_and_the_report_says_so(
             drawn.append(draw(pipe))
     assert torch.equal(*drawn)
     assert cache.report().to_dict()["audit"]["samples"] == 0
-    assert any("nothing was audited" in warning for warning in cache.report().warnings)
+    told = [warning for warning in cache.report().warnings if "nothing was audited" in warning]
+    assert told and all(why in warning and " or is " not in warning for warning in told)
 
 
 def test_a_bare_denoiser_has_nothing_to_audit_with():

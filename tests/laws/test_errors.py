@@ -18,17 +18,50 @@ from pipelines.tiny import draw_flux, make_flux
 
 
 @pytest.mark.parametrize(
-    "budget", [-0.1, math.nan, math.inf, [], [0.1, -1.0], "0.05", True, torch.tensor([0.1, -1]), object()]
+    "budget",
+    [
+        *(-0.1, math.nan, math.inf, 1e308, 10**400, 10**5000, True, np.float32("nan"), torch.tensor(math.inf)),
+        *([], [0.1, -1.0], [0.1, 10**400], [[0.1, 0.2]], [None], torch.tensor([0.1, -1]), torch.zeros(2, 2)),
+        *("0.05", b"0.05", bytearray(b"1"), {0: 0.1}, {0.1}, frozenset({0.1}), object()),
+        *(torch.empty((), device="meta"), torch.empty(2, device="meta"), [torch.empty((), device="meta")]),
+        *([dicache.Psnr(30), [0.1, 0.2]], {0: dicache.Psnr(30)}),
+    ],
+    ids=lambda budget: type(budget).__name__,
 )
 def test_a_budget_that_makes_no_sense_is_refused(budget):
     pipe = make_flux()
     with pytest.raises(BudgetError, match="Expected"):
         dicache.enable(pipe, error_budget=budget)
     assert untouched(pipe)
+    with pytest.raises(ModeError, match=r"^speedup .*Expected"):
+        dicache.enable(pipe, speedup=budget)
+
+
+def test_shares_that_were_meant_as_per_cents_are_told_apart():
+    for confidence in (90, 1, 0, -0.5, math.nan, "0.9", np.float32(90), torch.tensor(90)):
+        with pytest.raises(ModeError, match=r"0\.9 stands for 90 %"):
+            dicache.enable(make_flux(), error_budget=0.1, confidence=confidence)
+    for speedup in (0.5, [2.0, 0.99], 0):
+        with pytest.raises(ModeError, match=r"Expected 1 \(compute everything\) or more"):
+            dicache.enable(make_flux(), speedup=speedup)
+    for budget, told in ((5, "500 %"), ([0.1, 1.0], "100 %"), (0.99, None)):
+        pipe = make_flux()
+        with dicache.enable(pipe, error_budget=budget) as cache:
+            draw_flux(pipe, [1, 2], 6)
+        large = [note for note in cache.report().warnings if "budgets are shares" in note]
+        assert (told in large[0]) if told else not large
+
+
+def test_a_class_is_not_what_is_made_of_it():
+    for kind in (type(make_flux()), type(make_flux().transformer), type(make_flux().scheduler)):
+        for call in (lambda kind=kind: dicache.enable(kind, error_budget=0.1), lambda kind=kind: dicache.disable(kind)):
+            with pytest.raises(UnsupportedModelError, match=r"is a class\. Expected a pipeline or a denoiser"):
+                call()
 
 
 def test_numbers_of_numpy_and_torch_are_numbers():
-    for numbers in (np.float32(2), np.array(2.0), torch.tensor(2.0), np.array([2.0, 3.0], "float32")):
+    alone = (np.float32(2), np.array(2.0), torch.tensor(2.0), np.int64(2), torch.tensor(2, dtype=torch.bfloat16))
+    for numbers in (*alone, np.array([2.0, 3.0], "float32"), list(alone), tuple(alone), torch.tensor([2.0, 3.0])):
         for asked in ("error_budget", "speedup"):
             dicache.enable(make_flux(), **{asked: numbers}).disable()
 
@@ -39,11 +72,19 @@ def test_as_many_budgets_as_samples_or_an_error_and_then_a_clean_run():
     with dicache.enable(pipe, error_budget=[0.0, 0.0]) as cache:
         with pytest.raises(BudgetError, match="2 entries but this run has 3 samples"):
             draw_flux(pipe, [1, 2, 3], 6)
-        assert cache.report().to_dict()["samples"]
+        for told in (str(cache.report()), cache._repr_html_()):
+            assert (
+                "the run was refused" in told
+                and "2 entries but this run has 3 samples" in told
+                and "x less" not in told
+            )
+        assert not cache.report().to_dict()["samples"] and "the run was refused" in repr(cache)
         with pytest.raises(BudgetError, match="2 entries"):
             draw_flux(pipe, [1, 2, 3], 1)
         assert not cache.report().to_dict()["complete"]
+        assert not cache.report().to_dict()["samples"] and cache.report().plot()
         assert torch.equal(draw_flux(pipe, [1, 2], 6), plain)
+        assert "refused" not in str(cache.report())
     assert untouched(pipe)
 
 
@@ -74,6 +115,14 @@ def test_a_cache_that_was_disabled_is_not_entered_again_and_outlives_its_pipelin
     assert len(cache.report().strip(0)) == 6
     with pytest.raises(ModeError, match="was disabled"), cache:
         pass
+
+
+@pytest.mark.parametrize("name", ["error_budget", "budget", "speedup", "report", "audit"])
+def test_nothing_of_a_cache_is_changed_by_setting_it(name):
+    with dicache.enable(make_flux(), error_budget=0.3) as cache:
+        with pytest.raises(AttributeError, match=rf"no {name} to set.*disable\(\), then dicache.enable"):
+            setattr(cache, name, 0.1)
+        assert callable(cache.report)
 
 
 def test_enabling_twice_is_refused_and_the_first_goes_on():

@@ -71,6 +71,17 @@ def test_decisions_do_not_depend_on_batch_mates(name, data):
     torch.testing.assert_close(together[place], alone[0], rtol=1e-3, atol=1e-4)
 
 
+def test_a_batch_of_budgets_of_zero_is_bitwise_and_a_mixed_one_is_what_it_is_up_to_rounding(tiny):
+    pipe = tiny.make()
+    plain = tiny.draw(pipe, [1, 2], STEPS)
+    for budgets in ([0.0, 0.0], [0.0, BUDGET]):
+        with dicache.enable(pipe, error_budget=budgets) as cache:
+            drawn = tiny.draw(pipe, [1, 2], STEPS)
+        assert set(strips(cache)[0]) == {"#"}
+        torch.testing.assert_close(drawn[0], plain[0], rtol=1e-3, atol=1e-4)
+        assert any(budgets) or torch.equal(drawn, plain)
+
+
 # 4. The decision for step i acts on step i; an unknown or non-finite prediction computes, for that row only.
 
 

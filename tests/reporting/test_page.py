@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from dicache.reporting.front_plot import figure as front_figure
-from dicache.reporting.page import COLOURS, PARTLY, figure, fragment, page
+from dicache.reporting.page import COLOURS, PARTLY, PARTLY_WORDS, WORDS, figure, fragment, page
 from dicache.schedules.pareto import ParetoSet
 from dicache.types import MARKS, REASONS, Action, Reason
 
@@ -19,13 +19,22 @@ STEPS = st.lists(st.lists(st.sampled_from(sorted(ACTIONS)), min_size=1, max_size
 
 def sample(steps, budget=0.05, error=0.04, work=0.5, reason="within_budget"):
     reasons = [[reason] * len(actions) for actions in steps]
-    numbers = {"budget": budget, "estimated_error": error, "computed_fraction": work}
+    numbers = {"budget": budget, "estimated_error": error, "true_error": None, "computed_fraction": work}
     return {**numbers, "steps": len(steps), "actions": steps, "reasons": reasons}
 
 
 def facts(*samples, warnings=(), spent=()):
     rows = [{"spent": [error] * len(samples)} for error in spent or [0.0] * samples[0]["steps"]]
-    return {"compute_speedup": 1.5, "samples": [*samples], "steps": rows, "warnings": [*warnings]}
+    run = {"headline": "dicache: 1.50x less computed", "model": "Net", "scheduler": "Euler", "enabled": True}
+    counts = {
+        "compute_speedup": 1.5,
+        "executed_macs": 2e9,
+        "uncached_macs": 3e9,
+        "cache_bytes": 8,
+        "audit": None,
+        "profile": None,
+    }
+    return {**run, **counts, "samples": [*samples], "steps": rows, "warnings": [*warnings]}
 
 
 def shown(text: str) -> list[tuple[str, str]]:
@@ -49,7 +58,7 @@ def test_every_step_has_the_colour_of_what_was_done_and_one_of_its_own_where_sit
 @pytest.mark.parametrize("reason", list(Reason), ids=lambda reason: reason.name)
 def test_every_step_says_why(reason):
     text = fragment(facts(sample([["reuse"], ["compute", "reuse", "reuse"]], reason=reason.name.lower())))
-    assert shown(text)[0][1] == f"step 0: reuse; {REASONS[reason]}"
+    assert shown(text)[0][1] == f"step 0: {WORDS[Action.REUSE]}; {REASONS[reason]}"
     assert shown(text)[1][1] == "step 1: 1 of 3 sites computed"
 
 
@@ -57,8 +66,8 @@ def test_all_that_can_be_done_has_a_colour_and_stands_in_the_legend():
     assert set(COLOURS) | {Action.DYNAMIC} == set(MARKS), "what is decided in the run is only in schedules"
     assert len({*COLOURS.values(), PARTLY}) == len(COLOURS) + 1, "no two alike"
     _, legend = fragment(facts(sample([["compute"]]))).split("</table>")
-    assert all(f"{name}" in legend and COLOURS[action] in legend for name, action in ACTIONS.items())
-    assert "partly computed" in legend and PARTLY in legend
+    assert all(WORDS[action] in legend and colour in legend for action, colour in COLOURS.items())
+    assert PARTLY_WORDS in legend and PARTLY in legend
 
 
 def test_numbers_stand_in_the_table_and_a_dash_where_there_is_none():

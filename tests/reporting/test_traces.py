@@ -119,6 +119,8 @@ def test_an_estimate_without_calibration_says_so_where_something_was_estimated()
             "without calibration" in note for note in Report(trace(record(0, "=", (spent,))), budget, []).warnings
         )
 
+    computed = Report(trace(record(0, "#")), numbers(0.1), []).warnings
+    assert not any("without calibration" in note for note in computed), "where nothing was skipped nothing is estimated"
     assert uncalibrated(0.1, None) and uncalibrated(0.0, numbers(0.1)) and not uncalibrated(0.0, None)
 
 

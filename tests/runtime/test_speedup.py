@@ -80,6 +80,17 @@ def test_without_a_course_the_share_of_computed_steps_is_met(speedup, steps):
     assert marks.count("#") == max(math.ceil(steps / speedup - 1e-9), 2) or speedup > 8
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_speedup_that_so_few_steps_cannot_reach_is_said_to_be_missed(steps):
+    pipe = Captioned()
+    with dicache.enable(pipe, speedup=2.0) as cache:
+        pipe.draw([1], steps)
+    assert any("did not reach their speedup: 2 asked for, 1" in warning for warning in cache.report().warnings)
+    with dicache.enable(pipe, speedup=1.0) as cache:
+        pipe.draw([1], steps)
+    assert not any("did not reach" in warning for warning in cache.report().warnings)
+
+
 def test_every_sample_may_have_its_own_speedup_and_hears_where_it_was_not_reached():
     pipe = Captioned()
     with dicache.enable(pipe, speedup=[1.0, 2.5]) as cache:

@@ -1,0 +1,79 @@
+"""What a report says below its table: what the estimate is worth, and what a reader would else have to find out."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dicache.controllers.base import ProfileUse
+from dicache.reporting.promise_note import promise_note
+from dicache.runtime.trace import Trace
+from dicache.types import REASONS, Action, Reason, Rows
+
+
+def worth(trace: Trace, budget: Rows | None, profile: ProfileUse | None) -> list[str]:
+    """What the estimate is."""
+    if profile is None:
+        estimated = bool(trace.records) and bool((trace.records[-1].spent > 0).any())
+        text = "the error is estimated without calibration: no statement about its probability is made."
+        return [text] if estimated or (budget is not None and engaged(trace)) else []
+    if not bool((profile.levels == 0).any()):
+        return [promise_note(profile)]
+    return [promise_note(profile), "a budget is smaller than the profile can vouch for: everything was computed there."]
+
+
+def large(budget: Rows | None) -> list[str]:
+    """Budgets that may be meant otherwise."""
+    most = 0.0 if budget is None else float(budget.max())
+    text = f"a budget of {most:g} is {100 * most:g} % of the final latent: budgets are shares, 0.05 stands for 5 %."
+    return [text] if most >= 1 else []
+
+
+def audits(audit: Mapping[str, Any] | None) -> list[str]:
+    """Of all runs so far."""
+    if audit is None or audit["within"] is None:
+        return []
+    drift = "; so few, at any time, would be chance once in 100 or less: the prompts have drifted"
+    drift = drift if audit["drift"] else ""
+    return [f"audited {audit['samples']} samples: {audit['within']:.1%} within budget{drift}."]
+
+
+def over(budget: Rows | None, estimates: Rows | None, true_errors: Mapping[int, float]) -> list[str]:
+    """The samples that passed their budget, by what is estimated and by what was audited."""
+    if budget is None or estimates is None:
+        return []
+    passed = (estimates > budget).nonzero().flatten().tolist()
+    text = f"the estimated error passed the budget of samples {passed}: a guess turned out worse than predicted."
+    missed = {i: error for i, error in true_errors.items() if error > budget[i]}
+    lines = [f"{i}: {error:.4f}, estimated {float(estimates[i]):.4f}" for i, error in missed.items()]
+    loud = (
+        f"OVER BUDGET, as audited: the true error of samples {list(missed)} passed their budget ({'; '.join(lines)})."
+    )
+    return ([text] if passed else []) + ([loud] if missed else [])
+
+
+def engaged(trace: Trace) -> bool:
+    """Whether anything was skipped."""
+    return any(bool((record.action != Action.COMPUTE).any()) for record in trace.records)
+
+
+def never_engaged(trace: Trace) -> list[str]:
+    """Says why nothing was skipped, where that is so."""
+    if not trace.records or engaged(trace):
+        return []
+    reasons = Counter(int(reason) for record in trace.records for reason in record.reason.flatten())
+    return [f"the cache never engaged; mostly {REASONS[Reason(reasons.most_common(1)[0][0])]}."]
+
+
+def exhausted(trace: Trace, budget: Rows, fewest: int | None) -> list[str]:
+    """Samples that computed no more than the `fewest` steps that there are, and have most of their budget left."""
+    if fewest is None or not trace.records:
+        return []
+    computed = torch.stack([record.action[:, 0] == Action.COMPUTE for record in trace.records]).sum(0)
+    samples = ((computed <= fewest) & (budget > 4 * trace.records[-1].spent)).nonzero().flatten().tolist()
+    text = (
+        f"samples {samples} have budget left, and no more can be skipped in a run of {len(trace.records)} steps: "
+        f"{fewest} of them always compute. Fewer steps would be faster, more steps would leave more to skip."
+    )
+    return [text] if samples else []
