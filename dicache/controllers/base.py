@@ -78,7 +78,7 @@ class Controller(ABC, Generic[S]):
         """
         return None
 
-    def on_other_weights(self) -> str | None:
+    def on_other_weights(self, change: str) -> str | None:
         """What to say of a run on weights that were changed since `enable`; raises where it means nothing there."""
         return None
 
@@ -121,8 +121,8 @@ class Around(Controller[Any]):
     def missed(self, work: Rows, steps: int) -> str | None:
         return self.inner.missed(work, steps)
 
-    def on_other_weights(self) -> str | None:
-        return self.inner.on_other_weights()
+    def on_other_weights(self, change: str) -> str | None:
+        return self.inner.on_other_weights(change)
 
     def init(self, samples: int) -> Any:  # noqa: ANN401
         return self.inner.init(samples)

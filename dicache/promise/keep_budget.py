@@ -110,15 +110,15 @@ class Promised(Controller[PromiseState]):
             true_error=state.profile.true_error,
         )
 
-    def on_other_weights(self) -> str | None:
+    def on_other_weights(self, change: str) -> str | None:
         if not self.choice.profiles:
             return None
         if self.demand.needed or self.choice.kind == "named":
             raise ProfileError(
-                "the LoRA was changed after dicache.enable, and the profile was measured without that change. Set the "
-                "LoRA, calibrate with it, and enable with that profile; or enable without profile and confidence."
+                f"{change} after dicache.enable, and the profile was measured without that change. Enable with a "
+                "profile that was calibrated with it, after the change; or without profile and confidence."
             )
-        return "the LoRA was changed after dicache.enable: the profile was measured without that change."
+        return f"{change} after dicache.enable: the profile was measured without that change."
 
     def init(self, samples: int) -> PromiseState:
         return PromiseState(None, None, self.inner.init(samples))
