@@ -27,6 +27,10 @@ class ProfileUse(NamedTuple):
     """None: nothing was promised."""
     levels: Rows
     """The internal budgets, (B,)."""
+    saving: float
+    """The smallest of them that saved any work when it was tested."""
+    smallest: str
+    """The smallest budgets that it can vouch for, as they are asked for; with this confidence, where there is one."""
     same_conditions: bool
     """Whether every sample's negative prompt is one that it was tested with."""
     true_error: Callable[[float], float]

@@ -35,7 +35,6 @@ from dicache.runtime.session import Session
 from dicache.tensors.tree import Tree, map_tensors, plain, tensors
 from dicache.types import Kind
 
-
 ADAPTED, WRITTEN = "the LoRA was changed", "the weights were changed"
 
 

@@ -1,31 +1,39 @@
 """Whether a denoiser's weights are those of `enable`, without reading one of them.
 
-Every parameter counts what is written into it in place; another dtype, or another parameter under its name, is another
+Every parameter counts what is written into it in place; another dtype, or another parameter in its place, is another
 weight too. What moves weights (offload, `.to()`) leaves the count alone. Not seen: what is written through `.data`,
 into inference tensors, quantised weights, or weights that are elsewhere (sequential offload). What LoRA does to them is
 told by `dicache.hosts.lora`.
 """
 
-import weakref
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 class Mark(NamedTuple):
-    """What a parameter was when it was looked at."""
+    """What a parameter was when it was looked at. It is not referred to, also not weakly: it could not be moved then
+    where it is quantised (`torch.utils.swap_tensors`).
+    """
 
-    parameter: "weakref.ref[nn.Parameter]"
-    """Weak: offload may let go of it."""
+    identity: int
     written: int
     dtype: torch.dtype
 
-    @property
-    def same(self) -> bool:
-        parameter = self.parameter()
-        return parameter is None or self[1:] == _mark(parameter)[1:]
+
+class Place(NamedTuple):
+    """Where a module keeps a parameter."""
+
+    parameters: Mapping[str, Tensor | None]
+    name: str
+    mark: Mark | None
+    """None while its weight is elsewhere."""
+
+    def again(self) -> "Place":
+        return _place(self.parameters, self.name)
 
 
 class Weights:
@@ -35,29 +43,38 @@ class Weights:
         self.denoiser = denoiser
         self.as_at_first = True
         self.elsewhere = False
-        """Whether some were ever offloaded so that their place was empty: they come back as other parameters."""
-        self.marks = self._marks()
+        """Whether some ever were: they come back as other parameters."""
+        self.places = self._places()
 
     def changed(self, *, run_may_begin: bool) -> bool:
-        """Whether they are others than when this was asked last. Only where a run may begin it is looked for parameters
+        """Whether they are others than when this was asked last. Only where a run may begin it is looked for modules
         that were exchanged.
         """
-        changed = not all(mark.same for mark in self.marks.values())
-        if changed or run_may_begin:
-            before, self.marks = self.marks, self._marks()
-            exchanged = any(
-                mark.parameter is not before[name].parameter for name, mark in self.marks.items() if name in before
-            )
-            changed = changed or (exchanged and not self.elsewhere)
+        before = self.places
+        now = self._places() if run_may_begin else {path: place.again() for path, place in before.items()}
+        self.elsewhere = self.elsewhere or any(place.mark is None for place in now.values())
+        self.places = now
+        changed = any(self._differ(before[path].mark, place.mark) for path, place in now.items() if path in before)
         self.as_at_first = self.as_at_first and not changed
         return changed
 
-    def _marks(self) -> dict[str, Mark]:
-        parameters = dict(self.denoiser.named_parameters())
-        self.elsewhere = self.elsewhere or any(parameter.is_meta for parameter in parameters.values())
-        return {name: _mark(parameter) for name, parameter in parameters.items() if not parameter.is_meta}
+    def _differ(self, before: Mark | None, now: Mark | None) -> bool:
+        if before is None or now is None or before == now:
+            return False
+        return before.identity == now.identity or not self.elsewhere
+
+    def _places(self) -> dict[str, Place]:
+        return {
+            f"{path}.{name}": _place(module._parameters, name)
+            for path, module in self.denoiser.named_modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        }
 
 
-def _mark(parameter: nn.Parameter) -> Mark:
+def _place(parameters: Mapping[str, Tensor | None], name: str) -> Place:
+    parameter = parameters.get(name)
+    if parameter is None or parameter.is_meta:
+        return Place(parameters, name, None)
     counts = not (parameter.is_inference() or is_traceable_wrapper_subclass(parameter))
-    return Mark(weakref.ref(parameter), parameter._version if counts else 0, parameter.dtype)
+    return Place(parameters, name, Mark(id(parameter), parameter._version if counts else 0, parameter.dtype))

@@ -1,12 +1,15 @@
-"""Drawing prompts by index, always with the same noise: prompt k has the generator of seed + k, in whatever batch."""
+"""Drawing prompts by index, always with the same noise: prompt k has the generator of seed + k, in whatever batch. What
+can be known to be wrong with a prompt is said before anything is drawn, and the pipeline's own progress bar is off.
+"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dicache.errors import ProfileError
+from dicache.errors import DicacheError, ProfileError
 
 
 class Drawn(NamedTuple):
@@ -48,7 +51,7 @@ class Drawer:
             last.update(latents=kwargs["latents"])
             return {}
 
-        with torch.no_grad():
+        with torch.no_grad(), _silenced(self.pipe):
             output = self.pipe(
                 [self.prompts[i] for i in indices],
                 num_inference_steps=self.steps,
@@ -65,3 +68,37 @@ class Drawer:
         if self.images and not (isinstance(images, Tensor) and images.ndim == 4):
             raise ProfileError(f"{type(self.pipe).__name__} gives no picture tensor (B, C, H, W) for output_type='pt'.")
         return Drawn(last["latents"], images)
+
+
+def check_prompts(pipe: Any, prompts: Sequence[Any]) -> None:  # noqa: ANN401
+    """Raises ProfileError, or what the pipeline's tokenizers raise, for the first prompt that cannot be drawn."""
+    components = getattr(pipe, "components", {})
+    tokenizers = [part for name, part in components.items() if name.startswith("tokenizer") and callable(part)]
+    for k, prompt in enumerate(prompts):
+        which = f"prompt {k} (counted from 0) of {len(prompts)}"
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ProfileError(f"{which} is {prompt!r:.80}. Expected a text that is not empty.")
+        for tokenizer in tokenizers:
+            try:
+                tokenizer(prompt)
+            except DicacheError as error:
+                raise type(error)(f"{which}, {prompt!r:.80}, cannot be drawn: {error}") from error
+            except (TypeError, ValueError, LookupError) as error:
+                raise ProfileError(f"{which}, {prompt!r:.80}, cannot be read: {error}.") from error
+
+
+@contextmanager
+def _silenced(pipe: Any) -> Iterator[None]:  # noqa: ANN401
+    """With the progress bar of a diffusers pipeline off; it is what it was afterwards."""
+    if not callable(getattr(pipe, "set_progress_bar_config", None)):
+        yield
+        return
+    before = vars(pipe).get("_progress_bar_config")
+    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+    try:
+        yield
+    finally:
+        if before is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = before

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from dicache.controllers.base import ProfileUse
 from dicache.files.atomic import write_text
-from dicache.reporting.promise_note import fits, promise_note
+from dicache.reporting.promise_note import fits, promise_note, too_small_note
 from dicache.runtime.trace import Record, Trace
 from dicache.types import MARKS, REASONS, Action, Grid, Reason, Rows
 
@@ -137,10 +137,11 @@ class Report:
             estimated = bool(trace.records) and bool((trace.records[-1].spent > 0).any())
             text = "the error is estimated without calibration: no statement about its probability is made."
             return [text] if self.budget is not None or estimated else []
-        if not bool((self.profile.levels == 0).any()):
+        computed = trace.executed.cpu() >= trace.uncached.cpu()
+        too_small = (self.profile.levels == 0) | ((self.profile.levels < self.profile.saving) & computed)
+        if not bool(too_small.any()):
             return [promise_note(self.profile)]
-        text = "a budget is smaller than the profile can vouch for: everything was computed there."
-        return [promise_note(self.profile), text]
+        return [promise_note(self.profile), too_small_note(self.profile)]
 
     def _audited(self) -> list[str]:
         if self.audit is None or self.audit["within"] is None:
