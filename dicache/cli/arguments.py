@@ -39,9 +39,9 @@ def interruptible(checkpoint: Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        kept = f"the same command goes on where it was, with --checkpoint {checkpoint}"
+        resumed = f"the same command goes on where it was, with --checkpoint {checkpoint}"
         lost = "nothing was kept: with --checkpoint FOLDER the same command would go on where it was"
-        print(f"dicache: interrupted; {lost if checkpoint is None else kept}.", file=sys.stderr)
+        print(f"dicache: interrupted; {lost if checkpoint is None else resumed}.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -124,13 +124,15 @@ def _arrays_path(path: Path, name: str, digest: str, most: int) -> Path:
     lie there.
     """
     facts = (path, Path(os.path.realpath(path))) if path.is_symlink() else (path,)
-    places = dict.fromkeys(place for one in facts for place in (one.with_suffix(".safetensors"), one.with_name(name)))
-    there = [place for place in places if place.exists()]
+    candidates = dict.fromkeys(
+        arrays for one in facts for arrays in (one.with_suffix(".safetensors"), one.with_name(name))
+    )
+    there = [arrays for arrays in candidates if arrays.exists()]
     if not there:
-        names = " or ".join(dict.fromkeys(place.name for place in places))
+        names = " or ".join(dict.fromkeys(arrays.name for arrays in candidates))
         remedy = f"Copy the two files together, or rename it back: {path.name} does not go without it."
         raise FileFault(f"its arrays are not beside it ({names})", remedy)
-    return there[0] if len(there) == 1 else next((place for place in there if _fits(place, digest, most)), there[0])
+    return there[0] if len(there) == 1 else next((arrays for arrays in there if _fits(arrays, digest, most)), there[0])
 
 
 def _fits(path: Path, digest: str, most: int) -> bool:

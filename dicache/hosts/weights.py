@@ -24,7 +24,7 @@ class Mark(NamedTuple):
     dtype: torch.dtype
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     """Where a module keeps a parameter."""
 
     parameters: Mapping[str, Tensor | None]
@@ -32,8 +32,8 @@ class Place(NamedTuple):
     mark: Mark | None
     """None while its weight is elsewhere."""
 
-    def again(self) -> "Place":
-        return _place(self.parameters, self.name)
+    def again(self) -> "Slot":
+        return _slot(self.parameters, self.name)
 
 
 class Weights:
@@ -44,37 +44,37 @@ class Weights:
         self.as_at_first = True
         self.elsewhere = False
         """Whether some ever were: they come back as other parameters."""
-        self.places = self._places()
+        self.slots = self._slots()
 
     def changed(self, *, run_may_begin: bool) -> bool:
         """Whether they are others than when this was asked last. Only where a run may begin it is looked for modules
         that were exchanged.
         """
-        before = self.places
-        now = self._places() if run_may_begin else {path: place.again() for path, place in before.items()}
-        self.elsewhere = self.elsewhere or any(place.mark is None for place in now.values())
-        self.places = now
-        changed = any(self._differ(before[path].mark, place.mark) for path, place in now.items() if path in before)
+        before = self.slots
+        latest = self._slots() if run_may_begin else {path: slot.again() for path, slot in before.items()}
+        self.elsewhere = self.elsewhere or any(slot.mark is None for slot in latest.values())
+        self.slots = latest
+        changed = any(self._differ(before[path].mark, slot.mark) for path, slot in latest.items() if path in before)
         self.as_at_first = self.as_at_first and not changed
         return changed
 
-    def _differ(self, before: Mark | None, now: Mark | None) -> bool:
-        if before is None or now is None or before == now:
+    def _differ(self, before: Mark | None, latest: Mark | None) -> bool:
+        if before is None or latest is None or before == latest:
             return False
-        return before.identity == now.identity or not self.elsewhere
+        return before.identity == latest.identity or not self.elsewhere
 
-    def _places(self) -> dict[str, Place]:
+    def _slots(self) -> dict[str, Slot]:
         return {
-            f"{path}.{name}": _place(module._parameters, name)
+            f"{path}.{name}": _slot(module._parameters, name)
             for path, module in self.denoiser.named_modules()
             for name, parameter in module._parameters.items()
             if parameter is not None
         }
 
 
-def _place(parameters: Mapping[str, Tensor | None], name: str) -> Place:
+def _slot(parameters: Mapping[str, Tensor | None], name: str) -> Slot:
     parameter = parameters.get(name)
     if parameter is None or parameter.is_meta:
-        return Place(parameters, name, None)
+        return Slot(parameters, name, None)
     counts = not (parameter.is_inference() or is_traceable_wrapper_subclass(parameter))
-    return Place(parameters, name, Mark(id(parameter), parameter._version if counts else 0, parameter.dtype))
+    return Slot(parameters, name, Mark(id(parameter), parameter._version if counts else 0, parameter.dtype))

@@ -152,17 +152,17 @@ class _Work:
         """The tests must have the steps and the guidance of the first batch."""
         shown: list[Entry] = []
         lost: list[Entry] = []
-        started, told = time.perf_counter(), False
+        started, timed = time.perf_counter(), False
         for k, indices in enumerate(batched):
             name, uncached = f"{k}-{self._digest(indices)}", cache(partial(self._uncached, indices))
             shown.append(self.checkpoint.entry(f"uncached-{name}", partial(_shown, uncached)))
             self.tick("uncached")
             lost.append(self._tested(indices, name, uncached, _untested(model, shown[0])))
             left = sum(map(len, batched[k + 1 :])) * (1 + len(self.levels))
-            if self.drawn and left and not told:  # what a checkpoint holds takes no time
+            if self.drawn and left and not timed:  # what a checkpoint holds takes no time
                 minutes = (time.perf_counter() - started) / self.drawn * left / 60
                 self.tell(f"{left} samples to go, about {minutes:.1f} minutes.")
-                told = True
+                timed = True
         facts = replace(_untested(model, shown[0]).facts, negative_conditions=_shared(shown))
         tested = {key: np.concatenate([each[key] for each in lost]).astype(np.float32) for key in lost[0]}
         return Profile(facts, {**tested, "levels": np.array(self.levels, dtype=np.float32)})

@@ -75,16 +75,16 @@ def check_prompts(pipe: Any, prompts: Sequence[Any]) -> None:  # noqa: ANN401
     components = getattr(pipe, "components", {})
     tokenizers = [part for name, part in components.items() if name.startswith("tokenizer") and callable(part)]
     for k, prompt in enumerate(prompts):
-        which = f"prompt {k} (counted from 0) of {len(prompts)}"
+        name = f"prompt {k} (counted from 0) of {len(prompts)}"
         if not isinstance(prompt, str) or not prompt.strip():
-            raise ProfileError(f"{which} is {prompt!r:.80}. Expected a text that is not empty.")
+            raise ProfileError(f"{name} is {prompt!r:.80}. Expected a text that is not empty.")
         for tokenizer in tokenizers:
             try:
                 tokenizer(prompt)
             except DicacheError as error:
-                raise type(error)(f"{which}, {prompt!r:.80}, cannot be drawn: {error}") from error
+                raise type(error)(f"{name}, {prompt!r:.80}, cannot be drawn: {error}") from error
             except (TypeError, ValueError, LookupError) as error:
-                raise ProfileError(f"{which}, {prompt!r:.80}, cannot be read: {error}.") from error
+                raise ProfileError(f"{name}, {prompt!r:.80}, cannot be read: {error}.") from error
 
 
 @contextmanager

@@ -89,8 +89,8 @@ class ProfileChoice:
             return -CHECKED.index(reasons[k].split(":")[0]), steps
 
         closest = min(range(len(reasons)), key=apart)
-        told = f"{self.profiles[closest].name!r} differs in {reasons[closest]}"
-        return told if len(reasons) == 1 else f"{told}; there are profiles for {_listed(self.profiles)}"
+        text = f"{self.profiles[closest].name!r} differs in {reasons[closest]}"
+        return text if len(reasons) == 1 else f"{text}; there are profiles for {_listed(self.profiles)}"
 
     def _nearest(self, timetable: Timetable, guidance: float) -> Profile:
         def apart(profile: Profile) -> float:

@@ -51,12 +51,12 @@ class Profile:
 
     def __repr__(self) -> str:
         """In one line: what it is of, and from which budgets on it can promise which confidence."""
-        kept = [
+        promises = [
             f"{confidence:g} from {asked(self.smallest(LATENT, confidence))} on"
             for confidence in LISTED
             if self.prompts >= prompts_needed(confidence)
         ]
-        promised = f"confidence {', '.join(kept)}" if kept else f"too few for a confidence of {LISTED[0]:g}"
+        promised = f"confidence {', '.join(promises)}" if promises else f"too few for a confidence of {LISTED[0]:g}"
         metrics = f"; metrics {', '.join(self.metrics)}" if len(self.metrics) > 1 else ""
         return f"<dicache.Profile {self.name}, tested on {self.prompts} prompts: {promised}{metrics}>"
 
@@ -116,9 +116,9 @@ class Profile:
     def smallest(self, metric: str, confidence: float | None) -> Wanted:
         """The smallest budget for which there is a level that saves work, inf where none does. Raises as `level`."""
         lost, n = np.sort(self.losses(metric), axis=0), self.prompts
-        kept = math.ceil(USUAL * n - 1e-9) if confidence is None else n - self._allowed(confidence)
+        within = math.ceil(USUAL * n - 1e-9) if confidence is None else n - self._allowed(confidence)
         first = int((self.arrays["levels"] < self.saving).sum())
-        bound = lost[kept - 1, : first + 1].max() if n and self.saving < math.inf else math.inf
+        bound = lost[within - 1, : first + 1].max() if n and self.saving < math.inf else math.inf
         return Wanted(metric, float(bound))
 
     @property
