@@ -51,7 +51,7 @@ def asked(wanted: Wanted) -> str:
     """As a user asks for it, rounded to three digits of which none makes it harder: 0.0123, Psnr(31.2)."""
     bound = wanted.bound
     if bound and math.isfinite(bound):
-        size = 10.0 ** (2 - math.floor(math.log10(abs(bound))))
+        size = 10.0 ** (2 - math.floor(math.log10(max(abs(bound), 1e-12))))
         bound = math.ceil(bound * size - 1e-9) / size
     if wanted.metric == LATENT:
         return f"{bound:.3g}"
