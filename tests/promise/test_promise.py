@@ -13,6 +13,7 @@ from dicache.errors import BudgetError, ModeError, ProfileError, UnsupportedMode
 from dicache.measuring.calibrate import calibrate, finer
 from dicache.models.identity import identity
 from dicache.planning.error_law import MARGIN
+from dicache.promise import metrics
 from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.keep_budget import Promised, parse_budget
 from dicache.promise.learn_then_test import CERTAINTY, accepted, failures_allowed, prompts_needed, rising
@@ -320,7 +321,7 @@ def test_levels_at_which_everything_was_computed_vouch_for_nothing():
 
 @given(st.floats(-200, 200).filter(lambda bound: abs(bound) > 1e-9))
 def test_a_budget_is_told_as_it_is_asked_for_and_never_as_a_harder_one(bound):
-    told = {metric: eval(asked(Wanted(metric, bound)), vars(dicache)) for metric in ("psnr", "ssim", "mine")}
+    told = {metric: eval(asked(Wanted(metric, bound)), vars(metrics)) for metric in ("psnr", "ssim", "mine")}
     for metric, wanted in told.items():
         assert wanted.metric == metric and wanted.bound >= bound - 1e-6 * abs(bound)
         assert wanted.bound == pytest.approx(bound, rel=0.02)
