@@ -90,9 +90,9 @@ class Config:
         """How many of the probe's features."""
         return max(*(a.needs for a in self.approximators), 2 if self.estimator.reads_innovation else 1)
 
-    def on_other_weights(self) -> list[str]:
-        """What to say of a run on weights that were changed since `enable`. Raises ProfileError where a profile was
-        named or promises something.
+    def on_other_weights(self, change: str) -> list[str]:
+        """What to say of a run on weights that were changed since `enable` ("the LoRA was changed"). Raises
+        ProfileError where a profile was named or promises something.
         """
-        texts = [self.controller.on_other_weights(), *(a.on_other_weights() for a in self.approximators)]
+        texts = [self.controller.on_other_weights(change), *(a.on_other_weights(change) for a in self.approximators)]
         return [text for text in texts if text is not None]

@@ -88,7 +88,7 @@ class Approximator(ABC):
         """Bytes that it has of its own, beside the history."""
         return 0
 
-    def on_other_weights(self) -> str | None:
+    def on_other_weights(self, change: str) -> str | None:
         """What to say of a run on weights that were changed since `enable`; None where it does not matter."""
         return None
 

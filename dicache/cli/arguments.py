@@ -1,6 +1,9 @@
 """What the commands' options have in common: their types, and what is looked at before any work is done."""
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +17,32 @@ Guidance = Annotated[float, typer.Option(min=1.0, help="Guidance scale; 1 for no
 Seed = Annotated[int, typer.Option(min=0, max=2**31)]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples drawn at once.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="A folder; killed, the same command goes on there.")]
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 and the signal's number."""
 
 
 def progress(quiet: bool) -> Progress:
     columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     return Progress(*columns, console=Console(stderr=True), disable=quiet)
+
+
+@contextmanager
+def interruptible(checkpoint: Path | None) -> Iterator[None]:
+    """Ctrl-C is one line that says whether and where the work goes on, and a shell's exit code for it. The folder is
+    made, so that it is there from the first phase on.
+    """
+    try:
+        if checkpoint is not None:
+            checkpoint.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"the checkpoint {checkpoint} cannot be made: {error.strerror}.") from error
+    try:
+        yield
+    except KeyboardInterrupt:
+        resumed = f"the same command goes on where it was, with --checkpoint {checkpoint}"
+        lost = "nothing was kept: with --checkpoint FOLDER the same command would go on where it was"
+        print(f"dicache: interrupted; {lost if checkpoint is None else resumed}.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def guided(guidance: float) -> dict[str, Any]:

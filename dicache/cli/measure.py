@@ -19,6 +19,7 @@ from dicache.cli.arguments import (
     Seed,
     check_json,
     guided,
+    interruptible,
     lines_of,
     progress,
 )
@@ -30,9 +31,14 @@ if TYPE_CHECKING:
 
 
 def calibrate(
-    prompts: Annotated[Path, typer.Argument(help="A text file, one prompt a line, like those you will run.")],
+    prompts: Annotated[
+        Path,
+        typer.Argument(
+            help="A text file, one prompt a line, like those you will run: 8 or more, 22 for a confidence of 0.9."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The profile; a .safetensors of the same name is written beside it.")],
-    steps: Annotated[int, typer.Option(min=6, help="Denoising steps.")] = 28,
+    steps: Annotated[int, typer.Option(min=6, help="Denoising steps, 6 or more.")] = 28,
     guidance: Guidance = 3.5,
     seed: Seed = 0,
     batch: BatchSize = 8,
@@ -42,26 +48,25 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a profile of the reference model, so that a budget on it can be a promise."""
-    from dicache.measuring.calibrate import LEVELS, finer
-    from dicache.measuring.calibrate import calibrate as measure
-    from dicache.reference.assembly import pipeline
-
     lines = lines_of(prompts)
     check_json(out)
-    pipe = pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    profile = measure(
-        pipe,
-        lines,
-        steps=steps,
-        seed=seed,
-        batch=batch,
-        metric=metric.split(","),
-        call=guided(guidance),
-        levels=finer(LEVELS) if fine else LEVELS,
-        checkpoint=checkpoint,
-        progress=not as_json,
-    )
+    with interruptible(checkpoint):
+        from dicache.measuring.calibrate import LEVELS, finer
+        from dicache.measuring.calibrate import calibrate as measure
+        from dicache.reference.assembly import pipeline
+
+        profile = measure(
+            pipeline(),
+            lines,
+            steps=steps,
+            seed=seed,
+            batch=batch,
+            metric=metric.split(","),
+            call=guided(guidance),
+            levels=finer(LEVELS) if fine else LEVELS,
+            checkpoint=checkpoint,
+            progress=not as_json,
+        )
     profile.save(out)
     facts = {"profile": profile.name, "metrics": profile.metrics, **profile.about}
     print(json.dumps(facts) if as_json else f"{profile.name}: {profile.about['cost']}, wrote {out}")
@@ -99,7 +104,7 @@ def search(
     method, selector = make(finder, options_of(option or []), checkpoint=checkpoint), sites_named(sites)
     pipe = pipeline()
     pipe.set_progress_bar_config(disable=True)
-    with progress(as_json) as bar:
+    with interruptible(checkpoint), progress(as_json) as bar:
         calibration = Calibration(lines, steps, seed=seed, batch=batch, call=guided(guidance), tick=_ticking(bar))
         result = method.find(pipe, selector, calibration, budget=budget, cost=cost, seed=seed)
     result.save(out)

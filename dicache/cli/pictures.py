@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dicache.cli.arguments import AsJson, Budget, check_picture, progress
+from dicache.cli.arguments import AsJson, Budget, Guidance, check_picture, progress
 
 if TYPE_CHECKING:
     from dicache.cli.demo import Outcome
@@ -64,6 +64,14 @@ def generate(
     error_budget: Budget = 0.05,
     out: Annotated[Path, typer.Option(help="Where to write the picture.")] = Path("image.png"),
     steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 28,
+    guidance: Guidance = 3.5,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="What `dicache calibrate` wrote, or nearest; without, one that ships, if it fits."),
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Share of pictures for which the budget is promised, as 0.9; needs a profile.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -80,9 +88,10 @@ def generate(
     check_picture(out)
     pipe = pipeline()
     pipe.set_progress_bar_config(disable=True)
-    with progress(as_json) as bar, enable(pipe, error_budget=error_budget) as cache:
+    cache = enable(pipe, error_budget=error_budget, confidence=confidence, profile=profile)
+    with progress(as_json) as bar, cache:
         task = bar.add_task("drawing", total=steps)
-        latents, _ = draw(pipe, [prompt], [seed], steps, lambda: bar.advance(task))
+        latents, _ = draw(pipe, [prompt], [seed], steps, lambda: bar.advance(task), guidance)
     image = pipe.image_processor.numpy_to_pil(pictures(pipe, latents).permute(0, 2, 3, 1).numpy())[0]
     with replacing(out) as picture:
         image.resize((256, 256), resample=0).save(picture)

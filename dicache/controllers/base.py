@@ -27,6 +27,10 @@ class ProfileUse(NamedTuple):
     """None: nothing was promised."""
     levels: Rows
     """The internal budgets, (B,)."""
+    saving: float
+    """The smallest of them that saved any work when it was tested."""
+    smallest: str
+    """The smallest budgets that it can vouch for, as they are asked for; with this confidence, where there is one."""
     same_conditions: bool
     """Whether every sample's negative prompt is one that it was tested with."""
     true_error: Callable[[float], float]
@@ -82,7 +86,7 @@ class Controller(ABC, Generic[S]):
         """How many steps of a run of so many compute however large the budget is; None where that is not known."""
         return None
 
-    def on_other_weights(self) -> str | None:
+    def on_other_weights(self, change: str) -> str | None:
         """What to say of a run on weights that were changed since `enable`; raises where it means nothing there."""
         return None
 
@@ -128,8 +132,8 @@ class Around(Controller[Any]):
     def fewest(self, steps: int) -> int | None:
         return self.inner.fewest(steps)
 
-    def on_other_weights(self) -> str | None:
-        return self.inner.on_other_weights()
+    def on_other_weights(self, change: str) -> str | None:
+        return self.inner.on_other_weights(change)
 
     def init(self, samples: int) -> Any:  # noqa: ANN401
         return self.inner.init(samples)

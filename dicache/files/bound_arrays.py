@@ -2,6 +2,9 @@
 
     mine.json    {"format": .., .., "arrays": {"file": "mine.safetensors", "sha256": ..}}
 
+The arrays are looked for under the name of the JSON file, as renaming or copying both leaves them, then under the name
+in it: the first that the digest fits are taken.
+
 The two are one file to a kill: what the old facts name is not touched before the new ones are in place. Where other
 arrays lie under the name, the new ones are first written under one that carries their digest, facts that name it take
 the place of the old ones, and only then both move to the usual name. Writers in one folder take turns, and who reads
@@ -60,7 +63,7 @@ def write_bound(path: Path, facts: Facts, key: str, data: bytes) -> None:
 
 
 def read_facts(path: Path, kind: str) -> Fields:
-    """Raises FileFault for a file of another format, ValueError for what is no JSON."""
+    """Raises FileFault for a file of another format, or what is no JSON."""
     facts = read_json(path)
     if facts.content.get("format") != kind:
         raise FileFault(f"its format is not {kind}")
@@ -74,9 +77,10 @@ def bound_arrays(path: Path, facts: Fields, key: str, most: int) -> Iterator[Arr
     """
     bound = facts.fields(key)
     name, digest = sibling(bound.text("file")), bound.text("sha256")
-    with arrays_file(_arrays_path(path, name), most) as file:
+    arrays = _arrays_path(path, name, digest, most)
+    with arrays_file(arrays, most) as file:
         if file.sha256() != digest:
-            raise FileFault(f"{name} is not the file it was saved with (sha256 differs)")
+            raise FileFault(f"{arrays.name} is not the file it was saved with (sha256 differs)")
         yield file
 
 
@@ -115,12 +119,28 @@ def _turn(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _arrays_path(path: Path, name: str) -> Path:
-    """Beside the facts, or, where only these are a link, beside what it points to."""
-    here = path.with_name(name)
-    if here.exists() or not path.is_symlink():
-        return here
-    return Path(os.path.realpath(path)).with_name(name)
+def _arrays_path(path: Path, name: str, digest: str, most: int) -> Path:
+    """Beside the facts, or, where only these are a link, beside what it points to. Raises FileFault where no arrays
+    lie there.
+    """
+    facts = (path, Path(os.path.realpath(path))) if path.is_symlink() else (path,)
+    candidates = dict.fromkeys(
+        arrays for one in facts for arrays in (one.with_suffix(".safetensors"), one.with_name(name))
+    )
+    there = [arrays for arrays in candidates if arrays.exists()]
+    if not there:
+        names = " or ".join(dict.fromkeys(arrays.name for arrays in candidates))
+        remedy = f"Copy the two files together, or rename it back: {path.name} does not go without it."
+        raise FileFault(f"its arrays are not beside it ({names})", remedy)
+    return there[0] if len(there) == 1 else next((arrays for arrays in there if _fits(arrays, digest, most)), there[0])
+
+
+def _fits(path: Path, digest: str, most: int) -> bool:
+    try:
+        with opened(path, most) as (file, _):
+            return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    except (FileFault, OSError):
+        return False
 
 
 def _usual(path: Path) -> Path:

@@ -27,7 +27,11 @@ T = TypeVar("T")
 
 
 class FileFault(Exception):
-    """What is wrong with a file."""
+    """What is wrong with a file; `remedy` is what to do where that is not what its kind of file mostly needs."""
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(what)
+        self.remedy = remedy
 
 
 @contextmanager
@@ -46,7 +50,8 @@ def refusing(error: type[DicacheError], what: str, remedy: str) -> Iterator[None
         RecursionError,
     ) as why:
         message = " ".join(str(why).split()).rstrip(".")
-        raise error(f"{what}: {message}. {remedy}".rstrip()) from why
+        own = why.remedy if isinstance(why, FileFault) else ""
+        raise error(f"{what}: {message}. {own or remedy}".rstrip()) from why
 
 
 @contextmanager
@@ -70,16 +75,23 @@ def plain_bytes(path: Path, most: int) -> bytes:
 
 
 def json_of(data: bytes) -> "Fields":
-    """An object as JSON. Raises FileFault for other JSON, too many values or too deep ones, ValueError for no JSON."""
+    """An object as JSON. Raises FileFault for no JSON, other JSON, too many values or too deep ones, ValueError for
+    numbers that are too long.
+    """
     if sum(map(data.count, (b",", b":", b"[", b"{"))) > JSON_VALUES:
         raise FileFault(f"it holds more than {JSON_VALUES} values")
-    text = data.decode()
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise FileFault(f"it is cut short or damaged, or no text at all ({error})") from error
     if sys.getsizeof(text) > JSON_BYTES + 1024:  # one wide letter makes every letter wide
         raise FileFault(f"it has more than {JSON_BYTES} bytes once it is read")
     try:
         content = json.loads(text)
     except RecursionError as error:
         raise FileFault("it is nested too deep") from error
+    except json.JSONDecodeError as error:
+        raise FileFault(f"it is cut short or damaged, or no JSON ({error})") from error
     if not isinstance(content, dict):
         raise FileFault("it holds no JSON object")
     return Fields(content)

@@ -8,7 +8,7 @@ Whatever the model takes and gives, its latents and its predictions are one tens
     several streams (R, ...), (R, ..)  flattened and joined, (R, D)
 
 What the session hands back takes the way back. What may happen to a denoiser in its life is looked for at each call:
-LoRA, compiled blocks, another cache.
+weights, LoRA, compiled blocks, another cache.
 """
 
 import inspect
@@ -26,6 +26,7 @@ from dicache.hosts.checks import check_branches, check_others, check_uncached
 from dicache.hosts.compiled_blocks import Compilation
 from dicache.hosts.lora import Adapters
 from dicache.hosts.module_hook import BranchName, Hooks, Uncopied, eager
+from dicache.hosts.weights import Weights
 from dicache.models.conditioning import fingerprint
 from dicache.models.family import Batch, Family
 from dicache.models.find_blocks import find
@@ -33,6 +34,8 @@ from dicache.runtime.run_state import Inputs
 from dicache.runtime.session import Session
 from dicache.tensors.tree import Tree, map_tensors, plain, tensors
 from dicache.types import Kind
+
+ADAPTED, WRITTEN = "the LoRA was changed", "the weights were changed"
 
 
 class DenoiserCalls(Uncopied):
@@ -50,7 +53,7 @@ class DenoiserCalls(Uncopied):
         self.denoiser, self.family, self.session = denoiser, family, session
         self.hooks, self.compilation, self.branch = hooks, compilation, branch
         self.signature = inspect.signature(type(denoiser).forward)
-        self.adapters = Adapters(denoiser)
+        self.adapters, self.weights = Adapters(denoiser), Weights(denoiser)
         self.by_branch = any(site.kind is Kind.BRANCH for site in session.sites)
         self.arguments: dict[str, Tree] = {}
 
@@ -97,12 +100,15 @@ class DenoiserCalls(Uncopied):
 
     # What may have happened to the model since the call before.
 
-    def _look_around(self, arguments: Mapping[str, Tree]) -> bool:
-        """Whether the weights are others than at the last call. What cannot be lived with is an error here."""
+    def _look_around(self, arguments: Mapping[str, Tree]) -> str:
+        """How the weights became others since the last call, empty where they did not. What cannot be lived with is an
+        error here.
+        """
         denoiser, run, compilation = self.denoiser, self.session.run, self.compilation
         if isinstance(denoiser, CacheMixin) and denoiser.is_cache_enabled:
             check_uncached(denoiser)
-        if run is None or run.complete or run.step.index == run.step.total - 1:  # a run may begin
+        run_may_begin = run is None or run.complete or run.step.index == run.step.total - 1
+        if run_may_begin:
             check_others(denoiser)
         if self.by_branch:
             check_branches(denoiser)
@@ -113,8 +119,17 @@ class DenoiserCalls(Uncopied):
                 "its hooks are gone from the blocks, so everything was computed: offload was turned off that had been "
                 "turned on before dicache. Call disable() and dicache.enable again."
             )
+        written = self._written(run_may_begin)
         # Looking costs nothing while there are no adapters and never were.
-        return (self.adapters.any or "peft_config" in vars(denoiser)) and self._adapted(arguments)
+        adapted = (self.adapters.any or "peft_config" in vars(denoiser)) and self._adapted(arguments)
+        return ADAPTED if adapted else WRITTEN if written else ""
+
+    def _written(self, run_may_begin: bool) -> bool:
+        """Whether the weights were written to, or exchanged, since the call before."""
+        changed = self.weights.changed(run_may_begin=run_may_begin)
+        if not self.weights.as_at_first:
+            self._say(WRITTEN)
+        return changed
 
     def _adapted(self, arguments: Mapping[str, Tree]) -> bool:
         """Whether LoRA does something else than at the call before."""
@@ -122,9 +137,13 @@ class DenoiserCalls(Uncopied):
         if changed:
             self.hooks.surround(find(self.denoiser, self.family).around)
         if not self.adapters.as_at_first:
-            for text in self.session.config.on_other_weights():
-                self.session.note(text)
+            self._say(ADAPTED)
         return changed
+
+    def _say(self, change: str) -> None:
+        """What it means for the run. Raises ProfileError where it cannot be lived with."""
+        for text in self.session.config.on_other_weights(change):
+            self.session.note(text)
 
 
 def _key(arguments: Mapping[str, Tree]) -> tuple[Hashable, ...]:

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -32,7 +33,7 @@ from dicache.defaults import for_profile
 from dicache.enable_options import BARE
 from dicache.errors import ProfileError
 from dicache.files.checkpoint import Checkpoint, Entry
-from dicache.measuring.prompt_runs import Drawer, Drawn, Prompt, misuse, text_of, without_encoder
+from dicache.measuring.prompt_runs import Drawer, Drawn, Prompt, check_prompts, misuse, text_of, without_encoder
 from dicache.measuring.recording import Recorder
 from dicache.models.conditioning import alike
 from dicache.models.identity import identity
@@ -40,6 +41,7 @@ from dicache.planning.error_law import RULE
 from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.facts import LATENT_LOSS, LOSS, NEEDED, Facts
 from dicache.promise.keep_budget import FixedLevel
+from dicache.promise.learn_then_test import LISTED, prompts_needed
 from dicache.promise.metrics import Metric, Metrics, loss, relative_error, resolved
 from dicache.promise.profile import Profile
 from dicache.runtime.trace import Trace
@@ -77,9 +79,13 @@ def calibrate(
     is drawn once uncached and once for each of the `levels`. 100 prompts leave a confidence of 0.9 little worse than
     their own noise, 22 are the fewest for it.
 
-    Raises ProfileError for a bare denoiser, prompts that are not a list or that the pipeline cannot read, fewer than 8
-    of them, a `call` with arguments that have a name here, a metric that is not known or gives no number, a checkpoint
-    of another calibration, a pipeline without step callbacks, or one whose scheduler does not tell its timetable.
+    With `progress` a line on stderr says beforehand how much is drawn, another one after the first batch how long that
+    takes. Warns where the prompts are too few for a confidence of 0.8, which takes 11.
+
+    Raises ProfileError for a bare denoiser, prompts that are not a list or that the pipeline cannot read (the reference
+    model: CaptionError), fewer than 8 of them, a `call` with arguments that have a name here, a metric that is not
+    known or gives no number, a checkpoint of another calibration, a pipeline without step callbacks, or one whose
+    scheduler does not tell its timetable.
     """
     started = time.perf_counter()
     if isinstance(pipe, nn.Module):
@@ -89,6 +95,7 @@ def calibrate(
     prompts = list(prompts)
     if len(prompts) < FEWEST:
         raise ProfileError(f"{len(prompts)} prompts are too few to calibrate on. Expected {FEWEST} or more.")
+    check_prompts(pipe, prompts)
     functions = resolved(metric)
     drawer = Drawer(pipe, prompts, steps, seed, dict(call or {}), images=bool(functions))
     model = identity(next(iter(denoisers(pipe).values())))
@@ -96,8 +103,18 @@ def calibrate(
     entries = Checkpoint(None if checkpoint is None else Path(checkpoint), arguments)
     work = _Work(pipe, drawer, entries, sorted(levels), functions)
     batched = batches(range(len(prompts)), batch)
+    if len(prompts) < (fewest := prompts_needed(LISTED[0])):
+        text = f"{len(prompts)} prompts are too few to promise a confidence of {LISTED[0]:g}, which takes {fewest}."
+        warnings.warn(text, stacklevel=2)
     with _bar(progress) as bar:
-        task = bar.add_task("calibrating", total=len(batched) * (1 + len(levels)))
+        runs = 1 + len(levels)
+        if progress:
+            work.tell = partial(bar.console.print, highlight=False, soft_wrap=True)
+        work.tell(
+            f"{runs} runs a prompt, one uncached and one within each of {len(levels)} internal budgets: "
+            f"{runs * len(prompts)} samples, in {runs * len(batched)} batches of {batch} or fewer."
+        )
+        task = bar.add_task("calibrating", total=runs * len(batched))
         work.tick = lambda what: bar.update(task, advance=1, description=what)
         profile = work.profile(batched, model)
     about = {
@@ -137,16 +154,23 @@ class _Work:
         self.pipe, self.drawer, self.checkpoint, self.levels, self.metrics = pipe, drawer, checkpoint, levels, metrics
         self.drawn = 0
         self.tick: Callable[[str], None] = lambda what: None
+        self.tell: Callable[[str], None] = lambda line: None
 
     def profile(self, batched: Sequence[Sequence[int]], model: str) -> Profile:
         """The tests must have the steps and the guidance of the first batch."""
         shown: list[Entry] = []
         lost: list[Entry] = []
+        started, timed = time.perf_counter(), False
         for k, indices in enumerate(batched):
             name, uncached = f"{k}-{self._digest(indices)}", cache(partial(self._uncached, indices))
             shown.append(self.checkpoint.entry(f"uncached-{name}", partial(_shown, uncached)))
             self.tick("uncached")
             lost.append(self._tested(indices, name, uncached, _untested(model, shown[0])))
+            left = sum(map(len, batched[k + 1 :])) * (1 + len(self.levels))
+            if self.drawn and left and not timed:  # what a checkpoint holds takes no time
+                minutes = (time.perf_counter() - started) / self.drawn * left / 60
+                self.tell(f"{left} samples to go, about {minutes:.1f} minutes.")
+                timed = True
         facts = replace(_untested(model, shown[0]).facts, negative_conditions=_shared(shown))
         tested = {key: np.concatenate([each[key] for each in lost]).astype(np.float32) for key in lost[0]}
         return Profile(facts, {**tested, "levels": np.array(self.levels, dtype=np.float32)})

@@ -1,16 +1,18 @@
-"""Drawing prompts by index, always with the same noise: prompt k has the generator of seed + k, in whatever batch.
+"""Drawing prompts by index, always with the same noise: prompt k has the generator of seed + k, in whatever batch. What
+can be known to be wrong with a prompt is said before anything is drawn, and the pipeline's own progress bar is off.
 
 A prompt is a text, or what stands for one in a pipeline's call, by argument: tensors (1, ...), of which a batch is
 made, and anything else, of which a list is made. All prompts have the same arguments.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dicache.errors import ProfileError
+from dicache.errors import DicacheError, ProfileError
 from dicache.files.content import digest_of
 
 Prompt = str | Mapping[str, Any]
@@ -64,7 +66,7 @@ class Drawer:
             return {}
 
         texts, arguments = _batch([self.prompts[i] for i in indices])
-        with torch.no_grad():
+        with torch.no_grad(), _silenced(self.pipe):
             output = self.pipe(
                 *texts,
                 num_inference_steps=self.steps,
@@ -136,3 +138,39 @@ def without_encoder(pipe: Any, prompts: Sequence[Prompt]) -> str | None:  # noqa
         f"this {type(pipe).__name__} has no text encoder, so it cannot read prompts. Give what its call takes in their "
         "place, a mapping per prompt with tensors of one row: prompts=[{'prompt_embeds': tensor, ...}, ...]."
     )
+
+
+def check_prompts(pipe: Any, prompts: Sequence[Any]) -> None:  # noqa: ANN401
+    """Raises ProfileError, or what the pipeline's tokenizers raise, for the first prompt that cannot be drawn."""
+    components = getattr(pipe, "components", {})
+    tokenizers = [part for name, part in components.items() if name.startswith("tokenizer") and callable(part)]
+    for k, prompt in enumerate(prompts):
+        if isinstance(prompt, Mapping):
+            continue
+        name = f"prompt {k} (counted from 0) of {len(prompts)}"
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ProfileError(f"{name} is {prompt!r:.80}. Expected a text that is not empty.")
+        for tokenizer in tokenizers:
+            try:
+                tokenizer(prompt)
+            except DicacheError as error:
+                raise type(error)(f"{name}, {prompt!r:.80}, cannot be drawn: {error}") from error
+            except (TypeError, ValueError, LookupError) as error:
+                raise ProfileError(f"{name}, {prompt!r:.80}, cannot be read: {error}.") from error
+
+
+@contextmanager
+def _silenced(pipe: Any) -> Iterator[None]:  # noqa: ANN401
+    """With the progress bar of a diffusers pipeline off; it is what it was afterwards."""
+    if not callable(getattr(pipe, "set_progress_bar_config", None)):
+        yield
+        return
+    before = vars(pipe).get("_progress_bar_config")
+    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+    try:
+        yield
+    finally:
+        if before is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = before

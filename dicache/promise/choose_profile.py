@@ -21,7 +21,12 @@ from dicache.promise.profile import Profile, load_profile
 from dicache.types import RunFacts, Timetable
 
 SHIPPED = Path(__file__).parents[1] / "profiles"
-HOW_TO = "Make one with dicache.calibrate(pipe, prompts, steps=...).save('mine.json') and pass profile='mine.json'"
+HOW_TO = (
+    "Make one with dicache.calibrate(pipe, prompts, steps=..., call={...}).save('mine.json'), where call holds what "
+    "else the pipeline is called with, and pass profile='mine.json'"
+)
+CHECKED = ("decisions", "steps", "scheduler", "guidance")
+"""In what a profile may differ from a run (`Profile.differs`), in the order in which it is looked at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +47,7 @@ class ProfileChoice:
         reasons = [profile.differs(timetable, guidance) for profile in self.profiles]
         fits = [p for p, reason in zip(self.profiles, reasons, strict=True) if reason is None]
         if not fits and (self.kind != "nearest" or not self.profiles):
-            texts = [f"{p.name!r} differs in {r}" for p, r in zip(self.profiles, reasons, strict=True)]
-            self._refuse("; ".join(texts) or "there is none of this model", needed)
+            self._refuse(self._misfit(timetable, [str(reason) for reason in reasons]), needed)
             return None
         if guidance is None:
             return None
@@ -69,9 +73,24 @@ class ProfileChoice:
 
     def _refuse(self, why: str, needed: bool) -> None:
         if self.kind == "named" or needed:
+            nearest = "profile='nearest'" if self.kind == "found" else "profile=[yours, 'nearest']"
             raise ProfileError(
-                f"no profile fits this run: {why}. {HOW_TO}, or drop the promise with profile='nearest'."
+                f"no profile fits this run: {why}. {HOW_TO}. To run with no promise, leave out confidence and pass "
+                f"{nearest}."
             )
+
+    def _misfit(self, timetable: Timetable, reasons: Sequence[str]) -> str:
+        """In what the profile that is closest differs, and what others there are."""
+        if not reasons:
+            return "there is none of this model"
+
+        def apart(k: int) -> tuple[int, int]:
+            steps = abs(self.profiles[k].facts.steps - len(timetable.sigmas))
+            return -CHECKED.index(reasons[k].split(":")[0]), steps
+
+        closest = min(range(len(reasons)), key=apart)
+        text = f"{self.profiles[closest].name!r} differs in {reasons[closest]}"
+        return text if len(reasons) == 1 else f"{text}; there are profiles for {_listed(self.profiles)}"
 
     def _nearest(self, timetable: Timetable, guidance: float) -> Profile:
         def apart(profile: Profile) -> float:
@@ -82,6 +101,17 @@ class ProfileChoice:
             return abs(math.log(steps)) + abs(math.log(scale)) + float(np.abs(grids - here).max() / max(facts.sigmas))
 
         return min(self.profiles, key=apart)
+
+
+def _listed(profiles: Sequence[Profile]) -> str:
+    """Their steps and guidances, in few words."""
+    scales: dict[int, set[float]] = {}
+    for profile in profiles:
+        scales.setdefault(profile.facts.steps, set()).add(round(profile.facts.guidance, 3))
+    return ", ".join(
+        f"{steps} steps (guidance {', '.join(f'{scale:g}' for scale in sorted(scales[steps]))})"
+        for steps in sorted(scales)
+    )
 
 
 def _moved(profile: Profile, timetable: Timetable, guidance: float) -> Profile:

@@ -37,7 +37,7 @@ class Drift(NamedTuple):
     evidence: float
     """M_n, the wealth of who bet against the promise at the last look."""
     largest: float
-    """The most it ever was; at least 1."""
+    """The most it ever was, its first stake among that: at least 1."""
 
     @property
     def p(self) -> float:
@@ -52,7 +52,7 @@ class Drift(NamedTuple):
 def drift(missed: Sequence[bool] | np.ndarray, confidence: float) -> Drift:
     """What audits in their order, (n,) whether each missed its budget, say of a promise of this `confidence`."""
     path = evidence(np.asarray(missed, bool)[None], confidence)[0]
-    return Drift(float(path[-1]), float(path.max())) if len(path) else Drift(1.0, 1.0)
+    return Drift(float(path[-1]), max(1.0, float(path.max()))) if len(path) else Drift(1.0, 1.0)
 
 
 def evidence(missed: np.ndarray, confidence: float) -> np.ndarray:

@@ -17,6 +17,7 @@ from dicache.controllers.planned import Planned, Way, cautious
 from dicache.errors import BudgetError, ProfileError
 from dicache.planning.budget import Budget, per_sample, validate
 from dicache.promise.choose_profile import ProfileChoice
+from dicache.promise.metrics import asked
 from dicache.promise.profile import Profile
 from dicache.types import LATENT, Decision, Quote, Rows, RunFacts, Step, Wanted
 
@@ -34,6 +35,9 @@ class Demand(Protocol):
 
     def levels(self, profile: Profile, samples: int) -> Rows:
         """The internal budgets, (B,) float64."""
+
+    def smallest(self, profile: Profile) -> str:
+        """The smallest budgets that the profile can vouch for, in the metrics that were asked for."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ class BudgetDemand(Demand):
         each = tuple(levels[wanted] for wanted in self.wanted)
         return per_sample(each[0] if self.one else each, samples)
 
+    def smallest(self, profile: Profile) -> str:
+        metrics = dict.fromkeys(wanted.metric for wanted in self.wanted)
+        return " and ".join(asked(profile.smallest(metric, self.confidence)) for metric in metrics)
+
 
 @dataclass(frozen=True)
 class FixedLevel(Demand):
@@ -78,6 +86,9 @@ class FixedLevel(Demand):
 
     def levels(self, profile: Profile, samples: int) -> Rows:
         return per_sample(self.level, samples)
+
+    def smallest(self, profile: Profile) -> str:
+        return ""
 
 
 class PromiseState(NamedTuple):
@@ -106,6 +117,8 @@ class Promised(Controller[PromiseState]):
             kind=self.choice.kind,
             confidence=None if self.choice.kind == "nearest" else self.demand.confidence,
             levels=state.way.account.budget,
+            saving=state.profile.saving,
+            smallest=self.demand.smallest(state.profile),
             same_conditions=bool(state.profile.same_conditions(state.facts.negative_conditions).all()),
             true_error=state.profile.true_error,
         )
@@ -113,15 +126,15 @@ class Promised(Controller[PromiseState]):
     def fewest(self, steps: int) -> int | None:
         return self.inner.fewest(steps)
 
-    def on_other_weights(self) -> str | None:
+    def on_other_weights(self, change: str) -> str | None:
         if not self.choice.profiles:
             return None
         if self.demand.needed or self.choice.kind == "named":
             raise ProfileError(
-                "the LoRA was changed after dicache.enable, and the profile was measured without that change. Set the "
-                "LoRA, calibrate with it, and enable with that profile; or enable without profile and confidence."
+                f"{change} after dicache.enable, and the profile was measured without that change. Enable with a "
+                "profile that was calibrated with it, after the change; or without profile and confidence."
             )
-        return "the LoRA was changed after dicache.enable: the profile was measured without that change."
+        return f"{change} after dicache.enable: the profile was measured without that change."
 
     def init(self, samples: int) -> PromiseState:
         return PromiseState(None, None, self.inner.init(samples))

@@ -21,6 +21,9 @@ from scipy.optimize import isotonic_regression
 CERTAINTY = 0.9
 """Share of calibrations for which the promise holds."""
 
+LISTED = (0.8, 0.9, 0.95)
+"""Confidences that are told of where none was asked for."""
+
 
 def failures_allowed(prompts: int, confidence: float, certainty: float = CERTAINTY) -> int:
     """Most of n prompts that may pass the bound at a level that is accepted; -1 where n is too small for this

@@ -47,6 +47,18 @@ def _wanted(metric: str, bound: float) -> Wanted:
     return Wanted(metric, float(bound))
 
 
+def asked(wanted: Wanted) -> str:
+    """As a user asks for it, rounded to three digits of which none makes it harder: 0.0123, Psnr(31.2)."""
+    bound = wanted.bound
+    if bound and math.isfinite(bound):
+        size = 10.0 ** (2 - math.floor(math.log10(max(abs(bound), 1e-12))))
+        bound = math.ceil(bound * size - 1e-9) / size
+    if wanted.metric == LATENT:
+        return f"{bound:.3g}"
+    name = {"psnr": "Psnr", "ssim": "Ssim"}.get(wanted.metric)
+    return f"Within({wanted.metric!r}, {bound:.3g})" if name is None else f"{name}({-bound:.3g})"
+
+
 def relative_error(latents: Tensor, reference: Tensor) -> Rows:
     """||x - x_ref|| / ||x_ref||, (B, ...) -> (B,) float64 on the host."""
     return relative_change(latents, reference).double().cpu()

@@ -22,7 +22,8 @@ from dicache.models.conditioning import Prints, alike
 from dicache.planning.error_law import RULE
 from dicache.promise import profile_file
 from dicache.promise.facts import LATENT_LOSS, LOSS, NEEDED, Facts
-from dicache.promise.learn_then_test import accepted, failures_allowed, prompts_needed, rising
+from dicache.promise.learn_then_test import LISTED, accepted, failures_allowed, prompts_needed, rising
+from dicache.promise.metrics import asked
 from dicache.solvers.same_steps import differs
 from dicache.types import LATENT, Rows, Timetable, Wanted
 
@@ -47,6 +48,17 @@ class Profile:
         """Short and readable: model, scheduler, steps, guidance."""
         model, scheduler = self.facts.model.split("-")[0], self.facts.scheduler.split("(")[0]
         return f"{model}, {scheduler}, {self.facts.steps} steps, guidance {self.facts.guidance:g}"
+
+    def __repr__(self) -> str:
+        """In one line: what it is of, and from which budgets on it can promise which confidence."""
+        promises = [
+            f"{confidence:g} from {asked(self.smallest(LATENT, confidence))} on"
+            for confidence in LISTED
+            if self.prompts >= prompts_needed(confidence)
+        ]
+        promised = f"confidence {', '.join(promises)}" if promises else f"too few for a confidence of {LISTED[0]:g}"
+        metrics = f"; metrics {', '.join(self.metrics)}" if len(self.metrics) > 1 else ""
+        return f"<dicache.Profile {self.name}, tested on {self.prompts} prompts: {promised}{metrics}>"
 
     @property
     def metrics(self) -> list[str]:
@@ -97,13 +109,33 @@ class Profile:
         if confidence is None:
             within = ((losses <= wanted.bound).mean(0) >= USUAL).cumprod().sum()
             return float(self.arrays["levels"][within - 1]) if within else 0.0
-        if failures_allowed(self.prompts, confidence) < 0:
+        self._allowed(confidence)
+        count = accepted(losses, wanted.bound, confidence)
+        return float(self.arrays["levels"][count - 1]) if count else 0.0
+
+    def smallest(self, metric: str, confidence: float | None) -> Wanted:
+        """The smallest budget for which there is a level that saves work, inf where none does. Raises as `level`."""
+        lost, n = np.sort(self.losses(metric), axis=0), self.prompts
+        within = math.ceil(USUAL * n - 1e-9) if confidence is None else n - self._allowed(confidence)
+        first = int((self.arrays["levels"] < self.saving).sum())
+        bound = lost[within - 1, : first + 1].max() if n and self.saving < math.inf else math.inf
+        return Wanted(metric, float(bound))
+
+    @property
+    def saving(self) -> float:
+        """The smallest level at which any tested prompt skipped anything; inf where none is."""
+        saves = (self.arrays["work"] < 0.999).any(0)
+        return float(self.arrays["levels"][saves.argmax()]) if saves.any() else math.inf
+
+    def _allowed(self, confidence: float) -> int:
+        """How many tested prompts may miss a budget. Raises ProfileError where there are too few of them."""
+        allowed = failures_allowed(self.prompts, confidence)
+        if allowed < 0:
             raise ProfileError(
                 f"confidence {confidence:g} needs a profile tested on {prompts_needed(confidence)} prompts or more; "
                 f"{self.name!r} was tested on {self.prompts}. Calibrate with more prompts or ask for less."
             )
-        count = accepted(losses, wanted.bound, confidence)
-        return float(self.arrays["levels"][count - 1]) if count else 0.0
+        return allowed
 
     def losses(self, metric: str) -> np.ndarray:
         """(n, m). Raises ProfileError if the profile has none of this metric."""

@@ -12,7 +12,12 @@ from dicache.reference.assembly import GUIDANCE
 
 
 def draw(
-    pipe: FluxPipeline, captions: list[str], seeds: list[int], steps: int, tick: Callable[[], None] = lambda: None
+    pipe: FluxPipeline,
+    captions: list[str],
+    seeds: list[int],
+    steps: int,
+    tick: Callable[[], None] = lambda: None,
+    guidance: float = GUIDANCE,
 ) -> tuple[Tensor, float]:
     """Final packed latents of the captions, (B, 64, 48), and the seconds it took; `tick` is called after every step."""
 
@@ -25,7 +30,7 @@ def draw(
     latents = pipe(
         captions,
         negative_prompt=[""] * len(captions),
-        true_cfg_scale=GUIDANCE,
+        true_cfg_scale=guidance,
         num_inference_steps=steps,
         generator=generators,
         output_type="latent",

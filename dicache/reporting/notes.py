@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dicache.controllers.base import ProfileUse
-from dicache.reporting.promise_note import promise_note
+from dicache.reporting.promise_note import promise_note, too_small_note
 from dicache.runtime.trace import Trace
 from dicache.types import REASONS, Action, Reason, Rows
 
@@ -18,9 +18,9 @@ def worth(trace: Trace, budget: Rows | None, profile: ProfileUse | None) -> list
         estimated = bool(trace.records) and bool((trace.records[-1].spent > 0).any())
         text = "the error is estimated without calibration: no statement about its probability is made."
         return [text] if estimated or (budget is not None and engaged(trace)) else []
-    if not bool((profile.levels == 0).any()):
-        return [promise_note(profile)]
-    return [promise_note(profile), "a budget is smaller than the profile can vouch for: everything was computed there."]
+    computed = trace.executed.cpu() >= trace.uncached.cpu()
+    too_small = (profile.levels == 0) | ((profile.levels < profile.saving) & computed)
+    return [promise_note(profile)] + ([too_small_note(profile)] if bool(too_small.any()) else [])
 
 
 def large(budget: Rows | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a profile is worth to a run: a promise, an estimate, or less than that. One sentence of the report."""
+"""What a profile is worth to a run: a promise, an estimate, or less than that. Sentences of the report."""
 
 from dicache.controllers.base import ProfileUse
 from dicache.promise.learn_then_test import CERTAINTY
@@ -23,3 +23,10 @@ def promise_note(use: ProfileUse) -> str:
         f"promised with confidence {use.confidence:g} by the profile {use.name}, for prompts like the {use.prompts} it "
         f"was tested on; it holds for {CERTAINTY:.0%} of such calibrations."
     )
+
+
+def too_small_note(use: ProfileUse) -> str:
+    """Where a budget is kept by computing everything."""
+    how = "" if use.confidence is None else f" with confidence {use.confidence:g}"
+    least = f" The smallest that it can is {use.smallest}." if use.smallest else ""
+    return f"a budget is smaller than the profile can vouch for{how}: everything was computed there.{least}"

@@ -34,8 +34,10 @@ class Inputs(NamedTuple):
     """Calls of one key have inputs of the same shapes and run the same parts."""
     gathered: bool = True
     """Whether parts may run for some of the rows."""
-    other_weights: bool = False
-    """Whether what is remembered is of another model; costs may be others too."""
+    other_weights: str = ""
+    """What was changed of the model since the call before ("the LoRA was changed"), of which what is remembered is
+    not; costs may be others too. Empty for nothing.
+    """
     conditions: Callable[[], Prints] = dict
     """Tells the fingerprint of what else it is called with; asked for in a run's first step."""
 

@@ -135,7 +135,7 @@ class Session:
             return run
         self.meter.forget()
         if run is not None:
-            self.note("the LoRA was changed half-way: the cache began anew there.")
+            self.note(f"{inputs.other_weights} half-way: the cache began anew there.")
         return None
 
     def _begun(self, reading: Reading, inputs: Inputs) -> Run:

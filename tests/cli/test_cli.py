@@ -83,6 +83,43 @@ def test_generate_draws_a_caption(command, tmp_path):
     assert json.loads(output)["compute_speedup"] > 1
 
 
+CAPTION = "center large red circle on white background"
+
+
+def test_what_calibrate_writes_generate_takes(command, tmp_path):
+    (tmp_path / "prompts.txt").write_text(f"{CAPTION}\n" * 11)
+    calibrating = ("--steps", "6", "--guidance", "2", "--batch", "11", "--json")
+    code, _, errors = command("calibrate", "prompts.txt", "--out", "mine.json", *calibrating)
+    assert code == 0, errors
+    drawing = ("--prompt", CAPTION, "--steps", "6", "--error-budget", "0.5", "--json")
+    promised = ("--profile", "mine.json", "--confidence", "0.8")
+    code, output, errors = command("generate", *drawing, *promised, "--guidance", "2")
+    assert code == 0, errors
+    report = json.loads(output)
+    assert report["confidence"] == 0.8 and report["profile_fits"] and "6 steps, guidance 2" in report["profile"]
+    code, _, errors = command("generate", *drawing, *promised)
+    assert code == 2 and "differs in guidance" in errors
+    code, _, errors = command("generate", *drawing, "--profile", "lost.json")
+    assert code == 2 and "lost.json does not exist" in errors
+
+
+@pytest.mark.parametrize("folder", [None, "kept"])
+@pytest.mark.parametrize("phase", ["dicache.reference.assembly.pipeline", "dicache.measuring.calibrate.calibrate"])
+def test_ctrl_c_is_a_shells_exit_code_and_one_line_that_says_where_it_goes_on(
+    command, tmp_path, monkeypatch, phase, folder
+):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phase, stop)
+    (tmp_path / "prompts.txt").write_text(f"{CAPTION}\n" * 11)
+    options = () if folder is None else ("--checkpoint", folder)
+    code, output, errors = command("calibrate", "prompts.txt", "--out", "p.json", *options)
+    assert code == 130 and not output and len(errors.splitlines()) == 1
+    assert ("nothing was kept" if folder is None else "goes on where it was, with --checkpoint kept") in errors
+    assert folder is None or (tmp_path / folder).is_dir()
+
+
 def test_search_writes_a_front_its_plot_and_what_it_found(command, tmp_path):
     options = ("--option", "fill=extrapolate", "--option", "longest=2", "--json")
     code, output, errors = command("search", "--finder", "smoothcache", "--steps", "6", "--out", "front.json", *options)

@@ -1,5 +1,7 @@
 """The test of a promise by audits: alarms stay rare however often one looks, and a broken promise is seen soon."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -50,6 +52,13 @@ def test_no_bet_gains_on_average_while_the_promise_holds(confidence, misses):
 def test_the_weights_of_all_starts_add_up_to_one_at_most():
     weights = drifts._starts(200_000)
     assert weights[0] == FIRST and 0.9 < weights.sum() < 1
+
+
+@given(confidence=st.floats(0.5, 0.99), misses=st.lists(st.booleans(), max_size=40))
+def test_a_p_value_is_one_at_most_and_never_rises(confidence, misses):
+    looks = [drift(misses[:n], confidence) for n in range(len(misses) + 1)]
+    assert all(0 < look.p <= 1 for look in looks)
+    assert all(later.p <= earlier.p for earlier, later in itertools.pairwise(looks))
 
 
 def test_what_was_seen_once_stays_seen():

@@ -16,7 +16,7 @@ from torch import nn
 import dicache
 from dicache.errors import DicacheError, ProfileError
 from dicache.models.conditioning import SIZE
-from dicache.promise.choose_profile import profiles_for
+from dicache.promise.choose_profile import ProfileChoice, profiles_for
 from dicache.promise.profile import Profile, load_profile
 from dicache.types import RunFacts, Timetable
 from helpers.calibrating import made_up
@@ -79,6 +79,53 @@ def test_a_json_file_that_is_cut_or_something_else_is_refused(saved, text, cut):
         with pytest.raises(ProfileError, match="Calibrate again"):
             load_profile(saved)
     saved.write_text(whole)
+
+
+@pytest.mark.parametrize("left", [0, 1, 40, 0.5, -5])
+def test_a_json_file_that_is_cut_short_is_called_that(saved, left):
+    whole = saved.read_bytes()
+    saved.write_bytes(whole[: int(len(whole) * left) if isinstance(left, float) else left])
+    with pytest.raises(ProfileError, match="cut short or damaged"):
+        load_profile(saved)
+    saved.write_bytes(b"\xff" + whole)
+    with pytest.raises(ProfileError, match="cut short or damaged"):
+        load_profile(saved)
+
+
+@pytest.mark.parametrize("place", ["q.json", "elsewhere/p.json", "elsewhere/q.json"])
+def test_two_files_that_are_moved_renamed_or_copied_together_are_a_profile(saved, tmp_path, place):
+    moved = tmp_path / place
+    moved.parent.mkdir(exist_ok=True)
+    for suffix in (".json", ".safetensors"):
+        saved.with_suffix(suffix).rename(moved.with_suffix(suffix))
+    assert load_profile(moved).facts == made_up().facts
+    other = made_up(prompts=70)
+    other.save(saved)  # under the name that the moved one still has inside
+    assert load_profile(moved).prompts == 60 and load_profile(saved).prompts == 70
+
+
+def test_facts_alone_are_a_profile_only_beside_the_arrays_that_they_were_saved_with(saved, tmp_path):
+    alone = tmp_path / "alone.json"
+    alone.write_bytes(saved.read_bytes())
+    assert load_profile(alone).prompts == 60
+    (tmp_path / "alone.safetensors").write_bytes(b"of something else")
+    assert load_profile(alone).prompts == 60
+    made_up(prompts=70).save(saved)
+    with pytest.raises(ProfileError, match=r"safetensors is not the file|no safetensors file"):
+        load_profile(alone)
+
+
+@pytest.mark.parametrize("lost", ["away", "renamed"])
+def test_facts_whose_arrays_were_left_behind_say_how_to_bring_them_back(saved, lost):
+    arrays, facts = saved.with_suffix(".safetensors"), saved
+    if lost == "away":
+        arrays.unlink()
+    else:
+        arrays.rename(arrays.with_name("other.safetensors"))
+        facts = saved.rename(saved.with_name("q.json"))
+    with pytest.raises(ProfileError, match=r"not beside it.*Copy the two files together, or rename it back") as refused:
+        load_profile(facts)
+    assert "Calibrate again" not in str(refused.value)
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=8)
@@ -172,6 +219,37 @@ def test_a_run_that_a_named_profile_does_not_fit_is_refused_by_name(run, guidanc
     with pytest.raises(ProfileError, match=word):
         profiles_for("Model-0", profile).fitting(RunFacts(run, guidance), needed=False)
     assert profiles_for("Model-0", [profile, "nearest"]).fitting(RunFacts(run, guidance), needed=False) is not None
+
+
+@pytest.mark.parametrize(
+    ("run", "guidance", "word"),
+    [
+        (timetable(19), 1.0, "steps: it was calibrated at 20, this run has 19; there are profiles"),
+        (timetable(10), 5.0, r"10 steps, guidance 3.5' differs in guidance: it was .* this run has 5; there are"),
+        (timetable(20, solver="Other()"), 1.0, r"scheduler: it was calibrated with Solver\(\), this run has Other"),
+    ],
+)
+def test_of_several_profiles_the_refusal_names_the_closest_and_lists_the_others_shortly(run, guidance, word):
+    there = [(10, 3.5), (20, 1.0), (28, 3.5), (28, 1.0)]
+    profiles = [made_up(steps=steps, guidance=scale) for steps, scale in there]
+    with pytest.raises(ProfileError, match=word) as refused:
+        profiles_for("Model-0", profiles).fitting(RunFacts(run, guidance), needed=True)
+    text = str(refused.value)
+    assert "10 steps (guidance 3.5), 20 steps (guidance 1), 28 steps (guidance 1, 3.5)" in text
+    assert text.count("differs") == 1 and "call={...}" in text
+    assert "leave out confidence and pass profile=[yours, 'nearest']" in text
+    found = ProfileChoice(tuple(profiles), "found")
+    with pytest.raises(ProfileError, match="leave out confidence and pass profile='nearest'"):
+        found.fitting(RunFacts(run, guidance), needed=True)
+
+
+def test_a_profile_prints_what_it_is_of_and_what_it_can_promise():
+    shown = repr(made_up())
+    assert shown == str(made_up()) and "array" not in shown and "\n" not in shown and len(shown) < 250
+    assert "Solver, 10 steps, guidance 1, tested on 60 prompts: confidence 0.8 from 0.0" in shown
+    assert "0.9 from" in shown and "0.95 from" in shown
+    assert "0.95" not in repr(made_up(prompts=30)) and "0.9 from" in repr(made_up(prompts=30))
+    assert "8 prompts: too few for a confidence of 0.8" in repr(made_up(prompts=8))
 
 
 def test_a_fitting_run_gets_its_profile_once_the_guidance_is_known():

@@ -13,10 +13,12 @@ from dicache.errors import BudgetError, ModeError, ProfileError, UnsupportedMode
 from dicache.measuring.calibrate import calibrate, finer
 from dicache.models.identity import identity
 from dicache.planning.error_law import MARGIN
+from dicache.promise import metrics
 from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.keep_budget import Promised, parse_budget
 from dicache.promise.learn_then_test import CERTAINTY, accepted, failures_allowed, prompts_needed, rising
-from dicache.promise.metrics import loss, resolved
+from dicache.promise.metrics import asked, loss, resolved
+from dicache.promise.profile import Profile
 from dicache.types import LATENT, Quote, RunFacts, Step, Timetable, Wanted
 from helpers.calibrating import GUIDED, LEVELS, PROMPTS, STEPS, Captioned, calibrated, made_up
 
@@ -161,7 +163,9 @@ def test_more_prompts_are_added_without_drawing_the_others_again(profile, tmp_pa
         options = {"steps": STEPS, "batch": 4, "levels": LEVELS, "call": GUIDED, "progress": False}
         return calibrate(Captioned(), prompts, **options, **kwargs)
 
-    few, more = first(PROMPTS[:8], checkpoint=tmp_path), first(PROMPTS, checkpoint=tmp_path)
+    with pytest.warns(UserWarning, match="8 prompts are too few"):
+        few = first(PROMPTS[:8], checkpoint=tmp_path)
+    more = first(PROMPTS, checkpoint=tmp_path)
     assert few.prompts == 8 and more.about["cost"]["samples"] == 4 * (1 + len(LEVELS))
     for key, value in profile.arrays.items():
         np.testing.assert_array_equal(more.arrays[key], value)
@@ -288,7 +292,40 @@ def test_a_budget_too_small_to_vouch_for_computes_everything_bitwise_and_says_so
     plain = pipe.draw([1])
     with dicache.enable(pipe, error_budget=1e-4, confidence=0.9, profile=fitted(pipe)) as cache:
         assert torch.equal(pipe.draw([1]), plain)
-    assert any("smaller than the profile can vouch for" in warning for warning in cache.report().warnings)
+    assert any("smaller than the profile can vouch for with confidence 0.9" in w for w in cache.report().warnings)
+
+
+def test_the_smallest_budget_that_a_report_names_is_one_that_a_level_above_zero_keeps_and_no_smaller_one_is():
+    pipe = Captioned()
+    profile = fitted(pipe)
+    for confidence in (None, 0.8, 0.9, 0.95):
+        smallest = profile.smallest(LATENT, confidence)
+        told = Wanted(LATENT, float(asked(smallest)))
+        assert smallest.bound <= told.bound < 1.01 * smallest.bound
+        assert profile.level(smallest, confidence) > 0 and profile.level(told, confidence) > 0
+        assert profile.level(Wanted(LATENT, smallest.bound * 0.999), confidence) == 0
+    with dicache.enable(pipe, error_budget=1e-4, confidence=0.9, profile=profile) as cache:
+        pipe.draw([1])
+    least = asked(profile.smallest(LATENT, 0.9))
+    assert any(warning.endswith(f"The smallest that it can is {least}.") for warning in cache.report().warnings)
+
+
+def test_levels_at_which_everything_was_computed_vouch_for_nothing():
+    arrays = {key: value.copy() for key, value in made_up().arrays.items()}
+    arrays["work"][:, 0], arrays["loss.latent"][:, 0] = 1.0, 0.0
+    profile = Profile(made_up().facts, arrays)
+    smallest = profile.smallest(LATENT, 0.9)
+    assert smallest.bound > 0 and profile.level(smallest, 0.9) == profile.saving == arrays["levels"][1]
+    assert 0 < profile.level(Wanted(LATENT, smallest.bound * 0.999), 0.9) < profile.saving
+
+
+@given(st.floats(-200, 200).filter(lambda bound: abs(bound) > 1e-9))
+def test_a_budget_is_told_as_it_is_asked_for_and_never_as_a_harder_one(bound):
+    told = {metric: eval(asked(Wanted(metric, bound)), vars(metrics)) for metric in ("psnr", "ssim", "mine")}
+    for metric, wanted in told.items():
+        assert wanted.metric == metric and wanted.bound >= bound - 1e-6 * abs(bound)
+        assert wanted.bound == pytest.approx(bound, rel=0.02)
+    assert float(asked(Wanted(LATENT, bound))) == told["mine"].bound
 
 
 def test_a_metric_the_profile_lacks_is_an_error_that_says_which_it_has():

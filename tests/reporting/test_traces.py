@@ -37,7 +37,15 @@ def trace(*records: Record, executed: float = 1.0, uncached: float = 2.0, comple
 
 
 def use(**facts: object) -> ProfileUse:
-    usual = {"name": "p", "prompts": 60, "kind": "named", "confidence": 0.9, "levels": numbers(0.1)}
+    usual = {
+        "name": "p",
+        "prompts": 60,
+        "kind": "named",
+        "confidence": 0.9,
+        "levels": numbers(0.1),
+        "saving": 0.1,
+        "smallest": "",
+    }
     return ProfileUse(**{**usual, "same_conditions": True, "true_error": lambda error: 2 * error, **facts})
 
 
@@ -183,3 +191,15 @@ def test_a_run_is_over_when_all_its_traces_are_and_one_trace_is_itself():
     assert joined([one, one._replace(planned_bytes=None)]).planned_bytes == 16
     with pytest.raises(ValueError, match="no trace to join"):
         joined([])
+
+
+@pytest.mark.parametrize("executed", [1.0, 2.0])
+def test_a_level_that_saved_nothing_when_it_was_tested_vouches_for_nothing_where_everything_was_computed(executed):
+    by = use(levels=numbers(0.01), saving=0.1, smallest="0.0123")
+    report = Report(trace(record(0, "#"), executed=executed), numbers(0.001), [], by)
+    notes = [note for note in report.warnings if "vouch for" in note]
+    assert len(notes) == (executed == 2.0)
+    assert all(
+        note.endswith("with confidence 0.9: everything was computed there. The smallest that it can is 0.0123.")
+        for note in notes
+    )

@@ -56,10 +56,10 @@ class FromCoefficients(Approximator):
         if missing:
             raise _unfitted(missing[0])
 
-    def on_other_weights(self) -> str | None:
+    def on_other_weights(self, change: str) -> str | None:
         if self.model is None:
             return None
-        return "the LoRA was changed after dicache.enable: the coefficients were fitted without that change."
+        return f"{change} after dicache.enable: the coefficients were fitted without that change."
 
     def guess(self, histories: Histories, target: Target) -> Tensor:
         anchor = histories.outputs.values[0]
