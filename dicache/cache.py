@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from dicache.controllers.base import ProfileUse
+from dicache.controllers.base import FinishedRun, ProfileUse
 from dicache.errors import ModeError
 from dicache.hosts.attachment import Attachment
 from dicache.hosts.audit import Auditor, summary
@@ -60,14 +60,15 @@ class Cache:
         trace = self.trace
         budgets = None if trace is None else self._budgets(len(trace.executed))
         notes = list(dict.fromkeys(note for session in self._sessions for note in session.notes))
-        return Report(trace, budgets, [*notes, *self._missed(trace)], self._profile_use(), self._audit())
+        return Report(trace, budgets, [*notes, *self._said(trace)], self._profile_use(), self._audit())
 
-    def _missed(self, trace: Trace | None) -> list[str]:
-        """Where a finished run is slower than was asked for."""
-        if trace is None or not trace.complete:
+    def _said(self, trace: Trace | None) -> list[str]:
+        """What the rule has to say of a finished run."""
+        run = self.session.run
+        if trace is None or run is None or not trace.complete:
             return []
-        text = self.session.config.controller.missed(trace.executed / trace.uncached, len(trace.records))
-        return [] if text is None else [text]
+        finished = FinishedRun(trace.executed / trace.uncached, len(trace.records), run.facts)
+        return self.session.config.controller.notes(finished)
 
     def _profile_use(self) -> ProfileUse | None:
         """By which profile the last run went; None without one."""

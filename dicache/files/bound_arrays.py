@@ -74,7 +74,10 @@ def bound_arrays(path: Path, facts: Fields, key: str, most: int) -> Iterator[Arr
     """
     bound = facts.fields(key)
     name, digest = sibling(bound.text("file")), bound.text("sha256")
-    with arrays_file(_arrays_path(path, name), most) as file:
+    arrays = _arrays_path(path, name)
+    if not arrays.exists():
+        raise FileFault(f"{name} is missing: {path.name} and {name} belong together, in one folder")
+    with arrays_file(arrays, most) as file:
         if file.sha256() != digest:
             raise FileFault(f"{name} is not the file it was saved with (sha256 differs)")
         yield file
