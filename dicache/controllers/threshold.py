@@ -28,10 +28,10 @@ class Threshold(Controller[Rows]):
         return decided(quote, skip, spent, (quote.error.isfinite(), Reason.OVER_THRESHOLD)), spent
 
     def notes(self, run: FinishedRun) -> list[str]:
-        """Of a run in which nothing stayed below it."""
+        """Of a run in which nothing was skipped."""
         if bool((run.work < 1).any()):
             return []
         return [
-            f"no step stayed below threshold={self.threshold:g}, which is in the method's own unit: fewer steps change "
-            "more from one to the next, and need a larger one."
+            f"nothing was skipped at threshold={self.threshold:g}, which is in the method's own unit: with fewer steps "
+            "each changes more, and it must be larger."
         ]

@@ -102,7 +102,7 @@ class Schedule:
         error = "not measured" if self.error is None else f"{self.error:.4f}"
         steps, sites = self.table.shape
         shown = self.letters if sites == 1 else f"{steps} steps, {sites} sites"
-        return f"<dicache.Schedule {shown}: {self.work:.3f} of the work, error {error}, by {self.origin.finder}>"
+        return f"<dicache.Schedule {shown}: {self.work:.3f} of the work, error {error} ({self.origin.finder})>"
 
     @property
     def macs(self) -> float:

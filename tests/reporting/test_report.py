@@ -96,3 +96,16 @@ def test_before_any_run_there_is_nothing_to_report():
     assert "nothing has run yet." in str(report)
     assert report.to_dict()["samples"] == [] and report.compute_speedup == 1.0
     assert len(report.plot().axes) == 2
+
+
+@pytest.mark.parametrize("preset", [dicache.presets.dbcache, dicache.presets.teacache, dicache.presets.easycache])
+def test_a_rule_that_goes_by_a_threshold_names_it_where_nothing_was_skipped(preset):
+    pipe, said = make_flux(), []
+    for threshold in (1e-9, 1e9):
+        with dicache.enable(pipe, config=preset(threshold)) as cache:
+            draw_flux(pipe, [1], 8)
+        said.append(cache.report().warnings)
+    assert [w for w in said[0] if "threshold=1e-09" in w] and [
+        w for w in said[0] if "never engaged; mostly over thr" in w
+    ]
+    assert not [w for w in said[1] if "threshold" in w] and not [w for w in said[0] if "budget" in w]

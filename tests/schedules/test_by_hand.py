@@ -166,7 +166,7 @@ def test_a_path_of_nothing_and_arrays_that_are_lost_say_what_to_do(fitted, tmp_p
 def test_a_schedule_and_a_front_print_in_lines_that_are_read(pipe, written):
     assert (
         repr(written)
-        == f"<dicache.Schedule {LETTERS}: {written.work:.3f} of the work, error {written.error:.4f}, by hand>"
+        == f"<dicache.Schedule {LETTERS}: {written.work:.3f} of the work, error {written.error:.4f} (hand)>"
     )
     front = Law().find(pipe, Evaluation(), Calibration(PROMPTS[:2], len(LETTERS), call=CALL))
     assert isinstance(front, ParetoSet)
