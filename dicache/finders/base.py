@@ -114,7 +114,12 @@ def choose(schedules: Sequence[Schedule], budget: float | None, cost: float | No
     if cost is not None:
         return min(schedules, key=lambda schedule: schedule.error or 0.0)
     front = ParetoSet(tuple(schedules)).front()
-    return front if budget is None else front.within(budget)
+    if budget is None:
+        return front
+    everything = [schedule for schedule in schedules if computes(schedule.table).all()]
+    if everything and all(schedule.error is None or schedule.error > budget for schedule in front.members):
+        return everything[0]  # what it lost is rounding: batches differ in their last bits
+    return front.within(budget)
 
 
 def _errors(measurements: ScheduleMeasurements, tables: Sequence[Table], fitted: Sequence[Fitted | None]) -> np.ndarray:

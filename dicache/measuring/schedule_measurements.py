@@ -181,10 +181,10 @@ class ScheduleMeasurements:
         """Of this model, its steps and sites, and these prompts, whatever is searched. Raises ScheduleError for a
         folder of others, or one that cannot be used.
         """
-        given, basis = self.calibration, self.basis
+        calibration, basis = self.calibration, self.basis
         model = [basis.model, basis.scheduler, list(basis.sigmas), self.sites]
-        folder = None if given.checkpoint is None else Path(given.checkpoint)
-        return Checkpoint(folder, [*model, given.digest, given.seed, given.call], ScheduleError)
+        folder = None if calibration.checkpoint is None else Path(calibration.checkpoint)
+        return Checkpoint(folder, [*model, calibration.digest, calibration.seed, calibration.call], ScheduleError)
 
     def _named(self, batch: Sequence[tuple[Fitted | None, bytes, int]]) -> str:
         """By what is in it; nothing where nothing is kept."""

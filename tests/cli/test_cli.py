@@ -101,7 +101,7 @@ SEARCH = (
     [
         (0, ("--checkpoint", "c"), "stopped; nothing was saved yet\n"),
         (0, (), "--checkpoint FOLDER keeps"),
-        (2, ("--checkpoint", "c"), "stopped; the same command goes on from c\n"),
+        (1, ("--checkpoint", "c"), "stopped; the same command goes on from c\n"),
     ],
 )
 def test_a_search_that_is_stopped_says_what_there_is_to_go_on_from(after, options, message, command, monkeypatch):
