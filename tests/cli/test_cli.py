@@ -81,19 +81,7 @@ def test_mistakes_are_known_before_torch_is_loaded(tmp_path):
     assert done.stdout.split() == ["2", "False", "False"], done.stderr
 
 
-SEARCH = (
-    "search",
-    "--finder",
-    "annealing",
-    "--steps",
-    "4",
-    "--captions",
-    "1",
-    "--cost",
-    "0.75",
-    "--option",
-    "trials=2",
-)
+SEARCH = ("search", "--finder", "annealing", "--steps", "4", "--captions", "1", "--cost", "0.75", "--batch", "1")
 
 
 @pytest.mark.parametrize(
@@ -101,7 +89,7 @@ SEARCH = (
     [
         (0, ("--checkpoint", "c"), "stopped; nothing was saved yet\n"),
         (0, (), "--checkpoint FOLDER keeps"),
-        (1, ("--checkpoint", "c"), "stopped; the same command goes on from c\n"),
+        (2, ("--checkpoint", "c"), "stopped; the same command goes on from c\n"),
     ],
 )
 def test_a_search_that_is_stopped_says_what_there_is_to_go_on_from(after, options, message, command, monkeypatch):
