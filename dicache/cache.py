@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from dicache.controllers.base import ProfileUse
+from dicache.controllers.base import FinishedRun, ProfileUse
 from dicache.errors import ModeError
 from dicache.hosts.attachment import Attachment
 from dicache.hosts.audit import Auditor, summary
@@ -72,7 +72,7 @@ class Cache:
         notes = list(dict.fromkeys(note for session in self._sessions for note in session.notes))
         audit = self._audit()
         errors = {i: error for auditor in self._auditors for i, error in auditor.true_errors.items()}
-        noted = [*notes, *self._missed(trace), *self._exhausted(trace, budgets)]
+        noted = [*notes, *self._said(trace), *self._exhausted(trace, budgets)]
         return Report(trace, budgets, noted, self._profile_use(), audit, errors, self._setting())
 
     def _setting(self) -> Setting:
@@ -80,12 +80,13 @@ class Cache:
         timetable = None if run is None else run.step.timetable
         return Setting(self._models, "" if timetable is None else timetable.solver, bool(self._attachments))
 
-    def _missed(self, trace: Trace | None) -> list[str]:
-        """Where a finished run is slower than was asked for."""
-        if trace is None or not trace.complete:
+    def _said(self, trace: Trace | None) -> list[str]:
+        """What the rule has to say of a finished run."""
+        run = self.session.run
+        if trace is None or run is None or not trace.complete:
             return []
-        text = self.session.config.controller.missed(trace.executed / trace.uncached, len(trace.records))
-        return [] if text is None else [text]
+        finished = FinishedRun(trace.executed / trace.uncached, len(trace.records), run.facts)
+        return self.session.config.controller.notes(finished)
 
     def _exhausted(self, trace: Trace | None, budgets: Rows | None) -> list[str]:
         """Where a finished run skipped all that may be skipped and has most of its budget left. Only of whole

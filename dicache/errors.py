@@ -5,6 +5,10 @@ class DicacheError(Exception):
     """Base of all errors that dicache raises on purpose."""
 
 
+class DicacheWarning(UserWarning):
+    """What was asked for was done, and is not what it was asked for."""
+
+
 class BudgetError(DicacheError, ValueError):
     """An error budget is negative, not a number, or there are not as many budgets as samples."""
 

@@ -91,12 +91,14 @@ class Reason(IntEnum):
     SCHEDULED = 6
     PLANNED = 7
     REJECTED = 8
+    OVER_THRESHOLD = 9
 
 
 REASONS = {
     Reason.WARM_UP: "warm-up: the first steps, and the last where asked for, are always computed",
     Reason.UNKNOWN: "unknown: no error estimate yet, or not a finite one",
     Reason.OVER_BUDGET: "over budget: skipping would have spent more than was released so far",
+    Reason.OVER_THRESHOLD: "over threshold: the change was more than the rule's threshold",
     Reason.WITHIN_BUDGET: "within budget: skipped",
     Reason.TOO_LONG: "too long: the gap reached its longest allowed length",
     Reason.NO_BUDGET: "no budget: the budget is zero",

@@ -3,6 +3,7 @@
     models.md    every denoiser class of diffusers, as `dicache models --markdown` lists it
     cli.md       every command and its options, from the command line itself
     presets.md   a row for every published method, from the presets
+    schedules.md the finders' names and options, between its markers
     CHANGELOG    where modules and names went, between its markers
     architecture the line of every place that it names; its text is written by hand
 
@@ -13,22 +14,27 @@ import ast
 import inspect
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from typer.models import ArgumentInfo, OptionInfo
 
+import dicache.finders
 from dicache._moved import MOVED, REMOVED, RENAMED
 from dicache.bench.showing.pages import filled
 from dicache.bench.showing.tables import markdown
 from dicache.cli.app import app
+from dicache.finders.by_name import finders
 from dicache.models.catalogue import catalogue
 from dicache.models.catalogue import markdown as models
 from dicache.presets import methods
+from dicache.types import Action
 
 DOCS = Path(__file__).parent
 CHANGELOG = DOCS.parent / "CHANGELOG.md"
+SCHEDULES = DOCS / "schedules.md"
 PLACE = re.compile(r"`([\w.]+)` \(`([\w/]+\.py):\d+`\)")
 """A definition and where it is, as architecture.md writes it."""
 
@@ -38,6 +44,7 @@ def pages() -> dict[Path, str]:
         DOCS / "models.md": models(catalogue()),
         DOCS / "cli.md": "\n".join(_commands()),
         DOCS / "presets.md": "\n".join(_presets()),
+        SCHEDULES: filled(SCHEDULES.read_text(encoding="utf-8"), "finders", markdown(list(_finders()))),
         DOCS / "architecture.md": _with_lines((DOCS / "architecture.md").read_text(encoding="utf-8")),
         CHANGELOG: filled(CHANGELOG.read_text(encoding="utf-8"), "moved", markdown(_moved())),
     }
@@ -77,6 +84,20 @@ def _line(path: str, name: str) -> int:
         if not nodes:
             raise LookupError(f"docs/architecture.md names {name} of {path}, where nothing is called {part}.")
     return int(nodes[0].lineno)  # type: ignore[attr-defined]
+
+
+def _finders() -> Iterator[list[str]]:
+    yield ["on the command line", "in Python", "options"]
+    for name, described in sorted(finders().items()):
+        kind = getattr(dicache.finders, described.kind)
+        defaults = {field.name: field.default for field in fields(kind) if field.name in described.options}
+        written = [f"`{key}={_word(value)}`" for key, value in defaults.items()]
+        yield [f"`{name}`", f"`{described.kind}`", ", ".join(written) or "none"]
+
+
+def _word(value: Any) -> str:  # noqa: ANN401
+    """As it is given on the command line."""
+    return str(value.name.lower() if isinstance(value, Action) else value)
 
 
 def _moved() -> list[list[str]]:

@@ -3,6 +3,9 @@ runs.
 """
 
 import json
+import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,12 +20,16 @@ from dicache.cli.arguments import (
     Checkpoint,
     Guidance,
     Seed,
+    check_folder,
     check_json,
     guided,
-    interruptible,
     lines_of,
     progress,
+    stoppable,
 )
+from dicache.errors import DicacheWarning
+from dicache.finders.by_name import check, make, options_of, sites_named
+from dicache.reference.scenes import prompts as scenes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,7 +57,8 @@ def calibrate(
     """Measure a profile of the reference model, so that a budget on it can be a promise."""
     lines = lines_of(prompts)
     check_json(out)
-    with interruptible(checkpoint):
+    check_folder(checkpoint)
+    with stoppable(checkpoint):
         from dicache.measuring.calibrate import LEVELS, finer
         from dicache.measuring.calibrate import calibrate as measure
         from dicache.reference.assembly import pipeline
@@ -67,7 +75,7 @@ def calibrate(
             checkpoint=checkpoint,
             progress=not as_json,
         )
-    profile.save(out)
+        profile.save(out)
     facts = {"profile": profile.name, "metrics": profile.metrics, **profile.about}
     print(json.dumps(facts) if as_json else f"{profile.name}: {profile.about['cost']}, wrote {out}")
 
@@ -91,27 +99,33 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find a schedule of the reference model: a table of what computes at which step, for enable(schedule=...)."""
-    from dicache.files.atomic import replacing
-    from dicache.finders.by_name import make, options_of, sites_named
-    from dicache.measuring.schedule_measurements import Calibration
-    from dicache.reference.assembly import pipeline
-    from dicache.reference.scenes import prompts as scenes
-    from dicache.reporting.front_plot import figure
-    from dicache.schedules.pareto import ParetoSet
-
     check_json(out)
+    check_folder(checkpoint)
+    options = options_of(option or [])
+    check(finder, options, sites, budget, cost)
     lines = scenes("calibration", captions, seed=seed) if prompts is None else lines_of(prompts)
-    method, selector = make(finder, options_of(option or []), checkpoint=checkpoint), sites_named(sites)
-    pipe = pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    with interruptible(checkpoint), progress(as_json) as bar:
-        calibration = Calibration(lines, steps, seed=seed, batch=batch, call=guided(guidance), tick=_ticking(bar))
-        result = method.find(pipe, selector, calibration, budget=budget, cost=cost, seed=seed)
-    result.save(out)
-    members = result.members if isinstance(result, ParetoSet) else (result,)
-    if isinstance(result, ParetoSet):
-        with replacing(out.with_suffix(".png")) as picture:
-            figure({finder: result}).savefig(picture)
+    with stoppable(checkpoint):
+        from dicache.files.atomic import replacing
+        from dicache.measuring.schedule_measurements import Calibration
+        from dicache.reference.assembly import pipeline
+        from dicache.reporting.front_plot import figure
+        from dicache.schedules.pareto import ParetoSet
+
+        method, pipe = make(finder, options), pipeline()
+        pipe.set_progress_bar_config(disable=True)
+        with progress(as_json) as bar, warnings.catch_warnings(record=True) as noted:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", DicacheWarning)
+            drawn = Calibration(lines, steps, seed=seed, batch=batch, call=guided(guidance), tick=_ticking(bar))
+            calibration = replace(drawn, checkpoint=checkpoint)
+            result = method.find(pipe, sites_named(sites), calibration, budget=budget, cost=cost, seed=seed)
+        result.save(out)
+        members = result.members if isinstance(result, ParetoSet) else (result,)
+        if isinstance(result, ParetoSet):
+            with replacing(out.with_suffix(".png")) as picture:
+                figure({finder: result}).savefig(picture)
+    for warning in noted:
+        print(f"note: {warning.message}", file=sys.stderr)
     if as_json:
         print(json.dumps([{"work": schedule.work, "error": schedule.error} for schedule in members]))
         return
@@ -132,11 +146,9 @@ def _ticking(bar: Progress) -> "Callable[[str, int, int], None]":
 
 
 def _table(finder: str, members: "Sequence[Schedule]") -> Table:
-    from dicache.schedules.action_table import lines_of
-
     table = Table("work", "error", "schedules of " + finder)
     for schedule in members:
         sites = schedule.table.shape[1]
-        shown = "".join(lines_of(schedule.table)) if sites == 1 else f"{sites} sites"
+        shown = schedule.letters if sites == 1 else f"{sites} sites"
         table.add_row(f"{schedule.work:.3f}", f"{schedule.error:.4f}", shown)
     return table

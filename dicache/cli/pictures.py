@@ -8,7 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dicache.cli.arguments import AsJson, Budget, Guidance, check_picture, progress
+from dicache.cli.arguments import AsJson, Budget, Guidance, check_budget, check_picture, progress
+from dicache.reference.scenes import parse
 
 if TYPE_CHECKING:
     from dicache.cli.demo import Outcome
@@ -23,12 +24,11 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Draw eight captions from easy to hard, uncached and cached, and show what each cost and lost."""
+    check_budget(error_budget)
+    check_picture(out)
     from dicache.cli import demo as demonstration
     from dicache.files.atomic import replacing, write_text
-    from dicache.planning.budget import validate
 
-    validate(error_budget)
-    check_picture(out)
     with progress(as_json) as bar:
         task = bar.add_task("drawing", total=demonstration.ticks(steps))
         outcome = demonstration.run(error_budget, steps=steps, tick=lambda: bar.advance(task))
@@ -76,16 +76,14 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """Draw one caption with the reference model, within an error budget."""
+    parse(prompt)
+    check_budget(error_budget)
+    check_picture(out)
     from dicache.api import enable
     from dicache.files.atomic import replacing
-    from dicache.planning.budget import validate
     from dicache.reference.assembly import pipeline
     from dicache.reference.draw import draw, pictures
-    from dicache.reference.scenes import parse
 
-    parse(prompt)
-    validate(error_budget)
-    check_picture(out)
     pipe = pipeline()
     pipe.set_progress_bar_config(disable=True)
     cache = enable(pipe, error_budget=error_budget, confidence=confidence, profile=profile)

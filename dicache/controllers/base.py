@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 
 from dicache.planning.budget import Budget
-from dicache.types import Action, Decision, Quote, Reason, Rows, Site, Step
+from dicache.types import Action, Decision, Quote, Reason, Rows, RunFacts, Site, Step
 
 S = TypeVar("S")
 
@@ -35,6 +35,16 @@ class ProfileUse(NamedTuple):
     """Whether every sample's negative prompt is one that it was tested with."""
     true_error: Callable[[float], float]
     """From the error that was estimated to the one that it means."""
+
+
+class FinishedRun(NamedTuple):
+    """What a rule may say something about once it is over."""
+
+    work: Rows
+    """Shares of the uncached work that its samples executed, (B,)."""
+    steps: int
+    facts: RunFacts
+    """What it showed of itself."""
 
 
 class Account(NamedTuple):
@@ -76,11 +86,9 @@ class Controller(ABC, Generic[S]):
         """By which profile a run in this state goes; None without one."""
         return None
 
-    def missed(self, work: Rows, steps: int) -> str | None:
-        """What to say of a finished run of so many steps where its samples executed more than was asked for; `work` are
-        their shares of the uncached work, (B,).
-        """
-        return None
+    def notes(self, run: FinishedRun) -> list[str]:
+        """What the report must say: that samples executed more than was asked for, what the rule is worth here."""
+        return []
 
     def fewest(self, steps: int) -> int | None:
         """How many steps of a run of so many compute however large the budget is; None where that is not known."""
@@ -126,8 +134,8 @@ class Around(Controller[Any]):
     def describe(self, state: Any) -> ProfileUse | None:  # noqa: ANN401
         return self.inner.describe(state)
 
-    def missed(self, work: Rows, steps: int) -> str | None:
-        return self.inner.missed(work, steps)
+    def notes(self, run: FinishedRun) -> list[str]:
+        return self.inner.notes(run)
 
     def fewest(self, steps: int) -> int | None:
         return self.inner.fewest(steps)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from dicache.controllers.base import Account, Controller, decided
+from dicache.controllers.base import Account, Controller, FinishedRun, decided
 from dicache.controllers.planned import TINY, Planned
 from dicache.planning.budget import Budget, per_sample
 from dicache.planning.law_plan import Plan, plan_of
@@ -85,15 +85,15 @@ class Counted(Controller[Counts]):
         way = plan.way(dealt(plan, speedup, float(state.lot[b]), first), first)
         return min(due for due in [*way, len(plan.time)] if due >= i)
 
-    def missed(self, work: Rows, steps: int) -> str | None:
-        """What to say of samples that executed a tenth more than this deals them, as shares of the uncached, (B,)."""
-        asked = per_sample(self.speedup, len(work), "speedup")
+    def notes(self, run: FinishedRun) -> list[str]:
+        """Of samples that executed a tenth more than this deals them."""
+        asked, steps = per_sample(self.speedup, len(run.work), "speedup"), run.steps
         dealt_steps = torch.where(steps < asked, steps / asked, (steps / asked).ceil())  # less than one cannot be dealt
-        late = (work > 1.1 * dealt_steps / steps).nonzero().flatten()
+        late = (run.work > 1.1 * dealt_steps / steps).nonzero().flatten()
         if not len(late):
-            return None
-        wanted, reached = (", ".join(f"{x:.4g}" for x in values[late].tolist()) for values in (asked, 1 / work))
-        return f"samples {late.tolist()} did not reach their speedup: {wanted} asked for, {reached} reached."
+            return []
+        wanted, reached = (", ".join(f"{x:.4g}" for x in values[late].tolist()) for values in (asked, 1 / run.work))
+        return [f"samples {late.tolist()} did not reach their speedup: {wanted} asked for, {reached} reached."]
 
     def settle(self, ratio: Rows, computed: Rows, state: Counts) -> Counts:
         return state._replace(account=state.account.closed(ratio, computed))

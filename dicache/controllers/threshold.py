@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dicache.controllers.base import Controller, cost_of, decided
+from dicache.controllers.base import Controller, FinishedRun, cost_of, decided
 from dicache.types import Decision, Quote, Reason, Rows, Step
 
 
@@ -25,4 +25,13 @@ class Threshold(Controller[Rows]):
         early = self.early is not None and step.index < round(self.share * step.total)
         skip = quote.error < (self.early if early and self.early is not None else self.threshold)
         spent = state + cost_of(quote, skip)
-        return decided(quote, skip, spent, (quote.error.isfinite(), Reason.OVER_BUDGET)), spent
+        return decided(quote, skip, spent, (quote.error.isfinite(), Reason.OVER_THRESHOLD)), spent
+
+    def notes(self, run: FinishedRun) -> list[str]:
+        """Of a run in which nothing was skipped."""
+        if bool((run.work < 1).any()):
+            return []
+        return [
+            f"nothing was skipped at threshold={self.threshold:g}, which is in the method's own unit: with fewer steps "
+            "each changes more, and it must be larger."
+        ]

@@ -130,8 +130,8 @@ def _arrays_path(path: Path, name: str, digest: str, most: int) -> Path:
     there = [arrays for arrays in candidates if arrays.exists()]
     if not there:
         names = " or ".join(dict.fromkeys(arrays.name for arrays in candidates))
-        remedy = f"Copy the two files together, or rename it back: {path.name} does not go without it."
-        raise FileFault(f"its arrays are not beside it ({names})", remedy)
+        remedy = "Copy the two files together, or rename it back."
+        raise FileFault(f"its arrays are not beside it: {path.name} and {names} belong together", remedy)
     return there[0] if len(there) == 1 else next((arrays for arrays in there if _fits(arrays, digest, most)), there[0])
 
 

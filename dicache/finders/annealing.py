@@ -18,7 +18,7 @@ from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
 from dicache.finders.dynamic_programming import DynamicProgramming
 from dicache.measuring.schedule_measurements import ScheduleMeasurements
-from dicache.schedules.action_table import Table, computes
+from dicache.schedules.action_table import Table, affordable, computes
 from dicache.types import Action
 
 Masks = np.ndarray
@@ -47,7 +47,7 @@ class Annealing(Finder):
         starts = {}
         shares = WORKS if cost is None else (cost,)
         for share in shares:
-            fitting = np.flatnonzero(work <= share + 1e-9)
+            fitting = np.flatnonzero(affordable(work, share))
             if len(fitting):
                 best = fitting[work[fitting].argmax()]
                 starts[float(work[best])] = family[best]

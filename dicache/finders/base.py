@@ -4,6 +4,7 @@ prompts.
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, final
@@ -12,9 +13,10 @@ import numpy as np
 
 from dicache._version import __version__
 from dicache.approximators.fitted.coefficients import Fitted
-from dicache.errors import ScheduleError
+from dicache.errors import DicacheWarning, ScheduleError
+from dicache.finders.asked import check_asked
 from dicache.measuring.schedule_measurements import Calibration, ScheduleMeasurements
-from dicache.schedules.action_table import Table, repaired
+from dicache.schedules.action_table import Table, affordable, computes, repaired
 from dicache.schedules.pareto import ParetoSet
 from dicache.schedules.schedule import Schedule
 from dicache.schedules.setting import Origin
@@ -58,13 +60,15 @@ class Finder(ABC):
         cost: float | None = None,
         seed: int = 0,
     ) -> Schedule | ParetoSet:
-        """With `cost`, the schedule that executes as much as it may and no more than this share of the uncached MACs.
+        """With `cost`, the schedule that executes as much as it may and no more than this share of the uncached MACs
+        (or 1 % more of it: `dicache.schedules.action_table.SLACK`).
         With `budget`, the cheapest one whose relative L2 error of the final latent, the mean over the calibration
         prompts, is no more. With neither, those of the whole range that no other beats in both.
 
-        Raises ScheduleError where both are given or none can be had.
+        Warns where nothing can be saved within the budget: the answer then computes everything. Raises ScheduleError
+        where both are given or none can be had.
         """
-        self._check(budget, cost)
+        check_asked(self.name, budget, cost, needs_aim=self.fits)
         measurements = calibration.on(pipe, sites)
         tables = _different(self.tables(measurements, cost, seed))
         work = measurements.priced(self.fitted).work(np.stack(tables))
@@ -72,27 +76,20 @@ class Finder(ABC):
             tables = self._dearest(tables, work, cost)
         elif not self.measures:
             tables = _thinned(tables, work)
-        return choose(self.schedules(measurements, tables, seed), budget, cost)
-
-    def _check(self, budget: float | None, cost: float | None) -> None:
-        """Raises ScheduleError for what no search can keep to."""
-        if budget is not None and cost is not None:
-            raise ScheduleError("budget and cost were both given. Give one of them, or none for the whole front.")
-        if cost is not None and not 0 < cost <= 1:
-            raise ScheduleError(f"cost is {cost!r}. Expected a share of the uncached work above 0 and at most 1.")
-        if budget is not None and not 0 <= budget < math.inf:
-            raise ScheduleError(f"budget is {budget!r}. Expected a relative error of the final latent from 0 on.")
-        if self.fits and budget is None and cost is None:
-            raise ScheduleError(f"{self.name} fits one schedule, not a front. Give a cost or a budget.")
+        answer = choose(self.schedules(measurements, tables, seed), budget, cost)
+        if budget is not None and isinstance(answer, Schedule) and computes(answer.table).all():
+            nothing = f"{self.name} found nothing that can be skipped within a budget of {budget:g}"
+            warnings.warn(f"{nothing}: this schedule computes everything.", DicacheWarning, stacklevel=2)
+        return answer
 
     def _dearest(self, tables: Sequence[Table], work: np.ndarray, cost: float) -> list[Table]:
         """Those that execute most of what they may."""
-        affordable = work[work <= cost + 1e-9]
-        if not len(affordable):
+        fitting = work[affordable(work, cost)]
+        if not len(fitting):
             raise ScheduleError(
                 f"{self.name} found nothing that executes {cost:g} of the work: {work.min():.3f} is least."
             )
-        most = affordable.max()
+        most = fitting.max()
         return [table for table, each in zip(tables, work, strict=True) if math.isclose(each, most, rel_tol=1e-12)]
 
     @final
@@ -117,7 +114,12 @@ def choose(schedules: Sequence[Schedule], budget: float | None, cost: float | No
     if cost is not None:
         return min(schedules, key=lambda schedule: schedule.error or 0.0)
     front = ParetoSet(tuple(schedules)).front()
-    return front if budget is None else front.within(budget)
+    if budget is None:
+        return front
+    everything = [schedule for schedule in schedules if computes(schedule.table).all()]
+    if everything and all(schedule.error is None or schedule.error > budget for schedule in front.members):
+        return everything[0]  # what it lost is rounding: batches differ in their last bits
+    return front.within(budget)
 
 
 def _errors(measurements: ScheduleMeasurements, tables: Sequence[Table], fitted: Sequence[Fitted | None]) -> np.ndarray:

@@ -1,45 +1,97 @@
-"""Finders and sites by their names, for the command line: the package is scanned, nothing is registered."""
+"""Finders and sites by their names, for the command line: the package is scanned, nothing is registered.
 
+What there is is read off the sources, so that a mistake is known before torch is imported; only what is used is
+imported then.
+"""
+
+import ast
 from collections.abc import Sequence
-from dataclasses import fields
 from importlib import import_module
-from pkgutil import iter_modules
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import dicache.finders
 from dicache.errors import ScheduleError
-from dicache.finders.base import Finder
-from dicache.schedules.action_table import FILLS
-from dicache.sites import Evaluation, Sites, Spans, Sublayers, Tail
-from dicache.types import Action
+from dicache.finders.asked import check_asked
 
-_FILLS = {fill.name.lower(): fill for fill in FILLS if fill is not Action.CORRECT}
+if TYPE_CHECKING:
+    from dicache.finders.base import Finder
+    from dicache.sites import Sites
 
-
-def finders() -> dict[str, type[Finder]]:
-    """All that there are."""
-    modules = [import_module(f"dicache.finders.{module.name}") for module in iter_modules(dicache.finders.__path__)]
-    made = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
-    return {kind.name: kind for kind in made if issubclass(kind, Finder) and kind is not Finder}
+FILLS = ("reuse", "extrapolate", "zero")
+"""What an option that is an Action may be: all that puts something in the place of a value and needs no fit."""
+SITES = {"evaluation": "Evaluation", "tail": "Tail", "blocks": "Spans", "sublayers": "Sublayers"}
+_KINDS = {"bool": "True or False", "int": "a whole number", "float": "a number", "Action": ", ".join(FILLS)}
 
 
-def make(name: str, options: dict[str, str], **values: Any) -> Finder:  # noqa: ANN401
-    """The finder of this name, its options read as the kinds their defaults have; `values` as they are, None for
-    nothing. Raises ScheduleError for a name or an option that it has not.
-    """
+class Described(NamedTuple):
+    """A finder as its source says."""
+
+    module: str
+    kind: str
+    """Its class."""
+    options: dict[str, tuple[str, str]]
+    """Those that can be set by a word: kind and default, as they are written."""
+    needs_aim: bool
+    """Whether it must be given a cost or a budget, and whole evaluations."""
+
+
+def finders() -> dict[str, Described]:
+    """All that there are, by name."""
+    made = {}
+    for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+        classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+        for node in classes:
+            fields = {
+                f.target.id: f for f in node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)
+            }
+            name = fields["name"].value if "name" in fields else None
+            if isinstance(name, ast.Constant):
+                made[str(name.value)] = Described(path.stem, node.name, _options(fields), "fits" in fields)
+    return made
+
+
+def _options(fields: dict[str, ast.AnnAssign]) -> dict[str, tuple[str, str]]:
+    written = {
+        name: (ast.unparse(field.annotation), "" if field.value is None else ast.unparse(field.value))
+        for name, field in fields.items()
+    }
+    return {name: (kind, value) for name, (kind, value) in written.items() if kind in _KINDS or _words(kind)}
+
+
+def _words(kind: str) -> list[str]:
+    """Of Literal['one', 'two'], or a string."""
+    if kind == "str":
+        return ["a string"]
+    return list(ast.literal_eval(f"({kind[8:-1]},)")) if kind.startswith("Literal[") else []
+
+
+def check(name: str, options: dict[str, str], sites: str, budget: float | None, cost: float | None) -> None:
+    """Raises ScheduleError for a name, an option or sites that there are not, and for what no search can keep to."""
     kinds = finders()
     if name not in kinds:
         raise ScheduleError(f"there is no finder {name!r}. There are {', '.join(sorted(kinds))}.")
-    defaults: dict[str, Any] = {f.name: f.default for f in fields(kinds[name])}  # type: ignore[arg-type]  # dataclasses
-    values = {key: value for key, value in values.items() if value is not None}
-    if unknown := sorted(set(values) - set(defaults)):
-        raise ScheduleError(f"{name} has no use for a {unknown[0]}. Leave it out.")
     for key, text in options.items():
-        if key not in defaults or not isinstance(defaults[key], bool | int | float):
-            settable = [k for k, value in defaults.items() if isinstance(value, bool | int | float)]
-            raise ScheduleError(f"{name} has no option {key!r}. It has {', '.join(settable) or 'none'}.")
-        values[key] = _read(key, text, defaults[key])
-    return kinds[name](**values)
+        if key not in kinds[name].options:
+            raise ScheduleError(f"{name} has no option {key!r}. It has {', '.join(kinds[name].options) or 'none'}.")
+        _read(key, text, kinds[name].options[key][0])
+    if sites not in SITES:
+        raise ScheduleError(f"sites is {sites!r}. Expected {', '.join(SITES)}.")
+    check_asked(name, budget, cost, needs_aim=kinds[name].needs_aim)
+    if kinds[name].needs_aim and sites != "evaluation":
+        raise ScheduleError(f"{name} fits whole evaluations, not {sites}. Use --sites evaluation.")
+
+
+def make(name: str, options: dict[str, str]) -> "Finder":
+    """The finder of this name, its options read as their kinds. Raises ScheduleError for a name, an option or a value
+    that it has not.
+    """
+    check(name, options, "evaluation", None, 1.0)
+    described = finders()[name]
+    values = {key: _read(key, text, described.options[key][0]) for key, text in options.items()}
+    actions = import_module("dicache.types").Action
+    values = {k: actions[v.upper()] if described.options[k][0] == "Action" else v for k, v in values.items()}
+    finder: Finder = getattr(import_module(f"dicache.finders.{described.module}"), described.kind)(**values)
+    return finder
 
 
 def options_of(texts: Sequence[str]) -> dict[str, str]:
@@ -50,21 +102,20 @@ def options_of(texts: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def sites_named(text: str) -> Sites:
-    """Raises ScheduleError for a word that names none."""
-    named: dict[str, Sites] = {"evaluation": Evaluation(), "tail": Tail(), "blocks": Spans(), "sublayers": Sublayers()}
-    if text not in named:
-        raise ScheduleError(f"sites is {text!r}. Expected {', '.join(named)}.")
-    return named[text]
+def sites_named(text: str) -> "Sites":
+    """Of a word that `check` took."""
+    sites: Sites = getattr(import_module("dicache.sites"), SITES[text])()
+    return sites
 
 
-def _read(key: str, text: str, default: bool | int | float) -> Any:  # noqa: ANN401
+def _read(key: str, text: str, kind: str) -> Any:  # noqa: ANN401
+    """A value of this kind; of an Action its word."""
     try:
-        if isinstance(default, Action):
-            return _FILLS[text.lower()]
-        if isinstance(default, bool):
+        if kind == "bool":
             return {"true": True, "false": False}[text.lower()]
-        return type(default)(text)
+        if kind in ("int", "float"):
+            return {"int": int, "float": float}[kind](text)
+        words = FILLS if kind == "Action" else _words(kind)
+        return text if kind == "str" else {word: word for word in words}[text.lower()]
     except (ValueError, KeyError) as error:
-        expected = ", ".join(_FILLS) if isinstance(default, Action) else f"a value like {default}"
-        raise ScheduleError(f"{key} is {text!r}. Expected {expected}.") from error
+        raise ScheduleError(f"{key} is {text!r}. Expected {_KINDS.get(kind) or ', '.join(_words(kind))}.") from error

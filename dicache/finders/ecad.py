@@ -4,20 +4,17 @@ the share of the work. A genome holds a bit for every site of every step but the
 Unseeded it does not reach the simplest heuristics, so the first generation is made of other finders' schedules. The
 published mutation leaves nearly all variation to crossover; here every child has about `flips` bits flipped.
 
-With a `checkpoint` every generation's measurements are kept as they are made, and `front.json` is the front so far.
-Killed, the same search replays them and goes on: the algorithm is deterministic, so the front is the same.
+Where the calibration has a `checkpoint`, `front.json` in it is the front so far. Killed, the same search goes on there:
+the algorithm is deterministic, so the front is the same.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from dicache.errors import ScheduleError
-from dicache.files.checkpoint import Checkpoint, Entry
 from dicache.finders.base import Finder
 from dicache.finders.block_caching import BlockCaching
 from dicache.finders.dynamic_programming import DynamicProgramming
@@ -43,22 +40,17 @@ class Ecad(Finder):
     seeded: bool = True
     seeds: tuple[Finder, ...] = (FixedInterval(), SmoothCache(), BlockCaching(), DynamicProgramming())
     """Whose tables make the first generation, spread evenly over their work, after those that no other beats."""
-    checkpoint: Path | None = None
-    """A folder."""
 
     def __post_init__(self) -> None:
         if self.generations < 1 or self.population < 4 or not self.flips > 0:
             raise ScheduleError(f"{self}: expected generations of 1, population of 4 or more, and flips above 0.")
         if self.seeded and not self.seeds:
             raise ScheduleError("there are no seeds. Give some finders, or seeded=False.")
-        if self.checkpoint is not None:
-            object.__setattr__(self, "checkpoint", Path(self.checkpoint))
 
     def tables(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> Sequence[Table]:
         """All that were measured."""
         seeds = self.first(measurements, seed) if self.seeded else None
         algorithm = self._algorithm(measurements, seeds, seed)
-        checkpoint = self._checkpoint(measurements, seed)
         seen: dict[bytes, Table] = {}
         for generation in range(self.generations):
             infills = algorithm.ask()
@@ -66,21 +58,13 @@ class Ecad(Finder):
                 break
             genomes = infills.get("X").astype(bool)
             tables = [self._table(measurements, genome) for genome in genomes]
-            entry = checkpoint.entry(f"generation-{generation}", partial(_entry, measurements, genomes, tables))
-            errors = np.minimum(self._errors(entry, genomes).mean(1), WORST)
-            measurements.remember(tables, entry["errors"])
+            errors = np.minimum(measurements.errors(tables).mean(1), WORST)
             infills.set("F", np.stack([errors, measurements.basis.work(np.stack(tables))], axis=1))
             algorithm.tell(infills=infills)
             seen |= {table.tobytes(): table for table in tables}
             self._show(measurements, list(seen.values()), seed)
             measurements.calibration.tick("generations", generation + 1, self.generations)
         return list(seen.values())
-
-    def _errors(self, entry: Entry, genomes: np.ndarray) -> np.ndarray:
-        """Of one generation, (N, P). Raises ScheduleError where the checkpoint's are those of other genomes."""
-        if not {"genomes", "errors"} <= set(entry) or not np.array_equal(entry["genomes"], genomes):
-            raise ScheduleError(f"{self.checkpoint} holds another search. Delete it, or give another checkpoint.")
-        return np.asarray(entry["errors"])
 
     def first(self, measurements: ScheduleMeasurements, seed: int) -> list[Table]:
         """The first generation, as many as the population; what they skip is filled in as all of this search."""
@@ -122,18 +106,8 @@ class Ecad(Finder):
         first = np.ones((1, sites), dtype=bool)
         return measurements.filled(np.concatenate([first, ~genome.reshape(steps - 1, sites)]), self.fill)
 
-    def _checkpoint(self, measurements: ScheduleMeasurements, seed: int) -> Checkpoint:
-        search = [self.name, seed, self.population, self.flips, int(self.fill), self.seeded, self.seeds]
-        basis, calibration = measurements.basis, measurements.calibration
-        model = [basis.model, basis.scheduler, list(basis.sigmas), measurements.sites]
-        prompts = [calibration.digest, calibration.seed, calibration.call]
-        return Checkpoint(self.checkpoint, [*search, *model, *prompts], ScheduleError)
-
     def _show(self, measurements: ScheduleMeasurements, tables: Sequence[Table], seed: int) -> None:
         """The front so far, on disk."""
-        if self.checkpoint is not None:
-            ParetoSet(tuple(self.schedules(measurements, tables, seed))).front().save(self.checkpoint / "front.json")
-
-
-def _entry(measurements: ScheduleMeasurements, genomes: np.ndarray, tables: Sequence[Table]) -> Entry:
-    return {"genomes": genomes, "errors": measurements.errors(tables)}
+        folder = measurements.checkpoint.folder
+        if folder is not None:
+            ParetoSet(tuple(self.schedules(measurements, tables, seed))).front().save(folder / "front.json")

@@ -21,6 +21,7 @@ it then comes from runs that follow what was learned so far, so that later pairs
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -29,6 +30,8 @@ from torch import Tensor
 
 from dicache.api import enable
 from dicache.errors import ScheduleError
+from dicache.files.checkpoint import Entry
+from dicache.files.content import digest_of
 from dicache.finders.base import Finder
 from dicache.measuring.recording import Recorder
 from dicache.measuring.schedule_measurements import ScheduleMeasurements
@@ -72,6 +75,7 @@ class LearningToCache(Finder):
         begin = torch.randn(steps, sites, generator=torch.Generator().manual_seed(seed))
         begin = begin if self.space == "eps" else torch.zeros(steps, sites)
         scores, table = np.ones((steps, sites)), np.zeros((steps, sites), dtype=np.uint8)
+        mine = digest_of([self, seed, cost if self.rounds > 1 else None])
         for turn in range(self.rounds):
             if turn:
                 family = [measurements.filled(mask) for mask in ranked(scores)]
@@ -83,13 +87,15 @@ class LearningToCache(Finder):
             k = np.ones(steps) if self.space == "eps" else squared / squared.mean()
             with SoftGates(measurements.denoiser, runs.sites) as router:
                 for pair, step in enumerate(range(1, steps, 2)):
-                    scores[step] = self._trained(measurements, router, runs, step, float(k[step]), begin[step])
+                    train = partial(self._trained, measurements, router, runs, step, float(k[step]), begin[step])
+                    entry = measurements.checkpoint.entry(f"router-{mine}-{turn}-{step}", train)
+                    scores[step] = entry["scores"]
                     measurements.calibration.tick(f"routers, round {turn + 1}", pair + 1, steps // 2)
         return scores
 
     def _trained(
         self, measurements: ScheduleMeasurements, router: SoftGates, runs: Recorded, step: int, k: float, begin: Tensor
-    ) -> np.ndarray:
+    ) -> Entry:
         """The scores of one pair, (S,)."""
         w = begin.clone().requires_grad_(True)
         price = torch.tensor([cell.macs for cell in measurements.basis.cells], dtype=torch.float32)
@@ -107,7 +113,7 @@ class LearningToCache(Finder):
                 with torch.no_grad():
                     w.clamp_(-5, 5)
             seen.append(torch.sigmoid(w.detach()).double().numpy())
-        return np.asarray(seen[-1] if self.space == "eps" else np.mean(seen, axis=0))
+        return {"scores": np.asarray(seen[-1] if self.space == "eps" else np.mean(seen, axis=0))}
 
     def wrong(self, router: SoftGates, pair: Sequence[Branch], beta: Tensor) -> Tensor:
         """The squared error of a pair's output with its sites mixed, relative to its mean square. Squared in float32:

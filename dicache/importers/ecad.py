@@ -18,7 +18,7 @@ from dicache.sites import Sites
 _PREFIXES = ("full_", "single_")
 
 
-def read(
+def read_ecad(
     path: str | Path,
     pipe: Any,  # noqa: ANN401
     sites: Sites,

@@ -40,7 +40,7 @@ _UNREADABLE = (
 """What torch raises for files that are damaged, or made to be."""
 
 
-def read(
+def read_l2c(
     path: str | Path,
     pipe: Any,  # noqa: ANN401
     sites: Sites,

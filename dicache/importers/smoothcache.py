@@ -15,7 +15,7 @@ from dicache.sites import Sites
 from dicache.types import Kind
 
 
-def read(path: str | Path, pipe: Any, sites: Sites, calibration: Calibration) -> Schedule:  # noqa: ANN401
+def read_smoothcache(path: str | Path, pipe: Any, sites: Sites, calibration: Calibration) -> Schedule:  # noqa: ANN401
     """Sites that the file does not name compute. Raises ScheduleError for a file of another form, another number of
     steps, blocks that are not there, or one that names none of the sites.
     """

@@ -5,12 +5,16 @@ several finders need is measured once, when it is first asked for:
     curves            how far every site's value is from what it was k steps before, on uncached runs
     sensitivity       what is left at the end of one stale site at one step
     errors            what given tables lose from end to end, each on every prompt; the same table is never run twice
+
+With a `checkpoint` every batch of errors is kept in a folder as it is drawn. Finders are deterministic: killed, the
+same search draws the uncached runs again and then takes from the folder what it had measured.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,8 @@ from dicache.approximators.fitted.coefficients import Fitted
 from dicache.config import Config
 from dicache.controllers.interval import Interval
 from dicache.errors import FittedError, ScheduleError
+from dicache.files.checkpoint import Checkpoint, Entry
+from dicache.files.content import digest_of
 from dicache.measuring.error_curves import Curves, UncachedRuns, record
 from dicache.measuring.prompt_runs import Drawer, Prompt, misuse, text_of, without_encoder
 from dicache.measuring.recording import Recorder
@@ -54,6 +60,8 @@ class Calibration:
     """Longest gap, in steps, of the error curves."""
     tick: Callable[[str, int, int], None] = _silent
     """Called with what is being measured, how much of it is done, and how much there is."""
+    checkpoint: str | Path | None = None
+    """A folder for what is measured of schedules: killed, the same search goes on there."""
     measurements: dict[tuple[int, str], "ScheduleMeasurements"] = field(default_factory=dict, init=False, repr=False)
     """Never handed on to a copy by `dataclasses.replace`, which may have other prompts or steps."""
 
@@ -166,23 +174,35 @@ class ScheduleMeasurements:
         missing, size = [key for key in runs if key not in self.losses], self.calibration.batch
         for start in range(0, len(missing), size):
             some = missing[start : start + size]
-            played = self._played([runs[key] for key in some], [p for *_, p in some], fitted)
-            self.losses |= dict(zip(some, played, strict=True))
+            draw = partial(self._played, [runs[key] for key in some], [p for *_, p in some], fitted)
+            played = self.checkpoint.entry(f"errors-{self._named(some)}", draw)["errors"]
+            self.losses |= dict(zip(some, played.tolist(), strict=True))
             self.calibration.tick("schedules", start + len(some), len(missing))
         return np.array([[self.losses[fitted, name, p] for p in range(prompts or self.prompts)] for name, _ in named])
 
-    def remember(self, tables: Sequence[Table], errors: np.ndarray) -> None:
-        """What tables lost when they were measured earlier, (N, P)."""
-        for table, row in zip(tables, errors, strict=True):
-            name = repaired(table).tobytes()
-            self.losses |= {(None, name, p): float(error) for p, error in enumerate(row)}
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Of this model, its steps and sites, and these prompts, whatever is searched. Raises ScheduleError for a
+        folder of others, or one that cannot be used.
+        """
+        calibration, basis = self.calibration, self.basis
+        model = [basis.model, basis.scheduler, list(basis.sigmas), self.sites]
+        folder = None if calibration.checkpoint is None else Path(calibration.checkpoint)
+        return Checkpoint(folder, [*model, calibration.digest, calibration.seed, calibration.call], ScheduleError)
 
-    def _played(self, tables: Sequence[Table], prompts: Sequence[int], fitted: Fitted | None) -> list[float]:
+    def _named(self, batch: Sequence[tuple[Fitted | None, bytes, int]]) -> str:
+        """By what is in it; nothing where nothing is kept."""
+        if self.checkpoint.folder is None:
+            return ""
+        fitted = None if batch[0][0] is None else [batch[0][0].about, batch[0][0].coefficients]
+        return digest_of([fitted, [[name, prompt] for _, name, prompt in batch]])
+
+    def _played(self, tables: Sequence[Table], prompts: Sequence[int], fitted: Fitted | None) -> Entry:
         """One batch, a table per sample."""
         with enable(self.pipe, config=config_of(self.basis, np.stack(tables), fitted=fitted)):
             latents = self.drawer.draw(prompts).latents
         errors = relative_error(latents, self.reference[list(prompts)])
-        return torch.where(errors.isfinite(), errors, torch.inf).tolist()  # type: ignore[no-any-return]
+        return {"errors": torch.where(errors.isfinite(), errors, torch.inf).double().numpy()}
 
     @cached_property
     def sensitivity(self) -> np.ndarray:

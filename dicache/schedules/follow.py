@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dicache.controllers.base import Controller, refused
+from dicache.controllers.base import Controller, FinishedRun, refused
 from dicache.errors import ScheduleError
 from dicache.schedules.action_table import Table, repaired
+from dicache.schedules.provenance import UNKNOWN, Provenance
 from dicache.solvers.same_steps import differs
 from dicache.types import Action, Decision, Grid, Quote, Reason, Rows, Site, Step, Timetable
 
@@ -49,6 +50,7 @@ class Scheduled(Controller[Followed]):
     """Decides where the table does not."""
     longest: int | None = None
     """Most steps in a row that may be skipped where a cell was left open."""
+    provenance: Provenance = UNKNOWN
 
     def at(self, site: Site, sites: int) -> "Scheduled":
         if site.path not in self.paths:
@@ -95,10 +97,13 @@ class Scheduled(Controller[Followed]):
             )
         reason = differs(timetable, self.sigmas, self.solver)
         if reason is not None and not self.resample:
-            raise ScheduleError(
-                f"the schedule does not fit this run: {reason}. Find one for it, or ask for resampling: "
-                "Schedule.load(path).resampled()."
-            )
+            resampling = "" if self.provenance.bound else ", or ask for resampling: Schedule.load(path).resampled()"
+            raise ScheduleError(f"the schedule does not fit this run: {reason}. Find one for it{resampling}.")
+
+    def notes(self, run: FinishedRun) -> list[str]:
+        timetable = run.facts.timetable
+        moved = None if timetable is None else differs(timetable, self.sigmas, self.solver)
+        return self.provenance.notes(moved, run.facts.guidance)
 
     def _plan(self, step: Step, samples: int) -> Grid:
         """The run's own table, (B, T)."""

@@ -1,6 +1,6 @@
 """Schedules of one search, from expensive and exact to cheap and coarse, and which of them to take.
 
-at(cost)         the most exact one that executes at most this share of the work
+at(cost)         the most exact one that executes at most this share of the work, or 1 % more
 within(budget)   the cheapest one that lost at most this much on the calibration prompts
 """
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from dicache.errors import ScheduleError
 from dicache.schedules import schedule_file
+from dicache.schedules.action_table import affordable
 from dicache.schedules.schedule import Schedule, load_schedules
 
 
@@ -26,10 +27,10 @@ class ParetoSet:
         object.__setattr__(self, "members", tuple(sorted(self.members, key=lambda s: -s.work)))
 
     def at(self, cost: float) -> Schedule:
-        """The most exact one that executes at most this share of the uncached MACs. Raises ScheduleError if none
-        does.
+        """The most exact one that executes at most this share of the uncached MACs, or 1 % more of it
+        (`dicache.schedules.action_table.SLACK`). Raises ScheduleError if none does.
         """
-        fitting = [s for s in self.members if s.work <= cost + 1e-9]
+        fitting = [s for s in self.members if affordable(s.work, cost)]
         if not fitting:
             least = self.members[-1].work
             raise ScheduleError(f"no schedule executes {cost:g} of the work or less. The least is {least:.3f}.")
@@ -52,6 +53,10 @@ class ParetoSet:
         beaten = np.asarray((no_worse & ~no_worse.T).any(0))
         return ParetoSet(tuple(s for s, worse in zip(with_errors, beaten, strict=True) if not worse))
 
+    def __repr__(self) -> str:
+        """The front as a table, a line per schedule."""
+        return "\n".join([f"ParetoSet of {len(self.members)}: work, error, letters", *map(_row, self.members)])
+
     def save(self, path: str | Path) -> None:
         """Write one JSON file. Raises ScheduleError where that is impossible."""
         schedule_file.save([schedule.content for schedule in self.members], Path(path), several=True)
@@ -60,3 +65,9 @@ class ParetoSet:
     def load(path: str | Path) -> "ParetoSet":
         """Read what `save` wrote. Raises ScheduleError, whatever is wrong with the file."""
         return ParetoSet(tuple(load_schedules(Path(path), several=True)))
+
+
+def _row(schedule: Schedule) -> str:
+    error = "not measured" if schedule.error is None else f"{schedule.error:.4f}"
+    shown = schedule.letters if schedule.table.shape[1] == 1 else f"{schedule.table.shape[1]} sites"
+    return f"  {schedule.work:.3f}  {error}  {shown}"

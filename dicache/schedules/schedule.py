@@ -6,9 +6,12 @@ A schedule runs through the same session, sites and approximators as online deci
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -17,14 +20,16 @@ from dicache.approximators.fitted.coefficients import Fitted
 from dicache.config import Config
 from dicache.errors import ScheduleError
 from dicache.files.bound_arrays import settled
-from dicache.files.checked import FileFault, refusing
+from dicache.files.checked import refusing
 from dicache.models.family import Family
 from dicache.models.find_blocks import family_of, find
 from dicache.models.identity import identity
 from dicache.schedules import schedule_file
-from dicache.schedules.action_table import LETTERS, Table, macs, repaired
+from dicache.schedules.action_table import LETTERS, Table, lines_of, macs, repaired
+from dicache.schedules.provenance import Provenance
 from dicache.schedules.schedule_file import Content
 from dicache.schedules.setting import Basis, Dynamic, Origin, config_of
+from dicache.sites import Sites
 from dicache.types import Action
 
 
@@ -44,6 +49,31 @@ class Schedule:
     """What cells marked `*` are corrected with."""
     resample: bool = field(default=False)
     """Whether runs with other steps are allowed; no part of the file."""
+    edited: bool = field(default=False)
+    """Whether its actions were changed in the file that it was read from; no part of it."""
+
+    @staticmethod
+    def from_letters(
+        pipe: Any,  # noqa: ANN401
+        letters: str | Sequence[str],
+        prompts: Sequence[str],
+        *,
+        steps: int | None = None,
+        sites: Sites | None = None,
+        seed: int = 0,
+        batch: int = 8,
+        call: Mapping[str, Any] | None = None,
+    ) -> "Schedule":
+        """One that you write yourself: "##=#=#=#", a letter per step for whole evaluations, or a string per step with a
+        letter per site for other `sites`. `prompts` are drawn uncached and with it, with the arguments `call`, to know
+        what it costs and loses. Raises ScheduleError for what is no schedule; its first step computes, and there are as
+        many as `steps` where that is given.
+        """
+        made = import_module("dicache.measuring.by_hand").by_hand  # needs all that is above schedules
+        schedule: Schedule = made(
+            pipe, letters, prompts, steps=steps, sites=sites, seed=seed, batch=batch, call=dict(call or {})
+        )
+        return schedule
 
     def __post_init__(self) -> None:
         if self.table.shape != self.basis.shape or self.table.dtype != np.uint8:
@@ -62,6 +92,17 @@ class Schedule:
     @property
     def steps(self) -> int:
         return len(self.table)
+
+    @property
+    def letters(self) -> str:
+        """A letter per step, or, of several sites, a group of letters per step."""
+        return ("" if self.table.shape[1] == 1 else " ").join(lines_of(self.table))
+
+    def __repr__(self) -> str:
+        error = "not measured" if self.error is None else f"{self.error:.4f}"
+        steps, sites = self.table.shape
+        shown = self.letters if sites == 1 else f"{steps} steps, {sites} sites"
+        return f"<dicache.Schedule {shown}: {self.work:.3f} of the work, error {error} ({self.origin.finder})>"
 
     @property
     def macs(self) -> float:
@@ -85,8 +126,13 @@ class Schedule:
 
     def resampled(self) -> "Schedule":
         """The same, allowed on runs with other steps: each takes the row whose time is nearest. Its cost and error were
-        not predicted for them.
+        not predicted for them. Raises ScheduleError for one whose coefficients were fitted step by step.
         """
+        if self._bound:
+            raise ScheduleError(
+                "the schedule's coefficients were fitted at its own steps, so it cannot be moved to others. Find one "
+                f"for them, with {self.origin.finder} or another finder."
+            )
         return replace(self, resample=True)
 
     def config(self, denoiser: nn.Module, family: Family | None = None) -> Config:
@@ -100,7 +146,16 @@ class Schedule:
         paths = [site.path for site in self.basis.sites.select(blocks, 0)]
         if paths != [cell.path for cell in self.basis.cells]:
             raise ScheduleError("the schedule's sites are not those that its selector finds in this model.")
-        return config_of(self.basis, self.table[None], self.dynamic, self.fitted, resample=self.resample)
+        guidance = None if self.fitted is None else self.fitted.about.guidance
+        provenance = Provenance(self.error, self.origin.prompts, guidance, self.edited, self._bound)
+        return config_of(
+            self.basis, self.table[None], self.dynamic, self.fitted, resample=self.resample, provenance=provenance
+        )
+
+    @property
+    def _bound(self) -> bool:
+        """Whether it can run at its own steps only."""
+        return self.fitted is not None and self.fitted.per_step and bool((self.table == Action.CORRECT).any())
 
     def save(self, path: str | Path) -> None:
         """Write JSON, and fitted coefficients beside it. Raises ScheduleError where that is impossible."""
@@ -114,17 +169,20 @@ class Schedule:
     @property
     def content(self) -> Content:
         """What its file says."""
-        return Content(self.basis, self.table, self.origin, self.error, self.dynamic, self.fitted, self.macs)
+        return Content(self.basis, self.table, self.origin, self.error, self.dynamic, self.fitted, self.macs, False)
 
 
 def load_schedules(path: Path, *, several: bool) -> list[Schedule]:
     """Of a file of one, or of several. Raises ScheduleError, whatever is wrong with it; nothing is made of it then."""
-    with refusing(ScheduleError, f"{path} is no schedule that can be used", "Find it again: dicache search."):
-        return [_as_predicted(content) for content in settled(path, partial(schedule_file.read, several=several))]
+    remedy = "Correct the file, or find it again: dicache.finders."
+    if not path.exists():
+        remedy = "Give the path of a schedule that was saved; letters become one by Schedule.from_letters."
+    with refusing(ScheduleError, f"{path} is no schedule that can be used", remedy):
+        return [_with_its_macs(content) for content in settled(path, partial(schedule_file.read, several=several))]
 
 
-def _as_predicted(content: Content) -> Schedule:
-    schedule = Schedule(*content[:-1])
-    if not math.isclose(content.macs, schedule.macs, rel_tol=1e-6):
-        raise FileFault(f"its MACs are {schedule.macs:g}, not the {content.macs:g} that were predicted")
-    return schedule
+def _with_its_macs(content: Content) -> Schedule:
+    """What the file predicts holds for the actions that it was predicted for."""
+    schedule = Schedule(*content[:-2], edited=content.edited)
+    other = content.macs is not None and not math.isclose(content.macs, schedule.macs, rel_tol=1e-6)
+    return replace(schedule, error=None, edited=True) if content.edited or other else schedule

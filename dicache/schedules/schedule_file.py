@@ -1,14 +1,17 @@
 """Schedules as files. JSON that a person can read and compare, a line of letters per step; fitted coefficients in a
 safetensors file beside it, bound by sha256 (`dicache.files.bound_arrays`).
 
-A file is read as data and checked before anything is used: format, kinds, sizes, signs, letters, digest, and that its
-MACs are what its table comes to. Nothing is unpickled, nothing outside the JSON file's folder is opened.
+A file is read as data and checked before anything is used: format, kinds, sizes, signs, letters, digest. Nothing is
+unpickled, nothing outside the JSON file's folder is opened. Its actions may be edited by hand; what was predicted of
+others is then not taken over.
 """
 
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dicache._version import __version__
 from dicache.approximators.fitted import coefficients_file
 from dicache.approximators.fitted.about import selector
 from dicache.approximators.fitted.coefficients import Fitted
@@ -34,7 +37,10 @@ class Content(NamedTuple):
     error: float | None
     dynamic: Dynamic | None
     fitted: Fitted | None
-    macs: float
+    macs: float | None
+    """That it says."""
+    edited: bool
+    """Whether its actions are others than those that it was predicted for."""
 
 
 def save(schedules: Sequence[Content], path: Path, *, several: bool) -> None:
@@ -87,8 +93,16 @@ def _table_json(schedule: Content) -> Json:
             "prompts_sha256": origin.digest,
             "version": origin.version,
         },
-        "predicted": {"macs": schedule.macs, "error": schedule.error},
+        "predicted": {
+            "macs": schedule.macs,
+            "error": schedule.error,
+            "actions_sha256": _digest(lines_of(schedule.table)),
+        },
     }
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return sha256("\n".join(lines).encode()).hexdigest()
 
 
 def read(path: Path, *, several: bool) -> list[Content]:
@@ -144,12 +158,24 @@ def _fitted(path: Path, facts: Fields) -> Fitted | None:
 
 
 def _content(facts: Fields, basis: Basis, fitted: Fitted | None) -> Content:
-    lines, predicted = facts.values("actions"), facts.fields("predicted")
-    if len(lines) != len(basis.sigmas) or not all(isinstance(line, str) for line in lines):
-        raise FileFault("'actions' is not a string for every step")
+    lines, steps, sites = facts.texts("actions"), len(basis.sigmas), len(basis.cells)
+    if len(lines) != steps:
+        raise FileFault(f"'actions' has {len(lines)} rows for {steps} steps")
+    if wrong := [t for t, line in enumerate(lines) if len(line) != sites]:
+        raise FileFault(f"'actions' has {len(lines[wrong[0]])} letters for {sites} sites in row {wrong[0]}")
+    error, macs, edited = (
+        _predicted(facts.fields("predicted"), lines) if facts.has("predicted") else (None, None, False)
+    )
+    origin = _origin(facts.fields("finder")) if facts.has("finder") else Origin("hand", {}, 0, 0, "", __version__)
+    return Content(basis, table_of(lines), origin, error, _dynamic(facts), fitted, macs, edited)
+
+
+def _predicted(predicted: Fields, lines: Sequence[str]) -> tuple[float | None, float | None, bool]:
+    """Error, MACs, and whether they are of other actions."""
     error = predicted.number("error", 0.0) if predicted.has("error") else None
-    origin, macs = _origin(facts.fields("finder")), predicted.number("macs", 0.0)
-    return Content(basis, table_of(lines), origin, error, _dynamic(facts), fitted, macs)
+    macs = predicted.number("macs", 0.0) if predicted.has("macs") else None
+    edited = predicted.has("actions_sha256") and predicted.text("actions_sha256") != _digest(lines)
+    return error, macs, edited
 
 
 def _origin(finder: Fields) -> Origin:

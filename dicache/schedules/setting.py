@@ -18,6 +18,7 @@ from dicache.controllers.gap import PerGap
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.schedules.action_table import Costs, Table, macs
 from dicache.schedules.follow import Scheduled
+from dicache.schedules.provenance import UNKNOWN, Provenance
 from dicache.sites import Sites
 from dicache.types import Action, Kind
 
@@ -102,6 +103,7 @@ def config_of(
     fitted: Fitted | None = None,
     *,
     resample: bool = False,
+    provenance: Provenance = UNKNOWN,
 ) -> Config:
     """The parts that follow `tables`, (B, T, S), a sample each, or (1, T, S)."""
     online = None if dynamic is None else PerGap(dynamic.limit)
@@ -113,6 +115,7 @@ def config_of(
         resample,
         online,
         None if dynamic is None else dynamic.longest,
+        provenance,
     )
     used = set(np.unique(tables).tolist())
     probe = FirstBlocks(depth=0) if fitted is None or Action.CORRECT not in used else fitted.probe

@@ -1,4 +1,4 @@
-"""The command line: a mistake is one clear line, and what is asked for is written."""
+"""The command line: a mistake is one clear line before anything heavy is loaded, and what is asked for is written."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from dicache.cli import app
+from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.models.catalogue import catalogue
 
 
@@ -35,17 +36,81 @@ def command(run_main, monkeypatch, tmp_path):
         (("calibrate", "nowhere.txt", "--out", "p.json"), "does not exist"),
         (("models", "--json", "--markdown"), "one of them"),
         (("demo", "--out", "demo.txt"), "not a picture"),
+        (("demo", "--error-budget", "nan"), "error_budget is nan"),
         (("search", "--finder", "nobody", "--out", "s.json"), "there is no finder 'nobody'"),
-        (("search", "--finder", "fixed", "--option", "trials=3", "--out", "s.json"), "has no option 'trials'"),
+        *(
+            (("search", "--finder", finder, "--out", "s.json", *options), message)
+            for finder, options, message in (
+                ("fixed", ("--option", "trials=3"), "has no option 'trials'"),
+                ("fixed", ("--option", "fill=dynamic"), "fill is 'dynamic'"),
+                ("fixed", ("--option", "fill"), "has no value"),
+                ("fixed", ("--sites", "everything"), "sites is 'everything'"),
+                ("fixed", ("--cost", "0.5", "--budget", "0.1"), "both given"),
+                ("fixed", ("--cost", "2"), "cost is 2.0"),
+                ("fixed", ("--prompts", "nowhere.txt"), "nowhere.txt does not exist"),
+                ("multistep", (), "Give a cost or a budget"),
+                ("multistep", ("--cost", "0.5", "--sites", "blocks"), "fits whole evaluations"),
+            )
+        ),
+        (("search", "--finder", "fixed", "--out", "nowhere/s.json"), "the folder nowhere does not exist"),
+        (("search", "--finder", "fixed", "--out", "s.txt"), "ends in .json"),
         (("demo", "--steps", "0"), "steps"),
         (("dance",), "dance"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_exit_code_2_and_a_clear_line(arguments, message, command, tmp_path):
+def test_a_mistake_on_the_command_line_is_exit_code_2_and_a_clear_line(
+    arguments, message, command, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "dicache.measuring.schedule_measurements", None)
+    monkeypatch.setitem(sys.modules, "dicache.api", None)  # whoever imports what is heavy fails
     code, _, errors = command(*arguments)
     assert code == 2
     assert message in errors and "Traceback" not in errors
+    assert "Usage" in errors or (errors.startswith("dicache: ") and errors.count("\n") == 1)
     assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_are_known_before_torch_is_loaded(tmp_path):
+    code = (
+        "import sys; sys.argv[1:] = 'search --finder fixed --option trials=3 --out s.json'.split()\n"
+        "from dicache.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules, 'diffusers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split() == ["2", "False", "False"], done.stderr
+
+
+SEARCH = ("search", "--finder", "annealing", "--steps", "4", "--captions", "1", "--cost", "0.75", "--batch", "1")
+
+
+@pytest.mark.parametrize(
+    ("after", "options", "message"),
+    [
+        (0, ("--checkpoint", "c"), "stopped; nothing was saved yet\n"),
+        (0, (), "--checkpoint FOLDER keeps"),
+        (2, ("--checkpoint", "c"), "stopped; the same command goes on from c\n"),
+    ],
+)
+def test_a_search_that_is_stopped_says_what_there_is_to_go_on_from(after, options, message, command, monkeypatch):
+    played, draws = ScheduleMeasurements._played, []
+
+    def play(self, *args):
+        if len(draws) == after:
+            raise KeyboardInterrupt
+        draws.append(args)
+        return played(self, *args)
+
+    monkeypatch.setattr(ScheduleMeasurements, "_played", play)
+    code, _, errors = command(*SEARCH, "--out", "s.json", *options)
+    last = errors.splitlines(keepends=True)[-1]
+    assert code == 130 and last.startswith("dicache: stopped") and message in last and "Traceback" not in errors
+
+
+def test_a_budget_that_nothing_can_be_saved_within_is_noted(command):
+    options = ("--steps", "4", "--captions", "1", "--budget", "1e-12", "--out", "s.json")
+    code, _, errors = command("search", "--finder", "law", *options)
+    assert code == 0 and "note: law found nothing that can be skipped" in errors
 
 
 def test_the_command_is_installed_and_its_exit_code_is_a_shells(tmp_path):
@@ -116,7 +181,7 @@ def test_ctrl_c_is_a_shells_exit_code_and_one_line_that_says_where_it_goes_on(
     options = () if folder is None else ("--checkpoint", folder)
     code, output, errors = command("calibrate", "prompts.txt", "--out", "p.json", *options)
     assert code == 130 and not output and len(errors.splitlines()) == 1
-    assert ("nothing was kept" if folder is None else "goes on where it was, with --checkpoint kept") in errors
+    assert ("--checkpoint FOLDER keeps" if folder is None else "nothing was saved yet") in errors
     assert folder is None or (tmp_path / folder).is_dir()
 
 

@@ -207,3 +207,16 @@ def test_a_budget_that_cannot_be_spent_in_so_few_steps_is_said_to_be_so(steps, b
     with dicache.enable(pipe, error_budget=0.0) as cache:
         draw_flux(pipe, [1, 2], steps)
     assert not any("no more can be" in note for note in cache.report().warnings)
+
+
+@pytest.mark.parametrize("preset", [dicache.presets.dbcache, dicache.presets.teacache, dicache.presets.easycache])
+def test_a_rule_that_goes_by_a_threshold_names_it_where_nothing_was_skipped(preset):
+    pipe, said = make_flux(), []
+    for threshold in (1e-9, 1e9):
+        with dicache.enable(pipe, config=preset(threshold)) as cache:
+            draw_flux(pipe, [1], 8)
+        said.append(cache.report().warnings)
+    assert [w for w in said[0] if "threshold=1e-09" in w] and [
+        w for w in said[0] if "never engaged; mostly over thr" in w
+    ]
+    assert not [w for w in said[1] if "threshold" in w] and not [w for w in said[0] if "budget" in w]

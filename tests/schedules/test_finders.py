@@ -5,7 +5,8 @@ prompts is judged on others.
 import gc
 import itertools
 import weakref
-from dataclasses import replace
+from dataclasses import fields, replace
+from importlib import import_module
 
 import hypothesis.strategies as st
 import numpy as np
@@ -17,12 +18,12 @@ import dicache
 from dicache.approximators.hold import Reuse
 from dicache.config import Config
 from dicache.controllers.interval import Interval
-from dicache.errors import ScheduleError
+from dicache.errors import DicacheWarning, ScheduleError
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.finders.annealing import Annealing, swaps
 from dicache.finders.base import Finder
 from dicache.finders.block_caching import BlockCaching
-from dicache.finders.by_name import make
+from dicache.finders.by_name import FILLS, finders, make
 from dicache.finders.dynamic_programming import DynamicProgramming, gap_costs, segmentations
 from dicache.finders.eb_cache import EBCache, mask_of
 from dicache.finders.ecad import Ecad
@@ -40,7 +41,8 @@ from dicache.measuring.schedule_measurements import Calibration
 from dicache.planning.law_plan import plan_of
 from dicache.promise.metrics import relative_error
 from dicache.reference.scenes import prompts
-from dicache.schedules.action_table import computes
+from dicache.schedules.action_table import FILLS as ALL_FILLS
+from dicache.schedules.action_table import SLACK, computes
 from dicache.schedules.pareto import ParetoSet
 from dicache.sites import Evaluation, Spans, Sublayers
 from dicache.types import Action, Kind
@@ -72,7 +74,7 @@ INNER = (Windows(), Stages(), EBCache(), DynamicProgramming(weighted=False))
 )
 def test_an_answer_executes_what_was_asked_for_and_what_it_says(pipe, calibration, finder: Finder, sites):
     answer = finder.find(pipe, sites, calibration, cost=0.75)
-    assert 0.4 < answer.work <= 0.75 and answer.error > 0 and answer.origin.finder == finder.name
+    assert 0.4 < answer.work <= 0.75 * (1 + SLACK) and answer.error > 0 and answer.origin.finder == finder.name
     with dicache.enable(pipe, schedule=answer) as cache:
         pipe.draw([5], 8)
     assert (cache.trace.executed == answer.macs).all()
@@ -159,7 +161,10 @@ def test_measurements_with_coefficients_outlive_them(pipe, calibration):
 def test_what_coefficients_multiply_counts_as_work(pipe, calibration, kind):
     fitted = fit(pipe, PROMPTS[:4], steps=8, kind=kind, progress=False, guidance=4.0)
     answer = BlockCaching(fitted).find(pipe, Spans(), calibration, cost=0.6)
-    assert answer.work <= 0.6 and answer.macs > replace(answer, basis=calibration.on(pipe, Spans()).basis).macs
+    assert (
+        answer.work <= 0.6 * (1 + SLACK)
+        and answer.macs > replace(answer, basis=calibration.on(pipe, Spans()).basis).macs
+    )
     with dicache.enable(pipe, schedule=answer) as cache:
         pipe.draw([5], 8)
     assert (cache.trace.executed == answer.macs).all()
@@ -179,17 +184,45 @@ def test_schedules_that_leave_no_finite_latent_are_not_found(pipe, monkeypatch):
         FixedInterval().find(pipe, Evaluation(), drawn, cost=0.2)
 
 
-def test_options_are_read_as_their_defaults_and_what_a_finder_has_no_use_for_is_refused(tmp_path):
-    finder = make("ecad", {"fill": "extrapolate", "seeded": "False", "flips": "3"}, checkpoint=tmp_path)
-    assert finder == Ecad(fill=Action.EXTRAPOLATE, seeded=False, flips=3.0, checkpoint=tmp_path)
-    assert make("fixed", {}, checkpoint=None) == FixedInterval()
+def test_options_are_read_as_their_kinds_and_others_are_refused():
+    finder = make("ecad", {"fill": "extrapolate", "seeded": "False", "flips": "3"})
+    assert finder == Ecad(fill=Action.EXTRAPOLATE, seeded=False, flips=3.0)
+    assert make("fixed", {}) == FixedInterval() and make("nested", {"prices": "law"}) == Nested(prices="law")
     for asked, message in (
-        (lambda: make("nested", {}, checkpoint=tmp_path), "nested has no use for a checkpoint"),
         (lambda: make("fixed", {"fill": "dynamic"}), "Expected reuse, extrapolate, zero"),
-        (lambda: make("nested", {"width": "1e3"}), "Expected a value like 6"),
+        (lambda: make("nested", {"width": "1e3"}), "Expected a whole number"),
+        (lambda: make("nested", {"prices": "guessed"}), "Expected measured, law"),
+        (lambda: make("ecad", {"seeds": "fixed"}), "has no option 'seeds'"),
     ):
         with pytest.raises(ScheduleError, match=message):
             asked()
+
+
+def test_what_a_finders_source_says_of_it_is_what_it_is():
+    assert {Action[word.upper()] for word in FILLS} == {*ALL_FILLS} - {Action.CORRECT}
+    for name, described in finders().items():
+        kind = getattr(import_module(f"dicache.finders.{described.module}"), described.kind)
+        assert issubclass(kind, Finder) and (kind.name, kind.fits) == (name, described.needs_aim)
+        defaults = {f.name: f.default for f in fields(kind)}
+        settable = {key for key, value in defaults.items() if isinstance(value, bool | int | float | str)}
+        assert settable == set(described.options)
+    assert {getattr(dicache.finders, name) for name in dir(dicache.finders)} - {Calibration, Finder} == {
+        getattr(dicache.finders, described.kind) for described in finders().values()
+    }
+
+
+@pytest.mark.parametrize(
+    "finder", [FixedInterval(), Law(longest=7), Annealing(trials=1, rounds=0)], ids=lambda f: f.name
+)
+def test_half_of_the_steps_are_half_of_the_work(pipe, calibration, finder):
+    answer = finder.find(pipe, Evaluation(), calibration, cost=0.5)
+    assert computes(answer.table).sum() == 4 and 0.5 < answer.work <= 0.5 * (1 + SLACK)
+
+
+def test_a_budget_that_nothing_can_be_saved_within_is_said_to_be_one(pipe, calibration):
+    with pytest.warns(DicacheWarning, match="law found nothing that can be skipped within a budget of 1e-12"):
+        answer = Law().find(pipe, Evaluation(), calibration, budget=1e-12)
+    assert computes(answer.table).all()
 
 
 # The rules.
@@ -357,8 +390,8 @@ def test_a_nested_order_is_one_file_for_every_budget(pipe, calibration, tmp_path
     front.save(tmp_path / "nested.json")
     for cost in (0.9, 0.7, 0.5, 0.4):
         member = ParetoSet.load(tmp_path / "nested.json").at(cost)
-        assert member.work <= cost and any((member.table == table).all() for table in tables)
-    assert 0.2 < Nested(least=0.5).find(pipe, Evaluation(), calibration, cost=0.3).work <= 0.3
+        assert member.work <= cost * (1 + SLACK) and any((member.table == table).all() for table in tables)
+    assert 0.2 < Nested(least=0.5).find(pipe, Evaluation(), calibration, cost=0.3).work <= 0.3 * (1 + SLACK)
 
 
 def test_a_nested_order_by_the_law_takes_out_what_the_law_says_is_cheapest(pipe):
@@ -376,7 +409,7 @@ def test_a_nested_order_by_the_law_takes_out_what_the_law_says_is_cheapest(pipe)
     gap = plan.prices(2, 1, 2) * plan.surviving_share[3:5]
     assert plan.left_of([0, 1, 2, 5, 6, 7]) == pytest.approx(gap.sum() ** 2)
     answer = Nested(prices="law").find(pipe, Evaluation(), mine, cost=0.6)
-    assert 0.45 < answer.work <= 0.6
+    assert 0.45 < answer.work <= 0.6 * (1 + SLACK)
     with pytest.raises(ScheduleError, match="Expected 'measured' or 'law'"):
         Nested(prices="guessed")
 
@@ -392,6 +425,6 @@ def test_the_laws_ways_are_those_that_a_sample_plans_of_which_nothing_is_known(p
         assert np.flatnonzero(done).tolist() == plan.way(int(done.sum())) and done[0] and done[-1]
         assert max(np.diff(np.flatnonzero(done))) <= 4
     answer = Law().find(pipe, Spans(), calibration, cost=0.6)
-    assert answer.work <= 0.6 and (computes(answer.table).all(1) | ~computes(answer.table).any(1)).all()
+    assert answer.work <= 0.6 * (1 + SLACK) and (computes(answer.table).all(1) | ~computes(answer.table).any(1)).all()
     with pytest.raises(ScheduleError, match="expected longest"):
         Law(longest=0)

@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 
 import dicache
 from dicache.errors import ScheduleError
-from dicache.importers import ecad, l2c, smoothcache
+from dicache.importers import read_ecad, read_l2c, read_smoothcache
+from dicache.importers.l2c import decoded
+from dicache.importers.l2c import scores as scores_of
 from dicache.importers.published import blocks_of
 from dicache.measuring.schedule_measurements import Calibration
 from dicache.schedules.action_table import computes
@@ -41,7 +43,7 @@ def written(path, content):
 def test_smoothcache_names_kinds_and_single_blocks(pipe, calibration, tmp_path):
     attention, feed, third = ([int(t % n == 0) for t in range(STEPS)] for n in (2, 4, 3))
     content = {"attn": attention, "mlp": feed, "attn-1": third}
-    plan = smoothcache.read(written(tmp_path / "s.json", content), pipe, Sublayers(), calibration)
+    plan = read_smoothcache(written(tmp_path / "s.json", content), pipe, Sublayers(), calibration)
     for cell, block, column in zip(plan.basis.cells, blocks_of(plan.basis.cells), computes(plan.table).T, strict=True):
         wanted = feed if cell.kind is Kind.FEED_FORWARD else third if block == 1 else attention
         assert column.tolist() == [bool(v) for v in wanted]
@@ -55,35 +57,35 @@ def test_half_of_a_published_fifty_steps_compute(tmp_path):
     """The form of 50-N-3-threshold-0.18.json: 24 of 50 steps."""
     pipe, fifty = Captioned(), Calibration(PROMPTS[:1], 50)
     row = [int(t in {0, 49} or (t % 2 == 1 and t < 45)) for t in range(50)]
-    plan = smoothcache.read(written(tmp_path / "s.json", {"attn": row, "mlp": row}), pipe, Sublayers(), fifty)
+    plan = read_smoothcache(written(tmp_path / "s.json", {"attn": row, "mlp": row}), pipe, Sublayers(), fifty)
     assert computes(plan.table).sum(0).tolist() == [24] * len(plan.basis.cells)
 
 
 def test_a_router_is_decoded_by_the_published_rule(pipe, calibration, tmp_path):
     rng = np.random.default_rng(0)
     scores = np.where(rng.uniform(size=(50, 56)) < 0.47, -4.0, 3.0)
-    mask = l2c.decoded(scores, 0.1)
+    mask = decoded(scores, 0.1)
     skipped = (scores[0:50:2] < 0).sum()
     assert (~mask).sum() == skipped and mask[0::2].all() and (mask[49] == (scores[0] > 0)).all()
     rows = rng.normal(size=(STEPS, 2 * BLOCKS)).astype(np.float32) * 5
-    expected = l2c.decoded(rows, 0.1)
+    expected = decoded(rows, 0.1)
     named = {f"routers.{i}.prob": torch.from_numpy(row) for i, row in reversed(list(enumerate(rows)))}
     torch.save(named, tmp_path / "r.pt")
     save_file({"scores": torch.from_numpy(rows)}, tmp_path / "r.safetensors")
     for name in ("r.pt", "r.safetensors"):
-        plan = l2c.read(tmp_path / name, pipe, Sublayers(), calibration)
+        plan = read_l2c(tmp_path / name, pipe, Sublayers(), calibration)
         blocks = blocks_of(plan.basis.cells)
         for cell, block, column in zip(plan.basis.cells, blocks, computes(plan.table).T, strict=True):
             assert (column == expected[:, 2 * block + (cell.kind is Kind.FEED_FORWARD)]).all()
-    stricter = l2c.read(tmp_path / "r.pt", pipe, Sublayers(), calibration, theta=0.9)
+    stricter = read_l2c(tmp_path / "r.pt", pipe, Sublayers(), calibration, theta=0.9)
     assert stricter.work < plan.work
 
 
 def test_parameters_and_very_low_scores_are_scores(pipe, calibration, tmp_path):
     rows = np.random.default_rng(0).normal(size=(STEPS, 2 * BLOCKS)).astype(np.float32) * 1000
     torch.save({f"{i}": torch.nn.Parameter(torch.from_numpy(row)) for i, row in enumerate(rows)}, tmp_path / "p.pt")
-    np.testing.assert_array_equal(l2c.scores(tmp_path / "p.pt"), rows)
-    assert (~l2c.decoded(rows, 0.1)).sum() == (rows[0:STEPS:2] < 0).sum()
+    np.testing.assert_array_equal(scores_of(tmp_path / "p.pt"), rows)
+    assert (~decoded(rows, 0.1)).sum() == (rows[0:STEPS:2] < 0).sum()
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, of pickles that are none
@@ -99,7 +101,7 @@ def test_a_damaged_router_is_one_clear_error_or_finite_scores(tmp_path, old):
             broken[rng.randrange(min(len(broken), 1200))] = rng.randrange(256)
         path.write_bytes(broken[: rng.choice((None, rng.randrange(len(broken))))])
         try:
-            scores = l2c.scores(path)
+            scores = scores_of(path)
         except ScheduleError as error:
             assert str(error).startswith(str(path))
         else:
@@ -119,13 +121,13 @@ def test_ecad_says_component_by_component_what_is_reused(pipe, calibration, tmp_
                 content[str(t)][str(b)][name] = reused != true_computes
                 wanted[t, b, name.split("_", 1)[1]] = t == 0 or not reused
     path = written(tmp_path / "e.json", content)
-    plan = ecad.read(path, pipe, Sublayers(), calibration, true_computes=true_computes)
+    plan = read_ecad(path, pipe, Sublayers(), calibration, true_computes=true_computes)
     for site, (cell, block) in enumerate(zip(plan.basis.cells, blocks_of(plan.basis.cells), strict=True)):
         for t in range(STEPS):
             assert computes(plan.table)[t, site] == wanted[t, block, cell.path.rpartition(".")[2]]
     content["3"]["4"]["single_proj_mlp"] = not true_computes
     with pytest.raises(ScheduleError, match="'single_proj_mlp' of block 4, which is no site"):
-        ecad.read(written(path, content), pipe, Sublayers(), calibration, true_computes=true_computes)
+        read_ecad(written(path, content), pipe, Sublayers(), calibration, true_computes=true_computes)
 
 
 def test_files_of_another_form_or_size_are_one_clear_error(pipe, calibration, tmp_path):
@@ -143,7 +145,7 @@ def test_files_of_another_form_or_size_are_one_clear_error(pipe, calibration, tm
         ([], "no JSON object"),
     ):
         with pytest.raises(ScheduleError, match=message):
-            smoothcache.read(written(path, content), pipe, Sublayers(), calibration)
+            read_smoothcache(written(path, content), pipe, Sublayers(), calibration)
     for content, message in (
         ({"0": {}}, "is for 1 steps"),
         ({str(t): [] for t in range(STEPS)}, "not of the form"),
@@ -154,7 +156,7 @@ def test_files_of_another_form_or_size_are_one_clear_error(pipe, calibration, tm
         ({str(3 * t): {str(b): {} for b in range(5)} for t in range(STEPS)}, "with gaps"),
     ):
         with pytest.raises(ScheduleError, match=message):
-            ecad.read(written(path, content), pipe, Sublayers(), calibration)
+            read_ecad(written(path, content), pipe, Sublayers(), calibration)
     with zipfile.ZipFile(tmp_path / "zip.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("archive/data.pkl", bytes(1 << 26))
     with (tmp_path / "giant.pt").open("wb") as giant:
@@ -182,7 +184,7 @@ def test_files_of_another_form_or_size_are_one_clear_error(pipe, calibration, tm
         ("nothing.pt", "cannot be read"),
     ):
         with pytest.raises(ScheduleError, match=message):
-            l2c.read(tmp_path / name, pipe, Sublayers(), calibration)
+            read_l2c(tmp_path / name, pipe, Sublayers(), calibration)
     assert not (tmp_path / "ran").exists()
     with pytest.raises(ScheduleError, match=r"Use sites=Sublayers\(\)"):
-        smoothcache.read(written(path, {"attn": [1] * STEPS}), pipe, Spans(), calibration)
+        read_smoothcache(written(path, {"attn": [1] * STEPS}), pipe, Spans(), calibration)

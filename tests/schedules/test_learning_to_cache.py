@@ -107,7 +107,7 @@ def test_at_no_price_everything_computes_and_at_a_high_one_nothing_does(pipe, ca
     with SoftGates(pipe.transformer, runs.sites) as router:
         for weight, most in ((0.0, 1.0), (10.0, 0.1)):
             finder = LearningToCache(space="eps", weight=weight, iterations=2, rate=0.5)
-            beta = finder._trained(measurements, router, runs, 3, 1.0, torch.zeros(5))
+            beta = finder._trained(measurements, router, runs, 3, 1.0, torch.zeros(5))["scores"]
             assert (beta > 0.5).all() if weight == 0 else (beta < most).all()
 
 

@@ -316,7 +316,7 @@ def test_a_file_that_is_cut_or_something_else_is_refused(saved, text, cut):
     content = saved.read_text()
     for broken in (text, content[: min(cut, len(content) - 3)]):
         saved.write_text(broken, encoding="utf-8", errors="replace")
-        with pytest.raises(ScheduleError, match="Find it again"):
+        with pytest.raises(ScheduleError, match="find it again"):
             Schedule.load(saved)
     saved.write_text(content)
 
@@ -354,10 +354,10 @@ def test_any_value_in_any_place_loads_or_is_one_clear_error(saved, key, inside, 
     ("change", "message"),
     [
         ({"actions": ["=####", *["#####"] * 7]}, "first step does not compute"),
-        ({"actions": ["#####"] * 7}, "not a string for every step"),
-        ({"actions": [*["#####"] * 7, "####"]}, "not all one action per site"),
+        ({"actions": ["#####"] * 7}, "has 7 rows for 8 steps"),
+        ({"actions": [*["#####"] * 7, "####"]}, "4 letters for 5 sites in row 7"),
+        ({"actions": [*["#####"] * 7, 5]}, "not all strings"),
         ({"actions": [*["#####"] * 7, "####x"]}, "'x' is no action"),
-        ({"actions": [*["#####"] * 7, "####="]}, "its MACs are"),
         ({"actions": [*["#####"] * 7, "####?"]}, "need `dynamic`"),
         ({"actions": [*["#####"] * 7, "####*"]}, "need fitted coefficients"),
         ({"dynamic": {"limit": -1, "longest": 2}}, "'limit' is -1"),

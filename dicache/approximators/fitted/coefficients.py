@@ -37,6 +37,11 @@ class Fitted:
             return FirstBlocks(depth=0)
         return SiteInput() if self.sites.inside_denoiser else RawLatent()
 
+    @property
+    def per_step(self) -> bool:
+        """Whether they belong to the steps that they were fitted at."""
+        return any("T" in letters for letters in ALL_KINDS[self.about.kind].names.values())
+
     def approximator(self) -> FromCoefficients:
         """To be used with these `sites` and this `probe` on the model, and, for kinds with coefficients per step
         (affine, scale_shift, multistep), the steps of the fit; anything else raises FittedError.
