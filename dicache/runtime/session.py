@@ -110,10 +110,8 @@ class Session:
         before = run.latent if ahead else run.latent[: len(latent)]  # calls of one step may differ in their rows
         after = latent if ahead else latent[: len(run.latent)]
         if (before.shape, before.dtype, before.device) != (after.shape, after.dtype, after.device):
-            self.note(
-                f"the batch changed from {tuple(run.latent.shape)} to {tuple(latent.shape)} half-way: "
-                "the cache began anew there."
-            )
+            sizes = f"from {tuple(run.latent.shape)} to {tuple(latent.shape)}"
+            self.note(f"the batch changed {sizes} half-way: the cache began anew there.")
             return None
         # Time may stand still between two loops of one step each; the branches of one step share their latent.
         if ahead == 0 and isinstance(self.clock, LoopClock) and not torch.equal(after, before):
