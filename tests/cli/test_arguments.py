@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -14,6 +13,7 @@ from rich.console import Console
 from dicache.cli.arguments import check_json, check_picture, guided, lines_of, progress
 from dicache.cli.doctor import PACKAGES, examine
 from dicache.cli.measure import _table, _ticking
+from dicache.errors import FileError
 
 
 @given(scale=st.floats(1, 20))
@@ -26,34 +26,34 @@ def test_prompts_are_the_lines_that_say_something(tmp_path):
     file.write_text("  a red circle \n\n\t\na blue square")
     assert lines_of(file) == ["a red circle", "a blue square"]
     for missing in (tmp_path / "nothing.txt", tmp_path):
-        with pytest.raises(typer.BadParameter, match=r"does not exist\. Expected a text file"):
+        with pytest.raises(FileError, match=r"does not exist\. Expected a text file"):
             lines_of(missing)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.jpeg", "a.webp"])
 def test_a_picture_may_be_written_into_a_folder_that_exists(name, tmp_path):
     check_picture(tmp_path / name)
-    with pytest.raises(typer.BadParameter, match=r"the folder .* does not exist"):
+    with pytest.raises(FileError, match=r"the folder .* does not exist"):
         check_picture(tmp_path / "nowhere" / name)
     assert list(tmp_path.iterdir()) == [], "looking writes nothing"
 
 
 @pytest.mark.parametrize("name", ["a", "a.txt", "a.png.json", "png"])
 def test_what_is_no_picture_by_its_name_is_refused(name, tmp_path):
-    with pytest.raises(typer.BadParameter, match="is not a picture's name"):
+    with pytest.raises(FileError, match="is not a picture's name"):
         check_picture(tmp_path / name)
 
 
 def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path):
     (tmp_path / "a.png").mkdir()
-    with pytest.raises(typer.BadParameter, match=r"a\.png cannot be written"):
+    with pytest.raises(FileError, match=r"a\.png cannot be written"):
         check_picture(tmp_path / "a.png")
 
 
 def test_numbers_are_written_as_json_into_a_folder_that_exists(tmp_path):
     check_json(tmp_path / "a.json")
     for wrong in (tmp_path / "a.JSON", tmp_path / "a", tmp_path / "nowhere" / "a.json"):
-        with pytest.raises(typer.BadParameter, match=r"Expected a \.json file in a folder that exists"):
+        with pytest.raises(FileError, match=r"Expected a \.json file in a folder that exists"):
             check_json(wrong)
 
 
