@@ -52,9 +52,11 @@ def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path):
 
 def test_numbers_are_written_as_json_into_a_folder_that_exists(tmp_path):
     check_json(tmp_path / "a.json")
-    for wrong in (tmp_path / "a.JSON", tmp_path / "a", tmp_path / "nowhere" / "a.json"):
-        with pytest.raises(FileError, match=r"Expected a \.json file in a folder that exists"):
+    for wrong in (tmp_path / "a.JSON", tmp_path / "a"):
+        with pytest.raises(FileError, match=r"Expected one that ends in \.json"):
             check_json(wrong)
+    with pytest.raises(FileError, match=r"the folder .* does not exist"):
+        check_json(tmp_path / "nowhere" / "a.json")
 
 
 def test_every_kind_of_work_has_a_bar_of_its_own_that_goes_on():
@@ -79,7 +81,10 @@ def test_what_is_in_use_is_plain_facts_and_none_for_what_is_missing(monkeypatch)
 
 def test_found_schedules_are_a_table_with_their_strips():
     rows = [(1.0, 0.0, [[0], [0], [0]]), (1 / 3, 0.0123, [[0], [1], [2]]), (0.5, 0.1, [[0, 1]])]
-    schedules = [SimpleNamespace(work=work, error=error, table=np.array(table)) for work, error, table in rows]
+    schedules = [
+        SimpleNamespace(work=work, error=error, table=np.array(table), letters="".join("#=/"[row[0]] for row in table))
+        for work, error, table in rows
+    ]
     output = io.StringIO()
     Console(file=output, width=80).print(_table("a finder", schedules))
     lines = output.getvalue()
