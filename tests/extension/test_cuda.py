@@ -232,7 +232,9 @@ def test_on_the_device_a_samples_bits_depend_neither_on_its_mates_nor_on_alignme
 
 
 @needs_gpu
-@pytest.mark.parametrize("view", [lambda t: t[:, ::2], lambda t: t.transpose(1, 2), lambda t: t[..., 3:-2]], ids=str)
+@pytest.mark.parametrize(
+    "view", [lambda t: t[:, ::2], lambda t: t.transpose(1, 2), lambda t: t[..., 3:-2]], ids=["steps", "turned", "cut"]
+)
 def test_on_the_device_views_are_read_where_they_lie(view):
     a, b = view(torch.randn(3, 64, 600, device="cuda")), view(torch.randn(3, 64, 600, device="cuda"))
     wanted = reference.residual_sums(a.double(), b.double())
