@@ -134,15 +134,15 @@ class Family:
         for.
         """
         inside = [site for site in sites if site.inside_denoiser]
-        if not any(site.modules for site in sites):
-            raise UnsupportedModelError(
-                f"a probe of {depth} blocks looks at all blocks of {self.model}, so none is left to skip. Use a probe "
-                "of fewer, or of depth 0."
-            )
         if self.inside is Inside.NOTHING and (inside or depth):
             what = f"the site {inside[0].path}" if inside else f"a probe of {depth} blocks"
             raise UnsupportedModelError(
                 f"{self.model} cannot have {what}: {self.between}. Use sites=Evaluation() and a probe of depth 0."
+            )
+        if depth and not any(site.modules for site in sites):
+            raise UnsupportedModelError(
+                f"a probe of {depth} blocks looks at all blocks of {self.model}, so none is left to skip. Use a probe "
+                "of fewer, or of depth 0."
             )
         longer = next((site for site in inside if len(site.modules) > 1), None)
         if self.inside is Inside.BLOCKS and longer is not None:

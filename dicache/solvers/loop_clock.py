@@ -213,12 +213,14 @@ class DeclaredClock(LoopClock):
     def _check(self, latent: Tensor, output: Tensor, following: Tensor) -> None:
         from_latent, from_output = self.timeline.solved[self.call - 1]
         moved = (latent != following).any(-1, keepdim=True)  # pictures to go by stand beside the latent
-        x, v, y = (torch.where(moved, t, 0).double() for t in (latent, output, following))
-        left = (y - from_latent * x - from_output * v).norm() / (y - x).norm().clamp(min=ROUNDED * float(x.norm()))
-        if not float(left) < OFF:
+        x, v, y = (torch.where(moved, t, 0).double().flatten() for t in (latent, output, following))
+        went, miss = y - x, y - from_latent * x - from_output * v
+        squares = torch.stack([miss @ miss, went @ went, x @ x]).tolist()
+        left = math.sqrt(squares[0] / max(squares[1], ROUNDED**2 * squares[2], 1e-300))
+        if not left < OFF:
             self.reason = (
                 f"a step of the loop is not what noise_schedule, prediction={self.prediction!r} and a solver of "
-                f"first order make of it: {float(left):.2g} of it is left over"
+                f"first order make of it: {left:.2g} of it is left over"
             )
 
 
