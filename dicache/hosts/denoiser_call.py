@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
+from typing import SupportsFloat
 
 import torch
 from diffusers.models.cache_utils import CacheMixin
@@ -90,7 +91,7 @@ class DenoiserCalls(Uncopied):
         return named
 
     def _timestep(self, arguments: Mapping[str, Tree]) -> Tree:
-        timestep = self.family.timestep(arguments)
+        timestep = timestep_of(self.family, arguments)
         if timestep is None:
             self.session.note(
                 f"no timestep was found: the denoiser was called with {', '.join(arguments)}, and none of "
@@ -107,9 +108,10 @@ class DenoiserCalls(Uncopied):
         denoiser, run, compilation = self.denoiser, self.session.run, self.compilation
         if isinstance(denoiser, CacheMixin) and denoiser.is_cache_enabled:
             check_uncached(denoiser)
-        run_may_begin = run is None or run.complete or run.step.index == run.step.total - 1
-        if run_may_begin:
+        written = False
+        if run is None or run.complete or run.step.index == run.step.total - 1:  # a run may begin
             check_others(denoiser)
+            written = self._written()
         if self.by_branch:
             check_branches(denoiser)
         if compilation.options is not None or any(m._compiled_call_impl for m in (denoiser, *compilation.modules)):
@@ -119,14 +121,13 @@ class DenoiserCalls(Uncopied):
                 "its hooks are gone from the blocks, so everything was computed: offload was turned off that had been "
                 "turned on before dicache. Call disable() and dicache.enable again."
             )
-        written = self._written(run_may_begin)
         # Looking costs nothing while there are no adapters and never were.
         adapted = (self.adapters.any or "peft_config" in vars(denoiser)) and self._adapted(arguments)
         return ADAPTED if adapted else WRITTEN if written else ""
 
-    def _written(self, run_may_begin: bool) -> bool:
-        """Whether the weights were written to, or exchanged, since the call before."""
-        changed = self.weights.changed(run_may_begin=run_may_begin)
+    def _written(self) -> bool:
+        """Whether the weights were written to, or exchanged, since this was asked last."""
+        changed = self.weights.changed()
         if not self.weights.as_at_first:
             self._say(WRITTEN)
         return changed
@@ -159,6 +160,11 @@ def _is_switch(value: Tree) -> bool:
 def _holds_cache(arguments: Mapping[str, Tree]) -> bool:
     """Whether blocks read keys and values of all samples from an object, which cannot be taken apart."""
     return any("cache" in name and value is not None for name, value in arguments.items())
+
+
+def timestep_of(family: Family, arguments: Mapping[str, Tree]) -> Tree:
+    """Among a denoiser's arguments; None if there is none."""
+    return next((arguments[name] for name in family.time if isinstance(arguments.get(name), SupportsFloat)), None)
 
 
 # Latents and predictions as one tensor each.

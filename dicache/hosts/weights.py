@@ -1,4 +1,4 @@
-"""Whether a denoiser's weights are those of `enable`, without reading one of them.
+"""Whether a denoiser's weights are those of `enable`, without reading one of them: looked at where a run may begin.
 
 Every parameter counts what is written into it in place; another dtype, or another parameter in its place, is another
 weight too. What moves weights (offload, `.to()`) leaves the count alone. Not seen: what is written through `.data`,
@@ -6,7 +6,6 @@ into inference tensors, quantised weights, or weights that are elsewhere (sequen
 told by `dicache.hosts.lora`.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -24,18 +23,6 @@ class Mark(NamedTuple):
     dtype: torch.dtype
 
 
-class Slot(NamedTuple):
-    """Where a module keeps a parameter."""
-
-    parameters: Mapping[str, Tensor | None]
-    name: str
-    mark: Mark | None
-    """None while its weight is elsewhere."""
-
-    def again(self) -> "Slot":
-        return _slot(self.parameters, self.name)
-
-
 class Weights:
     """Those of one denoiser."""
 
@@ -44,17 +31,14 @@ class Weights:
         self.as_at_first = True
         self.elsewhere = False
         """Whether some ever were: they come back as other parameters."""
-        self.slots = self._slots()
+        self.marks = self._marks()
 
-    def changed(self, *, run_may_begin: bool) -> bool:
-        """Whether they are others than when this was asked last. Only where a run may begin it is looked for modules
-        that were exchanged.
-        """
-        before = self.slots
-        latest = self._slots() if run_may_begin else {path: slot.again() for path, slot in before.items()}
-        self.elsewhere = self.elsewhere or any(slot.mark is None for slot in latest.values())
-        self.slots = latest
-        changed = any(self._differ(before[path].mark, slot.mark) for path, slot in latest.items() if path in before)
+    def changed(self) -> bool:
+        """Whether they are others than when this was asked last."""
+        before, latest = self.marks, self._marks()
+        self.elsewhere = self.elsewhere or any(mark is None for mark in latest.values())
+        self.marks = latest
+        changed = any(self._differ(before[path], mark) for path, mark in latest.items() if path in before)
         self.as_at_first = self.as_at_first and not changed
         return changed
 
@@ -63,18 +47,18 @@ class Weights:
             return False
         return before.identity == latest.identity or not self.elsewhere
 
-    def _slots(self) -> dict[str, Slot]:
+    def _marks(self) -> dict[str, Mark | None]:
+        """By path; None while a weight is elsewhere."""
         return {
-            f"{path}.{name}": _slot(module._parameters, name)
+            f"{path}.{name}": _mark(parameter)
             for path, module in self.denoiser.named_modules()
             for name, parameter in module._parameters.items()
             if parameter is not None
         }
 
 
-def _slot(parameters: Mapping[str, Tensor | None], name: str) -> Slot:
-    parameter = parameters.get(name)
-    if parameter is None or parameter.is_meta:
-        return Slot(parameters, name, None)
+def _mark(parameter: Tensor) -> Mark | None:
+    if parameter.is_meta:
+        return None
     counts = not (parameter.is_inference() or is_traceable_wrapper_subclass(parameter))
-    return Slot(parameters, name, Mark(id(parameter), parameter._version if counts else 0, parameter.dtype))
+    return Mark(id(parameter), parameter._version if counts else 0, parameter.dtype)

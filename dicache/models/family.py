@@ -5,10 +5,10 @@ they are, what carries the latents, and what happens between two blocks.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 from dicache.errors import UnsupportedModelError
 from dicache.solvers.prediction import PREDICTIONS
@@ -149,7 +149,3 @@ class Family:
             raise UnsupportedModelError(
                 f"{self.model} cannot skip {longer.path} as one: {self.between}. Use sites=Spans(1) or Evaluation()."
             )
-
-    def timestep(self, inputs: Mapping[str, Any]) -> Any:  # noqa: ANN401
-        """Among the denoiser's inputs; None if there is none."""
-        return next((inputs[name] for name in self.time if isinstance(inputs.get(name), SupportsFloat)), None)

@@ -7,7 +7,17 @@ import pytest
 import torch
 from hypothesis import given
 
-from dicache.controllers.base import Account, Around, Controller, ProfileUse, cost_of, decided, overruled, refused
+from dicache.controllers.base import (
+    Account,
+    Around,
+    Controller,
+    FinishedRun,
+    ProfileUse,
+    cost_of,
+    decided,
+    overruled,
+    refused,
+)
 from dicache.controllers.budgeted import Budgeted
 from dicache.controllers.by_kind import ByKind
 from dicache.controllers.clip import Clip
@@ -19,7 +29,7 @@ from dicache.controllers.noise_window import NoiseWindow
 from dicache.controllers.planned import ONE_GAP, Planned
 from dicache.controllers.threshold import Threshold
 from dicache.errors import BudgetError, ModeError
-from dicache.types import Action, Decision, Kind, Reason, Site
+from dicache.types import Action, Decision, Kind, Reason, RunFacts, Site
 from helpers.fuzzing import examples
 from helpers.stepping import a_quote, a_step, numbers, rows
 
@@ -206,13 +216,13 @@ class Told(Controller):
         self.heard.append("check")
 
     def describe(self, state):
-        return ProfileUse("told", 1, "named", None, numbers(state), True, lambda error: error)
+        return ProfileUse("told", 1, "named", None, numbers(state), 0.0, "", True, lambda error: error)
 
-    def missed(self, work, steps):
-        return f"{steps} missed"
+    def notes(self, run):
+        return [f"{run.steps} missed"]
 
-    def on_other_weights(self):
-        return "other weights"
+    def on_other_weights(self, change):
+        return f"other weights: {change}"
 
     def init(self, samples):
         return 7.0
@@ -224,13 +234,22 @@ class Told(Controller):
         return state + 10
 
 
+def over(work, steps):
+    """What is told of a run that is over."""
+    return FinishedRun(work, steps, RunFacts(None))
+
+
 @pytest.mark.parametrize("around", [Around, Clip, NoiseWindow], ids=lambda kind: kind.__name__)
 def test_a_rule_around_another_says_what_that_one_says(around):
     inner = Told()
     rule = around(inner)
     rule.check(a_step(0))
-    assert inner.heard == ["check"] and rule.error_budget == 0.25 and rule.on_other_weights() == "other weights"
-    assert rule.missed(numbers(1), 5) == "5 missed"
+    assert (
+        inner.heard == ["check"]
+        and rule.error_budget == 0.25
+        and rule.on_other_weights("cast") == "other weights: cast"
+    )
+    assert rule.notes(over(numbers(1), 5)) == ["5 missed"]
     _, state = rule.decide(a_quote(0.1), a_step(5, total=10), rule.init(1))
     state = rule.settle(numbers(1), rows("#"), state)
     assert rule.describe(state).levels.item() == 18.0, "its state went in and out"
@@ -253,8 +272,8 @@ def test_sites_of_all_kinds_that_are_decided_together_follow_the_rule_of_the_res
 
 def test_a_rule_that_goes_by_nothing_of_the_kind_says_nothing():
     rule = Interval(2)
-    assert rule.error_budget is None and rule.describe(rule.init(1)) is None and rule.on_other_weights() is None
-    assert rule.missed(numbers(1.0), 10) is None and rule.at(Site("a", Kind.SPAN), 5) is rule
+    assert rule.error_budget is None and rule.describe(rule.init(1)) is None and rule.on_other_weights("cast") is None
+    assert rule.notes(over(numbers(1.0), 10)) == [] and rule.at(Site("a", Kind.SPAN), 5) is rule
 
 
 # So many steps.
@@ -264,8 +283,8 @@ def test_a_rule_that_goes_by_nothing_of_the_kind_says_nothing():
 def test_a_sample_is_late_where_it_executed_a_tenth_more_than_it_was_dealt(speedup, steps):
     dealt = math.ceil(steps / speedup) / steps
     rule = Counted(speedup)
-    assert rule.missed(numbers(dealt, 1.09 * dealt), steps) is None
-    note = rule.missed(numbers(dealt, 1.2 * dealt), steps)
+    assert rule.notes(over(numbers(dealt, 1.09 * dealt), steps)) == []
+    (note,) = rule.notes(over(numbers(dealt, 1.2 * dealt), steps))
     assert "samples [1] did not reach" in note and f"{speedup:.4g} asked for" in note
     assert f"{1 / (1.2 * dealt):.4g} reached" in note
 

@@ -9,20 +9,17 @@ from diffusers import FluxPipeline
 import dicache
 from dicache.errors import ProfileError
 from dicache.hosts.weights import Weights
-from helpers.watching import strips
 from pipelines.neighbours import (
-    BUDGET,
     FLUX,
     NEIGHBOURS,
     ORDERS,
-    STEPS,
     draw,
     int8_weights,
     layerwise_casting,
     quiet,
     sequential_offload,
 )
-from pipelines.tiny import PIPELINES, draw_flux, make_flux
+from pipelines.tiny import PIPELINES, make_flux
 
 AFTER_WHICH_THEY_ARE_OTHERS = (int8_weights, layerwise_casting)
 
@@ -61,10 +58,10 @@ CHANGES = {
 def test_weights_that_are_changed_are_noticed_once_and_remembered(change):
     model = make_flux().transformer
     weights = Weights(model)
-    assert not weights.changed(run_may_begin=True) and weights.as_at_first
+    assert not weights.changed() and weights.as_at_first
     change(model)
-    assert weights.changed(run_may_begin=True)
-    assert not weights.changed(run_may_begin=True) and not weights.as_at_first
+    assert weights.changed()
+    assert not weights.changed() and not weights.as_at_first
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -79,24 +76,24 @@ def test_what_moves_weights_or_adds_to_them_is_no_change_of_theirs(name, neighbo
     if order == "after dicache" and neighbour not in AFTER_WHICH_THEY_ARE_OTHERS:
         neighbour(pipe)
     changed = []
-    pipe.transformer.register_forward_pre_hook(lambda *_: changed.append(weights.changed(run_may_begin=True)))
+    pipe.transformer.register_forward_pre_hook(lambda *_: changed.append(weights.changed()))
     for sample in (1, 2):
         draw(tiny, pipe, sample)
     if neighbour is not sequential_offload:
         pipe.transformer.to("cpu")
-    assert changed and not any(changed) and not weights.changed(run_may_begin=True) and weights.as_at_first
+    assert changed and not any(changed) and not weights.changed() and weights.as_at_first
 
 
 def test_weights_that_come_back_from_sequential_offload_and_inference_tensors_raise_no_alarm():
     pipe = quiet(make_flux())
     weights = Weights(pipe.transformer)
     sequential_offload(pipe)
-    assert not weights.changed(run_may_begin=True)
+    assert not weights.changed()
     pipe.remove_all_hooks()
-    assert not weights.changed(run_may_begin=True)
+    assert not weights.changed()
     with torch.inference_mode():
         made = make_flux()
-    assert not Weights(made.transformer).changed(run_may_begin=True)
+    assert not Weights(made.transformer).changed()
 
 
 @pytest.mark.parametrize("change", ["written", "exchanged"])
@@ -115,17 +112,3 @@ def test_a_promise_is_refused_after_the_weights_were_changed_and_made_again_by_e
     pipe.transformer.proj_out.weight.copy_(before)
     with dicache.enable(pipe, error_budget=0.05, confidence=0.9):
         pipe(caption, **call)
-
-
-def test_a_run_whose_weights_are_written_to_half_way_begins_anew_and_says_so():
-    def write(pipe, index, timestep, kwargs):
-        if index == STEPS:
-            _written_in_one_place(pipe.transformer)
-        return {}
-
-    pipe = quiet(make_flux())
-    with dicache.enable(pipe, error_budget=BUDGET) as cache:
-        draw_flux(pipe, [1], 2 * STEPS, callback_on_step_end=write)
-        (strip,) = strips(cache)
-    assert any("the weights were changed half-way" in warning for warning in cache.report().warnings)
-    assert len(strip) == STEPS - 1 and strip.startswith("##")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dicache.errors import ModeError, UnsupportedModelError
+from dicache.hosts.denoiser_call import timestep_of
 from dicache.models.family import Batch, Family, Inside
 from dicache.models.find_blocks import check_streams, family_of, find
 
@@ -260,8 +261,8 @@ def test_a_prediction_that_is_none_is_refused_and_all_are_told_apart():
 
 def test_the_timestep_is_the_first_of_its_names_that_is_there():
     family = Family(model="Mine", stacks=("blocks",), time=("t", "sigma"))
-    assert family.timestep({"sigma": 0.5, "x": 1}) == 0.5
-    assert family.timestep({"t": None, "sigma": 0.0}) == 0.0, "zero is a time"
-    assert family.timestep({"t": 3, "sigma": 0.5}) == 3 and family.timestep({"x": 1}) is None
-    assert family.timestep({"t": {"sigma": 0.5}}) is None, "what holds times is none"
+    assert timestep_of(family, {"sigma": 0.5, "x": 1}) == 0.5
+    assert timestep_of(family, {"t": None, "sigma": 0.0}) == 0.0, "zero is a time"
+    assert timestep_of(family, {"t": 3, "sigma": 0.5}) == 3 and timestep_of(family, {"x": 1}) is None
+    assert timestep_of(family, {"t": {"sigma": 0.5}}) is None, "what holds times is none"
     assert family.batch is Batch.SAMPLE
