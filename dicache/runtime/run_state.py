@@ -19,6 +19,7 @@ from dicache.probes.base import View
 from dicache.runtime.guidance import Guided
 from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.trace import Record
+from dicache.tensors.written import Unwritten
 from dicache.types import Decision, Grid, Quote, Rows, RunFacts, Site, Step
 
 
@@ -163,17 +164,12 @@ class OpenSite:
 
     site: Site
     inputs: list[Tensor]
-    versions: list[int]
-    """Of the inputs: where they change, the site works in place."""
+    unwritten: Unwritten
+    """The inputs as they came: where they change, the site works in place."""
     module_call: ModuleCall
     """The call of its first module."""
     rows_to_run: RowsToRun
     feature: Tensor | None = None
-
-    @property
-    def changed(self) -> bool:
-        """Whether the site has worked in place."""
-        return any(t._version != version for t, version in zip(self.inputs, self.versions, strict=True))
 
 
 @dataclass
