@@ -16,13 +16,13 @@ class Unwritten:
     def __init__(self, tensors: Sequence[Tensor], *, copied: bool = True) -> None:
         self.counts = [(t, t._version) for t in tensors if not t.is_inference()]
         uncounted = [t for t in tensors if t.is_inference()]
-        self.known = copied or not uncounted
+        self.counted = copied or not uncounted
         self.copies = [(t, t.clone()) for t in uncounted] if copied else []
 
     @property
     def changed(self) -> bool:
         """Whether one of them was written to since, by its count or by its values."""
-        if not self.known or any(t._version != count for t, count in self.counts):
+        if not self.counted or any(t._version != count for t, count in self.counts):
             return True
         return not all(_same(t, copy) for t, copy in self.copies)
 
