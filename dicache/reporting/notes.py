@@ -49,8 +49,11 @@ def audits(audit: Mapping[str, Any] | None) -> list[str]:
 
 def not_finite(trace: Trace) -> list[str]:
     """The samples of which nothing can be said."""
-    text = "sample {} is not finite from step {} on: nothing is said of it."
-    return [*(Alarm(text.format(sample, step)) for sample, step in trace.not_finite.items())]
+    lost = trace.not_finite.items()
+    notes: list[str] = [
+        Alarm(f"sample {sample} is not finite from step {step} on: nothing is said of it.") for sample, step in lost
+    ]
+    return notes
 
 
 def over(budget: Rows | None, estimates: Rows | None, true_errors: Mapping[int, float]) -> list[str]:
@@ -64,7 +67,7 @@ def over(budget: Rows | None, estimates: Rows | None, true_errors: Mapping[int, 
     loud = (
         f"OVER BUDGET, as audited: the true error of samples {list(missed)} passed their budget ({'; '.join(lines)})."
     )
-    return ([Alarm(text)] if passed else []) + ([Alarm(loud)] if missed else [])
+    return [*([Alarm(text)] if passed else []), *([Alarm(loud)] if missed else [])]
 
 
 def engaged(trace: Trace) -> bool:
