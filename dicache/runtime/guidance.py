@@ -21,6 +21,7 @@ from dicache.approximators.noise import predicted
 from dicache.extension import combine, residual_sums
 from dicache.planning.error_law import remaining
 from dicache.solvers.mixture import fit, parallel
+from dicache.tensors.written import same
 from dicache.types import Grid, Rows, Step
 
 _PART = ", part "
@@ -62,7 +63,7 @@ def _repeats(latent: Tensor, times: int) -> bool:
     if latent.shape[0] % times:
         return False
     first, *rest = latent.chunk(times)
-    return all(torch.equal(first, other) for other in rest)
+    return all(same(first, other) for other in rest)
 
 
 @dataclass

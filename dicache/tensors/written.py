@@ -24,9 +24,9 @@ class Unwritten:
         """Whether one of them was written to since, by its count or by its values."""
         if not self.counted or any(t._version != count for t, count in self.counts):
             return True
-        return not all(_same(t, copy) for t, copy in self.copies)
+        return not all(same(t, copy) for t, copy in self.copies)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def same(one: Tensor, other: Tensor) -> bool:
     """What is not a number in both is the same."""
     return torch.equal(one, other) or bool(((one == other) | ((one != one) & (other != other))).all())

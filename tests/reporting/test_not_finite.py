@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import dicache
@@ -40,7 +40,8 @@ def tiny(request) -> tuple[Any, Any]:
     return PIPELINES[request.param], quiet(PIPELINES[request.param].make())
 
 
-@examples(3)
+@example(at=0, sample=1, value=float("nan"), name="budget")
+@examples(1)
 @given(
     at=st.integers(0, STEPS - 2),
     sample=st.integers(0, 2),
