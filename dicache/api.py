@@ -20,15 +20,13 @@ from dicache.errors import UnsupportedModelError
 from dicache.hosts.attachment import Attachment, attached_to
 from dicache.hosts.audit import Auditor
 from dicache.hosts.compiled_blocks import refuse_whole
-from dicache.hosts.running_pipeline import Running
+from dicache.hosts.running_pipeline import DENOISERS, Running
 from dicache.models.family import Family
 from dicache.models.find_blocks import family_of
-from dicache.runtime.session import Clock
+from dicache.runtime.run_state import Clock
 from dicache.schedules.schedule import Schedule
 from dicache.solvers.clock import SchedulerClock
 from dicache.solvers.loop_clock import DeclaredClock, LoopClock
-
-DENOISERS = ("transformer", "transformer_2", "unet")
 
 
 def enable(

@@ -10,6 +10,7 @@ from dicache.hosts.attachment import Attachment
 from dicache.hosts.audit import Auditor, summary
 from dicache.planning.budget import Budget, per_sample
 from dicache.reporting import notes as reported
+from dicache.reporting.log import log
 from dicache.reporting.report import Report, Setting, one_line
 from dicache.runtime.session import Session
 from dicache.runtime.trace import Trace, joined
@@ -32,6 +33,8 @@ class Cache:
         self._models = ", ".join(attachment.family.model for attachment in attachments.values())
         for attachment in attachments.values():
             attachment.undo = self.disable
+            attachment.session.on_over = self._log
+        self._logged: object = None
 
     def __setattr__(self, name: str, value: object) -> None:
         """Raises AttributeError for anything public: nothing of a Cache is changed by being set."""
@@ -61,13 +64,25 @@ class Cache:
     @property
     def trace(self) -> Trace | None:
         """The last run, or the one going on, of all denoisers that take turns in it; None before the first."""
-        traces = [trace for session in self._sessions if (trace := session.trace())]
+        return self._trace()
+
+    def _trace(self, *, waits: bool = True) -> Trace | None:
+        traces = [trace for session in self._sessions if (trace := session.trace(waits=waits))]
         alike = len({(len(trace.sites), len(trace.executed)) for trace in traces}) == 1
         return joined(traces if alike else traces[-1:]) if traces else None
 
     def report(self) -> Report:
         """What the last run did, or what the one going on has done so far."""
-        trace = self.trace
+        return self._report(self.trace)
+
+    def _log(self) -> None:
+        """Once for each run, when all denoisers that took part in it are through; the host does not wait for it."""
+        run = self.session.run
+        if run is not self._logged and all(session.run and session.run.complete for session in self._sessions):
+            self._logged = run
+            log(self._report(self._trace(waits=False)))
+
+    def _report(self, trace: Trace | None) -> Report:
         budgets = None if trace is None else self._budgets(len(trace.executed))
         notes = list(dict.fromkeys(note for session in self._sessions for note in session.notes))
         audit = self._audit()
@@ -128,7 +143,12 @@ class Cache:
             session.reset()
 
     def disable(self) -> None:
-        """Restore the model exactly, and let go of it. The report stays. Doing it twice does nothing."""
+        """Restore the model exactly, and let go of it. The report stays. Doing it twice does nothing.
+
+        Raises BusyError where another thread is in the midst of a call; nothing is changed then.
+        """
+        for attachment in self._attachments.values():
+            attachment.session.check_idle()
         for auditor in self._auditors:
             auditor.release()
         for attachment in self._attachments.values():

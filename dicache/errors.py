@@ -21,6 +21,10 @@ class AlreadyEnabledError(DicacheError, ValueError):
     """The model is already wrapped, by dicache or by a cache of diffusers."""
 
 
+class BusyError(DicacheError, RuntimeError):
+    """A model that dicache is enabled on was called by a second thread in the midst of a run."""
+
+
 class UnsupportedModelError(DicacheError, ValueError):
     """No stack of blocks was found that can be skipped safely."""
 

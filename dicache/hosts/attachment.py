@@ -18,7 +18,8 @@ from dicache.hosts.denoiser_call import DenoiserCalls
 from dicache.hosts.module_hook import NAME, FirstHook, Hooks, SessionHook, Uncopied, registry_of
 from dicache.models.family import Family
 from dicache.models.find_blocks import check_streams, family_of, find
-from dicache.runtime.session import Clock, Session
+from dicache.runtime.run_state import Clock
+from dicache.runtime.session import Session
 
 
 class Attachment(Uncopied):
@@ -49,7 +50,7 @@ class Attachment(Uncopied):
         inside = dict.fromkeys(path for site in sites for path in site.modules if path not in parts.blocks)
         deciding = {**parts.blocks, **{path: denoiser.get_submodule(path) for path in inside}}
         check_apart(deciding)
-        self.denoiser, self.session = denoiser, Session(config, clock, sites)
+        self.denoiser, self.session = denoiser, Session(config, clock, sites, self.family.model)
         if config.judged_by_others:
             self.session.note(f"the estimate is as good as your own {', '.join(config.judged_by_others)}.")
         self.hooks, self.handles = Hooks(denoiser, self.session), list[Any]()

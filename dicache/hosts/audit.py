@@ -121,8 +121,10 @@ class Auditor:
         rows = torch.cat([shadow.rows + c * run.samples for c in range(chunks)])
 
         def swapped(t: Tensor) -> Tensor:
-            same = t.shape == run.latent.shape and t.dtype == run.latent.dtype
-            return repeated if same and (t is run.latent or torch.equal(t, run.latent)) else t
+            same = t.shape == run.latent.shape and t.is_floating_point()
+            if t is not run.latent and not (same and torch.equal(t.to(run.latent.dtype), run.latent)):
+                return t
+            return repeated.to(t.dtype)  # autocast may have the pipeline go on in another precision
 
         own_args, own_kwargs = take(map_tensors(swapped, args), map_tensors(swapped, kwargs), rows, len(repeated))
         with torch.no_grad():
@@ -162,8 +164,9 @@ class Auditor:
         exact = _solved(shadow.solver, shadow, shadow.exact, shadow.latent)
         budgets = None if self.budget is None else per_sample(self.budget, shadow.run.samples)
         for b, error in zip(shadow.rows.tolist(), relative_error(cached[shadow.rows], exact[shadow.rows]), strict=True):
-            self.audits.append(Audited(float(error), None if budgets is None else float(budgets[b])))
-            self.true_errors[b] = float(error)
+            if error.isfinite():  # of what is not, nothing is said
+                self.audits.append(Audited(float(error), None if budgets is None else float(budgets[b])))
+                self.true_errors[b] = float(error)
 
 
 def _cannot_be_followed(run: Run, scheduler: Any, output: Tensor) -> str | None:  # noqa: ANN401

@@ -27,6 +27,7 @@ from dicache.hosts.checks import check_branches, check_others, check_uncached
 from dicache.hosts.compiled_blocks import Compilation
 from dicache.hosts.lora import Adapters
 from dicache.hosts.module_hook import BranchName, Hooks, Uncopied, eager
+from dicache.hosts.running_pipeline import loop_of
 from dicache.hosts.weights import Weights
 from dicache.models.conditioning import fingerprint
 from dicache.models.family import Batch, Family
@@ -60,6 +61,8 @@ class DenoiserCalls(Uncopied):
 
     @eager
     def before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
+        if self.session.owner.claim(partial(loop_of, self.denoiser)):
+            self.session.reset()  # calls of two loops in turn are no run
         self.arguments = arguments = self._by_name(args, kwargs)
         latent, timestep = latent_of(self.family, arguments), self._timestep(arguments)
         other_weights = self._look_around(arguments)

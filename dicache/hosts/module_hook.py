@@ -4,12 +4,13 @@ Diffusers keeps its hooks in a registry and links them; accelerate (sequential o
 it wrapped in `_old_forward`. Taking off a hook must leave both in place, and leave nothing of its own behind.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from torch import nn
 
 from dicache.errors import CopyError
@@ -52,8 +53,26 @@ class SessionHook(Uncopied, ModelHook):
         return self.run(call, ModuleCall(self.path, module, forward, args, kwargs))
 
 
+class _Context(threading.local):
+    context: CacheContext | None = None
+
+
 class BranchName(StateManager):
-    """Receives the name of the branch that the pipeline is about to run."""
+    """Receives the name of the branch that the pipeline is about to run. What a second thread sets, which may not run
+    beside the first, is heard by itself alone.
+    """
+
+    def __init__(self) -> None:
+        self._own = _Context()
+        super().__init__(BaseState)
+
+    @property  # type: ignore[override]
+    def _context(self) -> CacheContext | None:
+        return self._own.context
+
+    @_context.setter
+    def _context(self, context: CacheContext | None) -> None:
+        self._own.context = context
 
     @property
     def name(self) -> str | None:
@@ -67,10 +86,11 @@ class FirstHook(SessionHook):
 
     def __init__(self, session: Session, path: str, attachment: object) -> None:
         super().__init__(session, session.strategy.block, path)
-        self.branch, self.attachment = BranchName(BaseState), attachment
+        self.branch, self.attachment = BranchName(), attachment
 
     def reset_state(self, module: nn.Module) -> nn.Module:
-        self.session.finish()
+        if not self.session.owner.elsewhere:
+            self.session.finish()
         return module
 
 

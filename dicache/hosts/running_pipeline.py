@@ -4,7 +4,7 @@ scheduler; where nothing does, it is the pipeline that dicache was enabled on.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import nn
 
 from dicache.solvers.clock import Loop
 
+DENOISERS = ("transformer", "transformer_2", "unet")
+"""What pipelines call them."""
 _FAR = 40
 _NAMES = ("self", "components", "pipe", "pipeline")
 _OPTIONS = "extra_step_kwargs"
@@ -51,19 +53,38 @@ class Running:
 
     def _in(self, frame: FrameType) -> Any:  # noqa: ANN401
         """What holds the denoiser and a scheduler among the frame's variables; None if nothing does."""
-        if frame.f_globals.get("__name__", "").startswith(_PASSED_BY):
+        if _passed_by(frame):
             return None
         for name in _NAMES:
             if name not in frame.f_code.co_varnames:
                 continue
             holder = frame.f_locals.get(name)
-            if self._drives(holder):
+            if _drives(holder, self.denoisers, self.denoisers.values()):
                 return holder
         return None
 
-    def _drives(self, holder: object) -> bool:
-        """Anything may be called `pipe`, so this asks instead of expecting."""
-        scheduler, *parts = (getattr(holder, name, None) for name in ("scheduler", *self.denoisers))
-        if isinstance(holder, nn.Module) or scheduler is None:
-            return False
-        return any(part is denoiser for part in parts for denoiser in self.denoisers.values())
+
+def loop_of(denoiser: nn.Module, frame: FrameType) -> FrameType:
+    """The frame of the loop that calls the denoiser, seen from this one: the pipeline's, where one of its methods led
+    here, else that of whoever called the denoiser.
+    """
+    caller, pipeline, outer = None, None, frame.f_back
+    while outer is not None:
+        if not _passed_by(outer):
+            caller = caller or outer
+            if "self" in outer.f_code.co_varnames and _drives(outer.f_locals.get("self"), DENOISERS, [denoiser]):
+                pipeline = outer
+        outer = outer.f_back
+    return pipeline or caller or frame
+
+
+def _passed_by(frame: FrameType) -> bool:
+    return bool(frame.f_globals.get("__name__", "").startswith(_PASSED_BY))
+
+
+def _drives(holder: object, names: Iterable[str], denoisers: Iterable[nn.Module]) -> bool:
+    """Anything may be called `pipe`, so this asks instead of expecting."""
+    scheduler, *parts = (getattr(holder, name, None) for name in ("scheduler", *names))
+    if isinstance(holder, nn.Module) or scheduler is None:
+        return False
+    return any(part is denoiser for part in parts for denoiser in denoisers)

@@ -131,9 +131,7 @@ class SoftGates:
     def _remember(self, index: int, site: Site, inputs: list[Tensor], output: Tree) -> None:
         outputs = tensors(output)
         if index not in self.layouts:
-            layout = layout_of(
-                inputs, [t._version for t in inputs], output, outputs[0].shape[0], site.added and site.inside_denoiser
-            )
+            layout = layout_of(inputs, output, outputs[0].shape[0], site.added and site.inside_denoiser)
             if layout is None:
                 raise ScheduleError(f"{site.path} cannot be mixed: what it gives has not the batch on its first axis.")
             self.layouts[index] = layout

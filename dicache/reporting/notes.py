@@ -7,9 +7,13 @@ from typing import Any
 import torch
 
 from dicache.controllers.base import ProfileUse
-from dicache.reporting.promise_note import promise_note, too_small_note
+from dicache.reporting.promise_note import fits, promise_note, too_small_note
 from dicache.runtime.trace import Trace
 from dicache.types import REASONS, Action, Reason, Rows
+
+
+class Alarm(str):
+    """A note that says that a budget was passed, or that a promise does not hold."""
 
 
 def worth(trace: Trace, budget: Rows | None, profile: ProfileUse | None) -> list[str]:
@@ -18,9 +22,13 @@ def worth(trace: Trace, budget: Rows | None, profile: ProfileUse | None) -> list
         estimated = bool(trace.records) and bool((trace.records[-1].spent > 0).any())
         text = "the error is estimated without calibration: no statement about its probability is made."
         return [text] if estimated or (budget is not None and engaged(trace)) else []
+    if len(trace.not_finite) == len(trace.executed):
+        return []
     computed = trace.executed.cpu() >= trace.uncached.cpu()
     too_small = (profile.levels == 0) | ((profile.levels < profile.saving) & computed)
-    return [promise_note(profile)] + ([too_small_note(profile)] if bool(too_small.any()) else [])
+    promise = promise_note(profile)
+    broken = profile.confidence is not None and not fits(profile)
+    return [Alarm(promise) if broken else promise] + ([too_small_note(profile)] if bool(too_small.any()) else [])
 
 
 def large(budget: Rows | None) -> list[str]:
@@ -35,12 +43,21 @@ def audits(audit: Mapping[str, Any] | None) -> list[str]:
     if audit is None or audit["within"] is None:
         return []
     drift = "; so few, at any time, would be chance once in 100 or less: the prompts have drifted"
-    drift = drift if audit["drift"] else ""
-    return [f"audited {audit['samples']} samples: {audit['within']:.1%} within budget{drift}."]
+    text = f"audited {audit['samples']} samples: {audit['within']:.1%} within budget"
+    return [Alarm(f"{text}{drift}.") if audit["drift"] else f"{text}."]
+
+
+def not_finite(trace: Trace) -> list[str]:
+    """The samples of which nothing can be said."""
+    lost = trace.not_finite.items()
+    notes: list[str] = [
+        Alarm(f"sample {sample} is not finite from step {step} on: nothing is said of it.") for sample, step in lost
+    ]
+    return notes
 
 
 def over(budget: Rows | None, estimates: Rows | None, true_errors: Mapping[int, float]) -> list[str]:
-    """The samples that passed their budget, by what is estimated and by what was audited."""
+    """The samples that passed their budget, by what is estimated (nan where nothing is) and by what was audited."""
     if budget is None or estimates is None:
         return []
     passed = (estimates > budget).nonzero().flatten().tolist()
@@ -50,7 +67,7 @@ def over(budget: Rows | None, estimates: Rows | None, true_errors: Mapping[int, 
     loud = (
         f"OVER BUDGET, as audited: the true error of samples {list(missed)} passed their budget ({'; '.join(lines)})."
     )
-    return ([text] if passed else []) + ([loud] if missed else [])
+    return [*([Alarm(text)] if passed else []), *([Alarm(loud)] if missed else [])]
 
 
 def engaged(trace: Trace) -> bool:
@@ -71,7 +88,8 @@ def exhausted(trace: Trace, budget: Rows, fewest: int | None) -> list[str]:
     if fewest is None or not trace.records:
         return []
     computed = torch.stack([record.action[:, 0] == Action.COMPUTE for record in trace.records]).sum(0)
-    samples = ((computed <= fewest) & (budget > 4 * trace.records[-1].spent)).nonzero().flatten().tolist()
+    left = ((computed <= fewest) & (budget > 4 * trace.records[-1].spent)).nonzero().flatten().tolist()
+    samples = [sample for sample in left if sample not in trace.not_finite]
     text = (
         f"samples {samples} have budget left, and no more can be skipped in a run of {len(trace.records)} steps: "
         f"{fewest} of them always compute. Fewer steps would be faster, more steps would leave more to skip."

@@ -150,11 +150,15 @@ class Report:
         }
 
     def _estimates(self, trace: Trace) -> Rows:
-        """(B,); through the profile's map where there is one."""
-        spent = trace.records[-1].spent
+        """(B,); through the profile's map where there is one. nan for samples that are not finite."""
+        lost = torch.tensor([sample in trace.not_finite for sample in range(len(trace.records[-1].spent))])
+        spent = torch.where(lost, torch.nan, trace.records[-1].spent)
         if self.profile is None:
             return spent
-        return torch.tensor([self.profile.true_error(float(error)) for error in spent], dtype=torch.float64)
+        return torch.tensor(
+            [math.nan if error.isnan() else self.profile.true_error(float(error)) for error in spent],
+            dtype=torch.float64,
+        )
 
     def _warnings(self) -> list[str]:
         trace = self.trace
@@ -162,7 +166,7 @@ class Report:
             return ["nothing has run yet." if self.setting.on else "nothing ran before the cache was taken off."]
         estimates = self._estimates(trace) if trace.records else None
         warnings = [*notes.worth(trace, self.budget, self.profile), *notes.large(self.budget)]
-        warnings += notes.audits(self.audit)
+        warnings += [*notes.not_finite(trace), *notes.audits(self.audit)]
         if trace.refusal:
             warnings.append(f"the run was refused: {trace.refusal}")
         elif not trace.complete:

@@ -108,12 +108,15 @@ def guesses(
 
 def _guess(approximator: Approximator, meter: Meter, histories: Histories, target: Target) -> Tensor:
     def guess() -> Tensor:
-        return approximator.guess(histories, target)
+        if not approximator.multiplies:
+            return approximator.guess(histories, target)
+        with torch.autocast(values[0].device.type, enabled=False):  # the user's is for the model
+            return approximator.guess(histories, target)
 
-    booked = guess_cost(approximator, target.site)
+    booked, values = guess_cost(approximator, target.site), histories.outputs.values
     guessed = meter.added(booked, guess) if approximator.multiplies else guess()
     if _is_users(approximator):
-        values, said_by = histories.outputs.values, f"{type(approximator).__name__}.guess"
+        said_by = f"{type(approximator).__name__}.guess"
         check_tensor(guessed, values[0].shape, said_by, "what stands in the place of a value, of its shape")
         check_own(guessed, values, said_by)
     return guessed

@@ -4,6 +4,7 @@ What every approximator would have been wrong by is known wherever all branches 
 held against the truth. Estimator and controller learn of it. Guidance is measured once, from the first two latents.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from dicache.config import Config
 from dicache.errors import UnsupportedModelError
 from dicache.runtime.decide import decide_site, no_evidence, realised_errors
 from dicache.runtime.guidance import samples_of
-from dicache.runtime.run_state import Judgement, Run, SiteState
+from dicache.runtime.run_state import Judgement, Run, SiteState, not_finite_of
 from dicache.runtime.trace import Record
 from dicache.tensors.tree import tensors
 from dicache.types import Grid, Rows
@@ -38,7 +39,8 @@ def end_step(config: Config, run: Run, after: Tensor | None) -> None:
         if state.judgement is None:  # nobody had to decide
             state.judgement, state.controller = decide_site(config, run, state, no_evidence(config, run))
     judgements = [state.judgement for state in run.states if state.judgement is not None]
-    truths, run.scale = _truths(config, run, judgements)
+    run.first_not_finite = _first_not_finite(run)
+    truths, run.scale, run.not_finite = _truths(config, run, judgements)
     for state, judgement, truth in zip(run.states, judgements, truths, strict=True):
         state.share = truth.share
         state.controller, state.estimator = _learn(config, state, judgement, truth)
@@ -85,28 +87,47 @@ def _forget(config: Config, run: Run) -> None:
 # What was really wrong.
 
 
-def _truths(config: Config, run: Run, judgements: list[Judgement]) -> tuple[list[Truth], Rows | None]:
-    """Of every site, and ||v|| / ||x_N|| at each sample's last computed step. The host waits for the device here."""
+def _first_not_finite(run: Run) -> Tensor:
+    """The step at which a sample's latent or what the pipeline got was first not finite, -1 for none so far; (B,), and
+    it stays on the device.
+    """
+    parts = [
+        t.isfinite().flatten(1).all(1).view(-1, run.samples).all(0) for t in (run.latent, *run.guided.outputs.values())
+    ]
+    finite = torch.stack([part.to(run.latent.device) for part in parts]).all(0)
+    before = torch.full_like(finite, -1, dtype=torch.long) if run.first_not_finite is None else run.first_not_finite
+    return torch.where(finite | (before >= 0), before, run.step.index)
+
+
+def _truths(
+    config: Config, run: Run, judgements: list[Judgement]
+) -> tuple[list[Truth], Rows | None, Mapping[int, int]]:
+    """Of every site, ||v|| / ||x_N|| at each sample's last computed step, and which samples are not finite. The host
+    waits for the device here.
+    """
     n_approximators = len(config.approximators)
     unknown = torch.full((run.samples, n_approximators), torch.nan, dtype=torch.float64)
     before = [Truth(unknown, state.share, state.value) for state in run.states]
     computed = torch.stack([judgement.computed for judgement in judgements]).any(0)
     # A mixture that misses a branch says nothing: the outputs of that branch were guesses.
     if not run.guided.complete or not bool(computed.any()):
-        return before, run.scale
-    errors, scale = run.guided.measure(run.latent[: run.samples], run.step.clean, n_approximators)
+        return before, run.scale, run.not_finite
+    assert run.first_not_finite is not None
+    latent, clean = run.latent[: run.samples], run.step.clean
+    errors, scale, first = run.guided.measure(latent, clean, n_approximators, run.first_not_finite)
+    not_finite = not_finite_of(first)
     scale = _where(computed, scale, run.scale)
     if not run.states[0].inside:
-        return [Truth(errors, value=run.guided.truth)], scale
+        return [Truth(errors, value=run.guided.truth)], scale, not_finite
     summed = [i for i, state in enumerate(run.states) if state.sums is not None]
     sums = [state.sums for state in run.states if state.sums is not None]
     truths = before.copy()
     if not sums:
-        return truths, scale
+        return truths, scale, not_finite
     for i, grid in zip(summed, torch.stack(sums).double().cpu(), strict=True):  # one wait for all sites
         site_errors, share = realised_errors(grid, n_approximators)
         truths[i] = Truth(site_errors, _where(judgements[i].computed, share, before[i].share), before[i].value)
-    return truths, scale
+    return truths, scale, not_finite
 
 
 def _where(computed: Rows, after: Rows, before: Rows | None) -> Rows:

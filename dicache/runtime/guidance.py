@@ -20,7 +20,8 @@ from torch import Tensor
 from dicache.approximators.noise import predicted
 from dicache.extension import combine, residual_sums
 from dicache.planning.error_law import remaining
-from dicache.runtime.mixture import fit, parallel
+from dicache.solvers.mixture import fit, parallel
+from dicache.tensors.written import same
 from dicache.types import Grid, Rows, Step
 
 _PART = ", part "
@@ -62,7 +63,7 @@ def _repeats(latent: Tensor, times: int) -> bool:
     if latent.shape[0] % times:
         return False
     first, *rest = latent.chunk(times)
-    return all(torch.equal(first, other) for other in rest)
+    return all(same(first, other) for other in rest)
 
 
 @dataclass
@@ -152,19 +153,22 @@ class Guided:
         truth = _plus(self.truth, weights, output)
         self.truth = truth.clone() if truth is output else truth  # the pipeline may change its output in place
 
-    def measure(self, latent: Tensor, clean: tuple[float, float], n_approximators: int) -> tuple[Grid, Rows]:
-        """Relative error of every approximator, (B, A), nan where it had no guess, and ||v|| / ||x_N||, (B,). This is
-        where the host waits for the device.
+    def measure(
+        self, latent: Tensor, clean: tuple[float, float], n_approximators: int, extra: Tensor
+    ) -> tuple[Grid, Rows, Rows]:
+        """Relative error of every approximator, (B, A), nan where it had no guess, ||v|| / ||x_N||, (B,), and
+        what is `extra`, (B,), on the host. This is where the host waits for the device.
         """
         assert self.truth is not None
         final = _final(denoised(latent, self.truth), self.truth, clean)
         own = [residual_sums(x, x)[:, 5] for x in (final, self.truth)]
         missed = [residual_sums(guess, self.truth)[:, 2] for guess in self.guesses.values()]
-        scale, length, *missed = torch.stack([*own, *missed]).double().cpu().sqrt()
+        extra, *sums = torch.stack([t.double() for t in (extra, *own, *missed)]).cpu()
+        scale, length, *missed = torch.stack(sums).sqrt()
         errors = torch.full((len(length), n_approximators), torch.nan, dtype=torch.float64)
         for i, miss in zip(self.guesses, missed, strict=True):
             errors[:, i] = miss / length
-        return errors, length / scale
+        return errors, length / scale, extra
 
     @property
     def told_apart(self) -> bool:

@@ -39,6 +39,7 @@ from dicache.tensors import history
 from dicache.tensors.block_output import OutputLayout, entering, layout_of, output_of, value_of
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.tree import Tree, shapes_of, tensors
+from dicache.tensors.written import Unwritten
 from dicache.types import Kind, Rows, Site
 
 Key = tuple[tuple[Hashable, ...], str]
@@ -109,9 +110,9 @@ class InnerSites:
 
     def _opened(self, call: Call, state: SiteState, module_call: ModuleCall) -> OpenSite:
         inputs = tensors((module_call.args, module_call.kwargs))
-        layout = self.layouts.get((call.key, state.site.path))
-        versions = [t._version for t in inputs]
-        open_site = OpenSite(state.site, inputs, versions, module_call, call.rows_to_run)
+        key = (call.key, state.site.path)
+        layout, unwritten = self.layouts.get(key), Unwritten(inputs, copied=key not in self.layouts)
+        open_site = OpenSite(state.site, inputs, unwritten, module_call, call.rows_to_run)
         if layout is None:
             return open_site
         open_site.feature = self._feature(call, open_site, layout)
@@ -155,7 +156,9 @@ class InnerSites:
         layout = self._layout(call, open_site, output)
         if layout is None:
             return output
-        if open_site.feature is None and not open_site.changed:  # what it continues was not known when it opened
+        if (
+            open_site.feature is None and not open_site.unwritten.changed
+        ):  # what it continues was not known when it opened
             open_site.feature = self._feature(call, open_site, layout)
         run, rows_to_run, inputs = call.run, open_site.rows_to_run, open_site.inputs
         histories = state.histories.get(call.branch) or self.memory.nothing(state, rows_to_run.rows)
@@ -182,7 +185,8 @@ class InnerSites:
     def _layout(self, call: Call, open_site: OpenSite, output: Tree) -> OutputLayout | None:
         key, site, inputs = (call.key, open_site.site.path), open_site.site, open_site.inputs
         if key not in self.layouts:
-            self.layouts[key] = layout_of(inputs, open_site.versions, output, call.rows_to_run.rows, site.added)
+            rows, in_place = call.rows_to_run.rows, open_site.unwritten.changed
+            self.layouts[key] = layout_of(inputs, output, rows, site.added, in_place=in_place)
             if self.layouts[key] is None:
                 self.note(f"{site.path} always computes: what it gives has not the batch on its first axis.")
         return self.layouts[key]

@@ -4,11 +4,12 @@ Estimator and controller keep typed states of their own, one per site; the sessi
 Nothing is kept on a module, a class or a global.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from dicache.approximators.base import Histories
@@ -19,6 +20,9 @@ from dicache.probes.base import View
 from dicache.runtime.guidance import Guided
 from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.trace import Record
+from dicache.solvers.timeline import Reading
+from dicache.tensors.tree import Tree
+from dicache.tensors.written import Unwritten
 from dicache.types import Decision, Grid, Quote, Rows, RunFacts, Site, Step
 
 
@@ -114,6 +118,10 @@ class Run:
     """The most that was remembered at once."""
     overhead: float = 0.0
     """Seconds that deciding and filling in took on the host."""
+    first_not_finite: Tensor | None = None
+    """The step at which each sample was first not finite, -1 for none, (B,), on the device."""
+    not_finite: Mapping[int, int] = field(default_factory=dict)
+    """The same on the host, by sample, as far as the host has waited for the device."""
     complete: bool = False
     apart: bool = False
     """Whether the calls of one step hold different latents: everything computes."""
@@ -127,6 +135,17 @@ class Run:
 
     def __post_init__(self) -> None:
         self.facts = RunFacts(self.step.timetable)
+
+    def as_begun(self, latent: Tensor) -> Tensor:
+        """In the precision that the run began in: under autocast schedulers go on in that of the model's outputs."""
+        begun = self.latent.dtype
+        lower = latent.dtype != begun and torch.promote_types(latent.dtype, begun) == begun
+        return latent.to(begun) if lower and torch.is_autocast_enabled(latent.device.type) else latent
+
+    def look(self) -> None:
+        """Wait for what the device knows of samples that are not finite."""
+        if self.first_not_finite is not None:
+            self.not_finite = not_finite_of(self.first_not_finite)
 
     def know_mixture(self, guided: Guided) -> None:
         """The guidance branches were told apart: that of the largest weight, and the others."""
@@ -148,7 +167,9 @@ class Run:
 
     def let_go(self) -> None:
         """Of the model's tensors."""
+        self.look()
         self.guided, self.strongest, self.prints, self.gone = Guided(), None, {}, True
+        self.first_not_finite = None
         self.forget()
 
     def forget(self) -> None:
@@ -157,23 +178,41 @@ class Run:
             state.histories, state.sums, state.value, state.judgement, state.estimator = {}, None, None, None, None
 
 
+def not_finite_of(first: Rows) -> Mapping[int, int]:
+    """The first step at which each sample was not finite, by sample; from steps, -1 for none."""
+    return {sample: int(step) for sample, step in enumerate(first.tolist()) if step >= 0}
+
+
+class Clock(Protocol):
+    @property
+    def reason(self) -> str:
+        """Why no price is known of the run that was read last; empty where they are."""
+
+    def read(self, timestep: Tensor | float | None) -> Reading: ...
+
+
+class Strategy(Protocol):
+    """What happens to the modules of a call, and to its output."""
+
+    def forget(self) -> None: ...
+
+    def block(self, call: "Call", module_call: ModuleCall) -> Tree: ...
+
+    def end(self, call: "Call", output: Tensor) -> Tensor: ...
+
+
 @dataclass
 class OpenSite:
     """The site that is being run."""
 
     site: Site
     inputs: list[Tensor]
-    versions: list[int]
-    """Of the inputs: where they change, the site works in place."""
+    unwritten: Unwritten
+    """The inputs as they came: where they change, the site works in place."""
     module_call: ModuleCall
     """The call of its first module."""
     rows_to_run: RowsToRun
     feature: Tensor | None = None
-
-    @property
-    def changed(self) -> bool:
-        """Whether the site has worked in place."""
-        return any(t._version != version for t, version in zip(self.inputs, self.versions, strict=True))
 
 
 @dataclass

@@ -17,7 +17,8 @@ branches of one sample.
 """
 
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,37 +34,23 @@ from dicache.runtime.guidance import Guided
 from dicache.runtime.inner_sites import InnerSites
 from dicache.runtime.memory_plan import Memory
 from dicache.runtime.module_call import ModuleCall, RowsToRun
-from dicache.runtime.run_state import Call, Inputs, Run, SiteState
+from dicache.runtime.owner import Owner
+from dicache.runtime.run_state import Call, Clock, Inputs, Run, SiteState, Strategy
 from dicache.runtime.trace import Trace
 from dicache.runtime.watched_loop import as_it_stands, broke_off, holds_others, step_seen
 from dicache.solvers.loop_clock import LoopClock
 from dicache.solvers.timeline import Reading
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.tree import Tree
-from dicache.types import Kind, Site, Step
-
-
-class Clock(Protocol):
-    @property
-    def reason(self) -> str:
-        """Why no price is known of the run that was read last; empty where they are."""
-
-    def read(self, timestep: Tensor | float | None) -> Reading: ...
-
-
-class Strategy(Protocol):
-    """What happens to the modules of a call, and to its output."""
-
-    def forget(self) -> None: ...
-
-    def block(self, call: Call, module_call: ModuleCall) -> Tree: ...
-
-    def end(self, call: Call, output: Tensor) -> Tensor: ...
+from dicache.types import Kind, Site
 
 
 class Session:
-    def __init__(self, config: Config, clock: Clock, sites: tuple[Site, ...]) -> None:
+    def __init__(self, config: Config, clock: Clock, sites: tuple[Site, ...], model: str = "the denoiser") -> None:
         self.config, self.clock, self.sites, self.meter = config, clock, sites, Meter()
+        self.owner = Owner(model)
+        self.on_over: Callable[[], object] = bool
+        """Called when a run is over."""
         self.run: Run | None = None
         self.call: Call | None = None
         self.notes: list[str] = []
@@ -87,6 +74,8 @@ class Session:
             return
         started = time.perf_counter()
         reading = self.clock.read(inputs.timestep)
+        if self.run is not None:
+            inputs = inputs._replace(latent=self.run.as_begun(inputs.latent))
         run = self._with_these_weights(self._continued(reading, inputs), inputs)
         if run is None:
             if broke_off(self.run, reading):
@@ -145,7 +134,7 @@ class Session:
             self.run.forget()
         before = reading.step.progress - reading.share
         states = [SiteState(site, self._rule(site), site.inside_denoiser) for site in self.sites]
-        step = _released(reading.step, before)
+        step = reading.step.since(before)
         guided = Guided(watched=isinstance(self.clock, LoopClock))
         self.run = Run(reading.run, step, step.time, inputs.latent, before, states, guided)
         if inputs.timestep is not None or not guided.watched:  # that there is none is noted where it is looked for
@@ -170,7 +159,7 @@ class Session:
         if isinstance(self.clock, LoopClock) and run.samples:
             step = step_seen(self.config, run, self.clock, latent)
             self._note_unpriced()
-        run.step, run.latent = _released(step, run.before), latent
+        run.step, run.latent = step.since(run.before), latent
         run.time = step.sigma if step.half_log_snr is None else step.half_log_snr
         run.guided, run.strongest = run.guided.next_step(len(step.weights)), None
         for state in run.states:
@@ -237,18 +226,29 @@ class Session:
 
     def finish(self) -> None:
         """The pipeline said that its run is over."""
-        if self.run and not self.run.complete and not self.run.gone:
+        if finished := self.run is not None and not self.run.complete and not self.run.gone:
+            assert self.run is not None
             self._end_step(self.run, None)
             self.run.complete = True
             self.run.forget()
         self.call = None
+        self.owner.free()
+        if finished:
+            self.on_over()
 
     def reset(self) -> None:
-        """Forget the run that is going on; the next call begins a new one."""
+        """Forget the run that is going on; the next call begins a new one. Raises BusyError as `check_idle`."""
+        self.check_idle()
         if self.run:
             self.run.forget()
         self.run = self.call = None
         self.strategy.forget()
+        self.owner.free()
+
+    def check_idle(self) -> None:
+        """Raises BusyError where another thread is in a call of the denoiser: what was skipped must still be filled."""
+        if self.call is not None:
+            self.owner.check("reset or disabled")
 
     def release(self) -> None:
         """Let go of the model and its pipeline; what was noted down stays."""
@@ -259,6 +259,7 @@ class Session:
         self.strategy.forget()
         if self.run:
             self.run.let_go()
+        self.owner.free()
 
     # What is told of it.
 
@@ -276,24 +277,21 @@ class Session:
         if text not in self.notes:
             self.notes.append(text)
 
-    def trace(self) -> Trace | None:
+    def trace(self, *, waits: bool = True) -> Trace | None:
         """The last run, or the one going on; None before the first. After a call of its last step it is over: many
-        pipelines do not say that their run is.
+        pipelines do not say that their run is. `waits`: until the device has told what it knows.
         """
         run = self.run
         if run is None:
             return None
-        going_on = self.call is None and not run.gone and not run.complete
+        going_on = self.call is None and not run.gone and not run.complete and not self.owner.elsewhere
         if going_on and isinstance(self.clock, LoopClock) and self.clock.ends_unseen and run.guided.outputs:
             run = as_it_stands(self.config, run)
         elif going_on and run.step.index == run.step.total - 1:
             self.finish()
+        if waits:
+            run.look()
         samples = run.samples or len(self.meter.executed)
         executed, uncached = (macs.view(-1, samples).sum(0) for macs in (self.meter.executed, self.meter.uncached))
         noted = (tuple(run.records), executed, uncached, run.bytes, run.overhead, run.complete)
-        return Trace(*noted, self.sites, tuple(self.site_macs()), self.memory.planned, run.refusal)
-
-
-def _released(step: Step, before: float) -> Step:
-    """With the progress since the run began."""
-    return step._replace(progress=step.progress - before)
+        return Trace(*noted, self.sites, tuple(self.site_macs()), self.memory.planned, run.not_finite, run.refusal)

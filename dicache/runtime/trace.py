@@ -2,7 +2,7 @@
 tensor of the model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dicache.types import Grid, Rows, Site
@@ -39,6 +39,8 @@ class Trace(NamedTuple):
     """What computing each site once costs one row."""
     planned_bytes: int | None = None
     """The most that was to be kept, as known after the first step."""
+    not_finite: Mapping[int, int] = {}
+    """The step from which on a sample is not finite, by sample."""
     refusal: str = ""
     """Why dicache refused to go on with it; empty where it did not."""
 
@@ -61,5 +63,6 @@ def joined(traces: Sequence[Trace]) -> Trace:
         cache_bytes=sum(trace.cache_bytes for trace in traces),
         overhead_seconds=sum(trace.overhead_seconds for trace in traces),
         complete=all(trace.complete for trace in traces),
+        not_finite={sample: step for trace in reversed(traces) for sample, step in trace.not_finite.items()},
         planned_bytes=sum(planned) if planned else None,
     )

@@ -5,6 +5,7 @@ synchronisation. Of a hand-written loop less is known (`dicache.solvers.loop_clo
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -149,6 +150,7 @@ _timelines: dict[Hashable, Timeline] = {}
 over half-way reads the first one's.
 """
 _MOST = 16
+_one_thread = Lock()
 
 
 def timeline_of(scheduler: Any, begin: int = 0, loop: Loop | None = None) -> Timeline:  # noqa: ANN401
@@ -163,12 +165,15 @@ def timeline_of(scheduler: Any, begin: int = 0, loop: Loop | None = None) -> Tim
         end,
         repr(loop.options),
     )
-    if key not in _timelines:
-        played = timeline(scheduler, begin, end, loop.options)
+    before = _timelines.get(key)
+    if before is not None:
+        return before
+    played = timeline(scheduler, begin, end, loop.options)
+    played = played._replace(timetable=played.timetable._replace(solver=solver(scheduler)))
+    with _one_thread:
         while len(_timelines) >= _MOST:
-            _timelines.pop(next(iter(_timelines)), None)
-        _timelines[key] = played._replace(timetable=played.timetable._replace(solver=solver(scheduler)))
-    return _timelines[key]
+            del _timelines[next(iter(_timelines))]
+        return _timelines.setdefault(key, played)
 
 
 def solver(scheduler: Any) -> str:  # noqa: ANN401

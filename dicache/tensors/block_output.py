@@ -31,13 +31,12 @@ class OutputLayout(NamedTuple):
 
 
 def layout_of(
-    inputs: Sequence[Tensor], versions: Sequence[int], output: Tree, rows: int, added: bool
+    inputs: Sequence[Tensor], output: Tree, rows: int, added: bool, *, in_place: bool = False
 ) -> OutputLayout | None:
-    """None where an output has not the rows on its first axis. `versions` are the inputs' before the site ran."""
+    """None where an output has not the rows on its first axis. `in_place`: the site has written to its inputs."""
     outputs = tensors(output)
     if not outputs or any(not t.ndim or t.shape[0] != rows or not t.is_floating_point() for t in outputs):
         return None
-    in_place = any(t._version != version for t, version in zip(inputs, versions, strict=True))
     return OutputLayout(shapes_of(output), tuple(_base(t, inputs) for t in outputs), added and not in_place)
 
 

@@ -39,8 +39,9 @@ def push(history: History, value: Tensor, sigma: float, computed: Rows, time: fl
         return History(sigmas, (value, *history.values)[: len(sigmas)], times)
     index = computed.nonzero().flatten().to(value.device)
     values = [*history.values, history.values[-1].clone()][: len(sigmas)]
-    for older, newer in zip(values[::-1], [*values[-2::-1], value], strict=True):
-        older.index_copy_(0, index, newer[index])  # in place: nobody else holds them
+    with torch.inference_mode():  # where values that were computed in there may be written to, and others too
+        for older, newer in zip(values[::-1], [*values[-2::-1], value], strict=True):
+            older.index_copy_(0, index, newer[index])  # in place: nobody else holds them
     return History(sigmas, tuple(values), times)
 
 

@@ -35,8 +35,13 @@ class MacCounter(TorchDispatchMode):
         self.total = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        out = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
+        if packet not in flop_registry and torch.is_inference_mode_enabled():
+            with self:  # without autograd nothing has taken a linear layer apart into what is counted
+                parts = func.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **(kwargs or {}))
         if packet is _CPU_ATTENTION:
             self.total += sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape) / 2
         elif packet in flop_registry:
@@ -62,18 +67,21 @@ class Meter:
     @property
     def executed(self) -> Rows:
         """MACs per row, (R,) float64; rows of calls of one run lie upon each other."""
-        self._add_up()
-        return self._executed
+        return self._with_all(self._executed)
 
     @property
     def uncached(self) -> Rows:
         """The same if nothing had been skipped."""
-        self._add_up()
-        return self._uncached
+        return self._with_all(self._uncached)
+
+    def _with_all(self, sums: Rows) -> Rows:
+        """Asking changes nothing: another thread may, while a run goes on."""
+        total = sums.clone()
+        total[: self.rows] += self.for_all_rows
+        return total
 
     def _add_up(self) -> None:
-        self._executed[: self.rows] += self.for_all_rows
-        self._uncached[: self.rows] += self.for_all_rows
+        self._executed, self._uncached = self.executed, self.uncached
         self.for_all_rows = 0.0
 
     def forget(self) -> None:
@@ -105,13 +113,15 @@ class Meter:
     def ran(self, part: Hashable, rows: Rows | bool = True, *, inside: bool = False) -> None:
         """A part ran for all rows, for none, or for some, (R,) bool; `inside` another that was booked for all rows."""
         cost = self.costs[part]
-        self._executed[: self.rows] += cost * rows - cost * inside
-        self._uncached[: self.rows] += cost * (not inside)
+        with torch.inference_mode():  # sums that an earlier call began in there are written to in there alone
+            self._executed[: self.rows] += cost * rows - cost * inside
+            self._uncached[: self.rows] += cost * (not inside)
 
     def added(self, part: Hashable, run: Callable[[], T]) -> T:
         """What `run` gives: something that a probe or an approximator computes of its own, for all rows."""
         output = self.counted(part, run)
-        self._executed[: self.rows] += self.costs[part]
+        with torch.inference_mode():
+            self._executed[: self.rows] += self.costs[part]
         self.own += self.costs[part] * self.rows
         return output
 

@@ -7,6 +7,8 @@ from hypothesis import settings
 
 LONG = 40 if os.environ.get("DICACHE_FUZZ") else 1
 """How many times as many."""
+ROUNDS = 200 if LONG > 1 else 10
+"""How often threads are set against each other."""
 
 
 def examples(count: int, **options: Any) -> settings:

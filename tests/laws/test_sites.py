@@ -26,6 +26,7 @@ from dicache.probes.site_input import SiteInput
 from dicache.runtime.end_of_step import remembered_bytes
 from dicache.sites import Branches, Drafted, Evaluation, Sites, Spans, Sublayers, Tail
 from dicache.tensors.block_output import layout_of, output_of, value_of
+from dicache.tensors.written import Unwritten
 from dicache.types import Action, Kind, Reason
 from helpers.fuzzing import examples
 from helpers.watching import count_macs
@@ -148,7 +149,7 @@ def test_a_skipped_site_gives_its_input_and_what_it_last_added(inner, skips):
 def test_streams_are_taken_apart_and_put_together(added):
     text, picture, time = torch.randn(2, 3, 8), torch.randn(2, 5, 8), torch.randn(2, 8)
     inputs, output = [picture, text, time], (text + 1, picture + 2, None)
-    form = layout_of(inputs, [t._version for t in inputs], output, 2, added)
+    form = layout_of(inputs, output, 2, added)
     assert form.bases == (1, 0)
     value = value_of(form, inputs, output)
     assert value.shape == (2, 8, 8)
@@ -156,22 +157,25 @@ def test_streams_are_taken_apart_and_put_together(added):
     assert rebuilt[2] is None
     for a, b in zip(rebuilt[:2], output[:2], strict=True):
         torch.testing.assert_close(a, b)
-    assert layout_of(inputs, [t._version for t in inputs], torch.randn(7, 8), 2, added) is None
+    assert layout_of(inputs, torch.randn(7, 8), 2, added) is None
 
 
 def test_equal_shapes_are_told_apart_by_what_changed_least():
     text, picture = torch.randn(2, 4, 8), torch.randn(2, 4, 8)
     inputs = [picture, text]
-    form = layout_of(inputs, [0, 0], (text + 0.1, picture + 0.1), 2, True)
+    form = layout_of(inputs, (text + 0.1, picture + 0.1), 2, True)
     assert form.bases == (1, 0)
 
 
-def test_a_block_that_works_in_place_holds_its_output():
-    x = torch.randn(2, 4, 8)
-    version = x._version
-    x += 1
-    form = layout_of([x], [version], x, 2, True)
-    assert not form.added
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_block_that_works_in_place_holds_its_output(mode):
+    with mode():
+        x = torch.randn(2, 4, 8)
+        x[0, 0, 0] = torch.nan
+        unwritten = Unwritten([x])
+        assert not unwritten.changed and layout_of([x], x, 2, True, in_place=unwritten.changed).added
+        x += 1
+        assert unwritten.changed and not layout_of([x], x, 2, True, in_place=unwritten.changed).added
 
 
 # Verified drafts: a rejection acts on its own step.

@@ -21,9 +21,9 @@ from dicache.estimators.closed_loop import ClosedLoop
 from dicache.extension import residual_sums
 from dicache.planning.budget import MOST, per_sample, validate
 from dicache.runtime.guidance import chunks_of
-from dicache.runtime.mixture import fit
 from dicache.solvers.clock import SchedulerClock
 from dicache.solvers.loop_clock import LoopClock, time_of
+from dicache.solvers.mixture import fit
 from dicache.solvers.timeline import DECIDING
 from dicache.tensors import history
 from dicache.tensors.norms import length, relative_change, relative_change_l1

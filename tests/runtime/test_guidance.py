@@ -9,7 +9,7 @@ from hypothesis import given
 
 from dicache.planning.error_law import GUIDED, REMAINS
 from dicache.runtime.guidance import Guided, denoised, samples_of
-from dicache.runtime.mixture import fit, parallel
+from dicache.solvers.mixture import fit, parallel
 from dicache.types import Step, Timetable
 from helpers.stepping import a_step, numbers
 
@@ -171,7 +171,8 @@ def test_errors_are_relative_to_the_mixed_output_and_its_length_to_the_final_lat
     output = torch.tensor([[3.0, 4.0, 0.0]])
     guided.add("main", output, {0: output + torch.tensor([[0.0, 0.0, 1.0]]), 2: output.clone()})
     latent = torch.tensor([[3.0, -4.0, 10.0]])
-    errors, scale = guided.measure(latent + 0.5 * output, (1.0, -0.5), 3)
+    errors, scale, first = guided.measure(latent + 0.5 * output, (1.0, -0.5), 3, torch.tensor([-1, 7]))
+    assert first.tolist() == [-1, 7]
     assert errors[0, [0, 2]].tolist() == pytest.approx([0.2, 0.0]) and errors[0, 1].isnan()
     assert scale.item() == pytest.approx(5 / math.sqrt(125))
 
@@ -181,14 +182,14 @@ def test_equal_guesses_miss_by_exactly_nothing_whatever_they_are_mixed_by():
     guided = mixed(7.3, -6.3)
     guided.add("cond", cond, {0: cond.clone()})
     guided.add("uncond", uncond, {0: uncond.clone()})
-    errors, _ = guided.measure(drawn(2, 40, seed=2), (1.0, -0.5), 1)
+    errors, *_ = guided.measure(drawn(2, 40, seed=2), (1.0, -0.5), 1, torch.tensor([-1, -1]))
     assert errors.tolist() == [[0.0], [0.0]]
 
 
 def test_the_final_latent_is_the_latent_where_outputs_are_of_another_shape():
     guided = mixed(1.0, order=("main",), widths=(1,), samples=1)
     guided.add("main", torch.tensor([[3.0, 4.0]]), {})
-    _, scale = guided.measure(torch.tensor([[6.0, 8.0, 0.0, 0.0]]).view(1, 2, 2), (9.0, 9.0), 1)
+    _, scale, _ = guided.measure(torch.tensor([[6.0, 8.0, 0.0, 0.0]]).view(1, 2, 2), (9.0, 9.0), 1, torch.tensor([-1]))
     assert scale.item() == pytest.approx(0.5)
 
 
