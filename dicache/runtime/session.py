@@ -290,8 +290,8 @@ class Session:
             self.finish()
         samples = run.samples or len(self.meter.executed)
         executed, uncached = (macs.view(-1, samples).sum(0) for macs in (self.meter.executed, self.meter.uncached))
-        noted = (tuple(run.records), executed, uncached, run.bytes, run.overhead, run.complete)
-        return Trace(*noted, self.sites, tuple(self.site_macs()), self.memory.planned, run.refusal)
+        facts = (run.bytes, run.overhead, run.complete, self.sites, tuple(self.site_macs()), self.memory.planned)
+        return Trace(tuple(run.records), executed, uncached, *facts, run.refusal, run.side_macs_of_each(samples))
 
 
 def _released(step: Step, before: float) -> Step:
