@@ -2,7 +2,8 @@
 of them is skipped, so a speed-up that left them out would be larger than what is saved.
 
     what runs between two denoiser calls of a run    counts
-    what runs before the first of them               counts if it runs again in that run: its last call
+    what runs before the first of them               counts if it runs again in that run: its last call, and only if
+                                                     the scheduler had the run's times by then
     what runs after the last of them                 does not: it follows the loop
 
 A network is counted as the denoiser's parts are (`dicache.tensors.mac_meter`): where it first runs on inputs of a
@@ -11,7 +12,7 @@ Encoders and autoencoders, which callbacks may call at every step, are never cou
 """
 
 import re
-from collections.abc import Collection, Hashable
+from collections.abc import Callable, Collection, Hashable
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -34,10 +35,10 @@ _ENCODERS = re.compile("text_encoder|image_encoder|vae|vq")
 
 
 class SideNetwork(Uncopied):
-    """One of them: two plain torch hooks, which offload leaves alone. `calls` receives its name and MACs."""
+    """One of them: two plain torch hooks, which offload leaves alone. `ran` is told its name and MACs."""
 
-    def __init__(self, module: nn.Module, calls: list[tuple[str, float]]) -> None:
-        self.name, self.calls = type(module._modules.get("_orig_mod", module)).__name__, calls
+    def __init__(self, module: nn.Module, ran: Callable[[str, float], None]) -> None:
+        self.name, self.ran = type(module._modules.get("_orig_mod", module)).__name__, ran
         self.costs: dict[tuple[Hashable, ...], float] = {}
         self.key: tuple[Hashable, ...] = ()
         self.counter: MacCounter | None = None
@@ -67,7 +68,7 @@ class SideNetwork(Uncopied):
             return
         if counter is not None:
             self.costs[self.key] = counter.total
-        self.calls.append((self.name, self.costs[self.key]))
+        self.ran(self.name, self.costs[self.key])
 
     def stop(self) -> MacCounter | None:
         """What has been counting. Torch calls no hook after a Ctrl-C, so whoever comes next asks for this."""
@@ -83,8 +84,8 @@ class SideNetworks(Uncopied):
     def __init__(self, running: Running, attachments: Collection[Attachment]) -> None:
         self.running = running
         self.networks = WeakKeyDictionary[nn.Module, SideNetwork]()
-        self.calls: list[tuple[str, float]] = []
-        """Since the denoiser was called last."""
+        self.calls: list[tuple[str, float, object]] = []
+        """Since the denoiser was called last: name, MACs, the scheduler's times by then."""
         self.before_run: dict[str, float] = {}
         """What ran before the run's first denoiser call, by name."""
         self.session: Session | None = None
@@ -96,6 +97,10 @@ class SideNetworks(Uncopied):
             attachment.handles.append(attachment.denoiser.register_forward_pre_hook(before))
             attachment.handles.append(self)
 
+    def _ran(self, name: str, macs: float) -> None:
+        scheduler = vars(self.running.pipeline).get("scheduler")
+        self.calls.append((name, macs, None if scheduler is None else vars(scheduler).get("timesteps")))
+
     @eager
     def _before_denoiser(self, session: Session, module: nn.Module, args: tuple[Tree, ...]) -> None:
         """The session has seen the call already."""
@@ -106,10 +111,10 @@ class SideNetworks(Uncopied):
         if run is None:
             return
         if self._goes_on(session):
-            for name, macs in calls:
+            for name, macs, _ in calls:
                 run.side_macs[name] = run.side_macs.get(name, 0.0) + macs + self.before_run.pop(name, 0.0)
         else:
-            self.before_run = dict(calls)
+            self.before_run = {name: macs for name, macs, times in calls if times is None or times is run.key}
             self._look()
             for network in filter(hidden, self.networks):
                 session.note(
@@ -135,7 +140,7 @@ class SideNetworks(Uncopied):
             inside = {m for owner in owners for m in owner.modules() if m is not owner}
             for network in networks:
                 if network not in self.networks and network not in inside:
-                    self.networks[network] = SideNetwork(network, self.calls)
+                    self.networks[network] = SideNetwork(network, self._ran)
 
     def remove(self) -> None:
         for network in self.networks.values():
