@@ -91,15 +91,15 @@ class SideNetworks(Uncopied):
         self.session: Session | None = None
         self.run: Run | None = None
         """Of the denoiser call before."""
-        self._look()
+        self._look(running.pipe)
         for attachment in attachments:
             before = partial(self._before_denoiser, attachment.session)
             attachment.handles.append(attachment.denoiser.register_forward_pre_hook(before))
             attachment.handles.append(self)
 
     def _ran(self, name: str, macs: float) -> None:
-        scheduler = vars(self.running.pipeline).get("scheduler")
-        self.calls.append((name, macs, None if scheduler is None else vars(scheduler).get("timesteps")))
+        scheduler = _attributes(self.running.pipeline).get("scheduler")
+        self.calls.append((name, macs, _attributes(scheduler).get("timesteps")))
 
     @eager
     def _before_denoiser(self, session: Session, module: nn.Module, args: tuple[Tree, ...]) -> None:
@@ -115,7 +115,7 @@ class SideNetworks(Uncopied):
                 run.side_macs[name] = run.side_macs.get(name, 0.0) + macs + self.before_run.pop(name, 0.0)
         else:
             self.before_run = {name: macs for name, macs, times in calls if times is None or times is run.key}
-            self._look()
+            self._look(self.running.pipeline)
             for network in filter(hidden, self.networks):
                 session.note(
                     f"{type(network).__name__}, beside the denoiser, is compiled in a way that hides what it executes, "
@@ -130,10 +130,10 @@ class SideNetworks(Uncopied):
             before is not None and before is not session and session.shares_its_run_with(before)
         )
 
-    def _look(self) -> None:
+    def _look(self, pipe: object) -> None:
         """Pipelines share a denoiser, and their networks are exchanged: looked for at the beginning of every run."""
-        pipe, denoisers = self.running.pipeline, {*self.running.denoisers.values()}
-        parts = {name: part for name, part in vars(pipe).items() if isinstance(part, nn.Module)}
+        denoisers = {*self.running.denoisers.values()}
+        parts = {name: part for name, part in _attributes(pipe).items() if isinstance(part, nn.Module)}
         networks = [part for name, part in parts.items() if part not in denoisers and not _ENCODERS.search(name)]
         if not all(network in self.networks for network in networks):
             owners = (*denoisers, *networks)
@@ -148,6 +148,13 @@ class SideNetworks(Uncopied):
             for handle in network.handles:
                 handle.remove()
         self.networks.clear()
+
+
+def _attributes(holder: object) -> dict[str, Any]:
+    try:
+        return vars(holder)
+    except TypeError:  # None, or it has slots
+        return {}
 
 
 def hidden(module: nn.Module) -> bool:
