@@ -21,6 +21,7 @@ from dicache.hosts.attachment import Attachment, attached_to
 from dicache.hosts.audit import Auditor
 from dicache.hosts.compiled_blocks import refuse_whole
 from dicache.hosts.running_pipeline import DENOISERS, Running
+from dicache.hosts.side_networks import SideNetworks
 from dicache.models.family import Family
 from dicache.models.find_blocks import family_of
 from dicache.runtime.run_state import Clock
@@ -46,10 +47,11 @@ def enable(
 
     `error_budget` is the relative L2 error that the final latent of a sample may have against the uncached run of the
     same seed, ||x - x_ref|| / ||x_ref||: one number, or one per sample; or a bound in another metric (`dicache.Psnr`).
-    0 computes everything. `speedup` is the dual: the best quality at this ratio of uncached to executed work, met on
-    average over prompts; easy and hard ones compute as many steps (`dicache.controllers.counted`). `schedule` is a
-    table of actions found before, or its file (`dicache.schedules.schedule`): it belongs to one model, scheduler and
-    step count. `config` is a composition of parts instead (see `dicache.config.Config`).
+    0 computes everything. `speedup` is the dual: the best quality at this ratio of uncached to executed work of the
+    denoiser (what runs beside it is told in the report), met on average over prompts; easy and hard ones compute as
+    many steps (`dicache.controllers.counted`). `schedule` is a table of actions found before, or its file
+    (`dicache.schedules.schedule`): it belongs to one model, scheduler and step count. `config` is a composition of
+    parts instead (see `dicache.config.Config`).
 
     `profile` and `confidence` go with `error_budget` only. `profile` is a file of `dicache.calibrate`, or several; by
     default one that ships for this very model, if it fits the run. `confidence` makes the budget a promise: with
@@ -91,6 +93,8 @@ def enable(
             refuse_whole(denoiser)
             clock = _clock(target, family_of(denoiser, family), scheduled)
             attachments[name] = Attachment(denoiser, composed, clock, compiling, family)
+        if not isinstance(target, nn.Module):
+            SideNetworks(Running(target, denoisers(target)), attachments.values())
     except BaseException:
         for attachment in attachments.values():
             attachment.detach()

@@ -68,7 +68,7 @@ class DenoiserCalls(Uncopied):
         other_weights = self._look_around(arguments)
         gathered = self.family.batch is Batch.SAMPLE and not _holds_cache(arguments)
         conditions = partial(fingerprint, arguments, latent.shape[0])
-        key = _key(arguments)
+        key = call_key(arguments)
         self.session.begin(Inputs(latent, timestep, self.branch.name, key, gathered, other_weights, conditions))
 
     @eager
@@ -150,7 +150,7 @@ class DenoiserCalls(Uncopied):
             self.session.note(text)
 
 
-def _key(arguments: Mapping[str, Tree]) -> tuple[Hashable, ...]:
+def call_key(arguments: Mapping[str, Tree]) -> tuple[Hashable, ...]:
     """What tells calls apart that run other parts, or the same on other shapes: switches and layers to leave out."""
     shapes = (t.shape for t in tensors(tuple(arguments.values())))
     return (*shapes, *((name, repr(value)) for name, value in arguments.items() if _is_switch(value)))

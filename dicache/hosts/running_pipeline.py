@@ -28,8 +28,13 @@ class Running:
         self.pipe, self.denoisers = pipe, denoisers
 
     def __call__(self) -> Any:  # noqa: ANN401
+        return self.pipeline.scheduler
+
+    @property
+    def pipeline(self) -> Any:  # noqa: ANN401
+        """The one that runs."""
         pipe, _ = self._running()
-        return pipe.scheduler
+        return pipe
 
     def loop(self) -> Loop:
         """What its loop does with the scheduler."""

@@ -203,10 +203,11 @@ class _Work:
         exact = uncached().drawn
         with enable(self.pipe, config=for_profile(ProfileChoice((untested,), "named"), FixedLevel(level))) as enabled:
             drawn = self._draw(indices)
-        samples = enabled.report().to_dict()["samples"]
+        samples, trace = enabled.report().to_dict()["samples"], enabled.trace
+        assert trace is not None
         losses = {
             "estimate": np.array([sample["estimated_error"] for sample in samples]),
-            "work": np.array([sample["computed_fraction"] for sample in samples]),
+            "work": (trace.executed / trace.uncached).numpy(),  # the denoiser's, which levels choose
             LATENT_LOSS: relative_error(drawn.latents, exact.latents).numpy(),
         }
         for name, metric in self.metrics.items():

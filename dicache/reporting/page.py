@@ -138,6 +138,7 @@ def _facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
         "scheduler": facts["scheduler"],
         "MACs executed": f"{facts['executed_macs']:.4g}",
         "MACs uncached": f"{facts['uncached_macs']:.4g}",
+        "beside the denoiser": ", ".join(f"{n['name']} {n['share']:.0%}" for n in facts["side_networks"]),
         "profile": facts["profile"],
         "most kept, in bytes": str(facts["cache_bytes"]),
         "audited in all runs": None if audit is None else f"{audit['samples']} samples{within}",

@@ -61,8 +61,13 @@ class Report:
 
     @property
     def compute_speedup(self) -> float:
-        """Uncached MACs over executed MACs, of the whole denoiser and all samples."""
+        """Uncached MACs over executed MACs, of all networks that run in the denoising loop and of all samples."""
         return speedup(self.trace)
+
+    @property
+    def denoiser_speedup(self) -> float:
+        """The same of the denoiser alone, which is what `speedup=` and schedules reckon with."""
+        return ratio(self.trace.uncached, self.trace.executed) if self.trace else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and mappings only, as JSON has them; None where a number is not known."""
@@ -75,8 +80,10 @@ class Report:
             "samples": self._samples(),
             "steps": [_step(record) for record in trace.records] if trace else [],
             "compute_speedup": self.compute_speedup,
-            "executed_macs": float(trace.executed.sum()) if trace else 0.0,
-            "uncached_macs": float(trace.uncached.sum()) if trace else 0.0,
+            "executed_macs": float(trace.loop_executed.sum()) if trace else 0.0,
+            "uncached_macs": float(trace.loop_uncached.sum()) if trace else 0.0,
+            "denoiser_speedup": self.denoiser_speedup,
+            "side_networks": _side_networks(trace) if trace else [],
             "branches": sorted({name for record in trace.records for name in record.branches}) if trace else [],
             "warnings": self.warnings,
             "sites": _sites(trace) if trace else [],
@@ -139,11 +146,12 @@ class Report:
         return [self._sample(self.trace, i, error) for i, error in enumerate(self._estimates(self.trace).tolist())]
 
     def _sample(self, trace: Trace, i: int, error: float) -> dict[str, Any]:
+        executed, uncached = float(trace.loop_executed[i]), float(trace.loop_uncached[i])
         return {
             "budget": None if self.budget is None else float(self.budget[i]),
             "estimated_error": error if math.isfinite(error) else None,
             "true_error": self.true_errors.get(i),
-            "computed_fraction": float(trace.executed[i] / trace.uncached[i]) if trace.uncached[i] > 0 else 1.0,
+            "computed_fraction": executed / uncached if uncached > 0 else 1.0,
             "steps": len(trace.records),
             "actions": [[Action(int(a)).name.lower() for a in record.action[i]] for record in trace.records],
             "reasons": [[Reason(int(r)).name.lower() for r in record.reason[i]] for record in trace.records],
@@ -171,14 +179,18 @@ class Report:
             warnings.append(f"the run was refused: {trace.refusal}")
         elif not trace.complete:
             warnings.append("the run is not over, or was interrupted.")
+        warnings += [*notes.beside_denoiser(_side_networks(trace), self.denoiser_speedup)]
         return [*warnings, *notes.never_engaged(trace), *notes.over(self.budget, estimates, self.true_errors)]
 
 
 def speedup(trace: Trace | None) -> float:
-    """Uncached MACs over executed MACs."""
-    if trace is None or trace.executed.sum() <= 0:
-        return 1.0
-    return float(trace.uncached.sum() / trace.executed.sum())
+    """Uncached MACs over executed MACs, of all networks of the loop."""
+    return ratio(trace.loop_uncached, trace.loop_executed) if trace else 1.0
+
+
+def ratio(uncached: Rows, executed: Rows) -> float:
+    """Of their sums over samples, (B,) each; 1 where nothing was executed."""
+    return float(uncached.sum() / executed.sum()) if executed.sum() > 0 else 1.0
 
 
 def one_line(trace: Trace | None) -> str:
@@ -196,6 +208,14 @@ def _sites(trace: Trace) -> list[dict[str, Any]]:
     return [
         {"path": site.path, "kind": str(site.kind), "macs": macs}
         for site, macs in zip(trace.sites, trace.site_macs, strict=True)
+    ]
+
+
+def _side_networks(trace: Trace) -> list[dict[str, Any]]:
+    """What ran in the loop beside the denoiser, and its share of all that was executed."""
+    samples, executed = len(trace.executed), float(trace.loop_executed.sum())
+    return [
+        {"name": name, "macs": macs * samples, "share": macs * samples / executed} for name, macs in trace.side_macs
     ]
 
 

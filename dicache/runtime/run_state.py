@@ -129,6 +129,8 @@ class Run:
     """Why it was refused, where it was."""
     gone: bool = False
     """Whether the model's tensors were let go: nothing is learned any more."""
+    side_macs: dict[str, float] = field(default_factory=dict)
+    """What networks beside the denoiser executed in its loop, all samples together, by name."""
     begun: float = field(default_factory=perf_counter)
     facts: RunFacts = field(init=False)
     """What the run has shown of itself."""
@@ -159,6 +161,10 @@ class Run:
         """Other branches came."""
         self.guided, self.scale = self.guided.unmixed(), None
         self.facts = replace(self.facts, guidance=None)
+
+    def side_macs_of_each(self, samples: int) -> tuple[tuple[str, float], ...]:
+        """What networks beside the denoiser executed for each of so many samples: they share evenly."""
+        return tuple((name, macs / samples) for name, macs in self.side_macs.items())
 
     def _conditions(self, branch: str, chunk: int) -> Prints:
         """Of one branch, (B, 32) each."""

@@ -293,5 +293,6 @@ class Session:
             run.look()
         samples = run.samples or len(self.meter.executed)
         executed, uncached = (macs.view(-1, samples).sum(0) for macs in (self.meter.executed, self.meter.uncached))
-        noted = (tuple(run.records), executed, uncached, run.bytes, run.overhead, run.complete)
-        return Trace(*noted, self.sites, tuple(self.site_macs()), self.memory.planned, run.not_finite, run.refusal)
+        facts = (run.bytes, run.overhead, run.complete, self.sites, tuple(self.site_macs()), self.memory.planned)
+        side = run.side_macs_of_each(samples)
+        return Trace(tuple(run.records), executed, uncached, *facts, run.not_finite, run.refusal, side)

@@ -30,7 +30,7 @@ class Trace(NamedTuple):
     records: tuple[Record, ...]
     executed: Rows
     uncached: Rows
-    """MACs per sample."""
+    """MACs per sample of the denoiser alone, (B,): what rules and schedules reckon with."""
     cache_bytes: int
     overhead_seconds: float
     complete: bool
@@ -43,6 +43,18 @@ class Trace(NamedTuple):
     """The step from which on a sample is not finite, by sample."""
     refusal: str = ""
     """Why dicache refused to go on with it; empty where it did not."""
+    side_macs: tuple[tuple[str, float], ...] = ()
+    """MACs per sample of each network that ran in the loop beside the denoiser, where nothing is skipped."""
+
+    @property
+    def loop_executed(self) -> Rows:
+        """MACs per sample of all networks of the loop, (B,)."""
+        return self.executed + sum(macs for _, macs in self.side_macs)
+
+    @property
+    def loop_uncached(self) -> Rows:
+        """The same if nothing had been skipped."""
+        return self.uncached + sum(macs for _, macs in self.side_macs)
 
 
 def joined(traces: Sequence[Trace]) -> Trace:
@@ -55,6 +67,9 @@ def joined(traces: Sequence[Trace]) -> Trace:
     for trace in traces:
         records += [r if before is None else r._replace(spent=r.spent.hypot(before)) for r in trace.records]
         before = records[-1].spent if records else None
+    side = dict[str, float]()
+    for name, macs in (entry for trace in traces for entry in trace.side_macs):
+        side[name] = side.get(name, 0.0) + macs
     planned = [trace.planned_bytes for trace in traces if trace.planned_bytes is not None]
     return traces[-1]._replace(
         records=tuple(records),
@@ -65,4 +80,5 @@ def joined(traces: Sequence[Trace]) -> Trace:
         complete=all(trace.complete for trace in traces),
         not_finite={sample: step for trace in reversed(traces) for sample, step in trace.not_finite.items()},
         planned_bytes=sum(planned) if planned else None,
+        side_macs=tuple(side.items()),
     )

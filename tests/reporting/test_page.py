@@ -30,6 +30,7 @@ def facts(*samples, warnings=(), spent=()):
         "compute_speedup": 1.5,
         "executed_macs": 2e9,
         "uncached_macs": 3e9,
+        "side_networks": [],
         "cache_bytes": 8,
         "audit": None,
         "profile": None,
