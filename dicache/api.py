@@ -23,10 +23,10 @@ from dicache.hosts.compiled_blocks import refuse_whole
 from dicache.hosts.running_pipeline import Running
 from dicache.models.family import Family
 from dicache.models.find_blocks import family_of
-from dicache.runtime.session import Clock
 from dicache.schedules.schedule import Schedule
 from dicache.solvers.clock import SchedulerClock
 from dicache.solvers.loop_clock import DeclaredClock, LoopClock
+from dicache.solvers.timeline import Clock
 
 DENOISERS = ("transformer", "transformer_2", "unet")
 

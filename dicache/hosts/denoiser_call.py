@@ -63,9 +63,9 @@ class DenoiserCalls(Uncopied):
         latent, timestep = latent_of(self.family, arguments), self._timestep(arguments)
         other_weights = self._look_around(arguments)
         gathered = self.family.batch is Batch.SAMPLE and not _holds_cache(arguments)
-        conditions = partial(fingerprint, arguments, latent.shape[0])
-        key = _key(arguments)
-        self.session.begin(Inputs(latent, timestep, self.branch.name, key, gathered, other_weights, conditions))
+        prints = partial(fingerprint, arguments, latent.shape[0])
+        seen = latent, timestep, self.branch.name, _key(arguments), gathered, other_weights
+        self.session.begin(Inputs(*seen, conditions_of(self.family, arguments, latent), prints))
 
     @eager
     def after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> Tree:
@@ -142,7 +142,7 @@ class DenoiserCalls(Uncopied):
 
     def _say(self, change: str) -> None:
         """What it means for the run. Raises ProfileError where it cannot be lived with."""
-        for text in self.session.config.on_other_weights(change):
+        for text in self.session.config.on_other_weights(f"{change} after dicache.enable"):
             self.session.note(text)
 
 
@@ -159,6 +159,17 @@ def _is_switch(value: Tree) -> bool:
 def _holds_cache(arguments: Mapping[str, Tree]) -> bool:
     """Whether blocks read keys and values of all samples from an object, which cannot be taken apart."""
     return any("cache" in name and value is not None for name, value in arguments.items())
+
+
+def conditions_of(family: Family, arguments: Mapping[str, Tree], latent: Tensor) -> dict[str, Tree]:
+    """All that a denoiser is called with but what is denoised, and the time."""
+    named = {name: value for name, value in arguments.items() if name not in (*family.latents, *family.time)}
+    first = next(iter(arguments), "")
+    return {
+        name: {key: each for key, each in value.items() if key in named} if isinstance(value, Mapping) else value
+        for name, value in named.items()
+        if not (name == first and isinstance(value, list)) and not any(t is latent for t in tensors(value))
+    }
 
 
 # Latents and predictions as one tensor each.

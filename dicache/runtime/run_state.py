@@ -4,10 +4,11 @@ Estimator and controller keep typed states of their own, one per site; the sessi
 Nothing is kept on a module, a class or a global.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -16,9 +17,11 @@ from dicache.controllers.base import Controller
 from dicache.estimators.base import Evidence
 from dicache.models.conditioning import Prints
 from dicache.probes.base import View
+from dicache.runtime.conditions import Conditions
 from dicache.runtime.guidance import Guided
 from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.trace import Record
+from dicache.tensors.tree import Tree
 from dicache.types import Decision, Grid, Quote, Rows, RunFacts, Site, Step
 
 
@@ -38,6 +41,8 @@ class Inputs(NamedTuple):
     """What was changed of the model since the call before ("the LoRA was changed"), of which what is remembered is
     not; costs may be others too. Empty for nothing.
     """
+    conditioning: Mapping[str, Tree] = MappingProxyType({})
+    """What else it is called with, but for the time, by name."""
     conditions: Callable[[], Prints] = dict
     """Tells the fingerprint of what else it is called with; asked for in a run's first step."""
 
@@ -107,6 +112,9 @@ class Run:
     """||v|| / ||x_N|| at the last computed step, (B,)."""
     prints: dict[str, Prints] = field(default_factory=dict)
     """By branch: what it was conditioned by at the first step."""
+    conditions: Conditions = field(default_factory=Conditions)
+    anew: bool = False
+    """Whether they were found changed at this step: it computes."""
     strongest: Tensor | None = None
     """What the strongest branch gave at this step, where the others are sites."""
     records: list[Record] = field(default_factory=list)
@@ -153,8 +161,19 @@ class Run:
 
     def forget(self) -> None:
         """What sites have remembered, once nothing reads it any more; what rules know and the mixture stay."""
+        self.conditions = Conditions()
         for state in self.states:
             state.histories, state.sums, state.value, state.judgement, state.estimator = {}, None, None, None, None
+
+
+class Strategy(Protocol):
+    """What happens to the modules of a call, and to its output."""
+
+    def forget(self) -> None: ...
+
+    def block(self, call: "Call", module_call: ModuleCall) -> Tree: ...
+
+    def end(self, call: "Call", output: Tensor) -> Tensor: ...
 
 
 @dataclass
