@@ -88,10 +88,10 @@ def test_other_weights_begin_anew_are_counted_anew_and_are_said():
     play(one, 0, 1)
     assert one.session.meter.costs_by_key
     one.blocks["b0"].weight = one.blocks["b0"].weight * 2
-    torch.testing.assert_close(one.call(2, STEPS[2], other_weights=True), one.exact(STEPS[2]))
+    torch.testing.assert_close(one.call(2, STEPS[2], other_weights="the LoRA was changed"), one.exact(STEPS[2]))
     assert "the LoRA was changed half-way" in notes(one)
     fresh = driven()
-    fresh.call(0, STEPS[0], other_weights=True)
+    fresh.call(0, STEPS[0], other_weights="the LoRA was changed")
     assert fresh.session.notes == [], "nothing had been remembered yet"
 
 
