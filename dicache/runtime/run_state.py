@@ -16,8 +16,8 @@ from dicache.approximators.base import Histories
 from dicache.controllers.base import Controller
 from dicache.estimators.base import Evidence
 from dicache.models.conditioning import Prints
+from dicache.models.watched_inputs import Conditions
 from dicache.probes.base import View
-from dicache.runtime.conditions import Conditions
 from dicache.runtime.guidance import Guided
 from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.trace import Record

@@ -174,12 +174,12 @@ class Session:
     def _with_other_conditions(self, run: Run, branch: str, names: list[str]) -> None:
         change = f"the conditions were changed half-way ({', '.join(names)})"
         try:
-            text = self.config.controller.on_other_weights(change)
+            ends = self.config.controller.on_other_weights(change)
         except DicacheError as error:
             self._refused(run, error)
             raise
-        for told in (f"{change}: the cache began anew there.", *([text] if text else [])):
-            self.note(told)
+        for text in (f"{change}: the cache began anew there.", *([ends] if ends else [])):
+            self.note(text)
         begin_anew(self.config, run, branch)
 
     def around(self, call: Call, module_call: ModuleCall) -> Tree:

@@ -125,7 +125,7 @@ class Input:
 
 
 @dataclass
-class Branch:
+class BranchInputs:
     """The inputs of one branch by name: those in lists and mappings one by one."""
 
     inputs: dict[str, Input] = field(default_factory=dict)
@@ -147,12 +147,12 @@ class Conditions:
     """Those of one run."""
 
     def __init__(self) -> None:
-        self.branches: dict[str, Branch] = {}
+        self.branches: dict[str, BranchInputs] = {}
 
     def changed(self, branch: str, inputs: Mapping[str, Tree]) -> list[str]:
         """The names of those that changed, now that the branch is called with `inputs`."""
         values = dict(_leaves(inputs))
-        changed = self.branches.setdefault(branch, Branch()).changed(values)
+        changed = self.branches.setdefault(branch, BranchInputs()).changed(values)
         return sorted({name.partition("[")[0] for name in changed})
 
 
