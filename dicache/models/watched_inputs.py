@@ -73,7 +73,10 @@ class Input:
         if self.state is State.MOVING:
             return self._resized(value, answer) or changed
         other = self._other(value)
-        return changed if other is None else self._follows(other) or changed
+        changed = changed if other is None else self._follows(other) or changed
+        if self.state is State.MOVING:
+            self._resized(value, None)
+        return changed
 
     def _other(self, value: Tree) -> bool | None:
         """Whether it is another than at the call before; None where that was asked of a device."""

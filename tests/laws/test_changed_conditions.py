@@ -28,7 +28,7 @@ def made(name: str) -> Made:
 
 
 def switching(one: Made, after: float):
-    """Every prompt is another from this share of the run on; removed by its handle."""
+    """Every prompt is another from this share of the run on, before anyone else hears of it; ended by its handle."""
     latest: list[float] = []
 
     def other(module, args, kwargs):
@@ -40,7 +40,7 @@ def switching(one: Made, after: float):
             kwargs["encoder_hidden_states"] = kwargs["encoder_hidden_states"].flip(1) * 1.5
         return args, kwargs
 
-    return one.denoiser.register_forward_pre_hook(other, with_kwargs=True)
+    return one.denoiser.register_forward_pre_hook(other, prepend=True, with_kwargs=True)
 
 
 def drawn(one: Made, after: float):
