@@ -37,7 +37,8 @@ class Answer:
     """Numbers of a device that nobody waits for."""
 
     def __init__(self, numbers: Tensor) -> None:
-        self.numbers, self.event = numbers, None
+        self.numbers = numbers
+        self.event: torch.cuda.Event | None = None
         if numbers.is_cuda:
             self.numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
             self.event = torch.cuda.Event()
@@ -45,7 +46,7 @@ class Answer:
 
     @property
     def came(self) -> bool:
-        return self.event is None or self.event.query()
+        return self.event is None or bool(self.event.query())
 
 
 @dataclass
