@@ -64,18 +64,22 @@ class Input:
     answer: Answer | None = None
     """Whether it differed, or what its size is, as was asked at an earlier call."""
 
+    @property
+    def moves(self) -> bool:
+        return self.state is State.MOVING
+
     def changed(self, value: Tree) -> bool:
         """At this call it is `value`."""
         if self.answer is not None and not self.answer.came:
             return False
         answer, self.answer, changed = self.answer, None, False
-        if self.state is not State.MOVING:
+        if not self.moves:
             changed = answer is not None and self._follows(bool(answer.numbers))
-        if self.state is State.MOVING:
+        if self.moves:
             return self._resized(value, answer) or changed
         other = self._other(value)
         changed = changed if other is None else self._follows(other) or changed
-        if self.state is State.MOVING:
+        if self.moves:
             self._resized(value, None)
         return changed
 
@@ -107,7 +111,7 @@ class Input:
             self.state = State.STEADY
             return before is State.DOUBTFUL
         self.state = {State.NEW: State.DOUBTFUL, State.STEADY: State.NEW}.get(before, State.MOVING)
-        if self.state is State.MOVING:
+        if self.moves:
             self.latest = None
         return before is State.STEADY
 
