@@ -24,10 +24,10 @@ from dicache.hosts.running_pipeline import DENOISERS, Running
 from dicache.hosts.side_networks import SideNetworks
 from dicache.models.family import Family
 from dicache.models.find_blocks import family_of
-from dicache.runtime.run_state import Clock
 from dicache.schedules.schedule import Schedule
 from dicache.solvers.clock import SchedulerClock
 from dicache.solvers.loop_clock import DeclaredClock, LoopClock
+from dicache.solvers.timeline import Clock
 
 
 def enable(

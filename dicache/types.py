@@ -92,6 +92,7 @@ class Reason(IntEnum):
     PLANNED = 7
     REJECTED = 8
     OVER_THRESHOLD = 9
+    CHANGED = 10
 
 
 REASONS = {
@@ -105,6 +106,7 @@ REASONS = {
     Reason.SCHEDULED: "scheduled: fixed before the run",
     Reason.PLANNED: "planned: the way that was chosen through the run computes here",
     Reason.REJECTED: "rejected: the draft did not stand verification, and was computed after all",
+    Reason.CHANGED: "changed: what the denoiser is called with was changed, and what is remembered is of before",
 }
 
 

@@ -18,8 +18,8 @@ from dicache.hosts.denoiser_call import DenoiserCalls
 from dicache.hosts.module_hook import NAME, FirstHook, Hooks, SessionHook, Uncopied, registry_of
 from dicache.models.family import Family
 from dicache.models.find_blocks import check_streams, family_of, find
-from dicache.runtime.run_state import Clock
 from dicache.runtime.session import Session
+from dicache.solvers.timeline import Clock
 
 
 class Attachment(Uncopied):

@@ -67,9 +67,9 @@ class DenoiserCalls(Uncopied):
         latent, timestep = latent_of(self.family, arguments), self._timestep(arguments)
         other_weights = self._look_around(arguments)
         gathered = self.family.batch is Batch.SAMPLE and not _holds_cache(arguments)
-        conditions = partial(fingerprint, arguments, latent.shape[0])
-        key = call_key(arguments)
-        self.session.begin(Inputs(latent, timestep, self.branch.name, key, gathered, other_weights, conditions))
+        prints = partial(fingerprint, arguments, latent.shape[0])
+        seen = latent, timestep, self.branch.name, call_key(arguments), gathered, other_weights
+        self.session.begin(Inputs(*seen, conditions_of(self.family, arguments, latent), prints))
 
     @eager
     def after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> Tree:
@@ -146,7 +146,7 @@ class DenoiserCalls(Uncopied):
 
     def _say(self, change: str) -> None:
         """What it means for the run. Raises ProfileError where it cannot be lived with."""
-        for text in self.session.config.on_other_weights(change):
+        for text in self.session.config.on_other_weights(f"{change} after dicache.enable"):
             self.session.note(text)
 
 
@@ -168,6 +168,17 @@ def _holds_cache(arguments: Mapping[str, Tree]) -> bool:
 def timestep_of(family: Family, arguments: Mapping[str, Tree]) -> Tree:
     """Among a denoiser's arguments; None if there is none."""
     return next((arguments[name] for name in family.time if isinstance(arguments.get(name), SupportsFloat)), None)
+
+
+def conditions_of(family: Family, arguments: Mapping[str, Tree], latent: Tensor) -> dict[str, Tree]:
+    """All that a denoiser is called with but what is denoised, and the time."""
+    named = {name: value for name, value in arguments.items() if name not in (*family.latents, *family.time)}
+    first = next(iter(arguments), "")
+    return {
+        name: {key: each for key, each in value.items() if key in named} if isinstance(value, Mapping) else value
+        for name, value in named.items()
+        if not (name == first and isinstance(value, list)) and not any(t is latent for t in tensors(value))
+    }
 
 
 # Latents and predictions as one tensor each.

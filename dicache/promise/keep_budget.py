@@ -131,10 +131,10 @@ class Promised(Controller[PromiseState]):
             return None
         if self.demand.needed or self.choice.kind == "named":
             raise ProfileError(
-                f"{change} after dicache.enable, and the profile was measured without that change. Enable with a "
-                "profile that was calibrated with it, after the change; or without profile and confidence."
+                f"{change}, and the profile was measured without that change. Enable with a profile that was "
+                "calibrated with it, after the change; or without profile and confidence."
             )
-        return f"{change} after dicache.enable: the profile was measured without that change."
+        return f"{change}: the profile was measured without that change."
 
     def init(self, samples: int) -> PromiseState:
         return PromiseState(None, None, self.inner.init(samples))

@@ -135,6 +135,14 @@ def decide_site(config: Config, run: Run, state: SiteState, evidence: Evidence) 
     return _judged(config, run, state, evidence, _predicted(config, state, evidence))
 
 
+def _judged(config: Config, run: Run, state: SiteState, evidence: Evidence, predicted: Grid) -> tuple[Judgement, Any]:
+    """Where conditions have changed all samples compute, whatever rule decides."""
+    judgement, controller = _asked(config, run, state, evidence, predicted)
+    if not run.anew:
+        return judgement, controller
+    return decide_rejected(run, state, judgement, torch.ones_like(judgement.computed), Reason.CHANGED)
+
+
 def decide_together(config: Config, run: Run, evidences: Sequence[Evidence]) -> tuple[list[Judgement], Any]:
     """One decision for all sites, on the mean of what is predicted of them; the first one's rule takes it, and goes on
     with the state.
@@ -144,7 +152,9 @@ def decide_together(config: Config, run: Run, evidences: Sequence[Evidence]) -> 
     return [judgement._replace(evidence=evidence) for evidence in evidences], controller
 
 
-def decide_rejected(run: Run, state: SiteState, judgement: Judgement, samples: Rows) -> tuple[Judgement, Any]:
+def decide_rejected(
+    run: Run, state: SiteState, judgement: Judgement, samples: Rows, why: Reason = Reason.REJECTED
+) -> tuple[Judgement, Any]:
     """Again, from the state before, with nothing known of `samples`, (B,) bool: what their rule then remembers is that
     they computed.
     """
@@ -152,13 +162,13 @@ def decide_rejected(run: Run, state: SiteState, judgement: Judgement, samples: R
     decision, controller = state.rule.decide(refusal, run.step, judgement.controller_before)
     decision = decision._replace(
         action=torch.where(samples[:, None], int(Action.COMPUTE), decision.action),
-        reason=torch.where(samples[:, None], int(Reason.REJECTED), decision.reason),
+        reason=torch.where(samples[:, None], int(why), decision.reason),
     )
     computed, stored = _rows_of(decision)
     return judgement._replace(decision=decision, computed=computed, stored=stored), controller
 
 
-def _judged(config: Config, run: Run, state: SiteState, evidence: Evidence, predicted: Grid) -> tuple[Judgement, Any]:
+def _asked(config: Config, run: Run, state: SiteState, evidence: Evidence, predicted: Grid) -> tuple[Judgement, Any]:
     quote = price_of(config, run, state, predicted)
     decision, controller = state.rule.decide(quote, run.step, state.controller)
     best = choose_approximator(config, predicted, decision)

@@ -84,6 +84,18 @@ def _forget(config: Config, run: Run) -> None:
         state.estimator, state.share = config.estimator.init(run.samples, len(config.approximators)), None
 
 
+def begin_anew(config: Config, run: Run, branch: str) -> None:
+    """What is remembered is of other conditions than `branch` is called with: no sample skips it, and no error is
+    known. Who learned of the change in an earlier branch of this step has begun anew already.
+    """
+    run.anew = True
+    for state in run.states:
+        if branch in state.histories:
+            state.histories = {}
+            if run.samples:
+                state.estimator, state.share = config.estimator.init(run.samples, len(config.approximators)), None
+
+
 # What was really wrong.
 
 

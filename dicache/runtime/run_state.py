@@ -7,6 +7,7 @@ Nothing is kept on a module, a class or a global.
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,11 +17,11 @@ from dicache.approximators.base import Histories
 from dicache.controllers.base import Controller
 from dicache.estimators.base import Evidence
 from dicache.models.conditioning import Prints
+from dicache.models.watched_inputs import Conditions
 from dicache.probes.base import View
 from dicache.runtime.guidance import Guided
 from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.trace import Record
-from dicache.solvers.timeline import Reading
 from dicache.tensors.tree import Tree
 from dicache.tensors.written import Unwritten
 from dicache.types import Decision, Grid, Quote, Rows, RunFacts, Site, Step
@@ -42,6 +43,8 @@ class Inputs(NamedTuple):
     """What was changed of the model since the call before ("the LoRA was changed"), of which what is remembered is
     not; costs may be others too. Empty for nothing.
     """
+    conditioning: Mapping[str, Tree] = MappingProxyType({})
+    """What else it is called with, but for the time, by name."""
     conditions: Callable[[], Prints] = dict
     """Tells the fingerprint of what else it is called with; asked for in a run's first step."""
 
@@ -111,6 +114,9 @@ class Run:
     """||v|| / ||x_N|| at the last computed step, (B,)."""
     prints: dict[str, Prints] = field(default_factory=dict)
     """By branch: what it was conditioned by at the first step."""
+    conditions: Conditions = field(default_factory=Conditions)
+    anew: bool = False
+    """Whether they were found changed at this step: it computes."""
     strongest: Tensor | None = None
     """What the strongest branch gave at this step, where the others are sites."""
     records: list[Record] = field(default_factory=list)
@@ -180,6 +186,7 @@ class Run:
 
     def forget(self) -> None:
         """What sites have remembered, once nothing reads it any more; what rules know and the mixture stay."""
+        self.conditions = Conditions()
         for state in self.states:
             state.histories, state.sums, state.value, state.judgement, state.estimator = {}, None, None, None, None
 
@@ -187,14 +194,6 @@ class Run:
 def not_finite_of(first: Rows) -> Mapping[int, int]:
     """The first step at which each sample was not finite, by sample; from steps, -1 for none."""
     return {sample: int(step) for sample, step in enumerate(first.tolist()) if step >= 0}
-
-
-class Clock(Protocol):
-    @property
-    def reason(self) -> str:
-        """Why no price is known of the run that was read last; empty where they are."""
-
-    def read(self, timestep: Tensor | float | None) -> Reading: ...
 
 
 class Strategy(Protocol):

@@ -28,18 +28,18 @@ from dicache.controllers.base import Controller
 from dicache.controllers.interval import Interval
 from dicache.errors import DicacheError
 from dicache.runtime.branch_site import BranchSite
-from dicache.runtime.end_of_step import end_step, remembered_bytes
+from dicache.runtime.end_of_step import begin_anew, end_step, remembered_bytes
 from dicache.runtime.evaluation_site import EvaluationSite
 from dicache.runtime.guidance import Guided
 from dicache.runtime.inner_sites import InnerSites
 from dicache.runtime.memory_plan import Memory
 from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.owner import Owner
-from dicache.runtime.run_state import Call, Clock, Inputs, Run, SiteState, Strategy
+from dicache.runtime.run_state import Call, Inputs, Run, SiteState, Strategy
 from dicache.runtime.trace import Trace
 from dicache.runtime.watched_loop import as_it_stands, broke_off, holds_others, step_seen
 from dicache.solvers.loop_clock import LoopClock
-from dicache.solvers.timeline import Reading
+from dicache.solvers.timeline import Clock, Reading
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.tree import Tree
 from dicache.types import Kind, Site
@@ -161,7 +161,7 @@ class Session:
             self._note_unpriced()
         run.step, run.latent = step.since(run.before), latent
         run.time = step.sigma if step.half_log_snr is None else step.half_log_snr
-        run.guided, run.strongest = run.guided.next_step(len(step.weights)), None
+        run.guided, run.strongest, run.anew = run.guided.next_step(len(step.weights)), None, False
         for state in run.states:
             state.judgement, state.sums, state.value = None, None, None
 
@@ -172,8 +172,22 @@ class Session:
         branch = run.guided.branch(inputs.branch, part)
         if run.samples == 0:
             run.prints[branch] = inputs.conditions()
+        changed = run.conditions.changed(branch, inputs.conditioning)
+        if changed and not run.apart:
+            self._with_other_conditions(run, branch, changed)
         everything = RowsToRun(rows, gathered=inputs.gathered)
         return Call(run, branch, inputs.latent, inputs.key, everything, first=not run.guided.outputs)
+
+    def _with_other_conditions(self, run: Run, branch: str, names: list[str]) -> None:
+        change = f"the conditions were changed half-way ({', '.join(names)})"
+        try:
+            ends = self.config.controller.on_other_weights(change)
+        except DicacheError as error:
+            self._refused(run, error)
+            raise
+        for text in (f"{change}: the cache began anew there.", *([ends] if ends else [])):
+            self.note(text)
+        begin_anew(self.config, run, branch)
 
     def around(self, call: Call, module_call: ModuleCall) -> Tree:
         """A module around the blocks: always runs, and is counted."""
@@ -217,12 +231,16 @@ class Session:
         run.bytes = max(run.bytes, remembered + (self.memory.fixed if remembered else 0))
         try:
             end_step(self.config, run, after)
-        except DicacheError as error:  # nothing more is learned of this run, also when the model is let go
-            run.refusal = str(error)
-            run.let_go()
+        except DicacheError as error:
+            self._refused(run, error)
             raise
         if self.memory.planned is None:
             self.memory.plan(run, self.site_macs())
+
+    def _refused(self, run: Run, error: DicacheError) -> None:
+        """Nothing more is learned of this run, also when the model is let go."""
+        run.refusal = str(error)
+        run.let_go()
 
     def finish(self) -> None:
         """The pipeline said that its run is over."""

@@ -18,9 +18,10 @@ mixes latents that fit none of the predictions, nothing is known: no price is fi
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from dicache.solvers.output_influence import reach, steps_of, undecided, velocity_gain
 from dicache.solvers.play import LINEAR, NotPlayedError, Responses, play
@@ -50,6 +51,14 @@ class Reading(NamedTuple):
     """What this step adds to the progress."""
     part: int = 0
     """Which of the calls that the solver makes in this step it is."""
+
+
+class Clock(Protocol):
+    @property
+    def reason(self) -> str:
+        """Why no price is known of the run that was read last; empty where they are."""
+
+    def read(self, timestep: Tensor | float | None) -> Reading: ...
 
 
 class Timeline(NamedTuple):

@@ -59,7 +59,7 @@ class FromCoefficients(Approximator):
     def on_other_weights(self, change: str) -> str | None:
         if self.model is None:
             return None
-        return f"{change} after dicache.enable: the coefficients were fitted without that change."
+        return f"{change}: the coefficients were fitted without that change."
 
     def guess(self, histories: Histories, target: Target) -> Tensor:
         anchor = histories.outputs.values[0]

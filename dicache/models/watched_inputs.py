@@ -1,0 +1,185 @@
+"""What a denoiser is called with beside latent and time, watched: prompts, pooled ones, control residuals, pictures to
+go by, masks, scales. What is remembered of a run is of these; where they are others, it says nothing.
+
+Of every branch each input is held against the one of the call before, and is
+
+    new      called with once; the same again makes it steady, another one makes it doubtful
+    steady   the same at call after call; another one is a CHANGE, after which it is new
+    doubtful another at the second call: the same again is a CHANGE, then steady; yet another one, and it is moving
+    moving   another at every call, as control residuals are; then only its size counts: a CHANGE is where ||x|| of an
+             input (B, .., ..) is more than twice or less than half of what it was at the call before, or begins or
+             ends to be 0; inputs of fewer axes, times and the like, are not looked at any more
+
+The same is what lies where it lay and was written to no more often (`_version`), else what has the same content: many
+pipelines join their prompts anew at every step. On the host content is compared at once. No device is waited for: there
+a comparison is put into its queue, and its answer read at a later call, once it has come; but what was one object call
+after call and is another object then counts as changed without. Inference tensors have no version and are copied.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import torch
+from torch import Tensor
+
+from dicache.tensors.tree import Tree
+
+RATIO = 2.0
+"""Of sizes, from which on a moving input has changed."""
+
+
+class State(Enum):
+    NEW, STEADY, DOUBTFUL, MOVING = auto(), auto(), auto(), auto()
+
+
+class Answer:
+    """Numbers of a device that nobody waits for."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers = numbers
+        self.event: torch.cuda.Event | None = None
+        if numbers.is_cuda:
+            self.numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record(torch.cuda.current_stream(numbers.device))
+
+    @property
+    def came(self) -> bool:
+        return self.event is None or bool(self.event.query())
+
+
+@dataclass
+class Input:
+    """One of them, in one branch."""
+
+    latest: Tree
+    """At the call before; None while it is moving."""
+    version: int | None = None
+    state: State = State.NEW
+    object_stayed: bool = False
+    """Whether it was one object at the last two calls."""
+    size: float | None = None
+    """While it is moving."""
+    answer: Answer | None = None
+    """Whether it differed, or what its size is, as was asked at an earlier call."""
+
+    @property
+    def moves(self) -> bool:
+        return self.state is State.MOVING
+
+    def changed(self, value: Tree) -> bool:
+        """At this call it is `value`."""
+        if self.answer is not None and not self.answer.came:
+            return False
+        answer, self.answer, changed = self.answer, None, False
+        if not self.moves:
+            changed = answer is not None and self._follows(bool(answer.numbers))
+        if self.moves:
+            return self._resized(value, answer) or changed
+        other = self._other(value)
+        changed = changed if other is None else self._follows(other) or changed
+        if self.moves:
+            self._resized(value, None)
+        return changed
+
+    def _other(self, value: Tree) -> bool | None:
+        """Whether it is another than at the call before; None where that was asked of a device."""
+        before, version, stayed = self.latest, self.version, self.object_stayed
+        self.remember(value)
+        if not isinstance(value, Tensor) or not _comparable(before, value):
+            return type(before) is not type(value) or isinstance(value, Tensor) or bool(before != value)
+        if before.data_ptr() == value.data_ptr() and before.stride() == value.stride():
+            self.object_stayed = version == self.version
+            return not self.object_stayed
+        if value.device.type == "cpu":
+            return not torch.equal(before, value)
+        if stayed:
+            return True
+        self.answer = Answer((before != value).any())
+        return None
+
+    def remember(self, value: Tree) -> None:
+        counts = isinstance(value, Tensor) and not value.is_inference()
+        self.version, self.object_stayed = value._version if counts else None, False
+        self.latest = value if counts or not isinstance(value, Tensor) else value.clone()
+
+    def _follows(self, other: bool) -> bool:
+        """The next state; whether that is a change."""
+        before = self.state
+        if not other:
+            self.state = State.STEADY
+            return before is State.DOUBTFUL
+        self.state = {State.NEW: State.DOUBTFUL, State.STEADY: State.NEW}.get(before, State.MOVING)
+        if self.moves:
+            self.latest = None
+        return before is State.STEADY
+
+    def _resized(self, value: Tree, answer: Answer | None) -> bool:
+        """Whether a moving input has changed; `answer` is its size at an earlier call."""
+        if answer is None and isinstance(value, Tensor) and value.ndim > 2 and value.is_floating_point():
+            answer = Answer(torch.linalg.vector_norm(value, dtype=torch.float32))
+            if not answer.came:
+                self.answer = answer
+                return False
+        if answer is None and (value is not None or self.size is None):
+            return False
+        before, self.size = self.size, 0.0 if answer is None else float(answer.numbers)
+        if before is None or before == self.size or not max(before, self.size) >= RATIO * min(before, self.size):
+            return False
+        self.state, self.size = State.NEW, None
+        self.remember(value)
+        return True
+
+
+@dataclass
+class BranchInputs:
+    """The inputs of one branch by name: those in lists and mappings one by one."""
+
+    inputs: dict[str, Input] = field(default_factory=dict)
+    calls: int = 0
+
+    def changed(self, values: Mapping[str, Tree]) -> list[str]:
+        """The names of those that changed, now that they are `values`."""
+        for name in values.keys() - self.inputs.keys():
+            self.inputs[name] = Input(None, state=State.NEW if self.calls < 2 else State.STEADY)
+            if self.calls == 0:
+                self.inputs[name].remember(values[name])
+        self.calls += 1
+        if self.calls == 1:
+            return []
+        return [name for name, each in self.inputs.items() if each.changed(values.get(name))]
+
+
+class Conditions:
+    """Those of one run."""
+
+    def __init__(self) -> None:
+        self.branches: dict[str, BranchInputs] = {}
+
+    def changed(self, branch: str, inputs: Mapping[str, Tree]) -> list[str]:
+        """The names of those that changed, now that the branch is called with `inputs`."""
+        values = dict(_leaves(inputs))
+        changed = self.branches.setdefault(branch, BranchInputs()).changed(values)
+        return sorted({name.partition("[")[0] for name in changed})
+
+
+def _leaves(inputs: Mapping[str, Tree]) -> Iterator[tuple[str, Tree]]:
+    for name, value in inputs.items():
+        if isinstance(value, Mapping):
+            yield from _leaves({str(key): each for key, each in value.items()})
+        elif isinstance(value, list | tuple):
+            yield from _leaves({f"{name}[{i}]": each for i, each in enumerate(value)})
+        elif value is None or isinstance(value, bool | int | float | str) or _is_plain(value):
+            yield name, value
+
+
+def _is_plain(value: Tree) -> bool:
+    """Whether it is a tensor that has an address."""
+    plain = type(value) in (Tensor, torch.nn.Parameter)
+    return plain and value.layout is torch.strided and value.device.type in ("cpu", "cuda")
+
+
+def _comparable(before: Tree, value: Tensor) -> bool:
+    facts = ("shape", "dtype", "device")
+    return isinstance(before, Tensor) and all(getattr(before, fact) == getattr(value, fact) for fact in facts)
