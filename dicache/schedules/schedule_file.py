@@ -174,8 +174,8 @@ def _predicted(predicted: Fields, lines: Sequence[str]) -> tuple[float | None, f
     """Error, MACs, and whether they are of other actions."""
     error = predicted.number("error", 0.0) if predicted.has("error") else None
     macs = predicted.number("macs", 0.0) if predicted.has("macs") else None
-    known = "actions_sha256" in predicted.content  # files had no digest once
-    edited = known and predicted.text("actions_sha256") != _digest(lines)
+    digested = "actions_sha256" in predicted.content  # files had no digest once
+    edited = digested and predicted.text("actions_sha256") != _digest(lines)
     return error, macs, edited
 
 
