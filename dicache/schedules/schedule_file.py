@@ -119,7 +119,7 @@ def read(path: Path, *, several: bool) -> list[Content]:
 
 def _check_format(name: Any, several: bool) -> None:  # noqa: ANN401
     if name == FORMATS[not several]:
-        use = "one: use Schedule.load" if several else "several: use ParetoSet.load(path).at(cost=0.5)"
+        use = "one: use Schedule.load" if several else "several: use ParetoSet.load(path).at(cost=0.51)"
         raise FileFault(f"it holds {use}")
     if name != FORMATS[several]:
         raise FileFault(f"its format is not {FORMATS[several]}")

@@ -57,7 +57,7 @@ def test_training_leaves_the_model_as_it_was_and_full_steps_full(pipe):
     hooks = [len(m._forward_hooks) for m in pipe.transformer.modules()]
     finder = LearningToCache(iterations=1, rounds=2, rate=0.5)
     plan = finder.find(pipe, Spans(), calibration, cost=0.7)
-    assert plan.work <= 0.7 * 1.01 and computes(plan.table)[0::2].all()
+    assert plan.work <= 0.7 and computes(plan.table)[0::2].all()
     for name, parameter in pipe.transformer.named_parameters():
         assert torch.equal(parameter, before[name][0]) and parameter.requires_grad == before[name][1]
         assert parameter.grad is None
