@@ -13,6 +13,7 @@ from dicache.estimators.base import Estimator
 from dicache.probes.base import Probe, check_depth
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.sites import Evaluation, Sites
+from dicache.tensors.contract import is_users
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Config:
     def judged_by_others(self) -> list[str]:
         """Classes that do not ship with dicache and say what an error will be."""
         parts = (*self.approximators, self.estimator)
-        return sorted({type(part).__name__ for part in parts if type(part).__module__.partition(".")[0] != "dicache"})
+        return sorted({type(part).__name__ for part in parts if is_users(type(part))})
 
     @property
     def depth(self) -> int:

@@ -161,10 +161,7 @@ def test_measurements_with_coefficients_outlive_them(pipe, calibration):
 def test_what_coefficients_multiply_counts_as_work(pipe, calibration, kind):
     fitted = fit(pipe, PROMPTS[:4], steps=8, kind=kind, progress=False, guidance=4.0)
     answer = BlockCaching(fitted).find(pipe, Spans(), calibration, cost=0.6)
-    assert (
-        answer.work <= 0.6
-        and answer.macs > replace(answer, basis=calibration.on(pipe, Spans()).basis).macs
-    )
+    assert answer.work <= 0.6 and answer.macs > replace(answer, basis=calibration.on(pipe, Spans()).basis).macs
     with dicache.enable(pipe, schedule=answer) as cache:
         pipe.draw([5], 8)
     assert (cache.trace.executed == answer.macs).all()
