@@ -2,17 +2,21 @@
 `enable` composes by itself is said in `dicache.defaults`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dicache.approximators.base import Approximator, check_attributes
 from dicache.controllers.base import Controller
+from dicache.controllers.interval import Interval
 from dicache.errors import ModeError, PartError
 from dicache.estimators.amplitude import Amplitude
 from dicache.estimators.base import Estimator
 from dicache.probes.base import Probe, check_depth
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.sites import Evaluation, Sites
+from dicache.tensors.contract import is_users
+from dicache.types import Kind, Site
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,13 @@ class Config:
     def judged_by_others(self) -> list[str]:
         """Classes that do not ship with dicache and say what an error will be."""
         parts = (*self.approximators, self.estimator)
-        return sorted({type(part).__name__ for part in parts if type(part).__module__.partition(".")[0] != "dicache"})
+        return sorted({type(part).__name__ for part in parts if is_users(type(part))})
+
+    def rule_at(self, site: Site, sites: Sequence[Site]) -> Controller[Any]:
+        """What decides there, of all `sites`; checks always compute."""
+        if site.kind is Kind.CHECK:
+            return Interval(1)
+        return self.controller.at(site, sum(other.kind is not Kind.CHECK for other in sites))
 
     @property
     def depth(self) -> int:

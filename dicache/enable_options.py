@@ -106,7 +106,7 @@ def parse_schedule(schedule: Any) -> Schedule:  # noqa: ANN401
     if not isinstance(table, Schedule):
         raise ModeError(
             f"schedule is a {type(schedule).__name__}. Expected a dicache.Schedule or the path of its file; of a "
-            "ParetoSet choose one: front.at(cost=0.5)."
+            "ParetoSet choose one: front.at(cost=0.51)."
         )
     return table
 

@@ -178,10 +178,6 @@ class Step(NamedTuple):
         """Along which errors grow evenly: half log SNR where it is known, else sigma."""
         return self.sigma if self.half_log_snr is None else self.half_log_snr
 
-    def since(self, before: float) -> "Step":
-        """In a run that began when this share of the trajectory lay behind."""
-        return self._replace(progress=self.progress - before)
-
 
 @dataclass(frozen=True, eq=False)
 class RunFacts:

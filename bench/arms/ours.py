@@ -25,7 +25,6 @@ from dicache.models.identity import identity
 from dicache.promise.choose_profile import ProfileChoice, shipped
 from dicache.promise.keep_budget import FixedLevel
 from dicache.reference.scenes import prompts
-from dicache.schedules.action_table import SLACK
 from dicache.schedules.schedule import Schedule
 from dicache.sites import Evaluation
 
@@ -90,7 +89,7 @@ def _measurements(setting: Setting) -> tuple[FluxPipeline, Calibration]:
 def multistep(setting: Setting, cost: float) -> Schedule:
     """Found on FITTED_ON calibration captions."""
     pipe, calibration = _measurements(setting)
-    schedule = Multistep().find(pipe, Evaluation(), calibration, cost=cost / (1 + SLACK))
+    schedule = Multistep().find(pipe, Evaluation(), calibration, cost=cost)
     assert isinstance(schedule, Schedule)
     return schedule
 

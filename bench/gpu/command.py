@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -44,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The exit status."""
+    """The exit status. Raises SystemExit where there is no such device."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("there is no CUDA device that this torch can use. Run it where there is one, or with --device cpu.")
     started = time.monotonic()
     until = started + 60 * args.minutes
     folder = args.out / "parts"

@@ -49,7 +49,7 @@ from dicache.measuring.fit_coefficients import fit
 from dicache.measuring.schedule_measurements import Calibration, ScheduleMeasurements
 from dicache.promise.metrics import relative_error
 from dicache.reference.scenes import prompts
-from dicache.schedules.action_table import SLACK, Table, computes
+from dicache.schedules.action_table import Table, computes
 from dicache.schedules.pareto import ParetoSet
 from dicache.schedules.schedule import Schedule
 from dicache.schedules.setting import Dynamic
@@ -88,7 +88,7 @@ class Trial:
         return other
 
     def find(self, finder: Finder, cost: float, sites: Sites = EVALUATION, seed: int = 0) -> Schedule:
-        schedule = finder.find(self.pipe, sites, self.calibration, cost=cost / (1 + SLACK), seed=seed)
+        schedule = finder.find(self.pipe, sites, self.calibration, cost=cost, seed=seed)
         assert isinstance(schedule, Schedule)
         return schedule
 
@@ -179,7 +179,7 @@ def _nested(trial: Trial, seed: int) -> list[Row]:
     order, rows = trial.front(replace(ORDER, least=min(NESTED) - 0.01)), []
     for cost in NESTED:
         alone = [trial.find(finder, cost, seed=seed) for finder in ALONE.values()]
-        for name, schedule in zip(("nested", *ALONE), (order.at(cost / (1 + SLACK)), *alone), strict=True):
+        for name, schedule in zip(("nested", *ALONE), (order.at(cost), *alone), strict=True):
             rows.append(trial.row(name, cost, schedule))
     return rows
 

@@ -95,6 +95,8 @@ def _check_place(path: Path) -> None:
 
 
 def check_budget(error_budget: float) -> None:
-    """Raises BudgetError for what is no budget."""
+    """Raises BudgetError for what is no budget: what `dicache.planning.budget.validate` says of one number, without
+    the seconds that it takes to import torch.
+    """
     if not 0 <= error_budget < math.inf:
         raise BudgetError(f"error_budget is {error_budget:g}. Expected a finite number >= 0, for example 0.05.")

@@ -60,8 +60,8 @@ class Finder(ABC):
         cost: float | None = None,
         seed: int = 0,
     ) -> Schedule | ParetoSet:
-        """With `cost`, the schedule that executes as much as it may and no more than this share of the uncached MACs
-        (or 1 % more of it: `dicache.schedules.action_table.SLACK`).
+        """With `cost`, the schedule that executes as much as it may and no more than this share of the uncached MACs:
+        half of the steps are a little more than half, for a run is more than its denoiser calls.
         With `budget`, the cheapest one whose relative L2 error of the final latent, the mean over the calibration
         prompts, is no more. With neither, those of the whole range that no other beats in both.
 

@@ -20,7 +20,7 @@ from dicache.errors import ScheduleError
 from dicache.finders.base import Finder
 from dicache.measuring.schedule_measurements import ScheduleMeasurements
 from dicache.planning.law_plan import plan_of
-from dicache.schedules.action_table import SLACK, Table
+from dicache.schedules.action_table import Table
 from dicache.types import Action
 
 
@@ -51,7 +51,7 @@ class Nested(Finder):
         saved = np.array(measurements.basis.rows)[:, None] * np.array([c.macs for c in measurements.basis.cells])
         price = np.maximum(saved, 1.0)
         added = self._added(measurements, masks[0], list(product(range(1, len(saved)), range(saved.shape[1]))))
-        least = self.least if cost is None else cost * (1 + SLACK)
+        least = self.least if cost is None else cost
         while added and measurements.basis.work(measurements.filled(masks[-1], self.fill)) > least:
             cheapest = sorted(added, key=lambda cell: added[cell] / price[cell])[: self.width]
             added |= self._added(measurements, masks[-1], cheapest)

@@ -7,6 +7,7 @@ there before is removed again: `__dict__` is then what it was.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -16,8 +17,10 @@ from dicache.hosts.checks import check_apart, check_free, check_offloaded
 from dicache.hosts.compiled_blocks import Compilation, refuse_wrapped
 from dicache.hosts.denoiser_call import DenoiserCalls
 from dicache.hosts.module_hook import NAME, FirstHook, Hooks, SessionHook, Uncopied, registry_of
+from dicache.hosts.running_pipeline import loop_of
 from dicache.models.family import Family
 from dicache.models.find_blocks import check_streams, family_of, find
+from dicache.runtime.owner import Owner
 from dicache.runtime.session import Session
 from dicache.solvers.timeline import Clock
 
@@ -50,7 +53,8 @@ class Attachment(Uncopied):
         inside = dict.fromkeys(path for site in sites for path in site.modules if path not in parts.blocks)
         deciding = {**parts.blocks, **{path: denoiser.get_submodule(path) for path in inside}}
         check_apart(deciding)
-        self.denoiser, self.session = denoiser, Session(config, clock, sites, self.family.model)
+        owner = Owner(self.family.model, partial(loop_of, denoiser))
+        self.denoiser, self.session = denoiser, Session(config, clock, sites, owner)
         if config.judged_by_others:
             self.session.note(f"the estimate is as good as your own {', '.join(config.judged_by_others)}.")
         self.hooks, self.handles = Hooks(denoiser, self.session), list[Any]()

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
+from threading import get_ident
 from typing import SupportsFloat
 
 import torch
@@ -27,12 +28,11 @@ from dicache.hosts.checks import check_branches, check_others, check_uncached
 from dicache.hosts.compiled_blocks import Compilation
 from dicache.hosts.lora import Adapters
 from dicache.hosts.module_hook import BranchName, Hooks, Uncopied, eager
-from dicache.hosts.running_pipeline import loop_of
 from dicache.hosts.weights import Weights
 from dicache.models.conditioning import fingerprint
 from dicache.models.family import Batch, Family
 from dicache.models.find_blocks import find
-from dicache.runtime.run_state import Inputs
+from dicache.runtime.run_state import Inputs, Marks
 from dicache.runtime.session import Session
 from dicache.tensors.tree import Tree, map_tensors, plain, tensors
 from dicache.types import Kind
@@ -61,7 +61,8 @@ class DenoiserCalls(Uncopied):
 
     @eager
     def before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
-        if self.session.owner.claim(partial(loop_of, self.denoiser)):
+        owner = self.session.owner
+        if owner.thread != get_ident() and owner.claim():
             self.session.reset()  # calls of two loops in turn are no run
         self.arguments = arguments = self._by_name(args, kwargs)
         latent, timestep = latent_of(self.family, arguments), self._timestep(arguments)
@@ -69,7 +70,8 @@ class DenoiserCalls(Uncopied):
         gathered = self.family.batch is Batch.SAMPLE and not _holds_cache(arguments)
         prints = partial(fingerprint, arguments, latent.shape[0])
         seen = latent, timestep, self.branch.name, call_key(arguments), gathered, other_weights
-        self.session.begin(Inputs(*seen, conditions_of(self.family, arguments, latent), prints))
+        conditions = conditions_of(self.family, arguments, latent)
+        self.session.begin(Inputs(*seen, conditions, marks_of(conditions), prints))
 
     @eager
     def after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> Tree:
@@ -179,6 +181,18 @@ def conditions_of(family: Family, arguments: Mapping[str, Tree], latent: Tensor)
         for name, value in named.items()
         if not (name == first and isinstance(value, list)) and not any(t is latent for t in tensors(value))
     }
+
+
+def marks_of(conditions: Mapping[str, Tree]) -> Marks | None:
+    """None where there is more to look at than tensors that are counted, and names."""
+    objects = tuple(None if isinstance(value, Mapping) and not value else value for value in conditions.values())
+    versions = []
+    for value in objects:
+        counted = isinstance(value, Tensor) and not value.is_inference()
+        if not counted and not (value is None or isinstance(value, bool | str)):
+            return None
+        versions.append(value._version if isinstance(value, Tensor) else 0)
+    return Marks(tuple(conditions), objects, tuple(versions))
 
 
 # Latents and predictions as one tensor each.

@@ -13,7 +13,6 @@ Encoders and autoencoders, which callbacks may call at every step, are never cou
 
 import re
 from collections.abc import Callable, Collection, Hashable
-from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,7 +22,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from dicache.hosts.attachment import Attachment
 from dicache.hosts.denoiser_call import call_key
-from dicache.hosts.module_hook import Uncopied, eager
+from dicache.hosts.module_hook import Uncopied
 from dicache.hosts.running_pipeline import Running
 from dicache.runtime.run_state import Run
 from dicache.runtime.session import Session
@@ -35,10 +34,12 @@ _ENCODERS = re.compile("text_encoder|image_encoder|vae|vq")
 
 
 class SideNetwork(Uncopied):
-    """One of them: two plain torch hooks, which offload leaves alone. `ran` is told its name and MACs."""
+    """One of them: two plain torch hooks, which offload leaves alone. `begins` hears that it is about to run, `ran` its
+    name and MACs.
+    """
 
-    def __init__(self, module: nn.Module, ran: Callable[[str, float], None]) -> None:
-        self.name, self.ran = type(module._modules.get("_orig_mod", module)).__name__, ran
+    def __init__(self, module: nn.Module, begins: Callable[[], None], ran: Callable[[str, float], None]) -> None:
+        self.name, self.begins, self.ran = type(module._modules.get("_orig_mod", module)).__name__, begins, ran
         self.costs: dict[tuple[Hashable, ...], float] = {}
         self.key: tuple[Hashable, ...] = ()
         self.counter: MacCounter | None = None
@@ -51,6 +52,7 @@ class SideNetwork(Uncopied):
         if torch.compiler.is_compiling():  # the network as a whole: nothing of this may be in its graph
             return
         self.stop()
+        self.begins()
         self.key = call_key({**{str(i): tree for i, tree in enumerate(args)}, **kwargs})
         if self.key in self.costs:
             return
@@ -91,18 +93,22 @@ class SideNetworks(Uncopied):
         self.session: Session | None = None
         self.run: Run | None = None
         """Of the denoiser call before."""
+        self.sessions = [attachment.session for attachment in attachments]
         self._look(running.pipe)
         for attachment in attachments:
-            before = partial(self._before_denoiser, attachment.session)
-            attachment.handles.append(attachment.denoiser.register_forward_pre_hook(before))
+            attachment.session.on_call = self._before_denoiser
             attachment.handles.append(self)
+
+    def _begins(self) -> None:
+        """A network is about to run: what the next call of a denoiser is says whether that counts."""
+        for session in self.sessions:
+            session.expected = True
 
     def _ran(self, name: str, macs: float) -> None:
         scheduler = _attributes(self.running.pipeline).get("scheduler")
         self.calls.append((name, macs, _attributes(scheduler).get("timesteps")))
 
-    @eager
-    def _before_denoiser(self, session: Session, module: nn.Module, args: tuple[Tree, ...]) -> None:
+    def _before_denoiser(self, session: Session) -> None:
         """The session has seen the call already."""
         for listening in self.networks.values():
             listening.stop()
@@ -140,7 +146,7 @@ class SideNetworks(Uncopied):
             inside = {m for owner in owners for m in owner.modules() if m is not owner}
             for network in networks:
                 if network not in self.networks and network not in inside:
-                    self.networks[network] = SideNetwork(network, self._ran)
+                    self.networks[network] = SideNetwork(network, self._begins, self._ran)
 
     def remove(self) -> None:
         for network in self.networks.values():
@@ -148,6 +154,8 @@ class SideNetworks(Uncopied):
             for handle in network.handles:
                 handle.remove()
         self.networks.clear()
+        for session in self.sessions:
+            session.on_call = bool
 
 
 def _attributes(holder: object) -> dict[str, Any]:

@@ -163,6 +163,11 @@ class Conditions:
         changed = self.branches.setdefault(branch, BranchInputs()).changed(values)
         return sorted({name.partition("[")[0] for name in changed})
 
+    def settled(self, branch: str) -> bool:
+        """Whether a call with the very same inputs as the last one changes nothing, also of what is known of them."""
+        inputs = self.branches[branch].inputs.values()
+        return all(each.state in (State.STEADY, State.MOVING) and each.answer is None for each in inputs)
+
 
 def _leaves(inputs: Mapping[str, Tree]) -> Iterator[tuple[str, Tree]]:
     for name, value in inputs.items():

@@ -22,7 +22,7 @@ from dicache.controllers.base import refused
 from dicache.estimators.base import Evidence
 from dicache.planning.error_law import REMAINS, error_rate, error_rates
 from dicache.runtime.run_state import Judgement, Run, SiteState
-from dicache.tensors.contract import check_own, check_tensor
+from dicache.tensors.contract import check_own, check_tensor, is_users
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.norms import relative_change
 from dicache.types import Action, Decision, Grid, Quote, Reason, Rows, Step
@@ -88,14 +88,9 @@ def _growth(approximator: Approximator, times: Tensor, time: float) -> Rows:
     if len(times) < approximator.needs:
         return torch.full(times.shape[1:], torch.nan, dtype=torch.float64)
     growth = approximator.growth(times, time)
-    if _is_users(approximator):
+    if is_users(type(approximator)):
         check_tensor(growth, times.shape[1:], f"{type(approximator).__name__}.growth", "one number a row, on the host")
     return growth
-
-
-def _is_users(part: object) -> bool:
-    """Whether it is not one of ours, whose contracts are tested."""
-    return not type(part).__module__.startswith("dicache.")
 
 
 def guesses(
@@ -115,7 +110,7 @@ def _guess(approximator: Approximator, meter: Meter, histories: Histories, targe
 
     booked, values = guess_cost(approximator, target.site), histories.outputs.values
     guessed = meter.added(booked, guess) if approximator.multiplies else guess()
-    if _is_users(approximator):
+    if is_users(type(approximator)):
         said_by = f"{type(approximator).__name__}.guess"
         check_tensor(guessed, values[0].shape, said_by, "what stands in the place of a value, of its shape")
         check_own(guessed, values, said_by)
@@ -185,7 +180,7 @@ def _rows_of(decision: Decision) -> tuple[Rows, Rows]:
 def _predicted(config: Config, state: SiteState, evidence: Evidence) -> Grid:
     """inf for approximators that read more values than are remembered."""
     predicted = config.estimator.predict(evidence, state.estimator)
-    if _is_users(config.estimator):
+    if is_users(type(config.estimator)):
         said_by, meaning = f"{type(config.estimator).__name__}.predict", "an error of each approximator, on the host"
         check_tensor(predicted, evidence.growth.shape, said_by, meaning)
     if state.depth is None:

@@ -4,14 +4,14 @@ What every approximator would have been wrong by is known wherever all branches 
 held against the truth. Estimator and controller learn of it. Guidance is measured once, from the first two latents.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dicache.config import Config
-from dicache.errors import UnsupportedModelError
+from dicache.errors import DicacheError, UnsupportedModelError
 from dicache.runtime.decide import decide_site, no_evidence, realised_errors
 from dicache.runtime.guidance import samples_of
 from dicache.runtime.run_state import Judgement, Run, SiteState, not_finite_of
@@ -84,16 +84,24 @@ def _forget(config: Config, run: Run) -> None:
         state.estimator, state.share = config.estimator.init(run.samples, len(config.approximators)), None
 
 
-def begin_anew(config: Config, run: Run, branch: str) -> None:
+def begin_anew(config: Config, run: Run, branch: str, changed: Sequence[str]) -> list[str]:
     """What is remembered is of other conditions than `branch` is called with: no sample skips it, and no error is
-    known. Who learned of the change in an earlier branch of this step has begun anew already.
+    known. Who learned of the change in an earlier branch of this step has begun anew already. What is to be noted of
+    it; raises what a rule raises that cannot live with it.
     """
+    change = f"the conditions were changed half-way ({', '.join(changed)})"
+    try:
+        ends = config.controller.on_other_weights(change)
+    except DicacheError as error:
+        run.refuse(error)
+        raise
     run.anew = True
     for state in run.states:
         if branch in state.histories:
             state.histories = {}
             if run.samples:
                 state.estimator, state.share = config.estimator.init(run.samples, len(config.approximators)), None
+    return [f"{change}: the cache began anew there.", *([ends] if ends else [])]
 
 
 # What was really wrong.
@@ -127,7 +135,7 @@ def _truths(
     assert run.first_not_finite is not None
     latent, clean = run.latent[: run.samples], run.step.clean
     errors, scale, first = run.guided.measure(latent, clean, n_approximators, run.first_not_finite)
-    not_finite = not_finite_of(first)
+    not_finite = not_finite_of(first) if bool((first >= 0).any()) else run.not_finite
     scale = _where(computed, scale, run.scale)
     if not run.states[0].inside:
         return [Truth(errors, value=run.guided.truth)], scale, not_finite

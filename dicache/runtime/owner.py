@@ -31,8 +31,12 @@ class Frame(NamedTuple):
 
 
 class Owner:
-    def __init__(self, model: str = "the denoiser") -> None:
-        self.model, self.lock = model, threading.Lock()
+    """`find_loop` gives, of the functions that led to this one's frame, that of the loop that calls the denoiser."""
+
+    def __init__(
+        self, model: str = "the denoiser", find_loop: Callable[[FrameType], FrameType] = lambda frame: frame
+    ) -> None:
+        self.model, self.find_loop, self.lock = model, find_loop, threading.Lock()
         self.thread: int | None = None
         self.name = ""
         self.loop: Frame | None = None
@@ -40,9 +44,9 @@ class Owner:
         self.outermost: Frame | None = None
         """Of the thread's own code that led to it."""
 
-    def claim(self, find_loop: Callable[[FrameType], FrameType]) -> bool:
-        """By the thread that is about to call the denoiser; `find_loop` gives the loop's frame from the caller's.
-        Whether the thread before it has left its loop but not what led to it, so that two loops may be taking turns.
+    def claim(self) -> bool:
+        """By the thread that is about to call the denoiser. Whether the thread before it has left its loop but not what
+        led to it, so that two loops may be taking turns.
 
         Raises BusyError where another one is in the midst of a run.
         """
@@ -53,7 +57,7 @@ class Owner:
         with self.lock:
             self.check()
             turns = self._elsewhere(self.outermost)
-            loop = find_loop(frame)
+            loop = self.find_loop(frame)
             depth = next(i for i, each in enumerate(stack) if each is loop)
             own = next((i for i, each in enumerate(stack) if _is_own(each)), depth)
             self.loop, self.outermost = Frame(depth, loop.f_code), Frame(own, stack[own].f_code)

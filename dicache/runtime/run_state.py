@@ -15,16 +15,26 @@ from torch import Tensor
 
 from dicache.approximators.base import Histories
 from dicache.controllers.base import Controller
+from dicache.errors import DicacheError
 from dicache.estimators.base import Evidence
 from dicache.models.conditioning import Prints
 from dicache.models.watched_inputs import Conditions
 from dicache.probes.base import View
 from dicache.runtime.guidance import Guided
 from dicache.runtime.module_call import ModuleCall, RowsToRun
-from dicache.runtime.trace import Record
+from dicache.runtime.trace import Record, Trace
+from dicache.tensors.mac_meter import Meter
 from dicache.tensors.tree import Tree
 from dicache.tensors.written import Unwritten
 from dicache.types import Decision, Grid, Quote, Rows, RunFacts, Site, Step
+
+
+class Marks(NamedTuple):
+    """What a call is made with: names, objects, and how often each was written to."""
+
+    names: tuple[str, ...]
+    objects: tuple[object, ...]
+    versions: tuple[int, ...]
 
 
 class Inputs(NamedTuple):
@@ -45,6 +55,8 @@ class Inputs(NamedTuple):
     """
     conditioning: Mapping[str, Tree] = MappingProxyType({})
     """What else it is called with, but for the time, by name."""
+    marks: Marks | None = None
+    """Which tell by themselves that all of it is as before; None where only a closer look does."""
     conditions: Callable[[], Prints] = dict
     """Tells the fingerprint of what else it is called with; asked for in a run's first step."""
 
@@ -115,6 +127,8 @@ class Run:
     prints: dict[str, Prints] = field(default_factory=dict)
     """By branch: what it was conditioned by at the first step."""
     conditions: Conditions = field(default_factory=Conditions)
+    marks: dict[str, Marks | None] = field(default_factory=dict)
+    """By branch: those of its last call."""
     anew: bool = False
     """Whether they were found changed at this step: it computes."""
     strongest: Tensor | None = None
@@ -168,14 +182,23 @@ class Run:
         self.guided, self.scale = self.guided.unmixed(), None
         self.facts = replace(self.facts, guidance=None)
 
-    def side_macs_of_each(self, samples: int) -> tuple[tuple[str, float], ...]:
-        """What networks beside the denoiser executed for each of so many samples: they share evenly."""
-        return tuple((name, macs / samples) for name, macs in self.side_macs.items())
+    def trace(self, meter: Meter, sites: tuple[Site, ...], site_macs: tuple[float, ...], planned: int | None) -> Trace:
+        """Of what was recorded so far; `planned` bytes are the most that is to be remembered."""
+        samples = self.samples or len(meter.executed)
+        executed, uncached = (macs.view(-1, samples).sum(0) for macs in (meter.executed, meter.uncached))
+        facts = (self.bytes, self.overhead, self.complete, sites, site_macs, planned, self.not_finite, self.refusal)
+        side = tuple((name, macs / samples) for name, macs in self.side_macs.items())  # samples share evenly
+        return Trace(tuple(self.records), executed, uncached, *facts, side)
 
     def _conditions(self, branch: str, chunk: int) -> Prints:
         """Of one branch, (B, 32) each."""
         prints = self.prints.get(branch, {}).items()
         return {name: each.reshape(-1, self.samples, each.shape[1])[chunk] for name, each in prints}
+
+    def refuse(self, error: DicacheError) -> None:
+        """Nothing more is learned of it, also when the model is let go."""
+        self.refusal = str(error)
+        self.let_go()
 
     def let_go(self) -> None:
         """Of the model's tensors."""
@@ -186,7 +209,7 @@ class Run:
 
     def forget(self) -> None:
         """What sites have remembered, once nothing reads it any more; what rules know and the mixture stay."""
-        self.conditions = Conditions()
+        self.conditions, self.marks = Conditions(), {}
         for state in self.states:
             state.histories, state.sums, state.value, state.judgement, state.estimator = {}, None, None, None, None
 

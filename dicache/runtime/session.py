@@ -18,14 +18,11 @@ branches of one sample.
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dicache.config import Config
-from dicache.controllers.base import Controller
-from dicache.controllers.interval import Interval
 from dicache.errors import DicacheError
 from dicache.runtime.branch_site import BranchSite
 from dicache.runtime.end_of_step import begin_anew, end_step, remembered_bytes
@@ -35,22 +32,24 @@ from dicache.runtime.inner_sites import InnerSites
 from dicache.runtime.memory_plan import Memory
 from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.owner import Owner
-from dicache.runtime.run_state import Call, Inputs, Run, SiteState, Strategy
+from dicache.runtime.run_state import Call, Inputs, Marks, Run, SiteState, Strategy
 from dicache.runtime.trace import Trace
 from dicache.runtime.watched_loop import as_it_stands, broke_off, holds_others, step_seen
 from dicache.solvers.loop_clock import LoopClock
 from dicache.solvers.timeline import Clock, Reading
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.tree import Tree
-from dicache.types import Kind, Site
+from dicache.types import Kind, Site, Step
 
 
 class Session:
-    def __init__(self, config: Config, clock: Clock, sites: tuple[Site, ...], model: str = "the denoiser") -> None:
-        self.config, self.clock, self.sites, self.meter = config, clock, sites, Meter()
-        self.owner = Owner(model)
+    def __init__(self, config: Config, clock: Clock, sites: tuple[Site, ...], owner: Owner | None = None) -> None:
+        self.config, self.clock, self.sites, self.meter, self.owner = config, clock, sites, Meter(), owner or Owner()
         self.on_over: Callable[[], object] = bool
         """Called when a run is over."""
+        self.on_call: Callable[[Session], object] = bool
+        """Called when the first call of a run has begun, and when the next one has if it is `expected`."""
+        self.expected = False
         self.run: Run | None = None
         self.call: Call | None = None
         self.notes: list[str] = []
@@ -71,19 +70,23 @@ class Session:
         if torch.is_grad_enabled():
             self.reset()
             self.note("gradients were on, so everything was computed: run under torch.no_grad() to cache.")
+            self.on_call(self)
             return
         started = time.perf_counter()
         reading = self.clock.read(inputs.timestep)
-        if self.run is not None:
+        if self.run is not None and self.run.latent.dtype != inputs.latent.dtype:
             inputs = inputs._replace(latent=self.run.as_begun(inputs.latent))
-        run = self._with_these_weights(self._continued(reading, inputs), inputs)
-        if run is None:
-            if broke_off(self.run, reading):
-                self.note("the loop began anew before it was through: only what followed is reported.")
-            run = self._begun(reading, inputs)
+        continued = self._with_these_weights(self._continued(reading, inputs), inputs)
+        run = continued or self._begun(reading, inputs)
         self._go_on(run, reading, inputs.latent)
-        self._check_latents(run, reading.part, inputs.latent)
+        if run.step.index == 0:
+            self.owner.claim()
+        if run.samples == 0 and reading.part == 0 and holds_others(run, inputs.latent):
+            self._take_apart(run, "calls of one step hold different latents, as tiles and windows do")
         self.call = self._opened(run, reading.part, inputs)
+        if self.expected or continued is None:
+            self.expected = False
+            self.on_call(self)
         run.overhead += time.perf_counter() - started
 
     def _continued(self, reading: Reading, inputs: Inputs) -> Run | None:
@@ -104,18 +107,14 @@ class Session:
             return None
         # Time may stand still between two loops of one step each; the branches of one step share their latent.
         if ahead == 0 and isinstance(self.clock, LoopClock) and not torch.equal(after, before):
-            return self._taken_apart(run) if run.step.index else None
+            if run.step.index == 0:
+                return None
+            self._take_apart(run, "calls at one time hold different latents, as solvers do that try a step")
         return run
 
-    def _taken_apart(self, run: Run) -> Run:
+    def _take_apart(self, run: Run, why: str) -> None:
         run.apart = True
-        self.note("calls at one time hold different latents, as solvers do that try a step, so all was computed.")
-        return run
-
-    def _check_latents(self, run: Run, part: int, latent: Tensor) -> None:
-        if run.samples == 0 and not run.apart and part == 0 and run.guided.outputs and holds_others(run, latent):
-            run.apart = True
-            self.note("calls of one step hold different latents, as tiles and windows do, so everything was computed.")
+        self.note(f"{why}, so everything was computed.")
 
     def _with_these_weights(self, run: Run | None, inputs: Inputs) -> Run | None:
         if not inputs.other_weights:
@@ -127,14 +126,16 @@ class Session:
 
     def _begun(self, reading: Reading, inputs: Inputs) -> Run:
         self.config.controller.check(reading.step)
+        if broke_off(self.run, reading):
+            self.note("the loop began anew before it was through: only what followed is reported.")
         self.strategy.forget()
         self.meter.begin_run()
         self.memory.begin_run()
         if self.run:
             self.run.forget()
         before = reading.step.progress - reading.share
-        states = [SiteState(site, self._rule(site), site.inside_denoiser) for site in self.sites]
-        step = reading.step.since(before)
+        states = [SiteState(site, self.config.rule_at(site, self.sites), site.inside_denoiser) for site in self.sites]
+        step = _released(reading.step, before)
         guided = Guided(watched=isinstance(self.clock, LoopClock))
         self.run = Run(reading.run, step, step.time, inputs.latent, before, states, guided)
         if inputs.timestep is not None or not guided.watched:  # that there is none is noted where it is looked for
@@ -145,11 +146,6 @@ class Session:
         if self.clock.reason:
             self.note(f"{self.clock.reason}, so no error can be priced.")
 
-    def _rule(self, site: Site) -> Controller[Any]:
-        if site.kind is Kind.CHECK:
-            return Interval(1)
-        return self.config.controller.at(site, sum(s.kind is not Kind.CHECK for s in self.sites))
-
     def _go_on(self, run: Run, reading: Reading, latent: Tensor) -> None:
         """To this step, where it is another than that of the call before; the one before is over then."""
         step = reading.step
@@ -159,7 +155,7 @@ class Session:
         if isinstance(self.clock, LoopClock) and run.samples:
             step = step_seen(self.config, run, self.clock, latent)
             self._note_unpriced()
-        run.step, run.latent = step.since(run.before), latent
+        run.step, run.latent = _released(step, run.before), latent
         run.time = step.sigma if step.half_log_snr is None else step.half_log_snr
         run.guided, run.strongest, run.anew = run.guided.next_step(len(step.weights)), None, False
         for state in run.states:
@@ -172,22 +168,13 @@ class Session:
         branch = run.guided.branch(inputs.branch, part)
         if run.samples == 0:
             run.prints[branch] = inputs.conditions()
-        changed = run.conditions.changed(branch, inputs.conditioning)
-        if changed and not run.apart:
-            self._with_other_conditions(run, branch, changed)
+        if not _as_before(run.marks.get(branch), inputs.marks):
+            changed = run.conditions.changed(branch, inputs.conditioning)
+            run.marks[branch] = inputs.marks if run.conditions.settled(branch) else None
+            for text in begin_anew(self.config, run, branch, changed) if changed and not run.apart else ():
+                self.note(text)
         everything = RowsToRun(rows, gathered=inputs.gathered)
         return Call(run, branch, inputs.latent, inputs.key, everything, first=not run.guided.outputs)
-
-    def _with_other_conditions(self, run: Run, branch: str, names: list[str]) -> None:
-        change = f"the conditions were changed half-way ({', '.join(names)})"
-        try:
-            ends = self.config.controller.on_other_weights(change)
-        except DicacheError as error:
-            self._refused(run, error)
-            raise
-        for text in (f"{change}: the cache began anew there.", *([ends] if ends else [])):
-            self.note(text)
-        begin_anew(self.config, run, branch)
 
     def around(self, call: Call, module_call: ModuleCall) -> Tree:
         """A module around the blocks: always runs, and is counted."""
@@ -218,11 +205,6 @@ class Session:
         self.call.repeat()
         self.meter.again()
 
-    @property
-    def rejected(self) -> bool:
-        """Whether the call that just ran drafted something that failed, and has not run again."""
-        return self.call is not None and self.call.rejected is not None and not self.call.again
-
     # The end of a step, and of a run.
 
     def _end_step(self, run: Run, after: Tensor | None) -> None:
@@ -232,26 +214,19 @@ class Session:
         try:
             end_step(self.config, run, after)
         except DicacheError as error:
-            self._refused(run, error)
+            run.refuse(error)
             raise
         if self.memory.planned is None:
             self.memory.plan(run, self.site_macs())
 
-    def _refused(self, run: Run, error: DicacheError) -> None:
-        """Nothing more is learned of this run, also when the model is let go."""
-        run.refusal = str(error)
-        run.let_go()
-
     def finish(self) -> None:
         """The pipeline said that its run is over."""
-        if finished := self.run is not None and not self.run.complete and not self.run.gone:
-            assert self.run is not None
-            self._end_step(self.run, None)
-            self.run.complete = True
-            self.run.forget()
-        self.call = None
+        run, self.call = self.run, None
         self.owner.free()
-        if finished:
+        if run is not None and not run.complete and not run.gone:
+            self._end_step(run, None)
+            run.complete = True
+            run.forget()
             self.on_over()
 
     def reset(self) -> None:
@@ -273,11 +248,10 @@ class Session:
         self.trace()  # ends a run that is over
         if isinstance(self.clock, LoopClock) and self.clock.ends_unseen and self.run and self.run.guided.outputs:
             self.finish()
-        self.call, self.clock = None, LoopClock()  # the pipeline's clock refers to it
+        self.call, self.clock, self.owner = None, LoopClock(), Owner()  # the pipeline's refer to it
         self.strategy.forget()
         if self.run:
             self.run.let_go()
-        self.owner.free()
 
     # What is told of it.
 
@@ -309,8 +283,16 @@ class Session:
             self.finish()
         if waits:
             run.look()
-        samples = run.samples or len(self.meter.executed)
-        executed, uncached = (macs.view(-1, samples).sum(0) for macs in (self.meter.executed, self.meter.uncached))
-        facts = (run.bytes, run.overhead, run.complete, self.sites, tuple(self.site_macs()), self.memory.planned)
-        side = run.side_macs_of_each(samples)
-        return Trace(tuple(run.records), executed, uncached, *facts, run.not_finite, run.refusal, side)
+        return run.trace(self.meter, self.sites, tuple(self.site_macs()), self.memory.planned)
+
+
+def _released(step: Step, before: float) -> Step:
+    """In a run that began when this share of the trajectory lay behind."""
+    return step._replace(progress=step.progress - before)
+
+
+def _as_before(marks: Marks | None, now: Marks | None) -> bool:
+    """Whether all is the same objects, and none was written to."""
+    if marks is None or now is None or marks.names != now.names or marks.versions != now.versions:
+        return False
+    return all(one is other for one, other in zip(marks.objects, now.objects, strict=True))

@@ -26,9 +26,6 @@ NEEDS[[Action.REUSE, Action.CORRECT, Action.ZERO, Action.DYNAMIC]], NEEDS[Action
 FILLS = (Action.REUSE, Action.EXTRAPOLATE, Action.CORRECT, Action.ZERO)
 """What can take the place of a value that is not computed."""
 _COMPUTED = (Action.COMPUTE, Action.UNSTORED)
-SLACK = 0.01
-"""By how much a work may pass the cost that was asked for, relative: a run is a little more than its sites, so that
-half of the steps are never quite half of the work."""
 
 
 class Costs(NamedTuple):
@@ -74,8 +71,8 @@ def macs(table: Table, costs: Costs, *, least: bool = False) -> np.ndarray:
 
 
 def affordable(work: np.ndarray | float, cost: float) -> np.ndarray:
-    """Which shares of the work are no more than `cost`, but for SLACK."""
-    return np.asarray(work) <= cost * (1 + SLACK) + 1e-9
+    """Which shares of the work are no more than `cost`, but for rounding."""
+    return np.asarray(work) <= cost + 1e-9
 
 
 def lines_of(table: Table) -> list[str]:

@@ -1,6 +1,6 @@
 """Schedules of one search, from expensive and exact to cheap and coarse, and which of them to take.
 
-at(cost)         the most exact one that executes at most this share of the work, or 1 % more
+at(cost)         the most exact one that executes at most this share of the work
 within(budget)   the cheapest one that lost at most this much on the calibration prompts
 """
 
@@ -27,8 +27,8 @@ class ParetoSet:
         object.__setattr__(self, "members", tuple(sorted(self.members, key=lambda s: -s.work)))
 
     def at(self, cost: float) -> Schedule:
-        """The most exact one that executes at most this share of the uncached MACs, or 1 % more of it
-        (`dicache.schedules.action_table.SLACK`). Raises ScheduleError if none does.
+        """The most exact one that executes at most this share of the uncached MACs. Raises ScheduleError if none
+        does.
         """
         fitting = [s for s in self.members if affordable(s.work, cost)]
         if not fitting:

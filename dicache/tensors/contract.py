@@ -3,11 +3,18 @@ decision, or fails far from where it was made.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 from torch import Tensor
 
 from dicache.errors import PartError
 from dicache.tensors.tree import Tree
+
+
+@cache
+def is_users(part: type) -> bool:
+    """Whether this class of parts is not one of ours, whose contracts are tested."""
+    return part.__module__.partition(".")[0] != "dicache"
 
 
 def check_tensor(value: Tree, shape: Sequence[int], said_by: str, meaning: str) -> None:

@@ -53,6 +53,15 @@ def test_a_part_that_breaks_or_is_late_keeps_its_rows_and_the_command_fails(tmp_
     assert written["images"]["failure"] == "stopped when its time was up"
 
 
+def test_without_a_device_it_says_so_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    args = asked(tmp_path / "out")
+    args.device = "cuda"
+    with pytest.raises(SystemExit, match="--device cpu"):
+        command.run(args)
+    assert not (tmp_path / "out").exists()
+
+
 def test_where_no_time_is_left_an_arm_says_so():
     bench = sections.Bench(TOY.pipeline("cpu", torch.float32), TOY, 1, 2, "cpu", 1)
     rows = list(sections.of_arms(sections.Ask("cpu", True, time.monotonic()), bench, rivals(2)))

@@ -123,7 +123,7 @@ def test_a_threshold_is_passed_by_errors_below_it_and_another_holds_at_the_start
     rule = Threshold(0.1, early=0.02, share=0.3)
     strip, reasons, spent = driven(rule, [0.01, 0.02, 0.05, 0.05, 0.1, math.inf])
     assert strip == "=##=##"
-    assert reasons[1:3] == [Reason.OVER_BUDGET] * 2 and reasons[5] is Reason.UNKNOWN
+    assert reasons[1:3] == [Reason.OVER_THRESHOLD] * 2 and reasons[5] is Reason.UNKNOWN
     assert spent[-1] == pytest.approx(0.06)
 
 

@@ -41,7 +41,7 @@ class Driven:
         with torch.no_grad():
             self.session.begin(Inputs(latent, None, branch, facts.pop("key", ("key",)), **facts))
             output = self._forward(latent, shift)
-            if self.session.rejected:
+            if self.session.call.rejected is not None and not self.session.call.again:
                 self.session.repeat()
                 output = self._forward(latent, shift)
             return self.session.end(output)

@@ -42,7 +42,7 @@ from dicache.planning.law_plan import plan_of
 from dicache.promise.metrics import relative_error
 from dicache.reference.scenes import prompts
 from dicache.schedules.action_table import FILLS as ALL_FILLS
-from dicache.schedules.action_table import SLACK, computes
+from dicache.schedules.action_table import computes
 from dicache.schedules.pareto import ParetoSet
 from dicache.sites import Evaluation, Spans, Sublayers
 from dicache.types import Action, Kind
@@ -74,7 +74,7 @@ INNER = (Windows(), Stages(), EBCache(), DynamicProgramming(weighted=False))
 )
 def test_an_answer_executes_what_was_asked_for_and_what_it_says(pipe, calibration, finder: Finder, sites):
     answer = finder.find(pipe, sites, calibration, cost=0.75)
-    assert 0.4 < answer.work <= 0.75 * (1 + SLACK) and answer.error > 0 and answer.origin.finder == finder.name
+    assert 0.4 < answer.work <= 0.75 and answer.error > 0 and answer.origin.finder == finder.name
     with dicache.enable(pipe, schedule=answer) as cache:
         pipe.draw([5], 8)
     assert (cache.trace.executed == answer.macs).all()
@@ -161,10 +161,7 @@ def test_measurements_with_coefficients_outlive_them(pipe, calibration):
 def test_what_coefficients_multiply_counts_as_work(pipe, calibration, kind):
     fitted = fit(pipe, PROMPTS[:4], steps=8, kind=kind, progress=False, guidance=4.0)
     answer = BlockCaching(fitted).find(pipe, Spans(), calibration, cost=0.6)
-    assert (
-        answer.work <= 0.6 * (1 + SLACK)
-        and answer.macs > replace(answer, basis=calibration.on(pipe, Spans()).basis).macs
-    )
+    assert answer.work <= 0.6 and answer.macs > replace(answer, basis=calibration.on(pipe, Spans()).basis).macs
     with dicache.enable(pipe, schedule=answer) as cache:
         pipe.draw([5], 8)
     assert (cache.trace.executed == answer.macs).all()
@@ -214,9 +211,11 @@ def test_what_a_finders_source_says_of_it_is_what_it_is():
 @pytest.mark.parametrize(
     "finder", [FixedInterval(), Law(longest=7), Annealing(trials=1, rounds=0)], ids=lambda f: f.name
 )
-def test_half_of_the_steps_are_half_of_the_work(pipe, calibration, finder):
+def test_half_of_the_steps_are_a_little_more_than_half_of_the_work(pipe, calibration, finder):
+    answer = finder.find(pipe, Evaluation(), calibration, cost=0.51)
+    assert computes(answer.table).sum() == 4 and 0.5 < answer.work <= 0.51
     answer = finder.find(pipe, Evaluation(), calibration, cost=0.5)
-    assert computes(answer.table).sum() == 4 and 0.5 < answer.work <= 0.5 * (1 + SLACK)
+    assert computes(answer.table).sum() < 4 and answer.work <= 0.5
 
 
 def test_a_budget_that_nothing_can_be_saved_within_is_said_to_be_one(pipe, calibration):
@@ -390,8 +389,8 @@ def test_a_nested_order_is_one_file_for_every_budget(pipe, calibration, tmp_path
     front.save(tmp_path / "nested.json")
     for cost in (0.9, 0.7, 0.5, 0.4):
         member = ParetoSet.load(tmp_path / "nested.json").at(cost)
-        assert member.work <= cost * (1 + SLACK) and any((member.table == table).all() for table in tables)
-    assert 0.2 < Nested(least=0.5).find(pipe, Evaluation(), calibration, cost=0.3).work <= 0.3 * (1 + SLACK)
+        assert member.work <= cost and any((member.table == table).all() for table in tables)
+    assert 0.2 < Nested(least=0.5).find(pipe, Evaluation(), calibration, cost=0.3).work <= 0.3
 
 
 def test_a_nested_order_by_the_law_takes_out_what_the_law_says_is_cheapest(pipe):
@@ -409,7 +408,7 @@ def test_a_nested_order_by_the_law_takes_out_what_the_law_says_is_cheapest(pipe)
     gap = plan.prices(2, 1, 2) * plan.surviving_share[3:5]
     assert plan.left_of([0, 1, 2, 5, 6, 7]) == pytest.approx(gap.sum() ** 2)
     answer = Nested(prices="law").find(pipe, Evaluation(), mine, cost=0.6)
-    assert 0.45 < answer.work <= 0.6 * (1 + SLACK)
+    assert 0.45 < answer.work <= 0.6
     with pytest.raises(ScheduleError, match="Expected 'measured' or 'law'"):
         Nested(prices="guessed")
 
@@ -425,6 +424,6 @@ def test_the_laws_ways_are_those_that_a_sample_plans_of_which_nothing_is_known(p
         assert np.flatnonzero(done).tolist() == plan.way(int(done.sum())) and done[0] and done[-1]
         assert max(np.diff(np.flatnonzero(done))) <= 4
     answer = Law().find(pipe, Spans(), calibration, cost=0.6)
-    assert answer.work <= 0.6 * (1 + SLACK) and (computes(answer.table).all(1) | ~computes(answer.table).any(1)).all()
+    assert answer.work <= 0.6 and (computes(answer.table).all(1) | ~computes(answer.table).any(1)).all()
     with pytest.raises(ScheduleError, match="expected longest"):
         Law(longest=0)
