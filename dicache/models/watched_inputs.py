@@ -7,8 +7,8 @@ Of every branch each input is held against the one of the call before, and is
     steady   the same at call after call; another one is a CHANGE, after which it is new
     doubtful another at the second call: the same again is a CHANGE, then steady; yet another one, and it is moving
     moving   another at every call, as control residuals are; then only its size counts: a CHANGE is where ||x|| of an
-             input (B, .., ..) is more than twice or less than half of what it was at the call before, or begins or
-             ends to be 0; inputs of fewer axes, times and the like, are not looked at any more
+             input (B, .., ..) grows by more than twice what it grew by at the call before, or less than half, or
+             begins or ends to be 0; inputs of fewer axes, times and the like, are not looked at any more
 
 The same is what lies where it lay and was written to no more often (`_version`), else what has the same content: many
 pipelines join their prompts anew at every step. On the host content is compared at once. No device is waited for: there
@@ -16,6 +16,7 @@ a comparison is put into its queue, and its answer read at a later call, once it
 after call and is another object then counts as changed without. Inference tensors have no version and are copied.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -25,8 +26,10 @@ from torch import Tensor
 
 from dicache.tensors.tree import Tree
 
-RATIO = 2.0
-"""Of sizes, from which on a moving input has changed."""
+RATIO, FIRST_RATIO = 2.0, 4.0
+"""Between how much a moving input grows from call to call and how much it grew before, from which on it has changed;
+the second where it was not seen to grow before. Residuals of a ControlNet double in a step of eight.
+"""
 
 
 class State(Enum):
@@ -60,7 +63,8 @@ class Input:
     object_stayed: bool = False
     """Whether it was one object at the last two calls."""
     size: float | None = None
-    """While it is moving."""
+    growth: float | None = None
+    """While it is moving: ||x||, and how many times that of the call before."""
     answer: Answer | None = None
     """Whether it differed, or what its size is, as was asked at an earlier call."""
 
@@ -125,9 +129,14 @@ class Input:
         if answer is None and (value is not None or self.size is None):
             return False
         before, self.size = self.size, 0.0 if answer is None else float(answer.numbers)
-        if before is None or before == self.size or not max(before, self.size) >= RATIO * min(before, self.size):
+        if before is None or before == self.size or not math.isfinite(before + self.size):
             return False
-        self.state, self.size = State.NEW, None
+        if before and self.size:
+            usual, self.growth = self.growth, self.size / before
+            ratio = self.growth / (usual or 1.0)
+            if max(ratio, 1 / ratio) < (FIRST_RATIO if usual is None else RATIO):
+                return False
+        self.state, self.size, self.growth = State.NEW, None, None
         self.remember(value)
         return True
 

@@ -24,7 +24,11 @@ def anew(seed: int) -> torch.Tensor:
     return torch.cat([numbers(seed)[:1], numbers(seed)[1:]])
 
 
-@pytest.mark.parametrize("make", [numbers, anew, float, str, lambda k: [numbers(k)] * 2, lambda k: {"embeds": anew(k)}])
+@pytest.mark.parametrize(
+    "make",
+    [numbers, anew, float, str, lambda k: [numbers(k)] * 2, lambda k: {"embeds": anew(k)}],
+    ids=["kept", "anew", "number", "name", "list", "mapping"],
+)
 @given(before=st.integers(2, 6), after=st.integers(1, 6))
 def test_what_stayed_and_is_another_changed_once_wherever_it_lies(make, before, after):
     assert changes([make(1) for _ in range(before)] + [make(2) for _ in range(after)]) == [before]
@@ -38,6 +42,8 @@ def test_what_is_another_at_every_call_moves_until_its_size_jumps(calls):
     assert changes([*moving, None, None]) == [calls]
     assert changes([*moving, *[5 * numbers(100 + k) for k in range(calls)]]) == [calls]
     assert changes([*[0 * each for each in moving], *moving]) == [calls], "it began"
+    growing = [3.0**k * each for k, each in enumerate(moving)]
+    assert changes(growing) == [] and changes([*growing, 3.0**calls * 5 * numbers(99)]) == [calls]
     assert changes([torch.full((2,), float(k)) for k in range(calls)]) == [], "a time"
     assert changes([torch.full((2, 3, 4), torch.nan)] * calls) == []
 
@@ -65,6 +71,25 @@ def test_branches_are_held_against_themselves_and_inputs_that_come_later_against
         assert not conditions.changed("uncond", {"prompt": numbers(2)})
     assert conditions.changed("cond", {"prompt": numbers(1), "residuals": [numbers(3)] * 2}) == ["residuals"]
     assert conditions.changed("uncond", {}) == ["prompt"]
+
+
+@given(
+    lists=st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=2, max_size=9),
+    order=st.sampled_from([("a",), ("a", "b")]),
+)
+def test_calls_with_the_very_same_objects_may_be_passed_over_once_it_has_settled(lists, order):
+    """The session does so; what is told of the others is the same."""
+    asked, passing, last = Conditions(), Conditions(), {}
+    values = [numbers(seed) for seed in range(4)]
+    for chosen, copied in lists:
+        for branch in order:
+            value = values[chosen].clone() if copied else values[chosen]
+            told = asked.changed(branch, {"prompt": value})
+            if last.get(branch) is value:
+                assert told == []
+                continue
+            assert passing.changed(branch, {"prompt": value}) == told
+            last[branch] = value if passing.settled(branch) else None
 
 
 def test_what_has_no_address_is_not_looked_at():
