@@ -166,6 +166,8 @@ class Step(NamedTuple):
     """(p, c) such that p * latent + c * output is the next step's latent but for older outputs and for noise, as the
     denoiser sees latents; None where that is not known.
     """
+    alone: bool = False
+    """Whether there are no older outputs and no noise in that: what the step makes is of latent and output alone."""
     half_log_snr: float | None = None
     """Where errors grow evenly; None where nobody knows how much noise is in the latent."""
     gain: float = 1.0

@@ -1,7 +1,8 @@
 """A step is over: learn from what was computed, and note down what happened.
 
 What every approximator would have been wrong by is known wherever all branches computed, for nothing: its guess is
-held against the truth. Estimator and controller learn of it. Guidance is measured once, from the first two latents.
+held against the truth. Estimator and controller learn of it. Guidance is measured from the first two
+latents, and held against later ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,8 +32,8 @@ class Truth(NamedTuple):
     """(B, ...)."""
 
 
-def end_step(config: Config, run: Run, after: Tensor | None) -> None:
-    """`after` is the next step's latent, if there is one."""
+def end_step(config: Config, run: Run, after: Tensor | None) -> list[str]:
+    """`after` is the next step's latent, if there is one. Gives what is to be noted of it."""
     if run.samples == 0:
         _begin_states(config, run, _samples(run, after))
     for state in run.states:
@@ -51,6 +52,12 @@ def end_step(config: Config, run: Run, after: Tensor | None) -> None:
         guided = run.guided.fitted(run.latent[: run.samples], after[: run.samples], run.step)
         if guided.mixture is not None:
             run.know_mixture(guided)
+    elif after is not None:
+        guided = run.guided.remeasured(run.latent[: run.samples], after[: run.samples], run.step)
+        if guided is not None:
+            run.know_mixture(guided)
+            return _told(config, run, "the guidance scale was changed half-way", "its branches were weighed anew there")
+    return []
 
 
 # The run's first step shows how many samples there are.
@@ -90,18 +97,24 @@ def begin_anew(config: Config, run: Run, branch: str, changed: Sequence[str]) ->
     it; raises what a rule raises that cannot live with it.
     """
     change = f"the conditions were changed half-way ({', '.join(changed)})"
-    try:
-        ends = config.controller.on_other_weights(change)
-    except DicacheError as error:
-        run.refuse(error)
-        raise
+    told = _told(config, run, change, "the cache began anew there")
     run.anew = True
     for state in run.states:
         if branch in state.histories:
             state.histories = {}
             if run.samples:
                 state.estimator, state.share = config.estimator.init(run.samples, len(config.approximators)), None
-    return [f"{change}: the cache began anew there.", *([ends] if ends else [])]
+    return told
+
+
+def _told(config: Config, run: Run, change: str, followed: str) -> list[str]:
+    """What is to be noted of a change that was `followed`. Raises what a rule raises that cannot live with it."""
+    try:
+        ends = config.controller.on_other_weights(change)
+    except DicacheError as error:
+        run.refuse(error)
+        raise
+    return [f"{change}: {followed}.", *([ends] if ends else [])]
 
 
 # What was really wrong.

@@ -11,6 +11,7 @@ Where outputs have not the latent's shape (learned variances, extra input channe
 up.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +26,8 @@ from dicache.tensors.written import same
 from dicache.types import Grid, Rows, Step
 
 _PART = ", part "
+OTHER = 0.05
+"""How far another mixture of the same outputs must be from the one that is expected, relative, to be one."""
 
 
 def chunks_of(latents: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
@@ -84,6 +87,8 @@ class Guided:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     """What each branch handed to the pipeline; contents only while the mixture is not known, or where they are watched.
     """
+    versions: dict[str, int] = field(default_factory=dict)
+    """How often those were written to when they were handed over, where that is counted."""
     watched: bool = False
     """Whether what a step made of its outputs is looked at when it is over."""
     truth: Tensor | None = None
@@ -95,7 +100,7 @@ class Guided:
         """`calls` is how many the solver makes: where they are fewer, as in a last step, the others' weights go."""
         staying = [i for i, name in enumerate(self.order) if _part(name) < calls]
         if self.mixture is None or len(staying) in (0, len(self.order)):
-            return replace(self, outputs={}, truth=None, guesses={})
+            return replace(self, outputs={}, versions={}, truth=None, guesses={})
         weights = torch.cat([self.mixture.split(self.widths)[i] for i in staying])
         order, widths = tuple(self.order[i] for i in staying), tuple(self.widths[i] for i in staying)
         mixed = _mixed(order, widths, torch.where(weights.sum(0).abs() > 1e-3, weights / weights.sum(0), 1.0))
@@ -131,7 +136,8 @@ class Guided:
 
     def handed(self, branch: str, output: Tensor) -> None:
         """The pipeline got this of a branch, (R, ...)."""
-        self.outputs[branch] = output.detach().clone() if self.mixture is None or self.watched else output
+        self.outputs[branch] = output = output.detach().clone() if self.mixture is None or self.watched else output
+        self.versions[branch] = 0 if output.is_inference() else output._version
 
     def passed(self, branch: str, output: Tensor, latent: Tensor) -> Tensor:
         """The same, of a branch in which nothing was guessed."""
@@ -209,6 +215,28 @@ class Guided:
         if len(weights) == 1 or any(each not in chunks for each in named):
             return chunks[name][chunk]
         return torch.stack([w * chunks[each][chunk] for w, each in zip(weights, named, strict=True)]).sum(0)
+
+    def remeasured(self, before: Tensor, after: Tensor, step: Step) -> "Guided | None":
+        """With the mixture of this step, where it is another than what is known; None where it is not, or where nobody
+        can tell: solvers that use older outputs mix those in too, and what no mixture makes was made otherwise.
+        """
+        if not step.alone or not self.told_apart or tuple(self.outputs) != self.order or self._written:
+            return None
+        outputs = list(self.outputs.values())
+        now = self.fitted(before, after, step)
+        assert self.mixture is not None and now.mixture is not None
+        chunks = [chunk for output in outputs for chunk in output.split(len(before))]
+        expected, mixed = (combine(chunks, m.T, to_float=True) for m in (self.mixture, now.mixture))
+        from_latent, made = step.solved or (math.nan, math.nan)
+        left = denoised(after, mixed) - from_latent * denoised(before, mixed) - made * mixed
+        length, moved, missed = (residual_sums(x, x)[:, 5].cpu() for x in (expected, mixed - expected, left / made))
+        return now if bool(((moved > OTHER**2 * length) & (missed < moved / 4)).any()) else None
+
+    @property
+    def _written(self) -> bool:
+        """Whether the pipeline wrote to what it was handed."""
+        counted = ((t._version, self.versions[name]) for name, t in self.outputs.items() if not t.is_inference())
+        return any(now != before for now, before in counted)
 
     def made_of(self, samples: int) -> Tensor | None:
         """All that was handed over, as the step mixed it, (B, ...); None where that is not known."""

@@ -212,10 +212,12 @@ class Session:
         remembered = remembered_bytes(run)
         run.bytes = max(run.bytes, remembered + (self.memory.fixed if remembered else 0))
         try:
-            end_step(self.config, run, after)
+            notes = end_step(self.config, run, after)
         except DicacheError as error:
             run.refuse(error)
             raise
+        for text in notes:
+            self.note(text)
         if self.memory.planned is None:
             self.memory.plan(run, self.site_macs())
 

@@ -73,6 +73,8 @@ class Timeline(NamedTuple):
     """Per step, as `dicache.types.Step.weights`; empty where each step makes one call."""
     solved: tuple[tuple[float, float], ...] = ()
     """Per step, as `dicache.types.Step.solved`; empty where that is not known."""
+    alone: tuple[bool, ...] = ()
+    """Per step, as `dicache.types.Step.alone`; empty for nowhere."""
     reason: str = ""
     """Why no price is known; empty where they are."""
 
@@ -93,6 +95,7 @@ class Timeline(NamedTuple):
             timetable if timetable.half_log_snrs else None,
             self.weights[index] if self.weights else (1.0,),
             self.solved[index] if self.solved else None,
+            bool(self.alone) and self.alone[index],
             timetable.half_log_snrs[index] if timetable.half_log_snrs else None,
             timetable.gain(index),
         )
@@ -158,7 +161,8 @@ def _played(responses: Responses, path: Path, begin: int) -> Timeline:
         _padded(estimate, begin) for estimate in estimates(path.levels[:-1], path.mixtures, responses.scales)
     )
     noise = clean if responses.random else noise
-    weights, solved = zip(*(_solved(responses, *calls) for calls in pairwise((*first, len(steps)))), strict=True)
+    stretches = list(pairwise((*first.tolist(), len(steps))))
+    weights, solved = zip(*(_solved(responses, *calls) for calls in stretches), strict=True)
     return Timeline(
         timetable,
         clean,
@@ -166,6 +170,7 @@ def _played(responses: Responses, path: Path, begin: int) -> Timeline:
         (*range(begin), *(begin + step for step in steps)),
         ((1.0,),) * begin + weights,
         ((math.nan, math.nan),) * begin + solved,
+        (False,) * begin + tuple(_alone(responses, *calls) for calls in stretches),
     )
 
 
@@ -177,6 +182,14 @@ def _solved(responses: Responses, call: int, after: int) -> tuple[tuple[float, .
     weights = made / total if abs(total) > TINY else np.full(after - call, 1 / (after - call))
     from_latent = responses.latents[after, call] * scales[after] / scales[call]
     return tuple(weights.tolist()), (float(from_latent), total * float(scales[after]))
+
+
+def _alone(responses: Responses, call: int, after: int) -> bool:
+    """Whether what earlier outputs do to the latent after a step is what they did to the step's own latent, and no
+    noise is drawn.
+    """
+    passed_on = responses.latents[after, call] * responses.outputs[call, :call]
+    return after == call + 1 and not responses.random and bool(np.allclose(responses.outputs[after, :call], passed_on))
 
 
 def _contracted(responses: Responses, path: Path) -> tuple[Responses, Path]:

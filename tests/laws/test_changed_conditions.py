@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,6 +99,24 @@ def test_a_control_that_begins_or_ends_half_way_is_a_change_and_its_movement_is_
         one.tiny.draw(one.pipe, [1, 2], STEPS, **window)
         (alarm,) = alarms(cache)
     assert alarm.startswith(CHANGED) and ("control" in alarm or "residual" in alarm)
+
+
+@pytest.mark.parametrize("name", ["SD3", "CogView 4"])
+@given(change=st.integers(2, STEPS - 3), scale=st.sampled_from([1.5, 12.0]))
+@examples(2)
+def test_a_guidance_scale_that_changes_half_way_is_measured_again_and_said(name, change, scale):
+    def steer(pipe, index, timestep, given):
+        pipe._guidance_scale = scale if index + 1 >= change else pipe._guidance_scale
+        return {}
+
+    one = made(name)
+    one.pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    with dicache.enable(one.pipe, error_budget=0) as cache:
+        one.tiny.draw(one.pipe, [1, 2], STEPS, callback_on_step_end=steer)
+        assert alarms(cache) == ["the guidance scale was changed half-way: its branches were weighed anew there."]
+        assert cache.session.run.guided.strength.tolist() == pytest.approx([scale] * 2, rel=0.02)
+        one.tiny.draw(one.pipe, [1, 2], STEPS)
+        assert cache.session.run.guided.strength.tolist() != pytest.approx([scale] * 2, rel=0.02)
 
 
 def test_a_promise_ends_where_the_prompt_changes(reference):

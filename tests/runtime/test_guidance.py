@@ -171,8 +171,8 @@ def test_errors_are_relative_to_the_mixed_output_and_its_length_to_the_final_lat
     output = torch.tensor([[3.0, 4.0, 0.0]])
     guided.add("main", output, {0: output + torch.tensor([[0.0, 0.0, 1.0]]), 2: output.clone()})
     latent = torch.tensor([[3.0, -4.0, 10.0]])
-    errors, scale, first = guided.measure(latent + 0.5 * output, (1.0, -0.5), 3, torch.tensor([-1, 7]))
-    assert first.tolist() == [-1, 7]
+    errors, scale, first = guided.measure(latent + 0.5 * output, (1.0, -0.5), 3, torch.tensor([7]))
+    assert first.tolist() == [7]
     assert errors[0, [0, 2]].tolist() == pytest.approx([0.2, 0.0]) and errors[0, 1].isnan()
     assert scale.item() == pytest.approx(5 / math.sqrt(125))
 
@@ -274,6 +274,26 @@ def test_a_watched_loop_waits_until_its_outputs_can_be_told_apart():
     guided.handed("call 1", 2 * output)
     assert guided.fitted(latent, latent - output, a_step()) is guided
     assert Guided(watched=False, outputs=guided.outputs).fitted(latent, latent - output, a_step()).mixture is not None
+
+
+@given(scale=SHARES, other=SHARES, rounding=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+def test_a_mixture_is_held_against_what_a_later_step_made_of_its_outputs(scale, other, rounding):
+    before, cond, uncond = (drawn(2, 4, 4000, seed=k).to(rounding) for k in range(3))
+    guided = mixed(scale, 1 - scale)
+    for name, output in (("cond", cond), ("uncond", uncond)):
+        guided.handed(name, output)
+        guided.add(name, output, {})
+    after = (0.9 * before.double() - 0.1 * (other * cond.double() + (1 - other) * uncond.double())).to(rounding)
+    step: Step = a_step(solved=(0.9, -0.1), alone=True)
+    now = guided.remeasured(before, after, step)
+    moved = abs(scale - other) * 2**0.5 / (scale**2 + (1 - scale) ** 2) ** 0.5  # outputs are as good as orthogonal
+    if moved < 0.03:
+        assert now is None
+    elif moved > 0.07:
+        assert now.strength.tolist() == pytest.approx([other, other], rel=0.05)
+        assert guided.remeasured(before, after, step._replace(alone=False)) is None
+        cond.add_(1)
+        assert guided.remeasured(before, after, step) is None, "nobody knows what the solver was given"
 
 
 def test_under_new_noise_the_mixture_is_measured_of_what_the_solver_is_known_to_make():
