@@ -151,7 +151,8 @@ def test_generate_draws_a_caption(command, tmp_path):
 CAPTION = "center large red circle on white background"
 
 
-def test_what_calibrate_writes_generate_takes(command, tmp_path):
+def test_what_calibrate_writes_generate_takes(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("dicache.measuring.calibrate.LEVELS", (0.1, 1.0, 3.0))
     (tmp_path / "prompts.txt").write_text(f"{CAPTION}\n" * 11)
     calibrating = ("--steps", "6", "--guidance", "2", "--batch", "11", "--json")
     code, _, errors = command("calibrate", "prompts.txt", "--out", "mine.json", *calibrating)
