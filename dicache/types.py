@@ -194,6 +194,8 @@ class RunFacts:
     """What that branch was conditioned by at the first step (`dicache.models.conditioning`), (B, 32) each, by input."""
     other_conditions: Sequence[Mapping[str, Tensor]] = ()
     """The same of the branches that it is told apart from."""
+    size: tuple[int, ...] = ()
+    """Of a sample's latent, as the denoiser gets it; empty where nobody looked."""
 
     @cached_property
     def negative_conditions(self) -> Mapping[str, Tensor]:

@@ -137,7 +137,7 @@ class _Uncached(NamedTuple):
 
     drawn: Drawn
     shown: Entry
-    """What the run tells of itself: sigmas and guidance, solver, negative prompts."""
+    """What the run tells of itself: sigmas and guidance, size, solver, negative prompts."""
 
 
 class _Work:
@@ -183,6 +183,7 @@ class _Work:
         timetable, guidance = _timetable_and_guidance(trace, facts)
         shown = {
             "timetable": np.array([*timetable.sigmas, guidance]),
+            "size": np.array(facts.size),
             "solver": np.frombuffer(timetable.solver.encode(), np.uint8),
             **{NEGATIVE_CONDITIONS + name: each.numpy() for name, each in facts.negative_conditions.items()},
         }
@@ -243,7 +244,8 @@ def _timetable_and_guidance(trace: Trace, facts: RunFacts) -> tuple[Timetable, f
 def _untested(model: str, shown: Entry) -> Profile:
     """Of runs like this one, with no losses."""
     *sigmas, guidance = shown["timetable"].tolist()
-    facts = Facts(model, shown["solver"].tobytes().decode(), tuple(sigmas), guidance)
+    size = tuple(shown.get("size", np.zeros(0, int)).tolist())
+    facts = Facts(model, shown["solver"].tobytes().decode(), tuple(sigmas), guidance, size=size)
     nothing = dict.fromkeys(NEEDED, np.zeros((0, 1), np.float32))
     return Profile(facts, nothing | {"levels": np.ones(1, np.float32)})
 

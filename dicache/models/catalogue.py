@@ -4,11 +4,12 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import diffusers
-from diffusers import ModelMixin
-from diffusers.models import transformers, unets
+from diffusers import ModelMixin, pipelines
+from diffusers.models import controlnets, transformers, unets
 
 from dicache.models.families import FAMILIES
 from dicache.models.family import Family
@@ -34,21 +35,33 @@ class Entry(NamedTuple):
 
 
 def catalogue() -> list[Entry]:
-    """In the order of their names, transformers first."""
-    return [
-        _entry(model, kind)
-        for kind, package in (("transformer", transformers), ("unet", unets))
-        for model in sorted(_models(package))
-    ]
+    """In the order of their names, transformers first. Deprecated pipelines' own classes are not in it."""
+    elsewhere = {model for package in (controlnets, *_with_models()) for model in _models(package)}
+    of_kind = {
+        "transformer": {*_models(transformers), *(model for model in elsewhere if "Transformer" in model)},
+        "unet": {*_models(unets), *(model for model in elsewhere if "UNet" in model)},
+    }
+    return [_entry(model, kind) for kind, models in of_kind.items() for model in sorted(models)]
 
 
-def _models(package: Any) -> Iterator[str]:  # noqa: ANN401
+def _models(package: ModuleType) -> Iterator[str]:
     """Classes that are defined in the package's modules."""
     for info in pkgutil.iter_modules(package.__path__):
+        if package.__name__.startswith(pipelines.__name__) and not info.name.startswith("modeling_"):
+            continue
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, cls in vars(module).items():
             if inspect.isclass(cls) and issubclass(cls, ModelMixin) and cls.__module__ == module.__name__:
                 yield name
+
+
+def _with_models() -> Iterator[ModuleType]:
+    """The pipelines that bring models of their own."""
+    for info in pkgutil.iter_modules(pipelines.__path__):
+        if info.ispkg and info.name != "deprecated":
+            package = importlib.import_module(f"{pipelines.__name__}.{info.name}")
+            if any(each.name.startswith("modeling_") for each in pkgutil.iter_modules(package.__path__)):
+                yield package
 
 
 def _entry(model: str, kind: str) -> Entry:

@@ -79,12 +79,9 @@ _GATHERED = (
     _gathered("SanaVideoTransformer3DModel", "transformer_blocks", calls=1),
     _gathered("SkyReelsV2Transformer3DModel", "blocks", calls=2),
     _gathered("StableAudioDiTModel", "transformer_blocks", calls=1),
-    _gathered(
-        "UNet2DConditionModel",
-        *("down_blocks", "mid_block", "up_blocks"),
-        between=_UNET,
-        inside=Inside.NOTHING,
-        calls=1,
+    *(
+        _gathered(model, "down_blocks", "mid_block", "up_blocks", between=_UNET, inside=Inside.NOTHING, calls=1)
+        for model in ("UNet2DConditionModel", "UNetControlNetXSModel", "AudioLDM2UNet2DConditionModel")
     ),
     _gathered("WanTransformer3DModel", "blocks", calls=2),
     _gathered("ZImageTransformer2DModel", "layers", streams=("x",), between=_CONTROL, calls=1),

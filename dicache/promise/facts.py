@@ -29,6 +29,8 @@ class Facts:
     """What the other branches of guidance were conditioned by (`dicache.models.conditioning`), such as an empty
     negative prompt, where it was the same for all prompts.
     """
+    size: tuple[int, ...] = ()
+    """Of a sample's latent, as the denoiser gets it; empty for any: files of earlier versions do not say."""
 
     @property
     def steps(self) -> int:

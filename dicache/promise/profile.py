@@ -69,9 +69,9 @@ class Profile:
         """How many the promise was tested on."""
         return len(self.arrays["work"])
 
-    def differs(self, timetable: Timetable, guidance: float | None) -> str | None:
-        """In what this profile does not fit a run, by name; None if it fits. `guidance` None is not known yet. Negative
-        prompts are the samples' own: `same_conditions`.
+    def differs(self, timetable: Timetable, guidance: float | None, size: tuple[int, ...] = ()) -> str | None:
+        """In what this profile does not fit a run, by name; None if it fits. `guidance` None is not known yet, and so
+        is a `size` of (). Negative prompts are the samples' own: `same_conditions`.
         """
         facts = self.facts
         if facts.rule != RULE:
@@ -81,6 +81,8 @@ class Profile:
             return steps
         if guidance is not None and not math.isclose(guidance, facts.guidance, abs_tol=CLOSE):
             return f"guidance: it was calibrated at {facts.guidance:g}, this run has {guidance:.4g}"
+        if facts.size and size and facts.size != size:
+            return f"size: it was calibrated on latents {facts.size} each, those of this run are {size}"
         return None
 
     def same_conditions(self, negative_conditions: Prints) -> Rows:

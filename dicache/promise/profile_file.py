@@ -35,6 +35,7 @@ def save(facts: Facts, arrays: Arrays, about: Mapping[str, Any], path: Path) -> 
         "guidance": facts.guidance,
         "rule": facts.rule,
         "weaker": {key: list(numbers) for key, numbers in facts.negative_conditions.items()},
+        "size": list(facts.size),
         "about": dict(about),
     }
     with writing(ProfileError, "profile", path):
@@ -63,6 +64,7 @@ def _facts(content: Fields) -> Facts:
         content.number("guidance"),
         content.integer("rule"),
         _negative_conditions(content.fields("weaker")) if "weaker" in content.content else {},
+        tuple(int(number) for number in content.numbers("size")) if "size" in content.content else (),
     )
 
 

@@ -53,10 +53,12 @@ def end_step(config: Config, run: Run, after: Tensor | None) -> list[str]:
         if guided.mixture is not None:
             run.know_mixture(guided)
     elif after is not None:
-        guided = run.guided.remeasured(run.latent[: run.samples], after[: run.samples], run.step)
-        if guided is not None:
-            run.know_mixture(guided)
-            return _told(config, run, "the guidance scale was changed half-way", "its branches were weighed anew there")
+        remeasured = run.guided.remeasured(run.latent[: run.samples], after[: run.samples], run.step)
+        if remeasured is not None:
+            run.know_mixture(remeasured)
+            return _noted(
+                config, run, "the guidance scale was changed half-way", "its branches were weighed anew there"
+            )
     return []
 
 
@@ -97,17 +99,17 @@ def begin_anew(config: Config, run: Run, branch: str, changed: Sequence[str]) ->
     it; raises what a rule raises that cannot live with it.
     """
     change = f"the conditions were changed half-way ({', '.join(changed)})"
-    told = _told(config, run, change, "the cache began anew there")
+    notes = _noted(config, run, change, "the cache began anew there")
     run.anew = True
     for state in run.states:
         if branch in state.histories:
             state.histories = {}
             if run.samples:
                 state.estimator, state.share = config.estimator.init(run.samples, len(config.approximators)), None
-    return told
+    return notes
 
 
-def _told(config: Config, run: Run, change: str, followed: str) -> list[str]:
+def _noted(config: Config, run: Run, change: str, followed: str) -> list[str]:
     """What is to be noted of a change that was `followed`. Raises what a rule raises that cannot live with it."""
     try:
         ends = config.controller.on_other_weights(change)

@@ -220,23 +220,24 @@ class Guided:
         """With the mixture of this step, where it is another than what is known; None where it is not, or where nobody
         can tell: solvers that use older outputs mix those in too, and what no mixture makes was made otherwise.
         """
-        if not step.alone or not self.told_apart or tuple(self.outputs) != self.order or self._written:
+        seen = self.complete and self.told_apart and tuple(self.outputs) == self.order and not self._written
+        if not step.alone or not seen:
             return None
         outputs = list(self.outputs.values())
-        now = self.fitted(before, after, step)
-        assert self.mixture is not None and now.mixture is not None
+        guided = self.fitted(before, after, step)
+        assert self.mixture is not None and guided.mixture is not None
         chunks = [chunk for output in outputs for chunk in output.split(len(before))]
-        expected, mixed = (combine(chunks, m.T, to_float=True) for m in (self.mixture, now.mixture))
+        expected, mixed = (combine(chunks, m.T, to_float=True) for m in (self.mixture, guided.mixture))
         from_latent, made = step.solved or (math.nan, math.nan)
         left = denoised(after, mixed) - from_latent * denoised(before, mixed) - made * mixed
         length, moved, missed = (residual_sums(x, x)[:, 5].cpu() for x in (expected, mixed - expected, left / made))
-        return now if bool(((moved > OTHER**2 * length) & (missed < moved / 4)).any()) else None
+        return guided if bool(((moved > OTHER**2 * length) & (missed < moved / 4)).any()) else None
 
     @property
     def _written(self) -> bool:
         """Whether the pipeline wrote to what it was handed."""
         counted = ((t._version, self.versions[name]) for name, t in self.outputs.items() if not t.is_inference())
-        return any(now != before for now, before in counted)
+        return any(version != before for version, before in counted)
 
     def made_of(self, samples: int) -> Tensor | None:
         """All that was handed over, as the step mixed it, (B, ...); None where that is not known."""

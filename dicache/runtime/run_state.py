@@ -156,7 +156,7 @@ class Run:
     """What the run has shown of itself."""
 
     def __post_init__(self) -> None:
-        self.facts = RunFacts(self.step.timetable)
+        self.facts = RunFacts(self.step.timetable, size=tuple(self.latent.shape[1:]))
 
     def as_begun(self, latent: Tensor) -> Tensor:
         """In the precision that the run began in: under autocast schedulers go on in that of the model's outputs."""
@@ -175,7 +175,8 @@ class Run:
         rest = [stream for stream in guided.streams if stream != guided.strongest] if guided.told_apart else []
         conditions = [self._conditions(*stream) for stream in (guided.strongest, *rest)]
         self.guided = guided
-        self.facts = RunFacts(self.step.timetable, float(guided.strength.median()), conditions[0], conditions[1:])
+        scale, size = float(guided.strength.median()), self.facts.size
+        self.facts = RunFacts(self.step.timetable, scale, conditions[0], conditions[1:], size)
 
     def forget_mixture(self) -> None:
         """Other branches came."""

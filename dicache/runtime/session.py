@@ -293,8 +293,8 @@ def _released(step: Step, before: float) -> Step:
     return step._replace(progress=step.progress - before)
 
 
-def _as_before(marks: Marks | None, now: Marks | None) -> bool:
+def _as_before(before: Marks | None, after: Marks | None) -> bool:
     """Whether all is the same objects, and none was written to."""
-    if marks is None or now is None or marks.names != now.names or marks.versions != now.versions:
+    if before is None or after is None or before.names != after.names or before.versions != after.versions:
         return False
-    return all(one is other for one, other in zip(marks.objects, now.objects, strict=True))
+    return all(one is other for one, other in zip(before.objects, after.objects, strict=True))

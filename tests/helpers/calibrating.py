@@ -46,19 +46,24 @@ class Captioned:
         return self.pipe(
             prompt_embeds=embeds(samples, 8, 32, salt=1),
             pooled_prompt_embeds=embeds(samples, 32, salt=2),
-            height=32,
-            width=32,
             return_dict=False,
             **(negative if guidance > 1 else {}),
-            **kwargs,
+            **{"height": 32, "width": 32, **kwargs},
         )
 
-    def draw(self, samples: Sequence[int], steps: int = STEPS, guidance: float = GUIDANCE) -> torch.Tensor:
+    def draw(
+        self, samples: Sequence[int], steps: int = STEPS, guidance: float = GUIDANCE, **kwargs: Any
+    ) -> torch.Tensor:
         generators = [torch.Generator().manual_seed(sample) for sample in samples]
         prompts = [f"prompt {sample}" for sample in samples]
         with torch.no_grad():
             return self(
-                prompts, guidance=guidance, num_inference_steps=steps, generator=generators, output_type="latent"
+                prompts,
+                guidance=guidance,
+                num_inference_steps=steps,
+                generator=generators,
+                output_type="latent",
+                **kwargs,
             )[0]
 
 

@@ -7,6 +7,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
+    ControlNetXSAdapter,
     DDIMScheduler,
     FluxControlNetModel,
     FluxControlNetPipeline,
@@ -23,6 +24,7 @@ from diffusers import (
     StableDiffusion3ControlNetPipeline,
     StableDiffusion3PAGPipeline,
     StableDiffusionControlNetPipeline,
+    StableDiffusionControlNetXSPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -180,10 +182,10 @@ def draw_hunyuan_control(pipe: Any, samples: Sequence[int], steps: int, **kwargs
     return draw_hunyuan_dit(pipe, samples, steps, control_image=pictures(samples), **usual)
 
 
-def make_unet() -> StableDiffusionPipeline:
+def make_unet(layers: int = 1) -> StableDiffusionPipeline:
     unet = UNet2DConditionModel(
         block_out_channels=(4, 8),
-        layers_per_block=1,
+        layers_per_block=layers,
         sample_size=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -215,11 +217,20 @@ def draw_unet_control(pipe: Any, samples: Sequence[int], steps: int, **kwargs: A
     return draw_unet(pipe, samples, steps, image=pictures(samples), **usual)
 
 
+def make_unet_control_xs() -> StableDiffusionControlNetXSPipeline:
+    """Its control is part of the denoiser."""
+    pipe = make_unet(layers=2)
+    control = ControlNetXSAdapter.from_unet(pipe.unet, size_ratio=1.0, conditioning_embedding_out_channels=(4,))
+    parts = components(pipe, "image_encoder")
+    return StableDiffusionControlNetXSPipeline(controlnet=controlling(control), requires_safety_checker=False, **parts)
+
+
 CONTROLS = {
     "FLUX.1": Tiny(make_flux, draw_flux),
     "FLUX.1 guided": Tiny(make_flux, guided_flux),
     "SD 1.5": Tiny(make_unet, draw_unet),
     "SD 1.5 ControlNet": Tiny(make_unet_control, draw_unet_control),
+    "SD 1.5 ControlNet-XS": Tiny(make_unet_control_xs, draw_unet_control),
     "FLUX.1 img2img": Tiny(make_flux_img2img, draw_flux_img2img),
     "FLUX.1 inpaint": Tiny(make_flux_inpaint, draw_flux_inpaint),
     "FLUX.1 fill": Tiny(make_flux_fill, draw_flux_fill),

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AudioLDM2Pipeline,
+    AudioLDM2UNet2DConditionModel,
     AutoencoderKLFlux2,
     ClassifierFreeGuidance,
     DDIMScheduler,
@@ -24,6 +26,7 @@ from diffusers import (
 )
 from PIL import Image
 from torch import Tensor
+from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig, T5Config, T5EncoderModel
 
 from pipelines.parts import TEXT, autoencoder, common, flow, pictures, pooled, prompts, without
 from pipelines.tiny import GUIDANCE, Tiny, embeds, lively, make_wan
@@ -60,6 +63,48 @@ def draw_krea(pipe: Krea2Pipeline, samples: Sequence[int], steps: int, **kwargs:
         negative_prompt_embeds_mask=masks,
         **common(samples, steps, **{"height": 64, "width": 64, **kwargs}),
     ).images
+
+
+def make_audio_ldm() -> AudioLDM2Pipeline:
+    unet = AudioLDM2UNet2DConditionModel(
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        sample_size=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=((None, 32, 32), (None, 32, 32)),
+        norm_num_groups=2,
+        attention_head_dim=4,
+    )
+    shape = {"vocab_size": 8, "d_model": 32, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 1}
+    text = T5EncoderModel(T5Config(**shape))
+    sound = SpeechT5HifiGanConfig(
+        model_in_dim=8, upsample_initial_channel=8, upsample_rates=[2, 2], upsample_kernel_sizes=[4, 4]
+    )
+    nothing = without("vae", "text_encoder", "projection_model", "tokenizer", "tokenizer_2", "feature_extractor")
+    return AudioLDM2Pipeline(
+        unet=lively(unet),
+        scheduler=DDIMScheduler(clip_sample=False),
+        vocoder=SpeechT5HifiGan(sound),
+        text_encoder_2=text,
+        language_model=text,
+        **nothing,
+    )
+
+
+def draw_audio_ldm(pipe: AudioLDM2Pipeline, samples: Sequence[int], steps: int, **kwargs: Any) -> Tensor:
+    masks = torch.ones(len(samples), 8, dtype=torch.long)
+    usual = common(samples, steps, **kwargs)
+    del usual["height"], usual["width"]
+    return pipe(
+        **prompts(samples, 8, 32),
+        generated_prompt_embeds=embeds(samples, 6, 32, salt=4),
+        negative_generated_prompt_embeds=embeds(samples, 6, 32, salt=5),
+        attention_mask=masks,
+        negative_attention_mask=masks,
+        audio_length_in_s=0.016,
+        **usual,
+    ).audios
 
 
 def make_ernie() -> ErnieImagePipeline:
@@ -213,4 +258,5 @@ MORE = {
     "Motif Video": Tiny(make_motif, draw_motif),
     "EasyAnimate": Tiny(make_easy, draw_easy),
     "SDXL": Tiny(make_sdxl, draw_sdxl),
+    "AudioLDM 2": Tiny(make_audio_ldm, draw_audio_ldm),
 }

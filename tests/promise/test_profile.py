@@ -243,6 +243,21 @@ def test_of_several_profiles_the_refusal_names_the_closest_and_lists_the_others_
         found.fitting(RunFacts(run, guidance), needed=True)
 
 
+def test_the_size_of_latents_is_saved_and_held_against_the_runs_where_it_is_known(tmp_path):
+    made_up(size=(64, 48)).save(tmp_path / "p.json")
+    sized = load_profile(tmp_path / "p.json")
+    assert sized.facts.size == (64, 48)
+    for profile, size, fits in [
+        (sized, (64, 48), True),
+        (sized, (256, 48), False),
+        (sized, (), True),
+        (made_up(), (9,), True),
+    ]:
+        assert (profile.differs(timetable(), 1.0, size) is None) == fits
+    with pytest.raises(ProfileError, match=r"size: .* on latents \(64, 48\) each, those of this run are \(256, 48\)"):
+        profiles_for("Model-0", sized).fitting(RunFacts(timetable(), 1.0, size=(256, 48)), needed=False)
+
+
 def test_a_profile_prints_what_it_is_of_and_what_it_can_promise():
     shown = repr(made_up())
     assert shown == str(made_up()) and "array" not in shown and "\n" not in shown and len(shown) < 250

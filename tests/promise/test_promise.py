@@ -189,7 +189,7 @@ def test_a_calibration_that_cannot_be_is_refused_before_anything_is_drawn():
 def fitted(pipe, **facts):
     """A made-up profile, tested on 60 prompts, that fits runs of this pipeline."""
     real = calibrated(pipe).facts
-    known = {"scheduler": real.scheduler, "sigmas": real.sigmas, "guidance": real.guidance} | facts
+    known = {"scheduler": real.scheduler, "sigmas": real.sigmas, "guidance": real.guidance, "size": real.size} | facts
     return made_up(real.model, **known)
 
 
@@ -218,7 +218,12 @@ def test_a_sample_is_decided_alike_alone_and_beside_others_by_a_profile():
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"steps": STEPS + 2}, "steps"), ({"guidance": 1.0}, "guidance"), ({"guidance": 2.5}, "guidance")],
+    [
+        ({"steps": STEPS + 2}, "steps"),
+        ({"guidance": 1.0}, "guidance"),
+        ({"guidance": 2.5}, "guidance"),
+        ({"height": 64}, "size"),
+    ],
 )
 def test_a_run_at_another_setting_than_the_profiles_raises_and_says_in_what(change, word):
     pipe = Captioned()
