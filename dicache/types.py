@@ -196,6 +196,8 @@ class RunFacts:
     """The same of the branches that it is told apart from."""
     size: tuple[int, ...] = ()
     """Of a sample's latent, as the denoiser gets it; empty where nobody looked."""
+    controls: tuple[str, ...] = ()
+    """Inputs that steer it beside the prompt."""
 
     @cached_property
     def negative_conditions(self) -> Mapping[str, Tensor]:

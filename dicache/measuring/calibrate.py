@@ -184,6 +184,7 @@ class _Work:
         shown = {
             "timetable": np.array([*timetable.sigmas, guidance]),
             "size": np.array(facts.size),
+            "controls": np.frombuffer("\n".join(facts.controls).encode(), np.uint8),
             "solver": np.frombuffer(timetable.solver.encode(), np.uint8),
             **{NEGATIVE_CONDITIONS + name: each.numpy() for name, each in facts.negative_conditions.items()},
         }
@@ -245,7 +246,8 @@ def _untested(model: str, shown: Entry) -> Profile:
     """Of runs like this one, with no losses."""
     *sigmas, guidance = shown["timetable"].tolist()
     size = tuple(shown.get("size", np.zeros(0, int)).tolist())
-    facts = Facts(model, shown["solver"].tobytes().decode(), tuple(sigmas), guidance, size=size)
+    controls = tuple(shown["controls"].tobytes().decode().split()) if "controls" in shown else None
+    facts = Facts(model, shown["solver"].tobytes().decode(), tuple(sigmas), guidance, size=size, controls=controls)
     nothing = dict.fromkeys(NEEDED, np.zeros((0, 1), np.float32))
     return Profile(facts, nothing | {"levels": np.ones(1, np.float32)})
 

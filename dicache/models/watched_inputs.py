@@ -17,6 +17,7 @@ after call and is another object then counts as changed without. Inference tenso
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -30,6 +31,10 @@ RATIO, FIRST_RATIO = 2.0, 4.0
 """Between how much a moving input grows from call to call and how much it grew before, from which on it has changed;
 the second where it was not seen to grow before. Residuals of a ControlNet double in a step of eight.
 """
+
+
+_CONTROLS = re.compile("control|residual|adapter|image|face")
+"""In the names of inputs that steer a run beside its prompt."""
 
 
 class State(Enum):
@@ -176,6 +181,12 @@ class Conditions:
         """Whether a call with the very same inputs as the last one changes nothing, also of what is known of them."""
         inputs = self.branches[branch].inputs.values()
         return all(each.state in (State.STEADY, State.MOVING) and each.answer is None for each in inputs)
+
+
+def controls_among(inputs: Mapping[str, Tree]) -> set[str]:
+    """The names of those that steer a run beside its prompt: residuals of controls and adapters, pictures."""
+    names = {name.partition("[")[0] for name, value in _leaves(inputs) if value is not None}
+    return set(filter(_CONTROLS.search, names))
 
 
 def _leaves(inputs: Mapping[str, Tree]) -> Iterator[tuple[str, Tree]]:

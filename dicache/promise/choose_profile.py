@@ -25,7 +25,7 @@ HOW_TO = (
     "Make one with dicache.calibrate(pipe, prompts, steps=..., call={...}).save('mine.json'), where call holds what "
     "else the pipeline is called with, and pass profile='mine.json'"
 )
-CHECKED = ("decisions", "steps", "scheduler", "guidance", "size")
+CHECKED = ("decisions", "steps", "scheduler", "guidance", "size", "controls")
 """In what a profile may differ from a run (`Profile.differs`), in the order in which it is looked at."""
 
 
@@ -44,7 +44,7 @@ class ProfileChoice:
         if timetable is None or not timetable.half_log_snrs:
             self._refuse("the timetable of a hand-written loop or of an unknown scheduler is not known", needed)
             return None
-        reasons = [profile.differs(timetable, guidance, facts.size) for profile in self.profiles]
+        reasons = [profile.differs(facts) for profile in self.profiles]
         fits = [p for p, reason in zip(self.profiles, reasons, strict=True) if reason is None]
         if not fits and (self.kind != "nearest" or not self.profiles):
             self._refuse(self._misfit(timetable, [str(reason) for reason in reasons]), needed)
@@ -52,7 +52,7 @@ class ProfileChoice:
         if guidance is None:
             return None
         if not fits:
-            return _moved(self._nearest(timetable, guidance), timetable, guidance, facts.size)
+            return _moved(self._nearest(timetable, guidance), facts, timetable, guidance)
         return self._with_same_conditions(fits, facts) if self.kind == "named" or needed else fits[0]
 
     def _with_same_conditions(self, fits: Sequence[Profile], facts: RunFacts) -> Profile:
@@ -114,10 +114,11 @@ def _listed(profiles: Sequence[Profile]) -> str:
     )
 
 
-def _moved(profile: Profile, timetable: Timetable, guidance: float, size: tuple[int, ...]) -> Profile:
+def _moved(profile: Profile, run: RunFacts, timetable: Timetable, guidance: float) -> Profile:
     """Its levels and what they lost, as if they had been tested on this run's steps: nothing is promised by that."""
     scale = max(1.0, round(guidance, 3))
-    facts = replace(profile.facts, scheduler=timetable.solver, sigmas=timetable.sigmas, guidance=scale, size=size)
+    facts = replace(profile.facts, scheduler=timetable.solver, sigmas=timetable.sigmas, guidance=scale)
+    facts = replace(facts, size=run.size, controls=run.controls)
     return replace(profile, facts=facts)
 
 

@@ -31,6 +31,8 @@ class Facts:
     """
     size: tuple[int, ...] = ()
     """Of a sample's latent, as the denoiser gets it; empty for any: files of earlier versions do not say."""
+    controls: tuple[str, ...] | None = None
+    """Which inputs steer it beside the prompt (`dicache.models.watched_inputs.controls_among`); None for any."""
 
     @property
     def steps(self) -> int:

@@ -25,7 +25,7 @@ from dicache.promise.facts import LATENT_LOSS, LOSS, NEEDED, Facts
 from dicache.promise.learn_then_test import LISTED, accepted, failures_allowed, prompts_needed, rising
 from dicache.promise.metrics import asked
 from dicache.solvers.same_steps import differs
-from dicache.types import LATENT, Rows, Timetable, Wanted
+from dicache.types import LATENT, Rows, RunFacts, Wanted
 
 USUAL = 0.9
 """Share of prompts that keep a budget for which no confidence was given."""
@@ -69,11 +69,12 @@ class Profile:
         """How many the promise was tested on."""
         return len(self.arrays["work"])
 
-    def differs(self, timetable: Timetable, guidance: float | None, size: tuple[int, ...] = ()) -> str | None:
-        """In what this profile does not fit a run, by name; None if it fits. `guidance` None is not known yet, and so
-        is a `size` of (). Negative prompts are the samples' own: `same_conditions`.
+    def differs(self, run: RunFacts) -> str | None:
+        """In what this profile does not fit a run, by name; None if it fits, as far as it is known yet. Negative
+        prompts are the samples' own: `same_conditions`. The run's timetable must be known.
         """
-        facts = self.facts
+        facts, timetable, guidance = self.facts, run.timetable, run.guidance
+        assert timetable is not None
         if facts.rule != RULE:
             return f"decisions: it was calibrated by rule {facts.rule}, this version of dicache decides by rule {RULE}"
         steps = differs(timetable, facts.sigmas, facts.scheduler, "calibrated")
@@ -81,8 +82,11 @@ class Profile:
             return steps
         if guidance is not None and not math.isclose(guidance, facts.guidance, abs_tol=CLOSE):
             return f"guidance: it was calibrated at {facts.guidance:g}, this run has {guidance:.4g}"
-        if facts.size and size and facts.size != size:
-            return f"size: it was calibrated on latents {facts.size} each, those of this run are {size}"
+        if facts.size and run.size and facts.size != run.size:
+            return f"size: it was calibrated on latents {facts.size} each, those of this run are {run.size}"
+        if guidance is not None and facts.controls not in (None, run.controls):
+            before, here = (", ".join(names or ()) or "nothing" for names in (facts.controls, run.controls))
+            return f"controls: it was calibrated with {before} beside the prompt, this run has {here}"
         return None
 
     def same_conditions(self, negative_conditions: Prints) -> Rows:

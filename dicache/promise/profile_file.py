@@ -36,6 +36,7 @@ def save(facts: Facts, arrays: Arrays, about: Mapping[str, Any], path: Path) -> 
         "rule": facts.rule,
         "weaker": {key: list(numbers) for key, numbers in facts.negative_conditions.items()},
         "size": list(facts.size),
+        **({} if facts.controls is None else {"controls": list(facts.controls)}),
         "about": dict(about),
     }
     with writing(ProfileError, "profile", path):
@@ -65,6 +66,7 @@ def _facts(content: Fields) -> Facts:
         content.integer("rule"),
         _negative_conditions(content.fields("weaker")) if "weaker" in content.content else {},
         tuple(int(number) for number in content.numbers("size")) if "size" in content.content else (),
+        tuple(content.texts("controls")) if "controls" in content.content else None,
     )
 
 

@@ -126,6 +126,8 @@ class Run:
     """||v|| / ||x_N|| at the last computed step, (B,)."""
     prints: dict[str, Prints] = field(default_factory=dict)
     """By branch: what it was conditioned by at the first step."""
+    controls: frozenset[str] = frozenset()
+    """What steers it beside the prompt, by the branches of the first step."""
     conditions: Conditions = field(default_factory=Conditions)
     marks: dict[str, Marks | None] = field(default_factory=dict)
     """By branch: those of its last call."""
@@ -175,8 +177,8 @@ class Run:
         rest = [stream for stream in guided.streams if stream != guided.strongest] if guided.told_apart else []
         conditions = [self._conditions(*stream) for stream in (guided.strongest, *rest)]
         self.guided = guided
-        scale, size = float(guided.strength.median()), self.facts.size
-        self.facts = RunFacts(self.step.timetable, scale, conditions[0], conditions[1:], size)
+        scale, controls = float(guided.strength.median()), tuple(sorted(self.controls))
+        self.facts = RunFacts(self.step.timetable, scale, conditions[0], conditions[1:], self.facts.size, controls)
 
     def forget_mixture(self) -> None:
         """Other branches came."""

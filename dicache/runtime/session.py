@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dicache.config import Config
 from dicache.errors import DicacheError
+from dicache.models.watched_inputs import controls_among
 from dicache.runtime.branch_site import BranchSite
 from dicache.runtime.end_of_step import begin_anew, end_step, remembered_bytes
 from dicache.runtime.evaluation_site import EvaluationSite
@@ -168,11 +169,12 @@ class Session:
         branch = run.guided.branch(inputs.branch, part)
         if run.samples == 0:
             run.prints[branch] = inputs.conditions()
+            run.controls = run.controls.union(controls_among(inputs.conditioning))
         if not _as_before(run.marks.get(branch), inputs.marks):
             changed = run.conditions.changed(branch, inputs.conditioning)
             run.marks[branch] = inputs.marks if run.conditions.settled(branch) else None
-            for text in begin_anew(self.config, run, branch, changed) if changed and not run.apart else ():
-                self.note(text)
+            if changed and not run.apart:
+                self.note(*begin_anew(self.config, run, branch, changed))
         everything = RowsToRun(rows, gathered=inputs.gathered)
         return Call(run, branch, inputs.latent, inputs.key, everything, first=not run.guided.outputs)
 
@@ -212,12 +214,10 @@ class Session:
         remembered = remembered_bytes(run)
         run.bytes = max(run.bytes, remembered + (self.memory.fixed if remembered else 0))
         try:
-            notes = end_step(self.config, run, after)
+            self.note(*end_step(self.config, run, after))
         except DicacheError as error:
             run.refuse(error)
             raise
-        for text in notes:
-            self.note(text)
         if self.memory.planned is None:
             self.memory.plan(run, self.site_macs())
 
@@ -266,10 +266,9 @@ class Session:
         mine, its = self.run, other.run
         return mine is its or (mine is not None and its is not None and mine.key is its.key and mine.key is not None)
 
-    def note(self, text: str) -> None:
+    def note(self, *texts: str) -> None:
         """Something the report must say."""
-        if text not in self.notes:
-            self.notes.append(text)
+        self.notes += [text for text in texts if text not in self.notes]
 
     def trace(self, *, waits: bool = True) -> Trace | None:
         """The last run, or the one going on; None before the first. After a call of its last step it is over: many

@@ -253,9 +253,22 @@ def test_the_size_of_latents_is_saved_and_held_against_the_runs_where_it_is_know
         (sized, (), True),
         (made_up(), (9,), True),
     ]:
-        assert (profile.differs(timetable(), 1.0, size) is None) == fits
+        assert (profile.differs(RunFacts(timetable(), 1.0, size=size)) is None) == fits
     with pytest.raises(ProfileError, match=r"size: .* on latents \(64, 48\) each, those of this run are \(256, 48\)"):
         profiles_for("Model-0", sized).fitting(RunFacts(timetable(), 1.0, size=(256, 48)), needed=False)
+
+
+def test_controls_that_a_profile_has_not_seen_are_refused_by_name_and_seen_ones_must_be_there(tmp_path):
+    made_up(controls=("residuals",)).save(tmp_path / "p.json")
+    for profile, here, word in [
+        (load_profile(tmp_path / "p.json"), (), "with residuals beside the prompt, this run has nothing"),
+        (made_up(controls=()), ("a", "b"), "with nothing beside the prompt, this run has a, b"),
+    ]:
+        assert profile.differs(RunFacts(timetable(), 1.0, controls=profile.facts.controls)) is None
+        assert profile.differs(RunFacts(timetable())) is None, "the first step is not over"
+        with pytest.raises(ProfileError, match=f"differs in controls: .*{word}"):
+            profiles_for("Model-0", profile).fitting(RunFacts(timetable(), 1.0, controls=here), needed=False)
+    assert made_up().differs(RunFacts(timetable(), 1.0, controls=("any",))) is None
 
 
 def test_a_profile_prints_what_it_is_of_and_what_it_can_promise():

@@ -189,7 +189,13 @@ def test_a_calibration_that_cannot_be_is_refused_before_anything_is_drawn():
 def fitted(pipe, **facts):
     """A made-up profile, tested on 60 prompts, that fits runs of this pipeline."""
     real = calibrated(pipe).facts
-    known = {"scheduler": real.scheduler, "sigmas": real.sigmas, "guidance": real.guidance, "size": real.size} | facts
+    known = {
+        "scheduler": real.scheduler,
+        "sigmas": real.sigmas,
+        "guidance": real.guidance,
+        "size": real.size,
+        "controls": real.controls,
+    } | facts
     return made_up(real.model, **known)
 
 
@@ -232,6 +238,21 @@ def test_a_run_at_another_setting_than_the_profiles_raises_and_says_in_what(chan
         pytest.raises(ProfileError, match=f"differs in {word}: .*dicache.calibrate"),
     ):
         pipe.draw([1], **change)
+
+
+def test_beside_a_control_that_the_profile_has_not_seen_nothing_is_promised():
+    def steered(module, args, kwargs):
+        return args, {**kwargs, "controlnet_block_samples": [torch.zeros(1, 1, 1)]}
+
+    pipe = Captioned()
+    with dicache.enable(pipe, error_budget=0.5, confidence=0.9, profile=fitted(pipe)) as cache:
+        pipe.draw([1])
+        assert any("promised with confidence" in warning for warning in cache.report().warnings)
+        handle = pipe.transformer.register_forward_pre_hook(steered, prepend=True, with_kwargs=True)
+        with pytest.raises(ProfileError, match=r"differs in controls: .* nothing .* controlnet_block_samples\b"):
+            pipe.draw([1])
+        handle.remove()
+        pipe.draw([1])
 
 
 def test_the_nearest_profile_runs_anything_promises_nothing_and_says_so():
