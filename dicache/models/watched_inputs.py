@@ -25,6 +25,7 @@ from enum import Enum, auto
 import torch
 from torch import Tensor
 
+from dicache.tensors.norms import length
 from dicache.tensors.tree import Tree
 
 RATIO, FIRST_RATIO = 2.0, 4.0
@@ -127,7 +128,7 @@ class Input:
     def _resized(self, value: Tree, answer: Answer | None) -> bool:
         """Whether a moving input has changed; `answer` is its size at an earlier call."""
         if answer is None and isinstance(value, Tensor) and value.ndim > 2 and value.is_floating_point():
-            answer = Answer(torch.linalg.vector_norm(value, dtype=torch.float32))
+            answer = Answer(length(value[None])[0])
             if not answer.came:
                 self.answer = answer
                 return False

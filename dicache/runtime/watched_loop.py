@@ -38,9 +38,9 @@ def step_seen(config: Config, run: Run, clock: LoopClock, latent: Tensor) -> Ste
 
 def holds_others(run: Run, latent: Tensor) -> bool:
     """Whether a later call of a step holds other samples than the first: guidance branches share their latent, tiles
-    and windows do not. Nobody asks once the samples are told apart.
+    and windows do not.
     """
-    if run.samples or run.apart or not run.guided.outputs:
+    if run.apart or not run.guided.outputs:
         return False
     output, rows = next(iter(run.guided.outputs.values())), min(len(latent), len(run.latent))
     one, other = (denoised(t[:rows], output) for t in (latent, run.latent))
