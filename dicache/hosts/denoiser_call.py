@@ -114,7 +114,7 @@ class DenoiserCalls(Uncopied):
         if isinstance(denoiser, CacheMixin) and denoiser.is_cache_enabled:
             check_uncached(denoiser)
         written = False
-        if run is None or run.complete or run.step.index == run.step.total - 1:  # a run may begin
+        if run is None or run.complete or run.at_last_step:  # a run may begin
             check_others(denoiser)
             written = self._written()
         if self.by_branch:

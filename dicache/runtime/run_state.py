@@ -120,6 +120,8 @@ class Run:
     """Progress before the run's first step: a second expert begins half-way."""
     states: list[SiteState]
     guided: Guided = field(default_factory=Guided)
+    displaced: object = None
+    """The key of the run that was going on when this one began, where there was one."""
     samples: int = 0
     """0 during the first step."""
     scale: Rows | None = None
@@ -159,6 +161,10 @@ class Run:
 
     def __post_init__(self) -> None:
         self.facts = RunFacts(self.step.timetable, size=tuple(self.latent.shape[1:]))
+
+    @property
+    def at_last_step(self) -> bool:
+        return self.step.index == self.step.total - 1
 
     def as_begun(self, latent: Tensor) -> Tensor:
         """In the precision that the run began in: under autocast schedulers go on in that of the model's outputs."""

@@ -35,7 +35,7 @@ from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.owner import Owner
 from dicache.runtime.run_state import Call, Inputs, Marks, Run, SiteState, Strategy
 from dicache.runtime.trace import Trace
-from dicache.runtime.watched_loop import as_it_stands, broke_off, holds_others, step_seen
+from dicache.runtime.watched_loop import as_it_stands, broken_off, holds_others, step_seen
 from dicache.solvers.loop_clock import LoopClock
 from dicache.solvers.timeline import Clock, Reading
 from dicache.tensors.mac_meter import Meter
@@ -127,18 +127,19 @@ class Session:
 
     def _begun(self, reading: Reading, inputs: Inputs) -> Run:
         self.config.controller.check(reading.step)
-        if broke_off(self.run, reading):
-            self.note("the loop began anew before it was through: only what followed is reported.")
+        self.note(*broken_off(self.run, reading.run))
         self.strategy.forget()
         self.meter.begin_run()
         self.memory.begin_run()
+        displaced = None
         if self.run:
+            displaced = None if self.run.complete or self.run.at_last_step else self.run.key
             self.run.forget()
         before = reading.step.progress - reading.share
         states = [SiteState(site, self.config.rule_at(site, self.sites), site.inside_denoiser) for site in self.sites]
         step = _released(reading.step, before)
         guided = Guided(watched=isinstance(self.clock, LoopClock))
-        self.run = Run(reading.run, step, step.time, inputs.latent, before, states, guided)
+        self.run = Run(reading.run, step, step.time, inputs.latent, before, states, guided, displaced)
         if inputs.timestep is not None or not guided.watched:  # that there is none is noted where it is looked for
             self._note_unpriced()
         return self.run
@@ -280,7 +281,7 @@ class Session:
         going_on = self.call is None and not run.gone and not run.complete and not self.owner.elsewhere
         if going_on and isinstance(self.clock, LoopClock) and self.clock.ends_unseen and run.guided.outputs:
             run = as_it_stands(self.config, run)
-        elif going_on and run.step.index == run.step.total - 1:
+        elif going_on and run.at_last_step:
             self.finish()
         if waits:
             run.look()

@@ -13,7 +13,6 @@ from dicache.runtime.end_of_step import end_step
 from dicache.runtime.guidance import denoised
 from dicache.runtime.run_state import Run
 from dicache.solvers.loop_clock import LoopClock
-from dicache.solvers.timeline import Reading
 from dicache.tensors import history
 from dicache.types import Step
 
@@ -47,9 +46,14 @@ def holds_others(run: Run, latent: Tensor) -> bool:
     return one.shape != other.shape or not torch.equal(one, other)
 
 
-def broke_off(run: Run | None, reading: Reading) -> bool:
-    """Whether a call that belongs to no run begins the loop anew before it was through."""
-    return run is not None and not run.complete and reading.run is not None and reading.run is run.key
+def broken_off(run: Run | None, key: object) -> list[str]:
+    """What is to be noted where a call of the loop of this key goes on with no run; `run` is that of the call before."""
+    if run is None or key is None:
+        return []
+    if key is run.key and not run.complete:
+        return ["the loop began anew before it was through: only what followed is reported."]
+    within = "another run came within this one, which began anew after it: only what followed is reported."
+    return [within] if key is run.displaced else []
 
 
 def as_it_stands(config: Config, run: Run) -> Run:

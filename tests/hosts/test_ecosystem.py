@@ -7,6 +7,7 @@ neighbour alone as it was.
 
 import gc
 import weakref
+from itertools import product
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import dicache
 from dicache import presets
 from dicache.errors import ModeError
 from dicache.sites import Spans
+from helpers.fuzzing import spread
 from helpers.watching import strips
 from pipelines.neighbours import (
     BUDGET,
@@ -45,6 +47,13 @@ from pipelines.neighbours import (
 )
 from pipelines.tiny import PIPELINES, Tiny, draw_flux, draw_wan, embeds, make_flux, make_wan
 
+COMPILED_BESIDE = (model_offload, group_offload, group_offload_that_learns, lora, fused_lora, int8_weights)
+beside = pytest.mark.parametrize(
+    ("neighbour", "order", "name"),
+    spread(product(NEIGHBOURS, ORDERS, SHAPES), len(SHAPES)),
+    ids=lambda f: getattr(f, "__name__", f),
+)
+
 
 def generations(tiny: Tiny, pipe: Any, cache: dicache.Cache) -> tuple[list[torch.Tensor], list[float]]:
     """What is drawn, and uncached over executed MACs of each."""
@@ -52,9 +61,7 @@ def generations(tiny: Tiny, pipe: Any, cache: dicache.Cache) -> tuple[list[torch
     return [drawn for drawn, _ in found], [speedup for _, speedup in found]
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("neighbour", NEIGHBOURS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("name", SHAPES)
+@beside
 def test_budget_zero_is_bitwise_what_the_neighbour_gives_and_disable_leaves_it_as_it_was(name, neighbour, order):
     tiny, (plain, untouched) = PIPELINES[name], plainly(name, neighbour)
     pipe, cache = enabled(tiny, neighbour, order, error_budget=0.0)
@@ -65,9 +72,7 @@ def test_budget_zero_is_bitwise_what_the_neighbour_gives_and_disable_leaves_it_a
     assert torch.equal(draw(tiny, pipe, 1), plain[0])
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("neighbour", NEIGHBOURS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("name", SHAPES)
+@beside
 def test_beside_a_neighbour_every_generation_is_cached_within_its_budget(name, neighbour, order):
     tiny, (plain, untouched) = PIPELINES[name], plainly(name, neighbour)
     pipe, cache = enabled(tiny, neighbour, order, error_budget=BUDGET)
@@ -181,9 +186,8 @@ def test_the_first_call_gives_what_the_graphs_give_and_runs_them_once():
     assert not torch.equal(drawn[0], draw_wan(quiet(make_wan()), [1], 2)), "the graphs give other numbers"
 
 
-@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
-    "neighbour", [model_offload, group_offload, group_offload_that_learns, lora, fused_lora, int8_weights]
+    ("neighbour", "order"), spread(product(COMPILED_BESIDE, ORDERS), 2), ids=lambda f: getattr(f, "__name__", f)
 )
 def test_compiled_blocks_go_with_their_neighbours(neighbour, order):
     tiny, (plain, untouched) = PIPELINES[WAN], plainly(WAN, neighbour)

@@ -12,11 +12,10 @@ from dicache.errors import BudgetError, UnsupportedModelError
 from dicache.runtime.decide import decide_site, no_evidence
 from dicache.runtime.end_of_step import end_step, remembered_bytes
 from dicache.runtime.guidance import Guided
-from dicache.runtime.watched_loop import as_it_stands, broke_off, holds_others
-from dicache.solvers.timeline import Reading
+from dicache.runtime.watched_loop import as_it_stands, broken_off, holds_others
 from dicache.tensors import history
 from dicache.types import Action, Reason
-from helpers.stepping import Skips, a_config, a_run, a_step, inside, numbers
+from helpers.stepping import Skips, a_config, a_run, inside, numbers
 
 UNIT = torch.eye(4)
 
@@ -248,9 +247,11 @@ def test_guidance_branches_share_their_latent_and_tiles_do_not():
 def test_a_call_of_the_same_loop_that_goes_on_nowhere_broke_it_off():
     run, key = a_run(a_config("##", (0.1, 0.2), (0.1, 0.2))), object()
     run.key = key
-    assert broke_off(run, Reading(key, a_step(), 0.1)) and not broke_off(None, Reading(key, a_step(), 0.1))
-    assert not broke_off(run, Reading(object(), a_step(), 0.1)), "another run of the scheduler"
+    assert "began anew before it was through" in broken_off(run, key)[0] and not broken_off(None, key)
+    assert not broken_off(run, object()), "another run of the scheduler"
     run.complete = True
-    assert not broke_off(run, Reading(key, a_step(), 0.1))
+    assert not broken_off(run, key)
     run.complete, run.key = False, None
-    assert not broke_off(run, Reading(None, a_step(), 0.1)), "nobody knows, of a bare module"
+    assert not broken_off(run, None), "nobody knows, of a bare module"
+    run.key, run.displaced = object(), key
+    assert "another run came within" in broken_off(run, key)[0] and not broken_off(run, object())
