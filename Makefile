@@ -14,7 +14,7 @@ test: install check
 
 # The long form of what `make test` fuzzes shortly.
 fuzz: install
-	DICACHE_FUZZ=1 $(BIN)/python -m pytest --numprocesses 2 -m hypothesis
+	DICACHE_FUZZ=1 $(BIN)/python -m pytest --numprocesses 2 -m "hypothesis or long"
 
 check: install
 	$(BIN)/ruff check .

@@ -47,7 +47,7 @@ def holds_others(run: Run, latent: Tensor) -> bool:
 
 
 def broken_off(run: Run | None, key: object) -> list[str]:
-    """What is to be noted where a call of the loop of this key goes on with no run; `run` is that of the call before."""
+    """What is to be noted where a call of the loop of this key goes on with no run; `run` is that of the one before."""
     if run is None or key is None:
         return []
     if key is run.key and not run.complete:

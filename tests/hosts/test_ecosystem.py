@@ -61,6 +61,7 @@ def generations(tiny: Tiny, pipe: Any, cache: dicache.Cache) -> tuple[list[torch
     return [drawn for drawn, _ in found], [speedup for _, speedup in found]
 
 
+@pytest.mark.long
 @beside
 def test_budget_zero_is_bitwise_what_the_neighbour_gives_and_disable_leaves_it_as_it_was(name, neighbour, order):
     tiny, (plain, untouched) = PIPELINES[name], plainly(name, neighbour)
@@ -72,6 +73,7 @@ def test_budget_zero_is_bitwise_what_the_neighbour_gives_and_disable_leaves_it_a
     assert torch.equal(draw(tiny, pipe, 1), plain[0])
 
 
+@pytest.mark.long
 @beside
 def test_beside_a_neighbour_every_generation_is_cached_within_its_budget(name, neighbour, order):
     tiny, (plain, untouched) = PIPELINES[name], plainly(name, neighbour)
@@ -186,6 +188,7 @@ def test_the_first_call_gives_what_the_graphs_give_and_runs_them_once():
     assert not torch.equal(drawn[0], draw_wan(quiet(make_wan()), [1], 2)), "the graphs give other numbers"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("neighbour", "order"), spread(product(COMPILED_BESIDE, ORDERS), 2), ids=lambda f: getattr(f, "__name__", f)
 )

@@ -19,7 +19,7 @@ from helpers.watching import strips
 from pipelines.neighbours import quiet
 from pipelines.tiny import draw_flux, make_flux
 
-STEPS, FAR = 8, 60
+STEPS, FAR = 8, 600
 """FAR: seconds after which a thread is thought to hang."""
 
 
@@ -200,6 +200,7 @@ def test_two_loops_written_by_hand_are_never_mixed_and_may_follow_each_other(poo
         assert isinstance(result, BusyError) or any(torch.equal(result, x) for x in fitting)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{"error_budget": 0.5}, {"config": dicache.presets.bwcache()}])
 def test_two_pipelines_with_denoisers_of_their_own_are_bitwise_as_alone(pools, options, monkeypatch):
     monkeypatch.setattr(clock, "_MOST", 1)  # what is remembered for all is thrown out and made anew all the time
@@ -224,6 +225,7 @@ def test_two_pipelines_with_denoisers_of_their_own_are_bitwise_as_alone(pools, o
         cache.disable()
 
 
+@pytest.mark.long
 def test_of_two_threads_that_begin_at_once_one_draws_and_the_other_gets_the_error(pools):
     one, two = pair()
     with dicache.enable(one, error_budget=0.5):

@@ -22,7 +22,7 @@ from pipelines.neighbours import lora_layers, quiet
 from pipelines.table import PIPELINES
 
 NAMES = ("FLUX.1 guided", "SD3", "Wan 2.1", "CogView 4", "SD3 ControlNet")
-STEPS, FAR = 10, 60
+STEPS, FAR = 10, 600
 MODES: dict[str, Callable[[], Any]] = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,

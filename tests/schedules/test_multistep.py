@@ -115,6 +115,7 @@ def test_the_uncached_steps_are_those_of_the_solver(measurements):
         assert at.carries == pytest.approx(1.0, abs=1e-3) and at.adds == pytest.approx(end - sigma, abs=1e-3)
 
 
+@pytest.mark.long
 def test_on_other_captions_it_loses_less_than_the_same_steps_without_and_fixed_intervals(reference):
     lost = []
     for k in range(2 if LONG > 1 else 1):

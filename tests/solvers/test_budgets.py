@@ -18,7 +18,10 @@ from pipelines.exact import Run, draw, pipeline, scales
 from pipelines.loops import LOOPS, noise
 from pipelines.schedulers import Case, cases
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of diffusers' DPM2
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning"),  # of diffusers' DPM2
+    pytest.mark.long,
+]
 BUDGETS = (0.001, 0.01, 0.05, 0.2)
 STEPS = (20, 50, 8, 4) if LONG > 1 else (20,)
 SAMPLES = 16 if LONG > 1 else 8
