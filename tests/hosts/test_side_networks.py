@@ -26,6 +26,7 @@ from pipelines.controls import (
 )
 from pipelines.neighbours import EAGER, model_offload, quiet, sequential_offload
 from pipelines.parts import pictures
+from pipelines.table import PIPELINES
 from pipelines.tiny import Tiny, draw_flux, make_flux
 
 STEPS, BUDGET = 8, 2.0
@@ -55,7 +56,12 @@ def macs_of_loop(pipe: Any) -> dict[str, list[float]]:
     return {name: count_macs(part) for name, part in parts.items() if "encoder" not in name and name != "vae"}
 
 
-TINY = {**CONTROLS, "SD 1.5 two ControlNets": Tiny(make_two_controls, draw_two_controls)}
+OTHERS = ("SDXL", "AudioLDM 2", "Wan 2.1", "Wan 2.2, two experts")
+TINY = {
+    **CONTROLS,
+    "SD 1.5 two ControlNets": Tiny(make_two_controls, draw_two_controls),
+    **{name: PIPELINES[name] for name in OTHERS},
+}
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -75,7 +81,7 @@ def test_what_is_told_is_what_all_networks_of_the_loop_execute(name):
     side = sum(macs["controlnet"]) if "controlnet" in macs else 0.0
     assert sum(network["macs"] for network in facts["side_networks"]) == pytest.approx(side, rel=0.01)
     assert sum(network["share"] for network in facts["side_networks"]) == pytest.approx(side / executed, rel=0.01)
-    assert bool(side) == (name in WITH_CONTROL or "two" in name)
+    assert bool(side) == (name in WITH_CONTROL or "ControlNets" in name)
     work = [sample["computed_fraction"] for sample in facts["samples"]]
     assert work[0] < 1 and work[1] == pytest.approx(1)
     assert sum(work) / 2 == pytest.approx(executed / whole, rel=0.01)
