@@ -172,7 +172,7 @@ class Situations(RuleBasedStateMachine):
         self.draw([1], callback_on_step_end=at_step(step, act))
         assert any("LoRA was changed half-way" in note for note in self.notes())
 
-    @rule(step=AT, scale=st.sampled_from([1.0, 12.0]))
+    @rule(step=AT, scale=st.sampled_from([1.5, 12.0]))
     def guide_otherwise_half_way(self, step: int, scale: float) -> None:
         def act() -> None:
             self.pipe._guidance_scale = scale
