@@ -51,8 +51,8 @@ class Situations(RuleBasedStateMachine):
 
     # Runs.
 
-    def draw(self, samples: list[int], **kwargs: Any) -> torch.Tensor:
-        return self.tiny.draw(self.pipe, samples, STEPS, **kwargs).detach().clone()
+    def draw(self, samples: list[int], steps: int = STEPS, **kwargs: Any) -> torch.Tensor:
+        return self.tiny.draw(self.pipe, samples, steps, **kwargs).detach().clone()
 
     def plain(self, draw: Callable[[], torch.Tensor]) -> torch.Tensor:
         """The same without dicache, which is then on again as before."""
@@ -83,9 +83,9 @@ class Situations(RuleBasedStateMachine):
     def run(self, samples: list[int]) -> None:
         self.undisturbed(lambda: self.draw(samples))
 
-    @rule(guidance=st.sampled_from([1.0, 2.0, 6.0]))
-    def guide(self, guidance: float) -> None:
-        self.undisturbed(lambda: self.draw([1, 2], guidance_scale=guidance))
+    @rule(steps=st.integers(4, 14))
+    def run_other_steps(self, steps: int) -> None:
+        self.undisturbed(lambda: self.draw([1, 2], steps))
 
     @rule(mode=st.sampled_from(sorted(MODES)))
     def run_in(self, mode: str) -> None:
