@@ -161,7 +161,7 @@ class Recorder:
 
     def _record(self, run: Run, sigmas: Mapping[int, float]) -> CallRecord:
         *earlier, branch = run.guided.outputs
-        macs, rows = tuple(self.cache.session.site_macs()), run.latent.shape[0]
+        macs, rows = tuple(self.cache.session.meter.of_sites(self.sites)), run.latent.shape[0]
         sites = tuple(_site(run, state, branch, sigmas) for state in run.states if branch in state.histories)
         return CallRecord(run.step, not earlier, rows, _guidance(run), macs, sites)
 

@@ -53,7 +53,8 @@ class Session:
         self.expected = False
         self.run: Run | None = None
         self.call: Call | None = None
-        self.notes: list[str] = []
+        self.notes: dict[str, bool] = {}
+        """What the report must say, and whether of the last run alone."""
         self.memory = Memory(config, self.note)
         self.strategy = self._strategy()
 
@@ -70,7 +71,7 @@ class Session:
         self.call = None
         if torch.is_grad_enabled():
             self.reset()
-            self.note("gradients were on, so everything was computed: run under torch.no_grad() to cache.")
+            self.note("gradients were on, so everything was computed: run under torch.no_grad() to cache.", of_run=True)
             self.on_call(self)
             return
         started = time.perf_counter()
@@ -104,7 +105,7 @@ class Session:
         after = latent if ahead else latent[: len(run.latent)]
         if (before.shape, before.dtype, before.device) != (after.shape, after.dtype, after.device):
             sizes = f"from {tuple(run.latent.shape)} to {tuple(latent.shape)}"
-            self.note(f"the batch changed {sizes} half-way: the cache began anew there.")
+            self.note(f"the batch changed {sizes} half-way: the cache began anew there.", of_run=True)
             return None
         # Time may stand still between two loops of one step each; the branches of one step share their latent.
         if ahead == 0 and isinstance(self.clock, LoopClock) and not torch.equal(after, before):
@@ -115,19 +116,21 @@ class Session:
 
     def _take_apart(self, run: Run, why: str) -> None:
         run.apart = True
-        self.note(f"{why}, so everything was computed.")
+        self.note(f"{why}, so everything was computed.", of_run=True)
 
     def _with_these_weights(self, run: Run | None, inputs: Inputs) -> Run | None:
         if not inputs.other_weights:
             return run
         self.meter.forget()
         if run is not None:
-            self.note(f"{inputs.other_weights} half-way: the cache began anew there.")
+            self.note(f"{inputs.other_weights} half-way: the cache began anew there.", of_run=True)
         return None
 
     def _begun(self, reading: Reading, inputs: Inputs) -> Run:
         self.config.controller.check(reading.step)
-        self.note(*broken_off(self.run, reading.run))
+        if self.run and (reading.run is not self.run.key or (reading.run is None and reading.step.index == 0)):
+            self.notes = {text: of_run for text, of_run in self.notes.items() if not of_run}
+        self.note(*broken_off(self.run, reading.run), of_run=True)
         self.strategy.forget()
         self.meter.begin_run()
         self.memory.begin_run()
@@ -146,7 +149,7 @@ class Session:
 
     def _note_unpriced(self) -> None:
         if self.clock.reason:
-            self.note(f"{self.clock.reason}, so no error can be priced.")
+            self.note(f"{self.clock.reason}, so no error can be priced.", of_run=True)
 
     def _go_on(self, run: Run, reading: Reading, latent: Tensor) -> None:
         """To this step, where it is another than that of the call before; the one before is over then."""
@@ -175,7 +178,7 @@ class Session:
             changed = run.conditions.changed(branch, inputs.conditioning)
             run.marks[branch] = inputs.marks if run.conditions.settled(branch) else None
             if changed and not run.apart:
-                self.note(*begin_anew(self.config, run, branch, changed))
+                self.note(*begin_anew(self.config, run, branch, changed), of_run=True)
         everything = RowsToRun(rows, gathered=inputs.gathered)
         return Call(run, branch, inputs.latent, inputs.key, everything, first=not run.guided.outputs)
 
@@ -215,12 +218,12 @@ class Session:
         remembered = remembered_bytes(run)
         run.bytes = max(run.bytes, remembered + (self.memory.fixed if remembered else 0))
         try:
-            self.note(*end_step(self.config, run, after))
+            self.note(*end_step(self.config, run, after), of_run=True)
         except DicacheError as error:
             run.refuse(error)
             raise
         if self.memory.planned is None:
-            self.memory.plan(run, self.site_macs())
+            self.memory.plan(run, self.meter.of_sites(self.sites))
 
     def finish(self) -> None:
         """The pipeline said that its run is over."""
@@ -258,18 +261,15 @@ class Session:
 
     # What is told of it.
 
-    def site_macs(self) -> list[float]:
-        """What computing each site once costs one row."""
-        return [sum(self.meter.costs.get(path, 0.0) for path in site.modules) for site in self.sites]
-
     def shares_its_run_with(self, other: "Session") -> bool:
         """Whether both took part in one run of the scheduler: two experts of a model do."""
         mine, its = self.run, other.run
         return mine is its or (mine is not None and its is not None and mine.key is its.key and mine.key is not None)
 
-    def note(self, *texts: str) -> None:
-        """Something the report must say."""
-        self.notes += [text for text in texts if text not in self.notes]
+    def note(self, *texts: str, of_run: bool = False) -> None:
+        """Something the report must say, of every run or of this one."""
+        for text in texts:
+            self.notes.setdefault(text, of_run)
 
     def trace(self, *, waits: bool = True) -> Trace | None:
         """The last run, or the one going on; None before the first. After a call of its last step it is over: many
@@ -285,7 +285,7 @@ class Session:
             self.finish()
         if waits:
             run.look()
-        return run.trace(self.meter, self.sites, tuple(self.site_macs()), self.memory.planned)
+        return run.trace(self.meter, self.sites, tuple(self.meter.of_sites(self.sites)), self.memory.planned)
 
 
 def _released(step: Step, before: float) -> Step:

@@ -7,7 +7,7 @@ probe or a guess multiplies comes on top. Matrix products, convolutions and atte
 dicache's own included.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from dicache.types import Rows
+from dicache.types import Rows, Site
 
 T = TypeVar("T")
 Costs = dict[Hashable, float]
@@ -73,6 +73,10 @@ class Meter:
     def uncached(self) -> Rows:
         """The same if nothing had been skipped."""
         return self._with_all(self._uncached)
+
+    def of_sites(self, sites: Sequence[Site]) -> list[float]:
+        """What computing each of them once costs one row."""
+        return [sum(self.costs.get(path, 0.0) for path in site.modules) for site in sites]
 
     def _with_all(self, sums: Rows) -> Rows:
         """Asking changes nothing: another thread may, while a run goes on."""

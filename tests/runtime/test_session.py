@@ -48,7 +48,7 @@ def test_a_run_of_the_scheduler_is_a_run_of_its_own_even_at_the_next_step():
     one.clock.run = object()
     outputs = play(one, 1)
     torch.testing.assert_close(outputs[0], one.exact(STEPS[1]))
-    assert one.session.notes == []
+    assert not one.session.notes
 
 
 @pytest.mark.parametrize("change", [lambda x: x.repeat(2, 1), lambda x: x.double(), lambda x: x[:1]])
@@ -92,7 +92,7 @@ def test_other_weights_begin_anew_are_counted_anew_and_are_said():
     assert "the LoRA was changed half-way" in notes(one)
     fresh = driven()
     fresh.call(0, STEPS[0], other_weights="the LoRA was changed")
-    assert fresh.session.notes == [], "nothing had been remembered yet"
+    assert not fresh.session.notes, "nothing had been remembered yet"
 
 
 def test_with_gradients_on_nothing_is_remembered_and_that_is_said_once():
@@ -114,7 +114,7 @@ def test_a_loop_that_begins_anew_before_it_was_through_says_that_only_the_rest_i
     play(finished, 0, 1)
     finished.session.finish()
     play(finished, 0)
-    assert finished.session.notes == []
+    assert not finished.session.notes
 
 
 def test_the_second_run_is_the_first_one_again():
@@ -134,7 +134,7 @@ def test_a_price_that_is_not_known_is_said_with_its_reason():
     one = driven()
     one.clock.reason = "the scheduler is a mystery"
     play(one, 0, 1)
-    assert one.session.notes == ["the scheduler is a mystery, so no error can be priced."]
+    assert [*one.session.notes] == ["the scheduler is a mystery, so no error can be priced."]
 
 
 def test_a_run_that_begins_half_way_counts_its_progress_from_there():
