@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -76,7 +77,7 @@ def figure(facts: dict[str, Any]) -> "Figure":
         for i, actions in enumerate(sample["actions"]):
             above.add_patch(Rectangle((i - 0.45, row - 0.4), 0.9, 0.8, color=_colour(actions)))
             seen[_word(actions)] = _colour(actions)
-        (line,) = below.plot([step["spent"][row] for step in facts["steps"]], linewidth=1)
+        (line,) = below.plot([_drawn(step["estimated_error"][row]) for step in facts["steps"]], linewidth=1)
         if sample["budget"] is not None:
             below.axhline(sample["budget"], color=line.get_color(), linestyle="--", linewidth=0.8)
             if sample["budget"] not in named:
@@ -91,6 +92,10 @@ def figure(facts: dict[str, Any]) -> "Figure":
         )
     below.set(xlabel="step", ylabel="estimated error")
     return result
+
+
+def _drawn(number: float | None) -> float:
+    return math.nan if number is None else number
 
 
 def page(facts: dict[str, Any]) -> str:

@@ -78,7 +78,7 @@ class Report:
             "scheduler": self.setting.scheduler,
             "enabled": self.setting.on,
             "samples": self._samples(),
-            "steps": [_step(record) for record in trace.records] if trace else [],
+            "steps": [self._step(trace, record) for record in trace.records] if trace else [],
             "compute_speedup": self.compute_speedup,
             "executed_macs": float(trace.loop_executed.sum()) if trace else 0.0,
             "uncached_macs": float(trace.loop_uncached.sum()) if trace else 0.0,
@@ -143,7 +143,8 @@ class Report:
         """None before the first step is over: only then it is known how many there are."""
         if self.trace is None or not self.trace.records:
             return []
-        return [self._sample(self.trace, i, error) for i, error in enumerate(self._estimates(self.trace).tolist())]
+        errors = self._estimates(self.trace, self.trace.records[-1])
+        return [self._sample(self.trace, i, error) for i, error in enumerate(errors.tolist())]
 
     def _sample(self, trace: Trace, i: int, error: float) -> dict[str, Any]:
         executed, uncached = float(trace.loop_executed[i]), float(trace.loop_uncached[i])
@@ -157,10 +158,16 @@ class Report:
             "reasons": [[Reason(int(r)).name.lower() for r in record.reason[i]] for record in trace.records],
         }
 
-    def _estimates(self, trace: Trace) -> Rows:
-        """(B,); through the profile's map where there is one. nan for samples that are not finite."""
-        lost = torch.tensor([sample in trace.not_finite for sample in range(len(trace.records[-1].spent))])
-        spent = torch.where(lost, torch.nan, trace.records[-1].spent)
+    def _step(self, trace: Trace, record: Record) -> dict[str, Any]:
+        numbers = {"predicted": record.predicted, "realised": record.realised, "spent": record.spent}
+        numbers["estimated_error"] = self._estimates(trace, record)
+        finite = {name: [float(x) if x.isfinite() else None for x in values] for name, values in numbers.items()}
+        return {"index": record.index, "sigma": record.sigma, **finite}
+
+    def _estimates(self, trace: Trace, upto: Record) -> Rows:
+        """(B,), so far; through the profile's map where there is one. nan for samples that are not finite."""
+        lost = torch.tensor([sample in trace.not_finite for sample in range(len(upto.spent))])
+        spent = torch.where(lost, torch.nan, upto.spent)
         if self.profile is None:
             return spent
         return torch.tensor(
@@ -172,7 +179,7 @@ class Report:
         trace = self.trace
         if trace is None:
             return ["nothing has run yet." if self.setting.on else "nothing ran before the cache was taken off."]
-        estimates = self._estimates(trace) if trace.records else None
+        estimates = self._estimates(trace, trace.records[-1]) if trace.records else None
         warnings = [*notes.worth(trace, self.budget, self.profile), *notes.large(self.budget)]
         warnings += [*notes.not_finite(trace), *notes.audits(self.audit)]
         if trace.refusal:
@@ -217,12 +224,6 @@ def _side_networks(trace: Trace) -> list[dict[str, Any]]:
     return [
         {"name": name, "macs": macs * samples, "share": macs * samples / executed} for name, macs in trace.side_macs
     ]
-
-
-def _step(record: Record) -> dict[str, Any]:
-    numbers = {"predicted": record.predicted, "realised": record.realised, "spent": record.spent}
-    finite = {name: [float(x) if x.isfinite() else None for x in values] for name, values in numbers.items()}
-    return {"index": record.index, "sigma": record.sigma, **finite}
 
 
 def _mark(actions: Grid) -> str:

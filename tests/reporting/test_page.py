@@ -24,7 +24,7 @@ def sample(steps, budget=0.05, error=0.04, work=0.5, reason="within_budget"):
 
 
 def facts(*samples, warnings=(), spent=()):
-    rows = [{"spent": [error] * len(samples)} for error in spent or [0.0] * samples[0]["steps"]]
+    rows = [{"estimated_error": [error] * len(samples)} for error in spent or [0.0] * samples[0]["steps"]]
     run = {"headline": "dicache: 1.50x less computed", "model": "Net", "scheduler": "Euler", "enabled": True}
     counts = {
         "compute_speedup": 1.5,

@@ -119,6 +119,11 @@ def test_samples_whose_estimate_passed_their_budget_are_named():
     assert any("budget of samples [1]" in note for note in report.warnings)
     doubled = Report(trace(spent), numbers(0.2, 0.2, 0.2), [], use())
     assert any("budget of samples [1, 2]" in note for note in doubled.warnings), "a profile says what an estimate means"
+    facts = doubled.to_dict()
+    table = [sample["estimated_error"] for sample in facts["samples"]]
+    assert table == facts["steps"][-1]["estimated_error"] != facts["steps"][-1]["spent"]
+    lines = [line.get_ydata() for line in doubled.plot().axes[1].lines]
+    assert [float(y[-1]) for y in lines if len(y) == 1] == table, "what is plotted is what the table shows"
 
 
 def test_an_estimate_without_calibration_says_so_where_something_was_estimated():
