@@ -67,7 +67,13 @@ class DenoiserCalls(Uncopied):
         self.arguments = arguments = self._by_name(args, kwargs)
         latent, timestep = latent_of(self.family, arguments), self._timestep(arguments)
         other_weights = self._look_around(arguments)
-        gathered = self.family.batch is Batch.SAMPLE and not _holds_cache(arguments)
+        holds_cache = _holds_cache(arguments)
+        if holds_cache and self.family.cacheless:
+            raise UnsupportedModelError(
+                f"{self.family.model} was called with a cache of keys and values that its blocks write and later steps "
+                f"read, so that a skipped block would corrupt it. Call the pipeline with {self.family.cacheless}."
+            )
+        gathered = self.family.batch is Batch.SAMPLE and not holds_cache
         prints = partial(fingerprint, arguments, latent.shape[0])
         seen = latent, timestep, self.branch.name, call_key(arguments), gathered, other_weights
         conditions = conditions_of(self.family, arguments, latent)

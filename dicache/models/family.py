@@ -70,6 +70,10 @@ class Family:
     inside: Inside = Inside.SPANS
     between: str = ""
     """What the denoiser's loop does between blocks, beside handing the streams on."""
+    cacheless: str = ""
+    """What the pipeline is called with for its blocks to write no cache of keys and values: a call that brings one is
+    refused. Empty where they write none.
+    """
     calls: int | None = None
     """Denoiser calls per step of the stock pipeline with guidance; None where that is not known."""
     refused: str = ""

@@ -16,8 +16,6 @@ _REASONS = {
     "MiniMaxH3Transformer3DModel": _PACKED,
     "MiniMaxMusic3RVQDepthDecoder": "it is an autoregressive decoder, not a denoiser",
     "MotionAdapter": "it is a set of weights that is loaded into a UNet, not a denoiser",
-    "NucleusMoEImageTransformer2DModel": _WRITES_STATE,
-    "QwenImage21Transformer2DModel": _WRITES_STATE,
     "RFD4ProteinaTransformer": "it runs its layers in several cycles per call and returns several predictions",
     "SanaWMLTX2RefinerTransformer3DModel": _WRITES_STATE,
     "StableCascadeUNet": "its blocks are lists of lists that it runs piece by piece, so there is no block to skip",

@@ -222,3 +222,15 @@ def test_outside_of_a_call_of_the_denoiser_its_blocks_are_what_they_were(caching
     block, hidden = caching.denoiser.blocks[0], drawn(2, 4)
     torch.testing.assert_close(block(hidden), Work().forward(hidden))
     assert len(caching.session.run.records) == 2
+
+
+def test_a_cache_that_blocks_write_is_refused_with_what_switches_it_off_and_nothing_is_left():
+    tiny = PIPELINES["Qwen-Image 2.1"]
+    pipe = tiny.make()
+    pipe.set_progress_bar_config(disable=True)
+    with dicache.enable(pipe, error_budget=0.1) as cache:
+        with pytest.raises(UnsupportedModelError, match=r"cache of keys and values .* use_kv_cache=False"):
+            tiny.draw(pipe, [1], 6, use_kv_cache=True)
+        tiny.draw(pipe, [1], 6)
+        assert cache.report().to_dict()["complete"]
+    tiny.draw(pipe, [1], 6, use_kv_cache=True)

@@ -1,6 +1,7 @@
 """Tiny pipelines whose guidance, blocks or streams are of a kind of their own."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from diffusers import (
     Krea2Transformer2DModel,
     MotifVideoPipeline,
     MotifVideoTransformer3DModel,
+    QwenImage21Pipeline,
+    QwenImage21Transformer2DModel,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -105,6 +108,40 @@ def draw_audio_ldm(pipe: AudioLDM2Pipeline, samples: Sequence[int], steps: int, 
         audio_length_in_s=0.016,
         **usual,
     ).audios
+
+
+class QwenProcessor:
+    """Stands for the one of Qwen3-VL where embeddings are handed over."""
+
+    image_token, tokenizer = "<|image_pad|>", SimpleNamespace(encode=lambda text: [1])
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+        return [[1, 2, 3]]
+
+
+class EmbeddedQwen(QwenImage21Pipeline):
+    def encode_prompt(self, prompt_embeds: Tensor, **kwargs: Any) -> tuple[Tensor, None, Tensor]:
+        return prompt_embeds, None, torch.zeros(prompt_embeds.shape[:2], dtype=torch.bool)
+
+
+def make_qwen21() -> QwenImage21Pipeline:
+    transformer = QwenImage21Transformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=4,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        context_in_dim=32,
+        axes_dims_rope=(4, 6, 6),
+    )
+    parts = {"transformer": lively(transformer), "scheduler": flow(), "processor": QwenProcessor()}
+    return EmbeddedQwen(**parts, **without("vae", "text_encoder"))
+
+
+def draw_qwen21(pipe: QwenImage21Pipeline, samples: Sequence[int], steps: int, **kwargs: Any) -> Tensor:
+    usual = common(samples, steps, **{"height": 64, "width": 64, "use_kv_cache": False, **kwargs})
+    return pipe(**prompts(samples, 8, 32), true_cfg_scale=usual.pop("guidance_scale"), **usual).images
 
 
 def make_ernie() -> ErnieImagePipeline:
@@ -252,6 +289,7 @@ def to_pil_image(picture: Tensor) -> Image.Image:
 
 MORE = {
     "FLUX.2 with a key-value cache": Tiny(make_flux2_cached, draw_flux2_cached),
+    "Qwen-Image 2.1": Tiny(make_qwen21, draw_qwen21),
     "Krea 2": Tiny(make_krea, draw_krea),
     "Ernie-Image": Tiny(make_ernie, draw_ernie),
     "HunyuanImage": Tiny(make_hunyuan_image, draw_hunyuan_image),
