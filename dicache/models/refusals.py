@@ -11,8 +11,7 @@ _REASONS = {
     "Cosmos3OmniTransformer": _PACKED,
     "DreamLiteTransformer2DModel": _NO_DENOISER,
     "GlmImageTransformer2DModel": "its pipeline calls it before the loop too, to write keys and values of pictures",
-    "HeliosTransformer3DModel": "its pipeline draws in stages of several sizes, each beside a history of its own, and no "
-    "run of it was ever tested",
+    "HeliosTransformer3DModel": "its pipeline draws in stages of several sizes, which no test here has run",
     "Ideogram4Transformer2DModel": "its pipeline guides it by another model, so what an error weighs is not known",
     "MiniMaxH3Transformer3DModel": _PACKED,
     "MiniMaxMusic3RVQDepthDecoder": "it is an autoregressive decoder, not a denoiser",
