@@ -1,5 +1,6 @@
 """Several threads: one session works for one of them at a time, and sessions of their own do not touch each other."""
 
+import asyncio
 import copy
 import threading
 from collections.abc import Callable, Iterator
@@ -244,3 +245,30 @@ def test_of_two_threads_that_begin_at_once_one_draws_and_the_other_gets_the_erro
             results = [future.result(FAR) for future in futures]
             latents = [(r, x) for r, x in zip(results, alone, strict=True) if not isinstance(r, BusyError)]
             assert latents and all(torch.equal(r, x) for r, x in latents)
+
+
+async def gathered(pool: ThreadPoolExecutor, work: Callable[[Any], Any], things: list[Any]) -> list[Any]:
+    loop = asyncio.get_running_loop()
+    return await asyncio.gather(*(loop.run_in_executor(pool, work, thing) for thing in things))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["threads", "asyncio"])
+def test_of_eight_that_share_a_denoiser_each_draws_as_alone_or_gets_the_error(how):
+    one = quiet(make_flux())
+    pipes = [quiet(FluxPipeline.from_pipe(one, scheduler=copy.deepcopy(one.scheduler))) for _ in range(8)]
+
+    def drawn(pipe: Any) -> torch.Tensor | BusyError:
+        try:
+            return draw_flux(pipe, [1], 4)
+        except BusyError as error:
+            return error
+
+    with dicache.enable(one, error_budget=0.5), ThreadPoolExecutor(8) as pool:
+        alone = draw_flux(one, [1], 4)
+        for _ in range(ROUNDS):
+            together = how == "asyncio"
+            results = asyncio.run(gathered(pool, drawn, pipes)) if together else list(pool.map(drawn, pipes))
+            latents = [result for result in results if not isinstance(result, BusyError)]
+            assert latents and all(torch.equal(result, alone) for result in latents)
+        assert torch.equal(draw_flux(one, [1], 4), alone)
