@@ -1,5 +1,7 @@
-"""Whatever happens to a pipeline, in any order: a run that nothing happens in is that of a fresh cache, a run in which
-something changes says so, and no budget is passed without a word.
+"""Whatever happens to a pipeline, in any order: a run that nothing happens in is that of a fresh cache; prompts and
+adapters that change half-way, runs that break off or that another one comes within, say so; and no error is far above
+what was estimated. Of weights that are written to half-way, and of guidance whose branches are nearly alike, nothing
+is said: there only the error is looked at.
 """
 
 import threading
