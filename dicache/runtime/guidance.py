@@ -223,15 +223,19 @@ class Guided:
         seen = self.complete and self.told_apart and tuple(self.outputs) == self.order and not self._written
         if not step.alone or not seen:
             return None
-        outputs = list(self.outputs.values())
-        guided = self.fitted(before, after, step)
-        assert self.mixture is not None and guided.mixture is not None
-        chunks = [chunk for output in outputs for chunk in output.split(len(before))]
-        expected, mixed = (combine(chunks, m.T, to_float=True) for m in (self.mixture, guided.mixture))
+        assert self.mixture is not None
+        chunks = [chunk for output in self.outputs.values() for chunk in output.split(len(before))]
         from_latent, made = step.solved or (math.nan, math.nan)
-        left = denoised(after, mixed) - from_latent * denoised(before, mixed) - made * mixed
-        length, moved, missed = (residual_sums(x, x)[:, 5].cpu() for x in (expected, mixed - expected, left / made))
-        return guided if bool(((moved > OTHER**2 * length) & (missed < moved / 4)).any()) else None
+        expected = combine(chunks, self.mixture.T, to_float=True)
+        mixed = (denoised(after, expected) - from_latent * denoised(before, expected)) / made
+        length, missed = (residual_sums(x, x)[:, 5].cpu() for x in (expected, mixed - expected))
+        if not bool((missed > OTHER**2 * length).any()):
+            return None  # as expected, which it is nearly always: nothing is fitted
+        guided = self.fitted(before, after, step)
+        assert guided.mixture is not None
+        fitted = combine(chunks, guided.mixture.T, to_float=True)
+        moved, left = (residual_sums(x, x)[:, 5].cpu() for x in (fitted - expected, mixed - fitted))
+        return guided if bool(((moved > OTHER**2 * length) & (left < moved / 4)).any()) else None
 
     @property
     def _written(self) -> bool:
