@@ -123,6 +123,8 @@ class DenoiserCalls(Uncopied):
         if run is None or run.complete or run.at_last_step:  # a run may begin
             check_others(denoiser)
             written = self._written()
+        elif self.weights.touched():
+            written = self._written()
         if self.by_branch:
             check_branches(denoiser)
         if compilation.options is not None or any(m._compiled_call_impl for m in (denoiser, *compilation.modules)):

@@ -1,16 +1,20 @@
-"""Whether a denoiser's weights are those of `enable`, without reading one of them: looked at where a run may begin.
+"""Whether a denoiser's weights are those of `enable`, without reading one of them.
 
 Every parameter counts what is written into it in place; another dtype, or another parameter in its place, is another
-weight too. What moves weights (offload, `.to()`) leaves the count alone. Not seen: what is written through `.data`,
-into inference tensors, quantised weights, or weights that are elsewhere (sequential offload). What LoRA does to them is
-told by `dicache.hosts.lora`.
+weight too. All of it is looked at where a run may begin; at the calls between, only the sum of the counts. What moves
+weights (offload, `.to()`) leaves the count alone. Not seen: what is written through `.data`, into inference tensors,
+quantised weights, or weights that are elsewhere (sequential offload). What LoRA does to them is told by
+`dicache.hosts.lora`.
 """
 
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+WRITES = attrgetter("_version")
 
 
 class Mark(NamedTuple):
@@ -32,12 +36,18 @@ class Weights:
         self.elsewhere = False
         """Whether some ever were: they come back as other parameters."""
         self.marks = self._marks()
+        self.writes = self._writes()
+
+    def touched(self) -> bool:
+        """Whether some may have been written to since `changed` was asked: in microseconds, for each call."""
+        return self.writes != self._writes()
 
     def changed(self) -> bool:
         """Whether they are others than when this was asked last."""
         before, latest = self.marks, self._marks()
         self.elsewhere = self.elsewhere or any(mark is None for mark in latest.values())
         self.marks = latest
+        self.writes = self._writes()
         changed = any(self._differ(before[path], mark) for path, mark in latest.items() if path in before)
         self.as_at_first = self.as_at_first and not changed
         return changed
@@ -47,18 +57,33 @@ class Weights:
             return False
         return before.identity == latest.identity or not self.elsewhere
 
+    def _writes(self) -> int:
+        """All that were counted; -1 where one is gone, or counts no more. No parameter is referred to in between."""
+        try:
+            return sum(map(WRITES, map(dict.get, *self.places)))
+        except (AttributeError, RuntimeError):
+            return -1
+
     def _marks(self) -> dict[str, Mark | None]:
-        """By path; None while a weight is elsewhere."""
-        return {
-            f"{path}.{name}": _mark(parameter)
-            for path, module in self.denoiser.named_modules()
-            for name, parameter in module._parameters.items()
-            if parameter is not None
-        }
+        """By path; None while a weight is elsewhere. Leaves in `places` where those that count are."""
+        tables, names, marks = list[dict[str, nn.Parameter | None]](), list[str](), dict[str, Mark | None]()
+        for path, module in self.denoiser.named_modules():
+            for name, parameter in module._parameters.items():
+                if parameter is None:
+                    continue
+                marks[f"{path}.{name}"] = _mark(parameter)
+                if _counts(parameter):
+                    tables.append(module._parameters)
+                    names.append(name)
+        self.places = tables, names
+        return marks
 
 
 def _mark(parameter: Tensor) -> Mark | None:
     if parameter.is_meta:
         return None
-    counts = not (parameter.is_inference() or is_traceable_wrapper_subclass(parameter))
-    return Mark(id(parameter), parameter._version if counts else 0, parameter.dtype)
+    return Mark(id(parameter), parameter._version if _counts(parameter) else 0, parameter.dtype)
+
+
+def _counts(parameter: Tensor) -> bool:
+    return not (parameter.is_inference() or is_traceable_wrapper_subclass(parameter))

@@ -9,17 +9,20 @@ from diffusers import FluxPipeline
 import dicache
 from dicache.errors import ProfileError
 from dicache.hosts.weights import Weights
+from helpers.watching import strips
 from pipelines.neighbours import (
+    BUDGET,
     FLUX,
     NEIGHBOURS,
     ORDERS,
+    STEPS,
     draw,
     int8_weights,
     layerwise_casting,
     quiet,
     sequential_offload,
 )
-from pipelines.tiny import PIPELINES, make_flux
+from pipelines.tiny import PIPELINES, draw_flux, make_flux
 
 AFTER_WHICH_THEY_ARE_OTHERS = (int8_weights, layerwise_casting)
 
@@ -58,10 +61,50 @@ CHANGES = {
 def test_weights_that_are_changed_are_noticed_once_and_remembered(change):
     model = make_flux().transformer
     weights = Weights(model)
-    assert not weights.changed() and weights.as_at_first
+    assert not weights.changed() and weights.as_at_first and not weights.touched()
     change(model)
     assert weights.changed()
-    assert not weights.changed() and not weights.as_at_first
+    assert not weights.changed() and not weights.as_at_first and not weights.touched()
+
+
+@pytest.mark.parametrize("change", ["written", "written in one place", "loaded"])
+@torch.no_grad()
+def test_what_is_written_in_place_is_seen_without_a_look_at_each(change):
+    model = make_flux().transformer
+    weights = Weights(model)
+    CHANGES[change](model)
+    assert weights.touched() and weights.touched(), "until it was looked at"
+
+
+@pytest.mark.parametrize("change", ["written in one place", "loaded"])
+def test_a_run_whose_weights_are_written_to_half_way_begins_anew_and_says_so(change):
+    def write(pipe, index, timestep, kwargs):
+        if index == STEPS:
+            CHANGES[change](pipe.transformer)
+        return {}
+
+    pipe = quiet(make_flux())
+    with dicache.enable(pipe, error_budget=BUDGET) as cache:
+        draw_flux(pipe, [1], 2 * STEPS, callback_on_step_end=write)
+        (strip,) = strips(cache)
+    assert any("the weights were changed half-way" in warning for warning in cache.report().warnings)
+    assert len(strip) == STEPS - 1 and strip.startswith("##")
+
+
+def test_a_write_within_a_gap_ends_it():
+    def write(pipe, index, timestep, kwargs):
+        if index == at:
+            CHANGES["written"](pipe.transformer)
+        return {}
+
+    at, pipe = None, quiet(make_flux())
+    with dicache.enable(pipe, error_budget=BUDGET) as cache:
+        draw_flux(pipe, [1], 2 * STEPS)
+        (strip,) = strips(cache)
+        gap = next(step for step in range(1, 2 * STEPS - 1) if strip[step] != "#" != strip[step + 1])
+        at = gap  # the callback comes after the step
+        draw_flux(pipe, [1], 2 * STEPS, callback_on_step_end=write)
+    assert strips(cache)[0].startswith("#") and len(strips(cache)[0]) == 2 * STEPS - 1 - gap
 
 
 @pytest.mark.parametrize("order", ORDERS)

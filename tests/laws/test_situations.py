@@ -1,7 +1,7 @@
-"""Whatever happens to a pipeline, in any order: a run that nothing happens in is that of a fresh cache; prompts and
-adapters that change half-way, runs that break off or that another one comes within, say so; and no error is far above
-what was estimated. Of weights that are written to half-way, and of guidance whose branches are nearly alike, nothing
-is said: there only the error is looked at.
+"""Whatever happens to a pipeline, in any order: a run that nothing happens in is that of a fresh cache; prompts,
+adapters and weights that change half-way, runs that break off or that another one comes within, say so; and no error
+is far above what was estimated. Of guidance whose branches are nearly alike nothing is said: there only the error is
+looked at.
 """
 
 import threading
@@ -154,13 +154,7 @@ class Situations(RuleBasedStateMachine):
             with torch.no_grad():
                 weight.copy_(before)
 
-        def draw() -> torch.Tensor:
-            try:
-                return self.draw([1, 2], callback_on_step_end=at_step(step, act))
-            finally:
-                undo()
-
-        self.keeps(draw(), draw)
+        self.changing(step, act, undo, "weights were changed half-way")
 
     @rule(step=AT)
     def load_half_way(self, step: int) -> None:
