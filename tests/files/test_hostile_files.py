@@ -61,6 +61,13 @@ def test_a_file_that_was_changed_is_refused_or_says_the_same(data, tmp_path):
     assert read is None or all((read[key] == array).all() for key, array in arrays().items())
 
 
+def test_numbers_of_another_kind_are_other_numbers(tmp_path):
+    path = tmp_path / "any"
+    good = sealed("test", {"k": 1}, arrays())
+    path.write_bytes(good.replace(b'"F64"', b'"I64"', 1))
+    assert good.count(b'"F64"') == 1 and reads(path) is None
+
+
 NUMBERS = st.integers(-2, 40) | st.sampled_from([2**31, 2**62, 2**64, 10**30, -1, True, 1.5, None, "1"])
 ENTRIES = st.fixed_dictionaries(
     {
