@@ -60,12 +60,12 @@ class Weights:
     def _writes(self) -> int:
         """All that were counted; -1 where one is gone, or counts no more. No parameter is referred to in between."""
         try:
-            return sum(map(WRITES, map(dict.get, *self.places)))
+            return sum(map(WRITES, map(dict.get, *self.counters)))
         except (AttributeError, RuntimeError):
             return -1
 
     def _marks(self) -> dict[str, Mark | None]:
-        """By path; None while a weight is elsewhere. Leaves in `places` where those that count are."""
+        """By path; None while a weight is elsewhere. Leaves in `counters` where those that count are."""
         tables, names, marks = list[dict[str, nn.Parameter | None]](), list[str](), dict[str, Mark | None]()
         for path, module in self.denoiser.named_modules():
             for name, parameter in module._parameters.items():
@@ -75,7 +75,7 @@ class Weights:
                 if _counts(parameter):
                     tables.append(module._parameters)
                     names.append(name)
-        self.places = tables, names
+        self.counters = tables, names
         return marks
 
 

@@ -86,13 +86,23 @@ def test_a_file_with_one_byte_changed_is_refused_or_the_same(position, value, he
         assert "no fitted coefficients" in str(error)
 
 
+KINDS = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
+
+
 def checksum(text: str, tensors) -> str:
     """As the file's format has it, written down a second time."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        digest.update(
-            f"{name} {tuple(tensors[name].shape)}".encode() + tensors[name].view(torch.uint8).numpy().tobytes()
-        )
+        tensor = tensors[name]
+        digest.update(f"{name} {KINDS[tensor.dtype]} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
