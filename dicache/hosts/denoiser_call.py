@@ -13,7 +13,7 @@ weights, LoRA, compiled blocks, another cache.
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from threading import get_ident
@@ -58,6 +58,8 @@ class DenoiserCalls(Uncopied):
         self.adapters, self.weights = Adapters(denoiser), Weights(denoiser)
         self.by_branch = any(site.kind is Kind.BRANCH for site in session.sites)
         self.arguments: dict[str, Tree] = {}
+        self.forms: dict[tuple[Hashable, ...], Tree] = {}
+        """What calls of each key return in the run that is going on, with tensors that hold nothing in it."""
 
     @eager
     def before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
@@ -76,8 +78,23 @@ class DenoiserCalls(Uncopied):
         gathered = self.family.batch is Batch.SAMPLE and not holds_cache
         prints = partial(fingerprint, arguments, latent.shape[0])
         seen = latent, timestep, self.branch.name, call_key(arguments), gathered, other_weights
-        conditions = conditions_of(self.family, arguments, latent)
+        conditions, run = conditions_of(self.family, arguments, latent), self.session.run
         self.session.begin(Inputs(*seen, conditions, marks_of(conditions), prints))
+        if self.session.run is not run:
+            self.forms = {}
+
+    def instead(self) -> Tree:
+        """What the denoiser would return, where it need not run; else None."""
+        call = self.session.call
+        form = None if call is None else self.forms.get(call.key)
+        prediction = None if form is None else self.session.instead()
+        return None if prediction is None else returned(form, prediction)
+
+    def entered(self, output: Tree) -> None:
+        """The denoiser ran and gave this."""
+        call = self.session.call
+        if call is not None and call.key not in self.forms:
+            self.forms[call.key] = _filled(output, lambda t: torch.empty_like(t, device="meta"))
 
     @eager
     def after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> Tree:
@@ -241,9 +258,14 @@ def returned(output: Tree, prediction: Tensor) -> Tree:
     before = tensors(plain(output))
     alone = len(before) == 1 and before[0].ndim == prediction.ndim  # a list may hold one sample
     parts = iter([prediction] if alone else _apart(prediction, before))
+    return _filled(output, lambda _: next(parts))
+
+
+def _filled(output: Tree, fill: Callable[[Tensor], Tensor]) -> Tree:
+    """With other tensors in the places of its own."""
     if isinstance(output, Tensor):
-        return next(parts)
-    filled = map_tensors(lambda _: next(parts), plain(output))
+        return fill(output)
+    filled = map_tensors(fill, plain(output))
     return type(output)(**dict(zip(output.keys(), filled, strict=True))) if isinstance(output, OrderedDict) else filled
 
 

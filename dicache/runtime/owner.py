@@ -9,9 +9,11 @@ Of the stack a place is noted, never a frame: frames hold on to their variables.
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import accumulate, chain, repeat, starmap
 from types import CodeType, FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dicache.errors import BusyError
 
@@ -51,7 +53,7 @@ class Owner:
         Raises BusyError where another one is in the midst of a run.
         """
         frame, me = sys._getframe(1), threading.get_ident()
-        stack = _stack(frame)
+        stack = _stack([frame])
         if self.thread == me and self.loop is not None and self.loop.on(stack):
             return False
         with self.lock:
@@ -87,16 +89,21 @@ class Owner:
         thread = self.thread
         if thread is None or frame is None or thread == threading.get_ident():
             return False
-        return frame.on(_stack(sys._current_frames().get(thread)))
+        innermost = map(dict.get, starmap(sys._current_frames, [()]), [thread])  # looked up when the walk begins
+        return frame.on(_stack(innermost))
 
 
-def _stack(frame: FrameType | None) -> list[FrameType]:
-    """The functions that are running, from the outermost on."""
-    stack = []
-    while frame is not None:
-        stack.append(frame)
-        frame = frame.f_back
-    return stack[::-1]
+def _stack(innermost: Iterable[FrameType | None]) -> list[FrameType]:
+    """The functions that are running, from the outermost on; `innermost` holds one, or None.
+
+    The whole walk is one call of C, within which no other thread goes on: a generator that is left meanwhile may have
+    an `f_back` that is some other object's memory (seen under Python 3.11).
+    """
+    walk = accumulate(chain(innermost, repeat(FrameType)), FrameType.f_back.__get__)
+    stack: list[Any] = []
+    with suppress(TypeError):  # raised one step after None, which has the attribute itself for its own
+        stack.extend(walk)
+    return stack[-3::-1]
 
 
 def _is_own(frame: FrameType) -> bool:

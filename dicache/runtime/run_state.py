@@ -36,6 +36,12 @@ class Marks(NamedTuple):
     objects: tuple[object, ...]
     versions: tuple[int, ...]
 
+    def equal(self, before: "Marks | None") -> bool:
+        """Whether all is the same objects, and none was written to."""
+        if before is None or before.names != self.names or before.versions != self.versions:
+            return False
+        return all(one is other for one, other in zip(before.objects, self.objects, strict=True))
+
 
 class Inputs(NamedTuple):
     """What the denoiser is called with, as far as a session reads it."""
@@ -232,6 +238,8 @@ class Strategy(Protocol):
     """What happens to the modules of a call, and to its output."""
 
     def forget(self) -> None: ...
+
+    def instead(self, call: "Call") -> Tensor | None: ...
 
     def block(self, call: "Call", module_call: ModuleCall) -> Tree: ...
 

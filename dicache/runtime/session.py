@@ -33,7 +33,7 @@ from dicache.runtime.inner_sites import InnerSites
 from dicache.runtime.memory_plan import Memory
 from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.owner import Owner
-from dicache.runtime.run_state import Call, Inputs, Marks, Run, SiteState, Strategy
+from dicache.runtime.run_state import Call, Inputs, Run, SiteState, Strategy
 from dicache.runtime.trace import Trace
 from dicache.runtime.watched_loop import as_it_stands, broken_off, holds_others, step_seen
 from dicache.solvers.loop_clock import LoopClock
@@ -174,13 +174,19 @@ class Session:
         if run.samples == 0:
             run.prints[branch] = inputs.conditions()
             run.controls = run.controls.union(controls_among(inputs.conditioning))
-        if not _as_before(run.marks.get(branch), inputs.marks):
+        if inputs.marks is None or not inputs.marks.equal(run.marks.get(branch)):
             changed = run.conditions.changed(branch, inputs.conditioning)
             run.marks[branch] = inputs.marks if run.conditions.settled(branch) else None
             if changed and not run.apart:
                 self.note(*begin_anew(self.config, run, branch, changed), of_run=True)
         everything = RowsToRun(rows, gathered=inputs.gathered)
         return Call(run, branch, inputs.latent, inputs.key, everything, first=not run.guided.outputs)
+
+    def instead(self) -> Tensor | None:
+        """The denoiser's output where it need not run, (R, ...); the call is over then. None where it must."""
+        output = None if self.call is None else self.strategy.instead(self.call)
+        self.call = None if output is not None else self.call
+        return output
 
     def around(self, call: Call, module_call: ModuleCall) -> Tree:
         """A module around the blocks: always runs, and is counted."""
@@ -291,10 +297,3 @@ class Session:
 def _released(step: Step, before: float) -> Step:
     """In a run that began when this share of the trajectory lay behind."""
     return step._replace(progress=step.progress - before)
-
-
-def _as_before(before: Marks | None, after: Marks | None) -> bool:
-    """Whether all is the same objects, and none was written to."""
-    if before is None or after is None or before.names != after.names or before.versions != after.versions:
-        return False
-    return all(one is other for one, other in zip(before.objects, after.objects, strict=True))
