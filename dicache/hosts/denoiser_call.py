@@ -12,10 +12,10 @@ weights, LoRA, compiled blocks, another cache.
 """
 
 import inspect
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
+from operator import attrgetter
 from threading import get_ident
 from typing import SupportsFloat
 
@@ -34,9 +34,10 @@ from dicache.models.family import Batch, Family
 from dicache.models.find_blocks import find
 from dicache.runtime.run_state import Inputs, Marks
 from dicache.runtime.session import Session
-from dicache.tensors.tree import Tree, map_tensors, plain, tensors
+from dicache.tensors.tree import Tree, filled, plain, tensors
 from dicache.types import Kind
 
+WRITES = attrgetter("_version")
 ADAPTED, WRITTEN = "the LoRA was changed", "the weights were changed"
 
 
@@ -57,8 +58,8 @@ class DenoiserCalls(Uncopied):
         self.signature = inspect.signature(type(denoiser).forward)
         self.adapters, self.weights = Adapters(denoiser), Weights(denoiser)
         self.by_branch = any(site.kind is Kind.BRANCH for site in session.sites)
-        self.arguments: dict[str, Tree] = {}
-        self.forms: dict[tuple[Hashable, ...], Tree] = {}
+        self.writes, self.arguments = 0, dict[str, Tree]()
+        self.empty_outputs: dict[tuple[Hashable, ...], Tree] = {}
         """What calls of each key return in the run that is going on, with tensors that hold nothing in it."""
 
     @eager
@@ -81,20 +82,20 @@ class DenoiserCalls(Uncopied):
         conditions, run = conditions_of(self.family, arguments, latent), self.session.run
         self.session.begin(Inputs(*seen, conditions, marks_of(conditions), prints))
         if self.session.run is not run:
-            self.forms = {}
+            self.empty_outputs = {}
 
     def instead(self) -> Tree:
         """What the denoiser would return, where it need not run; else None."""
         call = self.session.call
-        form = None if call is None else self.forms.get(call.key)
-        prediction = None if form is None else self.session.instead()
-        return None if prediction is None else returned(form, prediction)
+        empty = None if call is None else self.empty_outputs.get(call.key)
+        prediction = None if empty is None else self.session.instead()
+        return None if prediction is None else returned(empty, prediction)
 
     def entered(self, output: Tree) -> None:
         """The denoiser ran and gave this."""
         call = self.session.call
-        if call is not None and call.key not in self.forms:
-            self.forms[call.key] = _filled(output, lambda t: torch.empty_like(t, device="meta"))
+        if call is not None and call.key not in self.empty_outputs:
+            self.empty_outputs[call.key] = filled(output, lambda t: torch.empty_like(t, device="meta"))
 
     @eager
     def after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> Tree:
@@ -136,12 +137,10 @@ class DenoiserCalls(Uncopied):
         denoiser, run, compilation = self.denoiser, self.session.run, self.compilation
         if isinstance(denoiser, CacheMixin) and denoiser.is_cache_enabled:
             check_uncached(denoiser)
-        written = False
-        if run is None or run.complete or run.at_last_step:  # a run may begin
+        begins = run is None or run.complete or run.step.index == run.step.total - 1  # or may begin
+        if begins:
             check_others(denoiser)
-            written = self._written()
-        elif self.weights.touched():
-            written = self._written()
+        written = (begins or self._touched()) and self._written()
         if self.by_branch:
             check_branches(denoiser)
         if compilation.options is not None or any(m._compiled_call_impl for m in (denoiser, *compilation.modules)):
@@ -155,9 +154,19 @@ class DenoiserCalls(Uncopied):
         adapted = (self.adapters.any or "peft_config" in vars(denoiser)) and self._adapted(arguments)
         return ADAPTED if adapted else WRITTEN if written else ""
 
+    def _touched(self) -> bool:
+        """Whether weights may have been written to since the call before: a sum, in microseconds, of all writes."""
+        try:
+            writes = sum(map(WRITES, map(dict.get, *self.weights.counters)))
+        except (AttributeError, RuntimeError):  # one is gone, or counts no more
+            writes = -1
+        before, self.writes = self.writes, writes
+        return before != writes
+
     def _written(self) -> bool:
         """Whether the weights were written to, or exchanged, since this was asked last."""
-        changed = self.weights.changed()
+        changed, self.writes = self.weights.changed(), 0
+        self._touched()
         if not self.weights.as_at_first:
             self._say(WRITTEN)
         return changed
@@ -211,13 +220,13 @@ def conditions_of(family: Family, arguments: Mapping[str, Tree], latent: Tensor)
 def marks_of(conditions: Mapping[str, Tree]) -> Marks | None:
     """None where there is more to look at than tensors that are counted, and names."""
     objects = tuple(None if isinstance(value, Mapping) and not value else value for value in conditions.values())
-    versions = []
-    for value in objects:
+    facts = []
+    for name, value in zip(conditions, objects, strict=True):
         counted = isinstance(value, Tensor) and not value.is_inference()
         if not counted and not (value is None or isinstance(value, bool | str)):
             return None
-        versions.append(value._version if isinstance(value, Tensor) else 0)
-    return Marks(tuple(conditions), objects, tuple(versions))
+        facts.append((name, id(value), value._version if isinstance(value, Tensor) else 0))
+    return Marks(tuple(facts), objects)
 
 
 # Latents and predictions as one tensor each.
@@ -258,15 +267,7 @@ def returned(output: Tree, prediction: Tensor) -> Tree:
     before = tensors(plain(output))
     alone = len(before) == 1 and before[0].ndim == prediction.ndim  # a list may hold one sample
     parts = iter([prediction] if alone else _apart(prediction, before))
-    return _filled(output, lambda _: next(parts))
-
-
-def _filled(output: Tree, fill: Callable[[Tensor], Tensor]) -> Tree:
-    """With other tensors in the places of its own."""
-    if isinstance(output, Tensor):
-        return fill(output)
-    filled = map_tensors(fill, plain(output))
-    return type(output)(**dict(zip(output.keys(), filled, strict=True))) if isinstance(output, OrderedDict) else filled
+    return filled(output, lambda _: next(parts))
 
 
 def _apart(prediction: Tensor, before: list[Tensor]) -> Iterator[Tensor]:

@@ -7,14 +7,11 @@ quantised weights, or weights that are elsewhere (sequential offload). What LoRA
 `dicache.hosts.lora`.
 """
 
-from operator import attrgetter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-
-WRITES = attrgetter("_version")
 
 
 class Mark(NamedTuple):
@@ -35,19 +32,15 @@ class Weights:
         self.as_at_first = True
         self.elsewhere = False
         """Whether some ever were: they come back as other parameters."""
+        self.counters: tuple[list[dict[str, nn.Parameter | None]], list[str]] = [], []
+        """Where those that count are: modules' tables, and the names in them. No parameter is referred to."""
         self.marks = self._marks()
-        self.writes = self._writes()
-
-    def touched(self) -> bool:
-        """Whether some may have been written to since `changed` was asked: in microseconds, for each call."""
-        return self.writes != self._writes()
 
     def changed(self) -> bool:
         """Whether they are others than when this was asked last."""
         before, latest = self.marks, self._marks()
         self.elsewhere = self.elsewhere or any(mark is None for mark in latest.values())
         self.marks = latest
-        self.writes = self._writes()
         changed = any(self._differ(before[path], mark) for path, mark in latest.items() if path in before)
         self.as_at_first = self.as_at_first and not changed
         return changed
@@ -57,16 +50,10 @@ class Weights:
             return False
         return before.identity == latest.identity or not self.elsewhere
 
-    def _writes(self) -> int:
-        """All that were counted; -1 where one is gone, or counts no more. No parameter is referred to in between."""
-        try:
-            return sum(map(WRITES, map(dict.get, *self.counters)))
-        except (AttributeError, RuntimeError):
-            return -1
-
     def _marks(self) -> dict[str, Mark | None]:
-        """By path; None while a weight is elsewhere. Leaves in `counters` where those that count are."""
-        tables, names, marks = list[dict[str, nn.Parameter | None]](), list[str](), dict[str, Mark | None]()
+        """By path; None while a weight is elsewhere. Looks anew for `counters`."""
+        marks: dict[str, Mark | None] = {}
+        self.counters = tables, names = [], []
         for path, module in self.denoiser.named_modules():
             for name, parameter in module._parameters.items():
                 if parameter is None:
@@ -75,7 +62,6 @@ class Weights:
                 if _counts(parameter):
                     tables.append(module._parameters)
                     names.append(name)
-        self.counters = tables, names
         return marks
 
 

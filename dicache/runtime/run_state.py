@@ -30,17 +30,12 @@ from dicache.types import Decision, Grid, Quote, Rows, RunFacts, Site, Step
 
 
 class Marks(NamedTuple):
-    """What a call is made with: names, objects, and how often each was written to."""
+    """What a call is made with: objects by name, none of which was written to where `facts` are equal."""
 
-    names: tuple[str, ...]
+    facts: tuple[tuple[str, int, int], ...]
+    """Of each its name, `id`, and how often it was written to."""
     objects: tuple[object, ...]
-    versions: tuple[int, ...]
-
-    def equal(self, before: "Marks | None") -> bool:
-        """Whether all is the same objects, and none was written to."""
-        if before is None or before.names != self.names or before.versions != self.versions:
-            return False
-        return all(one is other for one, other in zip(before.objects, self.objects, strict=True))
+    """Held, so that no other object gets the `id` of one."""
 
 
 class Inputs(NamedTuple):

@@ -174,7 +174,8 @@ class Session:
         if run.samples == 0:
             run.prints[branch] = inputs.conditions()
             run.controls = run.controls.union(controls_among(inputs.conditioning))
-        if inputs.marks is None or not inputs.marks.equal(run.marks.get(branch)):
+        marks, before = inputs.marks, run.marks.get(branch)
+        if marks is None or before is None or marks.facts != before.facts:
             changed = run.conditions.changed(branch, inputs.conditioning)
             run.marks[branch] = inputs.marks if run.conditions.settled(branch) else None
             if changed and not run.apart:

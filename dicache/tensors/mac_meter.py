@@ -62,7 +62,7 @@ class Meter:
         """
         self.own = 0.0
         """What dicache multiplied itself, in all rows together; a part that is being counted may hold some of it."""
-        self._whole: dict[Hashable, float] = {}
+        self._per_call: dict[Hashable, float] = {}
         """What a call of each key costs one row if nothing is skipped."""
         self._key: Hashable = None
         self._executed = self._uncached = self._before = torch.zeros(0, dtype=torch.float64)
@@ -93,7 +93,7 @@ class Meter:
 
     def forget(self) -> None:
         """Parts may cost something else from now on."""
-        self.costs_by_key, self._whole = {}, {}
+        self.costs_by_key, self._per_call = {}, {}
 
     def begin_run(self) -> None:
         self._executed = self._uncached = torch.zeros(0, dtype=torch.float64)
@@ -134,13 +134,13 @@ class Meter:
 
     def entered(self) -> None:
         """The call is over, and the denoiser ran, whatever was skipped inside."""
-        if self._key not in self._whole and self.rows:
-            self._whole[self._key] = float(self.uncached[0] - self._before[0])
+        if self._key not in self._per_call and self.rows:
+            self._per_call[self._key] = float(self.uncached[0] - self._before[0])
 
     def not_entered(self) -> None:
         """The call is over, and the denoiser did not even begin; it was `entered` before by one of this key."""
         with torch.inference_mode():
-            self._uncached[: self.rows] += self._whole[self._key]
+            self._uncached[: self.rows] += self._per_call[self._key]
 
     def again(self) -> None:
         """The call that was just booked runs again: what it executes comes on top of what it would have cost."""

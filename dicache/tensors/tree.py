@@ -44,6 +44,14 @@ def plain(output: Tree) -> Tree:
     return tuple(output.values()) if isinstance(output, OrderedDict) else output
 
 
+def filled(output: Tree, fill: Callable[[Tensor], Tensor]) -> Tree:
+    """The same kind of output with other tensors in the places of its own."""
+    if isinstance(output, Tensor):
+        return fill(output)
+    parts = map_tensors(fill, plain(output))
+    return type(output)(**dict(zip(output.keys(), parts, strict=True))) if isinstance(output, OrderedDict) else parts
+
+
 def take(
     args: tuple[Tree, ...], kwargs: Mapping[str, Tree], rows: Tensor, batch: int, names: Sequence[str] = ()
 ) -> tuple[tuple[Tree, ...], dict[str, Tree]]:
