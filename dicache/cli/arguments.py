@@ -29,9 +29,12 @@ MOST_BYTES = 64 << 20
 """Of a file of prompts."""
 
 
-def console() -> Console:
-    """For tables: names, prompts and paths are shown as they are, whatever markup they look like."""
-    return Console(markup=False, emoji=False, highlight=False)
+def console(*, stderr: bool = False) -> Console:
+    """For tables: names, prompts and paths are shown as they are, whatever markup they look like. In a file lines are
+    120 characters wide.
+    """
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else 120
+    return Console(markup=False, emoji=False, highlight=False, stderr=stderr, width=width)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dicache.cli.arguments import console
 from dicache.measuring.calibration_plan import BUDGETS, CalibrationPlan, expected_use
 from dicache.promise.choose_profile import SHIPPED
 from dicache.promise.learn_then_test import LISTED, prompts_needed
@@ -30,7 +31,7 @@ class Approval:
     def __call__(self, plan: CalibrationPlan) -> int:
         if self.quiet:
             return plan.prompts
-        shown = Console(stderr=True, markup=False, emoji=False, highlight=False)
+        shown = console(stderr=True)
         shown.print(plan_table(plan))
         for line in worth(plan):
             shown.print(line, soft_wrap=True)
@@ -61,8 +62,8 @@ def plan_table(plan: CalibrationPlan) -> Table:
     counts = sorted({plan.prompts, *(n for n in ROUNDS), *map(prompts_needed, LISTED)})
     profile = load_profile(SHIPPED / "reference-28-guided.json")
     table = Table(title="what more prompts buy", title_justify="left")
-    for column in ("prompts", "runs", "time", *(f"may miss at {c:g}" for c in LISTED), "used of a budget at 0.9"):
-        table.add_column(column, justify="right")
+    for column in ("prompts", "runs", "time", *(f"may miss at {c:g}" for c in LISTED), "used at 0.9"):
+        table.add_column(column, justify="right", no_wrap=True)
     for prompts in counts:
         other = plan.of(prompts)
         misses = [_misses(other, confidence) for confidence in LISTED]

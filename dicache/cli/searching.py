@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -131,7 +130,7 @@ def _agreed(wanted: Wanted, prepared: Ready, prompts: Sequence[str], call: Call,
     tables = Multistep().candidates(measurements, wanted.cost, call.seed)
     works = measurements.basis.work(np.stack(tables)).tolist()
     seconds = measurements.drawer.seconds / measurements.drawer.samples
-    shown = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    shown = console(stderr=True)
     if not approval.quiet:
         counts = sorted({*(n for n in (8, 16, 24, 48) if n != len(prompts)), len(prompts)})
         for n in counts:

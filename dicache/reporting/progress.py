@@ -47,6 +47,11 @@ class LineProgress(Progress):
         self.reported: dict[TaskID, tuple[float, float]] = {}
         """When a task was told of last, and how much of it was done then."""
 
+    def add_task(self, *args: Any, **fields: Any) -> TaskID:  # noqa: ANN401
+        task_id = super().add_task(*args, **fields)
+        self.started[task_id], self.reported[task_id] = time.monotonic(), (time.monotonic(), 0.0)
+        return task_id
+
     def update(self, task_id: TaskID, **fields: Any) -> None:  # noqa: ANN401
         super().update(task_id, **fields)
         self._report(task_id)
@@ -57,8 +62,7 @@ class LineProgress(Progress):
 
     def _report(self, task_id: TaskID) -> None:
         task, now = next(task for task in self.tasks if task.id == task_id), time.monotonic()
-        begun = self.started.setdefault(task_id, now)
-        when, done = self.reported.setdefault(task_id, (now, 0.0))
+        begun, (when, done) = self.started[task_id], self.reported[task_id]
         if not task.total or task.completed <= done:
             return
         tenth, since = int(10 * task.completed / task.total) > int(10 * done / task.total), now - when
