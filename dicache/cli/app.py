@@ -14,10 +14,9 @@ from rich.table import Table
 from dicache._version import __version__
 from dicache.cli.arguments import INTERRUPTED, AsJson, console
 from dicache.cli.generate import generate
-from dicache.cli.inspecting import inspect
+from dicache.cli.looking import inspect, report
 from dicache.cli.measure import calibrate, search, tune
 from dicache.cli.pictures import demo
-from dicache.cli.saved_report import report
 from dicache.errors import DicacheError
 
 app = typer.Typer(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dicache.api import enable
 from dicache.cli.load import Ready, refusals_of, taken_by
-from dicache.cli.options import Call
+from dicache.cli.options import PipelineCall
 from dicache.errors import PipelineError
 from dicache.files.atomic import replacing
 from dicache.promise.metrics import relative_error
@@ -35,7 +35,7 @@ class Pictures(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batch:
+class DrawnBatch:
     prompts: list[str]
     seeds: list[int]
     cached: Pictures
@@ -51,8 +51,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Run:
-    batches: list[Batch]
+class Drawing:
+    batches: list[DrawnBatch]
     ships: bool
 
     def save(self, out: Path) -> list[Path]:
@@ -81,8 +81,8 @@ class Run:
 
 
 def draw(
-    ready: Ready, prompts: Sequence[str], mode: Mapping[str, Any], call: Call, *, compare: bool, quiet: bool
-) -> Run:
+    ready: Ready, prompts: Sequence[str], mode: Mapping[str, Any], call: PipelineCall, *, compare: bool, quiet: bool
+) -> Drawing:
     """In batches of `call.batch`; prompt k has the seed `call.seed` + k. Raises what `enable` raises, and PipelineError
     for what the pipeline refuses.
     """
@@ -97,8 +97,8 @@ def draw(
                 uncached = _drawn(ready, some, seeds, advance) if compare else None
                 with enable(ready.pipe, **mode) as cache:
                     cached = _drawn(ready, some, seeds, advance)
-                batches.append(Batch(some, seeds, cached, cache.report(), uncached))
-    return Run(batches, ready.ships)
+                batches.append(DrawnBatch(some, seeds, cached, cache.report(), uncached))
+    return Drawing(batches, ready.ships)
 
 
 def _advancing(advance: Callable[..., None], task: Any, samples: int) -> Callable[[], None]:  # noqa: ANN401
@@ -146,7 +146,7 @@ def _save(picture: Any, path: Path) -> None:  # noqa: ANN401
         first.save(file, **(frames if rest else {}))
 
 
-def _lines(batch: Batch) -> list[str]:
+def _lines(batch: DrawnBatch) -> list[str]:
     """What a person is told of it."""
     lines = [str(batch.report).rstrip(), f"seeds: {', '.join(map(str, batch.seeds))}"]
     seconds = batch.cached.seconds
@@ -160,7 +160,7 @@ def _lines(batch: Batch) -> list[str]:
     return lines
 
 
-def _facts(batch: Batch) -> dict[str, Any]:
+def _facts(batch: DrawnBatch) -> dict[str, Any]:
     before = None if batch.uncached is None else batch.uncached.seconds
     return {
         **batch.report.to_dict(),

@@ -16,12 +16,12 @@ from dicache.cli.arguments import (
     prompts_of,
     stoppable,
 )
-from dicache.cli.options import Call, Source, Texts, spread
+from dicache.cli.options import PipelineCall, Source, Texts, spread
 from dicache.errors import CaptionError, ModeError
 from dicache.reference.scenes import parse
 
 if TYPE_CHECKING:
-    from dicache.cli.drawing import Run
+    from dicache.cli.drawing import Drawing
 
 DEFAULT = 0.05
 
@@ -55,7 +55,7 @@ def generate(
         bool, typer.Option("--compare", help="Draw uncached as well: tells true errors and wall times.")
     ] = False,
     source: Source,
-    call: Call,
+    call: PipelineCall,
     as_json: AsJson = False,
 ) -> None:
     """Draw prompts within an error budget, with a pipeline of yours or the model that ships."""
@@ -100,5 +100,5 @@ def _mode(
     return asked | {name: value for name, value in promise.items() if value is not None}
 
 
-def _words(run: "Run", written: list[Path]) -> str:
+def _words(run: "Drawing", written: list[Path]) -> str:
     return "\n".join((*run.lines(), f"wrote {', '.join(map(str, written))}"))

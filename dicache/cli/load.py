@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from dicache.api import denoisers
-from dicache.cli.options import Call, Offload, Source
+from dicache.cli.options import Offload, PipelineCall, Source
 from dicache.errors import DicacheError, ModeError, PipelineError
 from dicache.reference.assembly import GUIDANCE, STEPS, pipeline
 
@@ -43,21 +43,21 @@ class Ready(NamedTuple):
     """Whether it is the model that ships."""
 
 
-def ready(source: Source, call: Call) -> Ready:
+def ready(source: Source, call: PipelineCall) -> Ready:
     """Raises PipelineError for what cannot be loaded or placed, ModeError for arguments that its call does not take."""
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     pipe = pipeline() if source.model is None else _loaded(source)
     pipe.set_progress_bar_config(disable=True)
-    _place(pipe, source)
+    _move(pipe, source)
     ships = source.model is None
     steps = call.steps or (STEPS if ships else _default_steps(pipe))
     guidance = GUIDANCE if ships and call.guidance is None else call.guidance
     return Ready(pipe, steps, arguments_of(pipe, call, guidance), ships)
 
 
-def arguments_of(pipe: Any, call: Call, guidance: float | None) -> dict[str, Any]:  # noqa: ANN401
+def arguments_of(pipe: Any, call: PipelineCall, guidance: float | None) -> dict[str, Any]:  # noqa: ANN401
     """What the options say, by the names of this pipeline. Raises ModeError for those that it does not take."""
     taken = taken_by(pipe)
     if "prompt" not in taken:
@@ -159,8 +159,8 @@ def _loaded(source: Source) -> Any:  # noqa: ANN401
             f"there is no folder {name}. Expected one that a pipeline's save_pretrained wrote, or a repository's name, "
             "as black-forest-labs/FLUX.1-dev."
         )
-    chosen = source.dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
-    options = {"torch_dtype": getattr(torch, chosen), **({"variant": source.variant} if source.variant else {})}
+    dtype = source.dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
+    options = {"torch_dtype": getattr(torch, dtype), **({"variant": source.variant} if source.variant else {})}
     try:
         return diffusers.DiffusionPipeline.from_pretrained(name, **options)
     except Exception as error:  # whatever a repository's files make diffusers raise
@@ -168,7 +168,7 @@ def _loaded(source: Source) -> Any:  # noqa: ANN401
         raise PipelineError(f"{name} cannot be loaded as a pipeline: {brief(error)}.{offline}") from error
 
 
-def _place(pipe: Any, source: Source) -> None:  # noqa: ANN401
+def _move(pipe: Any, source: Source) -> None:  # noqa: ANN401
     """LoRAs first: they are placed with what they are in."""
     device = source.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if source.model is None and source.device is None:

@@ -17,7 +17,7 @@ from dicache.cli.arguments import (
     prompts_of,
     stoppable,
 )
-from dicache.cli.options import Call, Source, Texts, spread
+from dicache.cli.options import PipelineCall, Source, Texts, spread
 from dicache.errors import FileError, ModeError
 from dicache.finders.by_name import FILLS, check, finders, options_of
 from dicache.reference.scenes import prompts as scenes
@@ -41,7 +41,7 @@ def calibrate(
     fine: Annotated[bool, typer.Option("--fine", help="Try twice as many levels: more of a budget is used.")] = False,
     texts: Texts,
     source: Source,
-    call: Call,
+    call: PipelineCall,
     checkpoint: Checkpoint = None,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -95,7 +95,7 @@ def tune(
     budget: Annotated[float | None, typer.Option(help="Instead: error that it may have, in the mean.")] = None,
     texts: Texts,
     source: Source,
-    call: Call,
+    call: PipelineCall,
     checkpoint: Checkpoint = None,
     yes: Yes = False,
     as_json: AsJson = False,
@@ -114,10 +114,10 @@ def tune(
     lines = lines or _ours(source, TUNED_ON if texts.first is None else texts.first, call.seed)
     with stoppable(checkpoint):
         from dicache.cli.plans import Approval
-        from dicache.cli.searching import Wanted, found_by, show
+        from dicache.cli.searching import SearchAim, search_for, show
 
-        wanted = Wanted("multistep", {}, "evaluation", budget, cost)
-        answer = found_by(wanted, lines, source, call, checkpoint, Approval(ask=not yes, quiet=as_json))
+        wanted = SearchAim("multistep", {}, "evaluation", budget, cost)
+        answer = search_for(wanted, lines, source, call, checkpoint, Approval(ask=not yes, quiet=as_json))
         show(answer, out, as_json=as_json)
 
 
@@ -143,7 +143,7 @@ def search(
     texts: Texts,
     captions: Annotated[int, typer.Option(min=1, help="How many captions of ours, without prompts.")] = 4,
     source: Source,
-    call: Call,
+    call: PipelineCall,
     checkpoint: Checkpoint = None,
     as_json: AsJson = False,
 ) -> None:
@@ -153,10 +153,10 @@ def search(
     check(finder, options, sites, budget, cost)
     lines = prompts_of(texts) or _ours(source, captions, call.seed)
     with stoppable(checkpoint):
-        from dicache.cli.searching import Wanted, found_by, show
+        from dicache.cli.searching import SearchAim, search_for, show
 
-        wanted = Wanted(finder, options, sites, budget, cost)
-        show(found_by(wanted, lines, source, call, checkpoint, quiet=as_json), out, as_json=as_json)
+        wanted = SearchAim(finder, options, sites, budget, cost)
+        show(search_for(wanted, lines, source, call, checkpoint, quiet=as_json), out, as_json=as_json)
 
 
 search.__doc__ = f"""Find a schedule: a table of what computes at which step, for `dicache generate --schedule`.

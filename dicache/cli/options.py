@@ -47,7 +47,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class PipelineCall:
     """How it is called."""
 
     steps: Annotated[

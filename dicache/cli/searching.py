@@ -15,7 +15,7 @@ from rich.table import Table
 
 from dicache.cli.arguments import console
 from dicache.cli.load import Ready, ready, refusals_of
-from dicache.cli.options import Call, Source
+from dicache.cli.options import PipelineCall, Source
 from dicache.cli.plans import Approval
 from dicache.errors import DicacheWarning
 from dicache.files.atomic import replacing
@@ -32,7 +32,7 @@ FEWEST = 4
 """Prompts that a schedule may be tuned on."""
 
 
-class Wanted(NamedTuple):
+class SearchAim(NamedTuple):
     finder: str
     options: dict[str, str]
     sites: str
@@ -40,7 +40,7 @@ class Wanted(NamedTuple):
     cost: float | None
 
 
-class Answer(NamedTuple):
+class SearchAnswer(NamedTuple):
     finder: str
     result: Schedule | ParetoSet
     spent: str
@@ -64,16 +64,16 @@ class Watched:
         self.bar.update(self.tasks[what], completed=done, total=total)
 
 
-def found_by(
-    wanted: Wanted,
+def search_for(
+    wanted: SearchAim,
     prompts: Sequence[str],
     source: Source,
-    call: Call,
+    call: PipelineCall,
     checkpoint: Path | None,
     approval: Approval | None = None,
     *,
     quiet: bool = False,
-) -> Answer:
+) -> SearchAnswer:
     """What the finder finds on these prompts. With `approval` the plan of a tuning is shown, and agreed to, first.
     Raises ScheduleError, and PipelineError for what the pipeline refuses. Warnings go to stderr.
     """
@@ -94,10 +94,10 @@ def found_by(
     for warning in noted:
         print(f"note: {warning.message}", file=sys.stderr)
     took = time.perf_counter() - started
-    return Answer(wanted.finder, result, spent(took, drawer.samples, drawer.executed, drawer.uncached))
+    return SearchAnswer(wanted.finder, result, spent(took, drawer.samples, drawer.executed, drawer.uncached))
 
 
-def show(answer: Answer, out: Path, *, as_json: bool) -> None:
+def show(answer: SearchAnswer, out: Path, *, as_json: bool) -> None:
     """Write it, with a plot of a front, and print it."""
     answer.result.save(out)
     if isinstance(answer.result, ParetoSet):
@@ -119,11 +119,11 @@ def table(finder: str, members: Sequence[Schedule]) -> Table:
     return rows
 
 
-def _calibration(prepared: Ready, prompts: Sequence[str], call: Call) -> Calibration:
+def _calibration(prepared: Ready, prompts: Sequence[str], call: PipelineCall) -> Calibration:
     return Calibration(list(prompts), prepared.steps, seed=call.seed, batch=call.batch, call=prepared.call)
 
 
-def _agreed(wanted: Wanted, prepared: Ready, prompts: Sequence[str], call: Call, approval: Approval) -> int:
+def _agreed(wanted: SearchAim, prepared: Ready, prompts: Sequence[str], call: PipelineCall, approval: Approval) -> int:
     """How many prompts to go on with. One batch is drawn uncached, to know the steps and the time."""
     first = _calibration(prepared, prompts[: call.batch], call)
     measurements = first.on(prepared.pipe, sites_named(wanted.sites))

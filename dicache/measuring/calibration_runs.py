@@ -39,7 +39,7 @@ SECONDS = "seconds"
 """What a run took, of which nothing but the time that is said beforehand depends."""
 
 
-class Uncached(NamedTuple):
+class UncachedBatch(NamedTuple):
     """One batch, computing everything."""
 
     drawn: Drawn
@@ -48,11 +48,11 @@ class Uncached(NamedTuple):
     timetable: Timetable
 
 
-class Batch(NamedTuple):
+class PromptBatch(NamedTuple):
     indices: Sequence[int]
     name: str
     """In the checkpoint."""
-    uncached: Callable[[], Uncached]
+    uncached: Callable[[], UncachedBatch]
     """Its uncached run, drawn when it is first asked for."""
 
 
@@ -71,7 +71,7 @@ class CalibrationRuns:
         self.tick: Callable[[str], None] = lambda what: None
         self.begun: dict[str, Entry] = {}
         """Entries of the first batch, by name."""
-        self.opened: Batch | None = None
+        self.opened: PromptBatch | None = None
 
     def seconds(self, indices: Sequence[int], model: str) -> float | None:
         """What all runs of a prompt take, from two runs of the first batch; None where a checkpoint does not say."""
@@ -86,11 +86,11 @@ class CalibrationRuns:
         timetable = self.opened.uncached().timetable if drawn else None
         return seconds_of(*times, timetable, self.levels, middle, seen) / len(indices)
 
-    def batch(self, k: int, indices: Sequence[int]) -> Batch:
+    def batch(self, k: int, indices: Sequence[int]) -> PromptBatch:
         name = f"{k}-{self._digest(indices)}"
         if self.opened is not None and self.opened.name == name:
             return self.opened
-        return Batch(indices, name, cache(partial(self._uncached, indices)))
+        return PromptBatch(indices, name, cache(partial(self._uncached, indices)))
 
     def undrawn(self, batches: Sequence[Sequence[int]]) -> int:
         """Samples that neither the checkpoint nor what was begun holds."""
@@ -114,13 +114,13 @@ class CalibrationRuns:
         tested = {key: np.concatenate([each[key] for each in lost]).astype(np.float32) for key in lost[0]}
         return Profile(facts, {**tested, "levels": np.array(self.levels, dtype=np.float32)})
 
-    def _uncached_name(self, batch: Batch) -> str:
+    def _uncached_name(self, batch: PromptBatch) -> str:
         return f"uncached-{batch.name}"
 
-    def _show(self, batch: Batch) -> Entry:
+    def _show(self, batch: PromptBatch) -> Entry:
         return self.checkpoint.entry(self._uncached_name(batch), lambda: batch.uncached().shown)
 
-    def _uncached(self, indices: Sequence[int]) -> Uncached:
+    def _uncached(self, indices: Sequence[int]) -> UncachedBatch:
         with enable(self.pipe, config=Config(Planned(0.0))) as enabled:
             drawn, seconds = self._draw(indices)
             trace, facts = enabled.trace, Recorder(enabled).facts
@@ -134,13 +134,13 @@ class CalibrationRuns:
             SECONDS: np.array([seconds]),
             **{NEGATIVE_CONDITIONS + name: each.numpy() for name, each in facts.negative_conditions.items()},
         }
-        return Uncached(drawn, shown, timetable)
+        return UncachedBatch(drawn, shown, timetable)
 
-    def _test(self, batch: Batch, untested: Profile, level: float) -> tuple[str, Callable[[], Entry]]:
+    def _test(self, batch: PromptBatch, untested: Profile, level: float) -> tuple[str, Callable[[], Entry]]:
         """The entry of a batch within a level: its name, and what makes it."""
         return _test_name(batch, level), partial(self._within, batch, untested, level)
 
-    def _tested(self, batch: Batch, untested: Profile) -> Entry:
+    def _tested(self, batch: PromptBatch, untested: Profile) -> Entry:
         """What a batch loses within every level, (B, levels) each."""
         cells = []
         for level in self.levels:
@@ -149,7 +149,7 @@ class CalibrationRuns:
             self.tick("tests")
         return {key: np.stack([cell[key] for cell in cells], axis=1) for key in cells[0] if key != SECONDS}
 
-    def _within(self, batch: Batch, untested: Profile, level: float) -> Entry:
+    def _within(self, batch: PromptBatch, untested: Profile, level: float) -> Entry:
         exact = batch.uncached().drawn
         with enable(self.pipe, config=for_profile(ProfileChoice((untested,), "named"), FixedLevel(level))) as enabled:
             drawn, seconds = self._draw(batch.indices)
@@ -176,7 +176,7 @@ class CalibrationRuns:
         return self.drawer.draw(indices), self.drawer.seconds - before
 
 
-def _test_name(batch: Batch, level: float) -> str:
+def _test_name(batch: PromptBatch, level: float) -> str:
     return f"test-{batch.name}-{float(level)!r}"
 
 

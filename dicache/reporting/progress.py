@@ -61,15 +61,15 @@ class LineProgress(Progress):
         self._report(task_id)
 
     def _report(self, task_id: TaskID) -> None:
-        task, now = next(task for task in self.tasks if task.id == task_id), time.monotonic()
+        task, moment = next(task for task in self.tasks if task.id == task_id), time.monotonic()
         begun, (when, done) = self.started[task_id], self.reported[task_id]
         if not task.total or task.completed <= done:
             return
-        tenth, since = int(10 * task.completed / task.total) > int(10 * done / task.total), now - when
+        tenth, since = int(10 * task.completed / task.total) > int(10 * done / task.total), moment - when
         over = task.completed >= task.total
         if not over and not (tenth and since >= SOON) and since < LATE:
             return
-        self.reported[task_id] = now, task.completed
-        left = (now - begun) * (task.total / task.completed - 1)
-        ahead = f"done in {duration(now - begun)}" if over else f"about {duration(left)} to go"
+        self.reported[task_id] = moment, task.completed
+        left = (moment - begun) * (task.total / task.completed - 1)
+        ahead = f"done in {duration(moment - begun)}" if over else f"about {duration(left)} to go"
         self.console.print(f"{task.description}: {task.completed:g} of {task.total:g}, {ahead}")

@@ -13,7 +13,7 @@ from rich.console import Console
 from dicache.cli.arguments import check_json, check_picture, console, lines_of, prompts_of
 from dicache.cli.doctor import PACKAGES, examine
 from dicache.cli.load import arguments_of
-from dicache.cli.options import Call, Texts
+from dicache.cli.options import PipelineCall, Texts
 from dicache.cli.searching import Watched, table
 from dicache.errors import DicacheError, FileError, ModeError
 from dicache.reporting.progress import progress
@@ -21,12 +21,12 @@ from dicache.reporting.progress import progress
 
 @given(scale=st.floats(1, 20))
 def test_a_scale_of_1_is_no_guidance_and_any_larger_one_is_given_on(scale, reference):
-    named = arguments_of(reference, Call(), scale)
+    named = arguments_of(reference, PipelineCall(), scale)
     assert named == ({} if scale == 1 else {"negative_prompt": "", "true_cfg_scale": scale})
 
 
 def test_what_a_call_does_not_take_is_refused_and_what_it_takes_is_named_as_the_pipeline_does(reference):
-    call = Call(height=32, argument=["max_sequence_length=16", "prompt_2=a [red] circle"])
+    call = PipelineCall(height=32, argument=["max_sequence_length=16", "prompt_2=a [red] circle"])
     assert arguments_of(reference, call, None) == {
         "height": 32,
         "max_sequence_length": 16,
@@ -40,7 +40,7 @@ def test_what_a_call_does_not_take_is_refused_and_what_it_takes_is_named_as_the_
         "image=@nowhere.png": "is no picture",
     }.items():
         with pytest.raises(DicacheError, match=message):
-            arguments_of(reference, Call(argument=[wrong]), None)
+            arguments_of(reference, PipelineCall(argument=[wrong]), None)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])

@@ -8,7 +8,7 @@ from PIL import Image
 
 import dicache
 from dicache.cli import app
-from dicache.cli.drawing import Run, _save
+from dicache.cli.drawing import Drawing, _save
 from dicache.errors import PipelineError
 from pipelines.stock import save_stable_diffusion
 
@@ -180,7 +180,7 @@ def test_a_video_is_written_with_its_frames_and_not_as_a_picture(tmp_path):
         assert video.n_frames == 4
     with pytest.raises(PipelineError, match="this pipeline gives videos"):
         _save(frames, tmp_path / "a.png")
-    assert Run([], ships=False).save(tmp_path / "b.png") == []
+    assert Drawing([], ships=False).save(tmp_path / "b.png") == []
 
 
 def test_the_version_and_every_finder_are_said(command):

@@ -1,4 +1,4 @@
-"""The command `report`: a report that was saved, printed again or made into a page or a picture."""
+"""The commands that look: `inspect` at a pipeline, `report` at what a run left. What is heavy is imported then."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,32 @@ from typing import Annotated
 
 import typer
 
-from dicache.cli.arguments import AsJson, check_page, check_picture
+from dicache.cli.arguments import AsJson, check_page, check_picture, console, prompts_of, stoppable
+from dicache.cli.options import PipelineCall, Source, Texts, spread
+from dicache.errors import FileError
+from dicache.reference.scenes import prompts as scenes
+
+
+@spread
+def inspect(*, source: Source, texts: Texts, call: PipelineCall, as_json: AsJson = False) -> None:
+    """Say what dicache sees in a pipeline: denoisers, sites, solver, costs, memory, and what is refused and why.
+
+    Two steps of a run are drawn for it. Where the pipeline needs more than a prompt, give it with --argument.
+    """
+    lines = prompts_of(texts) or (list(scenes("test", 1)) if source.model is None else ["a photo of a cat"])
+    with stoppable(None, ""):
+        from dicache.cli.load import ready
+        from dicache.cli.sight import seen_in, tables
+
+        facts = seen_in(ready(source, call), lines[:1], call.seed)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    shown = console()
+    for table in tables(facts):
+        shown.print(table)
+    for note in facts["notes"]:
+        shown.print(f"note: {note}")
 
 
 def report(
@@ -20,7 +45,6 @@ def report(
         check_page(html)
     if plot is not None:
         check_picture(plot)
-    from dicache.errors import FileError
     from dicache.files.atomic import replacing, write_text
     from dicache.files.checked import refusing
     from dicache.reporting.page import figure, page
