@@ -4,7 +4,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from dicache.errors import DicacheWarning
 from dicache.files.atomic import replacing
 from dicache.finders.by_name import make, sites_named
 from dicache.finders.multistep import Multistep
-from dicache.measuring.schedule_measurements import Calibration
+from dicache.measuring.schedule_measurements import Calibration, ScheduleMeasurements
 from dicache.reporting.front_plot import figure
 from dicache.reporting.progress import progress
 from dicache.reporting.words import duration, spent
@@ -82,19 +82,23 @@ def search_for(
     with warnings.catch_warnings(record=True) as noted, refusals_of(prepared.pipe):
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", DicacheWarning)
+        drawers = []
         if approval is not None:
-            prompts = prompts[: _agreed(wanted, prepared, prompts, call, approval)]
+            first = _calibration(prepared, prompts[: call.batch], call).on(prepared.pipe, sites_named(wanted.sites))
+            prompts = prompts[: _agreed(wanted, first, len(prompts), call, approval)]
+            drawers.append(first.drawer)
         with progress(not quiet) as bar:
             calibration = replace(_calibration(prepared, prompts, call), tick=Watched(bar), checkpoint=checkpoint)
             method, sites = make(wanted.finder, wanted.options), sites_named(wanted.sites)
             result = method.find(
                 prepared.pipe, sites, calibration, budget=wanted.budget, cost=wanted.cost, seed=call.seed
             )
-            drawer = calibration.on(prepared.pipe, sites).drawer
+            drawers.append(calibration.on(prepared.pipe, sites).drawer)
     for warning in noted:
         print(f"note: {warning.message}", file=sys.stderr)
     took = time.perf_counter() - started
-    return SearchAnswer(wanted.finder, result, spent(took, drawer.samples, drawer.executed, drawer.uncached))
+    totals = (sum(getattr(each, name) for each in drawers) for name in ("samples", "executed", "uncached"))
+    return SearchAnswer(wanted.finder, result, spent(took, *totals))
 
 
 def show(answer: SearchAnswer, out: Path, *, as_json: bool) -> None:
@@ -123,30 +127,31 @@ def _calibration(prepared: Ready, prompts: Sequence[str], call: PipelineCall) ->
     return Calibration(list(prompts), prepared.steps, seed=call.seed, batch=call.batch, call=prepared.call)
 
 
-def _agreed(wanted: SearchAim, prepared: Ready, prompts: Sequence[str], call: PipelineCall, approval: Approval) -> int:
-    """How many prompts to go on with. One batch is drawn uncached, to know the steps and the time."""
-    first = _calibration(prepared, prompts[: call.batch], call)
-    measurements = first.on(prepared.pipe, sites_named(wanted.sites))
-    tables = Multistep().candidates(measurements, wanted.cost, call.seed)
-    works = measurements.basis.work(np.stack(tables)).tolist()
-    seconds = measurements.drawer.seconds / measurements.drawer.samples
+def _agreed(
+    wanted: SearchAim, first: ScheduleMeasurements, prompts: int, call: PipelineCall, approval: Approval
+) -> int:
+    """How many prompts to go on with. The first batch is drawn uncached, to know the steps and the time."""
+    tables = Multistep().candidates(first, wanted.cost, call.seed)
+    works = first.basis.work(np.stack(tables)).tolist()
+    seconds = first.drawer.seconds / first.drawer.samples
     shown = console(stderr=True)
     if not approval.quiet:
-        counts = sorted({*(n for n in (8, 16, 24, 48) if n != len(prompts)), len(prompts)})
-        for n in counts:
-            plan = _plan(n, call.batch, works)
-            own = " (yours)" if n == len(prompts) else ""
-            shown.print(
-                f"{n} prompts{own}: {plan.samples} samples in {plan.runs} runs, at most about "
-                f"{duration(seconds * plan.uncached)}",
-                soft_wrap=True,
-            )
-        shown.print(
-            f"{len(tables)} candidates are fitted on {min(call.batch, len(prompts))} prompts and tried on all. More "
-            "prompts buy a better choice and a truer error; no confidence: for that use `dicache calibrate`.",
-            soft_wrap=True,
-        )
-    return approval.agreed(len(prompts), FEWEST if len(prompts) >= FEWEST else 1, shown)
+        for line in _plan_lines(prompts, call.batch, works, seconds):
+            shown.print(line, soft_wrap=True)
+    return approval.agreed(prompts, min(prompts, FEWEST), shown)
+
+
+def _plan_lines(prompts: int, batch: int, works: Sequence[float], seconds: float) -> Iterator[str]:
+    """What these prompts, and fewer or more of them, take, by the seconds of an uncached sample."""
+    for n in sorted({8, 16, 24, 48, prompts}):
+        plan, own = _plan(n, batch, works), " (yours)" if n == prompts else ""
+        took = duration(seconds * plan.uncached)
+        yield f"{n} prompts{own}: {plan.samples} samples to go, in {plan.runs} runs, about {took}"
+    candidates = "1 candidate is" if len(works) == 1 else f"{len(works)} candidates are"
+    yield (
+        f"{candidates} fitted on {min(batch, prompts)} prompts and tried on all. More prompts buy a better choice and "
+        "a truer error, and no confidence: that is what `dicache calibrate` is for."
+    )
 
 
 class _Plan(NamedTuple):

@@ -92,11 +92,12 @@ def _denoiser(module: nn.Module) -> dict[str, Any]:
 
 def _sites(word: str, family: Family, blocks: dict[str, nn.Module]) -> int | str:
     """How many there are, or why there are none."""
+    selector = sites_named(word)
     try:
-        sites = sites_named(word).select(blocks, 0)
+        sites = selector.select(blocks, 0)
         family.check(sites, 0)
     except DicacheError as error:
-        return str(error)
+        return str(error).replace(str(selector), f"--sites {word}")
     return len(sites)
 
 

@@ -1,6 +1,6 @@
 """Times and multiply-accumulates in words."""
 
-_PREFIXES = ((1e15, "peta-MACs"), (1e12, "tera-MACs"), (1e9, "giga-MACs"), (1e6, "mega-MACs"))
+_PREFIXES = ((1e15, "peta-MACs"), (1e12, "tera-MACs"), (1e9, "giga-MACs"), (1e6, "mega-MACs"), (1e3, "kilo-MACs"))
 
 
 def duration(seconds: float) -> str:
