@@ -17,7 +17,8 @@ import transformers
 from dicache.api import denoisers
 from dicache.cli.options import Offload, PipelineCall, Source
 from dicache.errors import DicacheError, ModeError, PipelineError
-from dicache.reference.assembly import GUIDANCE, STEPS, pipeline
+from dicache.reference import assembly
+from dicache.reference.assembly import GUIDANCE, STEPS
 
 LONGEST = 300
 """Characters of a message of others that are shown."""
@@ -48,7 +49,7 @@ def ready(source: Source, call: PipelineCall) -> Ready:
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    pipe = pipeline() if source.model is None else _loaded(source)
+    pipe = assembly.pipeline() if source.model is None else _loaded(source)
     pipe.set_progress_bar_config(disable=True)
     _move(pipe, source)
     ships = source.model is None
