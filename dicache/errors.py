@@ -67,3 +67,7 @@ class ProfileError(DicacheError, ValueError):
 
 class FileError(DicacheError, OSError):
     """A file cannot be written. What was there before is unchanged."""
+
+
+class PipelineError(DicacheError, ValueError):
+    """A pipeline cannot be loaded, placed, or called as the command line was asked to."""

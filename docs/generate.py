@@ -1,7 +1,7 @@
 """The pages that say what there is: `python docs/generate.py` writes them, a test holds that they are up to date.
 
     models.md    every denoiser class of diffusers, as `dicache models --markdown` lists it
-    cli.md       every command and its options, from the command line itself
+    cli.md       every command and its options, from the command line itself, between its markers
     presets.md   a row for every published method, from the presets
     schedules.md the finders' names and options, between its markers
     CHANGELOG    where modules and names went, between its markers
@@ -15,6 +15,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from enum import StrEnum
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -35,6 +36,7 @@ from dicache.types import Action
 DOCS = Path(__file__).parent
 CHANGELOG = DOCS.parent / "CHANGELOG.md"
 SCHEDULES = DOCS / "schedules.md"
+CLI = DOCS / "cli.md"
 PLACE = re.compile(r"`([\w.]+)` \(`([\w/]+\.py):\d+`\)")
 """A definition and where it is, as architecture.md writes it."""
 
@@ -42,7 +44,7 @@ PLACE = re.compile(r"`([\w.]+)` \(`([\w/]+\.py):\d+`\)")
 def pages() -> dict[Path, str]:
     return {
         DOCS / "models.md": models(catalogue()),
-        DOCS / "cli.md": "\n".join(_commands()),
+        CLI: filled(CLI.read_text(encoding="utf-8"), "commands", "\n".join(_commands()).rstrip()),
         DOCS / "presets.md": "\n".join(_presets()),
         SCHEDULES: filled(SCHEDULES.read_text(encoding="utf-8"), "finders", markdown(list(_finders()))),
         DOCS / "architecture.md": _with_lines((DOCS / "architecture.md").read_text(encoding="utf-8")),
@@ -51,16 +53,11 @@ def pages() -> dict[Path, str]:
 
 
 def _commands() -> Iterator[str]:
-    yield "# Command line\n"
-    yield (
-        "`dicache COMMAND --help` prints what stands here. Every command takes `--json`; a user's mistake is one "
-        "clear line and exit code 2.\n"
-    )
     commands = {str(inspect.unwrap(info.callback).__name__): info.callback for info in app.registered_commands}
     for name, command in sorted(commands.items()):
         hints = get_type_hints(command, include_extras=True)
         parameters = [Parameter(p, *get_args(hints[p.name])) for p in inspect.signature(command).parameters.values()]
-        arguments = [p.name.upper() for p in parameters if isinstance(p.info, ArgumentInfo)]
+        arguments = [p.written for p in parameters if isinstance(p.info, ArgumentInfo)]
         yield f"## dicache {name}\n"
         yield f"{inspect.cleandoc(command.__doc__ or '')}\n"
         yield f"```text\ndicache {' '.join([name, *arguments])} [OPTIONS]\n```\n"
@@ -112,14 +109,21 @@ class Parameter:
     def __init__(self, parameter: inspect.Parameter, kind: Any, info: ArgumentInfo | OptionInfo) -> None:  # noqa: ANN401
         self.name, self.default, self.kind, self.info = parameter.name, parameter.default, kind, info
 
+    @property
+    def written(self) -> str:
+        """An argument's name."""
+        return str(self.info.metavar or self.name.upper())
+
     def __str__(self) -> str:
         declared = [flag for flag in (self.info.default, *(self.info.param_decls or ())) if str(flag).startswith("--")]
         flags = ", ".join(declared) or f"--{self.name.replace('_', '-')}"
-        written = self.name.upper() if isinstance(self.info, ArgumentInfo) else flags
+        written = self.written if isinstance(self.info, ArgumentInfo) else flags
         return f"| `{written}` | {self._takes()} | {self._default()} | {self.info.help or ''} |"
 
     def _takes(self) -> str:
         kinds = [kind for kind in get_args(self.kind) or (self.kind,) if kind is not NoneType]
+        if isinstance(kinds[0], type) and issubclass(kinds[0], StrEnum):
+            return ", ".join(kinds[0])
         inner = get_args(kinds[0]) or (kinds[0],)
         return "" if inner[0] is bool else inner[0].__name__.lower()
 

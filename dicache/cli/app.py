@@ -1,5 +1,5 @@
-"""The command line: `dicache demo | generate | calibrate | search | models | doctor`. A user's mistake is one clear
-line and exit code 2.
+"""The command line: `dicache demo | generate | inspect | tune | calibrate | search | report | models | doctor`. A
+user's mistake is one clear line and exit code 2.
 """
 
 import json
@@ -9,12 +9,14 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from dicache.cli.arguments import AsJson
-from dicache.cli.measure import calibrate, search
-from dicache.cli.pictures import demo, generate
+from dicache._version import __version__
+from dicache.cli.arguments import INTERRUPTED, AsJson, console
+from dicache.cli.generate import generate
+from dicache.cli.looking import inspect, report
+from dicache.cli.measure import calibrate, search, tune
+from dicache.cli.pictures import demo
 from dicache.errors import DicacheError
 
 app = typer.Typer(
@@ -22,7 +24,17 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Faster diffusion inference within an error budget.",
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Say which version this is.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"dicache {__version__}")
+        raise typer.Exit
 
 
 def main() -> None:
@@ -33,11 +45,13 @@ def main() -> None:
     except DicacheError as error:
         print(f"dicache: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("dicache: stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
-app.command()(demo)
-app.command()(generate)
-app.command()(calibrate)
+for command in (demo, generate, inspect, tune, calibrate, report):
+    app.command()(command)
 
 
 @app.command()
@@ -62,7 +76,7 @@ def models(
         table.add_column(column, overflow="fold")
     for entry in entries:
         table.add_row(entry.model, entry.batch, entry.inside, entry.reason or entry.between)
-    Console().print(table)
+    console().print(table)
 
 
 app.command()(search)
@@ -80,4 +94,4 @@ def doctor(as_json: AsJson = False) -> None:
     table = Table(show_header=False)
     for name, value in facts.items():
         table.add_row(name, str(value if value is not None else "missing"))
-    Console().print(table)
+    console().print(table)

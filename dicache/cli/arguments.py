@@ -6,40 +6,43 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dicache.errors import BudgetError, FileError
+from dicache.cli.options import Texts
+from dicache.errors import BudgetError, FileError, ModeError
+from dicache.files.checked import plain_bytes, refusing
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Budget = Annotated[float, typer.Option(help="Relative L2 error the final latent may have.")]
-Guidance = Annotated[float, typer.Option(min=1.0, help="Guidance scale; 1 for none.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**31)]
-BatchSize = Annotated[int, typer.Option(min=1, help="Samples drawn at once.")]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="A folder for what is measured; stopped, the same command goes on there.")
 ]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="Do not ask before it begins; nobody is asked where there is no terminal.")
+]
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 and the signal's number."""
+MOST_BYTES = 64 << 20
+"""Of a file of prompts."""
 
 
-def progress(quiet: bool) -> Progress:
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    return Progress(*columns, console=Console(stderr=True), disable=quiet)
-
-
-def guided(guidance: float) -> dict[str, Any]:
-    """What the reference pipeline is called with for this scale."""
-    return {"negative_prompt": "", "true_cfg_scale": guidance} if guidance > 1 else {}
+def console(*, stderr: bool = False) -> Console:
+    """For tables: names, prompts and paths are shown as they are, whatever markup they look like. In a file lines are
+    120 characters wide.
+    """
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else 120
+    return Console(markup=False, emoji=False, highlight=False, stderr=stderr, width=width)
 
 
 @contextmanager
-def stoppable(checkpoint: Path | None) -> Iterator[None]:
+def stoppable(
+    checkpoint: Path | None, remedy: str = " (--checkpoint FOLDER keeps what was measured)"
+) -> Iterator[None]:
     """On Ctrl-C one line that says what there is to go on from, and a shell's exit code for it. The folder is made, so
-    that it is there from the first phase on.
+    that it is there from the first phase on. `remedy` is said where there is none.
     """
     if checkpoint is not None:
         checkpoint.mkdir(parents=True, exist_ok=True)
@@ -47,17 +50,38 @@ def stoppable(checkpoint: Path | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         saved = checkpoint is not None and any(checkpoint.glob("*.safetensors"))
-        remedy = "" if checkpoint is not None else " (--checkpoint FOLDER keeps what was measured)"
-        left = f"the same command goes on from {checkpoint}" if saved else f"nothing was saved yet{remedy}"
+        nothing = f"nothing was saved yet{'' if checkpoint is not None else remedy}"
+        left = f"the same command goes on from {checkpoint}" if saved else nothing
         print(f"dicache: stopped; {left}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
 
 
+def prompts_of(texts: Texts, file: Path | None = None) -> list[str]:
+    """The prompts that the options name, none where they name none. Raises ModeError where they contradict each other,
+    FileError for a file that is none of prompts.
+    """
+    if file is not None and texts.prompts is not None:
+        raise ModeError(f"{file} and --prompts {texts.prompts} are both given. Expected one file of prompts.")
+    if (file or texts.prompts) and texts.prompt:
+        raise ModeError("--prompt and a file of prompts are both given. Expected one of them.")
+    path = file or texts.prompts
+    return (lines_of(path) if path else list(texts.prompt or []))[: texts.first]
+
+
 def lines_of(prompts: Path) -> list[str]:
-    """Raises FileError for what is no file, or holds no prompt."""
+    """Raises FileError for what is no file, is not in UTF-8, or holds no prompt."""
     if not prompts.is_file():
         raise FileError(f"{prompts} does not exist. Expected a text file with one prompt a line.")
-    lines = [line.strip() for line in prompts.read_text().splitlines() if line.strip()]
+    with refusing(FileError, f"{prompts} cannot be read", "Expected a text file with one prompt a line."):
+        data = plain_bytes(prompts, MOST_BYTES)
+    try:
+        text = data.decode("utf-8-sig")
+        wrong = "\0" in text
+    except UnicodeDecodeError:
+        wrong = True
+    if wrong:
+        raise FileError(f"{prompts} is not a text in UTF-8. Save it as UTF-8, with one prompt a line.")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise FileError(f"{prompts} is empty. Expected a text file with one prompt a line.")
     return lines
@@ -67,6 +91,29 @@ def check_picture(path: Path) -> None:
     """Fail before the work, not after it. Raises FileError."""
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise FileError(f"{path} is not a picture's name. Expected .png, .jpg or .webp.")
+    _check_place(path)
+
+
+def check_outcome(path: Path) -> None:
+    """The same for a picture or a video."""
+    if path.suffix.lower() == ".gif":
+        _check_place(path)
+    else:
+        check_picture(path)
+
+
+def check_json_or_page(path: Path) -> None:
+    """The same for a report."""
+    if path.suffix == ".html":
+        check_page(path)
+    else:
+        check_json(path)
+
+
+def check_page(path: Path) -> None:
+    """The same for a page."""
+    if path.suffix != ".html":
+        raise FileError(f"{path} is not a page's name. Expected one that ends in .html.")
     _check_place(path)
 
 

@@ -57,6 +57,10 @@ class Checkpoint:
             write_bytes(path, sealed(KIND, {"call": self._call, "entry": name}, made))
         return made
 
+    def has(self, name: str) -> bool:
+        """Whether the folder holds an entry of this name."""
+        return self.folder is not None and (self.folder / f"{name}.safetensors").exists()
+
     def _read(self, path: Path, name: str) -> Entry:
         with arrays_file(path, LARGEST) as file:
             facts = unsealed(file, KIND)

@@ -70,17 +70,21 @@ class Finder(ABC):
         """
         check_asked(self.name, budget, cost, needs_aim=self.fits)
         measurements = calibration.on(pipe, sites)
-        tables = _different(self.tables(measurements, cost, seed))
-        work = measurements.priced(self.fitted).work(np.stack(tables))
-        if cost is not None:
-            tables = self._dearest(tables, work, cost)
-        elif not self.measures:
-            tables = _thinned(tables, work)
+        tables = self.candidates(measurements, cost, seed)
         answer = choose(self.schedules(measurements, tables, seed), budget, cost)
         if budget is not None and isinstance(answer, Schedule) and computes(answer.table).all():
             nothing = f"{self.name} found nothing that can be skipped within a budget of {budget:g}"
             warnings.warn(f"{nothing}: this schedule computes everything.", DicacheWarning, stacklevel=2)
         return answer
+
+    @final
+    def candidates(self, measurements: ScheduleMeasurements, cost: float | None, seed: int) -> list[Table]:
+        """The tables whose errors are measured to choose from. Raises ScheduleError where none executes so little."""
+        tables = _different(self.tables(measurements, cost, seed))
+        work = measurements.priced(self.fitted).work(np.stack(tables))
+        if cost is not None:
+            return self._dearest(tables, work, cost)
+        return tables if self.measures else _thinned(tables, work)
 
     def _dearest(self, tables: Sequence[Table], work: np.ndarray, cost: float) -> list[Table]:
         """Those that execute most of what they may."""

@@ -5,6 +5,7 @@ imported then.
 """
 
 import ast
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -33,21 +34,31 @@ class Described(NamedTuple):
     """Those that can be set by a word: kind and default, as they are written."""
     needs_aim: bool
     """Whether it must be given a cost or a budget, and whole evaluations."""
+    summary: str
+    """What its file says of it first."""
 
 
 def finders() -> dict[str, Described]:
     """All that there are, by name."""
     made = {}
     for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
-        classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
-        for node in classes:
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        for node in (node for node in module.body if isinstance(node, ast.ClassDef)):
             fields = {
                 f.target.id: f for f in node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)
             }
             name = fields["name"].value if "name" in fields else None
             if isinstance(name, ast.Constant):
-                made[str(name.value)] = Described(path.stem, node.name, _options(fields), "fits" in fields)
+                made[str(name.value)] = Described(
+                    path.stem, node.name, _options(fields), "fits" in fields, _first(module)
+                )
     return made
+
+
+def _first(module: ast.Module) -> str:
+    """Of its docstring the first sentence, or as much of it as makes sense alone."""
+    text = " ".join((ast.get_docstring(module) or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=.{40})[.:;](?= |$)", text, maxsplit=1)[0]
 
 
 def _options(fields: dict[str, ast.AnnAssign]) -> dict[str, tuple[str, str]]:

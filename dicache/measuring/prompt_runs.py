@@ -5,6 +5,8 @@ A prompt is a text, or what stands for one in a pipeline's call, by argument: te
 made, and anything else, of which a list is made. All prompts have the same arguments.
 """
 
+import inspect
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,8 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dicache.api import denoisers
 from dicache.errors import DicacheError, ProfileError
 from dicache.files.content import digest_of
+from dicache.hosts.attachment import attached_to
 
 Prompt = str | Mapping[str, Any]
 _OWN = {
@@ -54,6 +58,8 @@ class Drawer:
             call,
             images,
         )
+        self.samples, self.seconds, self.executed, self.uncached = 0, 0.0, 0.0, 0.0
+        """What was drawn so far, what it took, and the denoisers' MACs: those executed, and of all without a cache."""
 
     def draw(self, indices: Sequence[int]) -> Drawn:
         """One run; the same index twice is the same sample twice. Raises ProfileError for a pipeline that does not call
@@ -65,7 +71,8 @@ class Drawer:
             last.update(latents=kwargs["latents"])
             return {}
 
-        texts, arguments = _batch([self.prompts[i] for i in indices])
+        texts, arguments = _batch(self.pipe, [self.prompts[i] for i in indices])
+        started = time.perf_counter()
         with torch.no_grad(), _silenced(self.pipe):
             output = self.pipe(
                 *texts,
@@ -74,7 +81,7 @@ class Drawer:
                 output_type="pt" if self.images else "latent",
                 callback_on_step_end=after_step,
                 **arguments,
-                **self.call,
+                **_listed(self.call, len(indices)),
             )
         if not last:
             raise ProfileError(
@@ -83,16 +90,37 @@ class Drawer:
         images = output[0] if self.images else None
         if self.images and not (isinstance(images, Tensor) and images.ndim == 4):
             raise ProfileError(f"{type(self.pipe).__name__} gives no picture tensor (B, C, H, W) for output_type='pt'.")
+        self._book(last["latents"], len(indices), started)
         return Drawn(last["latents"], images)
 
+    def _book(self, latents: Tensor, samples: int, started: float) -> None:
+        latents.reshape(-1)[:1].cpu()  # until then the device is at work
+        self.samples, self.seconds = self.samples + samples, self.seconds + time.perf_counter() - started
+        for denoiser in denoisers(self.pipe).values():
+            attachment = attached_to(denoiser)
+            trace = None if attachment is None else attachment.session.trace()
+            if trace is not None:
+                self.executed += float(trace.executed.sum())
+                self.uncached += float(trace.uncached.sum())
 
-def _batch(prompts: Sequence[Prompt]) -> tuple[list[Any], dict[str, Any]]:
+
+def _batch(pipe: Any, prompts: Sequence[Prompt]) -> tuple[list[Any], dict[str, Any]]:  # noqa: ANN401
     """A pipeline's arguments for these prompts: those without a name, and those with one."""
     mappings = [prompt for prompt in prompts if isinstance(prompt, Mapping)]
     if not mappings:
-        return [list(prompts)], {}
+        taken = list(inspect.signature(pipe).parameters)
+        by_name = "prompt" in taken[1:]  # a picture to go by comes first
+        return ([], {"prompt": list(prompts)}) if by_name else ([list(prompts)], {})
     columns = {name: [prompt[name] for prompt in mappings] for name in mappings[0]}
     return [], {name: torch.cat(each) if isinstance(each[0], Tensor) else each for name, each in columns.items()}
+
+
+def _listed(call: Mapping[str, Any], samples: int) -> dict[str, Any]:
+    """With one negative prompt per sample: some pipelines refuse a text beside a list of prompts."""
+    return {
+        name: [value] * samples if name.startswith("negative_prompt") and isinstance(value, str) else value
+        for name, value in call.items()
+    }
 
 
 def text_of(prompt: Prompt) -> str:

@@ -28,9 +28,7 @@ class SpaceToDepth(ModelMixin, ConfigMixin):
         shift_factor: float = 0.0,
     ) -> None:
         super().__init__()
-        self.register_buffer(
-            "place", torch.zeros(()), persistent=False
-        )  # pipelines ask a module for its device and dtype
+        self.register_buffer("place", torch.zeros(()))  # pipelines ask a module for its device and dtype
 
     def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
         latents = F.pixel_unshuffle(x, 2)

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from dicache.controllers.base import ProfileUse
 from dicache.files.atomic import write_text
 from dicache.reporting import notes
 from dicache.reporting.promise_note import fits
+from dicache.reporting.text import printed, strip
 from dicache.runtime.trace import Record, Trace
-from dicache.types import MARKS, Action, Grid, Reason, Rows
+from dicache.types import Action, Grid, Reason, Rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,27 +112,14 @@ class Report:
         """The decisions of one sample, a mark per step: # computed, = reused, / extrapolated, ~ aligned, * corrected,
         and + where some sites computed and some did not.
         """
-        return "".join(_mark(record.action[i]) for record in self.trace.records) if self.trace else ""
+        return strip(_names(record.action[i], Action) for record in self.trace.records) if self.trace else ""
 
     def __repr__(self) -> str:
         off = "" if self.setting.on else ", the cache is off by now"
         return f"<dicache.Report: {one_line(self.trace)}{off}>"
 
     def __str__(self) -> str:
-        table = Table(title=self.headline)
-        errors = ("estimated error", "true error") if self.true_errors else ("estimated error",)
-        for column in ("sample", "budget", *errors, "work", "decisions"):
-            table.add_column(column, no_wrap=True)
-        samples = self._samples()
-        for i, sample in enumerate(samples):
-            numbers = [_number(sample[column.replace(" ", "_")]) for column in ("budget", *errors)]
-            table.add_row(str(i), *numbers, f"{sample['computed_fraction']:.0%}", self.strip(i))
-        console = Console(width=120, color_system=None)
-        with console.capture() as capture:
-            console.print(table if samples else self.headline)
-            for warning in self.warnings:
-                console.print(f"note: {warning}")
-        return capture.get()
+        return printed({"headline": self.headline, "samples": self._samples(), "warnings": self.warnings})
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -154,8 +140,8 @@ class Report:
             "true_error": self.true_errors.get(i),
             "computed_fraction": executed / uncached if uncached > 0 else 1.0,
             "steps": len(trace.records),
-            "actions": [[Action(int(a)).name.lower() for a in record.action[i]] for record in trace.records],
-            "reasons": [[Reason(int(r)).name.lower() for r in record.reason[i]] for record in trace.records],
+            "actions": [_names(record.action[i], Action) for record in trace.records],
+            "reasons": [_names(record.reason[i], Reason) for record in trace.records],
         }
 
     def _step(self, trace: Trace, record: Record) -> dict[str, Any]:
@@ -226,13 +212,6 @@ def _side_networks(trace: Trace) -> list[dict[str, Any]]:
     ]
 
 
-def _mark(actions: Grid) -> str:
+def _names(numbers: Grid, kind: type[Action] | type[Reason]) -> list[str]:
     """Of one step; (S,)."""
-    computed = (actions == Action.COMPUTE) | (actions == Action.UNSTORED)
-    if bool(computed.any()) and not bool(computed.all()):
-        return "+"
-    return MARKS[Action(int(actions[0]))]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return [kind(int(number)).name.lower() for number in numbers]

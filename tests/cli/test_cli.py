@@ -129,7 +129,7 @@ def test_calibrating_fine_tries_twice_as_many_levels(command, tmp_path, monkeypa
     monkeypatch.setattr("dicache.measuring.calibrate.calibrate", measured)
     (tmp_path / "prompts.txt").write_text("center large red circle on white background\n")
     for seed, options in enumerate(([], ["--fine"])):
-        assert command("calibrate", "prompts.txt", "--out", "p.json", "--seed", str(seed), *options)[0] == 0
+        assert command("calibrate", "prompts.txt", "--out", "p.json", "--seed", str(seed), "--json", *options)[0] == 0
     coarse, fine = asked[0], asked[1]
     assert set(coarse) < set(fine) and len(fine) == 2 * len(coarse) - 1
 

@@ -1,0 +1,172 @@
+"""Drawing prompts with whatever pipeline, cached and where asked for uncached, and writing what came of it."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dicache.api import enable
+from dicache.cli.load import Ready, refusals_of, taken_by
+from dicache.cli.options import PipelineCall
+from dicache.errors import PipelineError
+from dicache.files.atomic import replacing
+from dicache.promise.metrics import relative_error
+from dicache.reporting.progress import progress
+from dicache.reporting.report import Report
+from dicache.reporting.words import duration
+
+FRAMES_PER_SECOND = 16
+SHOWN = (256, 256)
+"""Pixels that a picture of the model that ships is shown at; it draws 32 x 32."""
+
+
+class Pictures(NamedTuple):
+    """What one call gave."""
+
+    shown: list[Any]
+    """A picture of PIL per prompt, or of a video a list of them."""
+    latents: Tensor | None
+    """The final ones, (B, ...), of a pipeline that calls back."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DrawnBatch:
+    prompts: list[str]
+    seeds: list[int]
+    cached: Pictures
+    report: Report
+    uncached: Pictures | None
+
+    @property
+    def true_errors(self) -> list[float] | None:
+        if self.uncached is None or self.uncached.latents is None or self.cached.latents is None:
+            return None
+        errors: list[float] = relative_error(self.cached.latents, self.uncached.latents).tolist()
+        return errors
+
+
+@dataclass(frozen=True)
+class Drawing:
+    batches: list[DrawnBatch]
+    ships: bool
+
+    def save(self, out: Path) -> list[Path]:
+        """A file per prompt. Raises FileError, and PipelineError for what the name's ending cannot hold."""
+        shown = [(picture, out) for batch in self.batches for picture in batch.cached.shown]
+        if len(shown) > 1:
+            shown = [(picture, out.with_stem(f"{out.stem}-{k}")) for k, (picture, _) in enumerate(shown)]
+        for picture, path in shown:
+            _save(picture.resize(SHOWN, resample=0) if self.ships else picture, path)
+        return [path for _, path in shown]
+
+    def save_report(self, path: Path) -> list[Path]:
+        numbered = [path.with_stem(f"{path.stem}-{k}") for k in range(len(self.batches))]
+        paths = numbered if len(self.batches) > 1 else [path]
+        for batch, each in zip(self.batches, paths, strict=True):
+            (batch.report.save_html if each.suffix == ".html" else batch.report.save)(each)
+        return paths
+
+    def lines(self) -> list[str]:
+        return [line for batch in self.batches for line in _lines(batch)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report with what was drawn; of several batches a list of them."""
+        dicts = [_facts(batch) for batch in self.batches]
+        return dicts[0] if len(dicts) == 1 else {"batches": dicts}
+
+
+def draw(
+    ready: Ready, prompts: Sequence[str], mode: Mapping[str, Any], call: PipelineCall, *, compare: bool, quiet: bool
+) -> Drawing:
+    """In batches of `call.batch`; prompt k has the seed `call.seed` + k. Raises what `enable` raises, and PipelineError
+    for what the pipeline refuses.
+    """
+    batches = []
+    with progress(not quiet) as bar:
+        task = bar.add_task("drawing", total=ready.steps * len(prompts) * (2 if compare else 1))
+        for start in range(0, len(prompts), call.batch):
+            some = list(prompts[start : start + call.batch])
+            seeds = [call.seed + start + k for k in range(len(some))]
+            advance = _advancing(bar.advance, task, len(some))
+            with refusals_of(ready.pipe):
+                uncached = _drawn(ready, some, seeds, advance) if compare else None
+                with enable(ready.pipe, **mode) as cache:
+                    cached = _drawn(ready, some, seeds, advance)
+                batches.append(DrawnBatch(some, seeds, cached, cache.report(), uncached))
+    return Drawing(batches, ready.ships)
+
+
+def _advancing(advance: Callable[..., None], task: Any, samples: int) -> Callable[[], None]:  # noqa: ANN401
+    return lambda: advance(task, samples)
+
+
+def _drawn(ready: Ready, prompts: list[str], seeds: list[int], tick: Callable[[], None]) -> Pictures:
+    last: dict[str, Tensor] = {}
+
+    def after_step(pipe: Any, index: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+        tick()
+        last.update(latents=kwargs["latents"])
+        return {}
+
+    taken = taken_by(ready.pipe)
+    pictures = {"output_type": "pil"} if "output_type" in taken else {}
+    listening = {"callback_on_step_end": after_step} if "callback_on_step_end" in taken else {}
+    negative = ready.call.get("negative_prompt")
+    listed = {"negative_prompt": [negative] * len(prompts)} if isinstance(negative, str) else {}
+    started = time.perf_counter()
+    with torch.no_grad():
+        output = ready.pipe(
+            prompt=prompts,
+            num_inference_steps=ready.steps,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            **{**ready.call, **listed, **listening, **pictures},
+        )
+    shown = getattr(output, "images", None)
+    shown = getattr(output, "frames", None) if shown is None else shown
+    if not isinstance(shown, list):
+        raise PipelineError(
+            f"{type(ready.pipe).__name__} gives neither pictures nor frames, but a {type(output).__name__}. Use "
+            "dicache.enable in Python."
+        )
+    return Pictures(shown, last.get("latents"), time.perf_counter() - started)
+
+
+def _save(picture: Any, path: Path) -> None:  # noqa: ANN401
+    """A picture, or the frames of a video."""
+    if isinstance(picture, list) and path.suffix.lower() not in (".gif", ".webp"):
+        raise PipelineError(f"this pipeline gives videos, which {path.name} cannot hold. Use --out with .gif or .webp.")
+    first, *rest = picture if isinstance(picture, list) else [picture]
+    frames = {"save_all": True, "append_images": rest, "duration": 1000 // FRAMES_PER_SECOND, "loop": 0}
+    with replacing(path) as file:
+        first.save(file, **(frames if rest else {}))
+
+
+def _lines(batch: DrawnBatch) -> list[str]:
+    """What a person is told of it."""
+    lines = [str(batch.report).rstrip(), f"seeds: {', '.join(map(str, batch.seeds))}"]
+    seconds = batch.cached.seconds
+    if batch.uncached is None:
+        return [*lines, f"drawn in {duration(seconds)}"]
+    before = batch.uncached.seconds
+    lines.append(f"drawn in {duration(seconds)}, uncached in {duration(before)}: {before / seconds:.2f}x less time")
+    if batch.true_errors is not None:
+        errors = ", ".join(f"{error:.4f}" for error in batch.true_errors)
+        lines.append(f"true errors against the uncached pictures: {errors}")
+    return lines
+
+
+def _facts(batch: DrawnBatch) -> dict[str, Any]:
+    before = None if batch.uncached is None else batch.uncached.seconds
+    return {
+        **batch.report.to_dict(),
+        "prompts": batch.prompts,
+        "seeds": batch.seeds,
+        "seconds": batch.cached.seconds,
+        "uncached_seconds": before,
+        "true_errors": batch.true_errors,
+    }

@@ -1,0 +1,192 @@
+"""A pipeline of the user's, saved in stock format, goes through every command; what cannot be done is one line."""
+
+import json
+from functools import partial
+
+import pytest
+from PIL import Image
+
+import dicache
+from dicache.cli import app
+from dicache.cli.drawing import Drawing, _save
+from dicache.errors import PipelineError
+from pipelines.stock import save_stable_diffusion
+
+STEPS = ("--steps", "8", "--guidance", "4")
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    return save_stable_diffusion(tmp_path_factory.mktemp("stock"))
+
+
+@pytest.fixture
+def command(run_main, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return partial(run_main, app.main)
+
+
+def prompts(tmp_path, count=12):
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a circle of size {k} [red]" for k in range(count)))
+
+
+def test_a_stock_pipeline_draws_prompts_from_a_file_and_its_report_is_read_again(stock, command, tmp_path):
+    prompts(tmp_path, 3)
+    options = ("--prompts", "prompts.txt", "--batch", "2", "--negative-prompt", "blur", "--error-budget", "0.2")
+    code, output, errors = command("generate", "--model", stock, *STEPS, *options, "--compare", "--report", "r.json")
+    assert code == 0, errors
+    assert all((tmp_path / f"image-{k}.png").is_file() for k in range(3)), "one each"
+    assert "seeds: 0, 1" in output and "seeds: 2" in output and output.count("true errors against") == 2
+    assert "less time" in output and "\r" not in errors and "drawing: 48 of 48, done in" in errors
+    code, again, errors = command("report", "r-0.json", "--html", "page.html", "--plot", "plot.png")
+    assert code == 0, errors
+    table = again[: again.index("wrote")].strip()
+    assert table in output and (tmp_path / "page.html").is_file() and (tmp_path / "plot.png").is_file()
+    assert json.loads(command("report", "r-1.json", "--json")[1])["model"] == "UNet2DConditionModel"
+
+
+def test_a_stock_pipeline_is_calibrated_and_keeps_its_promise_or_says_why_not(stock, command, tmp_path, monkeypatch):
+    monkeypatch.setattr("dicache.measuring.calibrate.LEVELS", (0.1, 0.5))
+    prompts(tmp_path)
+    calibrating = ("--batch", "6", "--negative-prompt", "blur", "--out", "mine.json")
+    code, output, errors = command("calibrate", "prompts.txt", "--model", stock, *STEPS, *calibrating)
+    assert code == 0, errors
+    assert "3 runs a prompt" in errors and "36 samples, in 6 batches of 6" in errors and "24 samples to go" in errors
+    assert "12 (yours)" in errors and "0 of 2.4" in errors and "calibrating, tests: 6 of 6, done in" in errors
+    assert (
+        "can promise up to a confidence of 0.8" in errors and "It took" in errors and "-MACs of the denoiser" in errors
+    )
+    assert "confidence 0.8: budget 0.02" in output and "confidence 0.9: needs 22 prompts" in output
+    drawing = (
+        "--prompt",
+        "a circle",
+        "--profile",
+        "mine.json",
+        "--confidence",
+        "0.8",
+        "--error-budget",
+        "0.5",
+        "--json",
+    )
+    code, output, errors = command("generate", "--model", stock, *STEPS, *drawing, "--negative-prompt", "blur")
+    assert code == 0, errors
+    report = json.loads(output)
+    assert report["confidence"] == 0.8 and report["profile_fits"] and report["seeds"] == [0]
+    code, _, errors = command("generate", "--model", stock, "--steps", "9", *drawing)
+    assert code == 2 and "steps" in errors and errors.count("\n") == 1
+
+
+def test_a_stock_pipeline_is_tuned_and_drawn_by_what_was_tuned(stock, command, tmp_path):
+    prompts(tmp_path, 5)
+    code, output, errors = command("tune", "prompts.txt", "--model", stock, *STEPS, "--batch", "4", "--out", "s.json")
+    assert code == 0, errors
+    said = next(line for line in errors.splitlines() if line.startswith("5 prompts (yours)"))
+    candidates = int(next(line for line in errors.splitlines() if " fitted on 4 prompts" in line).split()[0])
+    samples = 5 + 4 + candidates * (4 + 5)
+    assert f"{samples} samples to go, in {2 + 1 + candidates * 3} runs, about" in said
+    assert f"for {4 + samples} samples" in output, "as many were drawn as were said to be, after the first batch"
+    code, output, errors = command(
+        "generate", "--model", stock, *STEPS, "--prompt", "x", "--schedule", "s.json", "--json"
+    )
+    assert code == 0, errors
+    assert json.loads(output)["denoiser_speedup"] >= 2
+
+
+def test_what_is_seen_in_a_stock_pipeline(stock, command):
+    code, output, errors = command("inspect", "--model", stock, *STEPS, "--json")
+    assert code == 0, errors
+    facts = json.loads(output)
+    assert facts["pipeline"] == "StableDiffusionPipeline" and facts["steps"] == 8 and not facts["notes"]
+    (unet,) = facts["denoisers"].values()
+    assert unet["stacks"] == {"down_blocks": 2, "mid_block": 1, "up_blocks": 2}
+    assert unet["sites"]["evaluation"] == 1 and "cannot have" in unet["sites"]["blocks"]
+    assert facts["solver"]["name"].startswith("DDIMScheduler") and facts["solver"]["known"]
+    costs = facts["costs"]
+    assert costs["calls"] == 2 and costs["parts"]["up_blocks"] > 0 and costs["cache_bytes"] > 0
+    assert {part["name"] for part in facts["parts"]} == {"vae", "text_encoder", "unet"}
+    shown = command("inspect", "--model", stock, *STEPS)[1]
+    assert "DDIMScheduler" in shown and "mega-MACs" in shown
+
+
+def test_costs_of_the_parts_add_up_to_those_of_a_run(command, reference):
+    facts = json.loads(command("inspect", "--json")[1])
+    with dicache.enable(reference, error_budget=0.0) as cache:
+        reference("center large red circle on white background", num_inference_steps=2, output_type="latent")
+    assert facts["costs"]["step"] == pytest.approx(2 * float(cache.trace.uncached[0]) / 2)
+    assert facts["costs"]["calls"] == pytest.approx(2) and facts["denoisers"]["transformer"]["profile ships"]
+
+
+def test_what_is_refused_is_said_with_its_reason(stock, command, monkeypatch):
+    from dicache.models import find_blocks
+    from dicache.models.family import Family
+
+    refused = Family(model="UNet2DConditionModel", refused="it is a test")
+    monkeypatch.setitem(find_blocks.FAMILIES, "UNet2DConditionModel", refused)
+    code, output, _ = command("inspect", "--model", stock)
+    assert code == 0 and "note: unet: UNet2DConditionModel cannot be cached: it is a test." in output
+    code, _, errors = command("generate", "--model", stock, "--prompt", "x")
+    assert code == 2 and "cannot be cached: it is a test" in errors
+
+
+def test_the_model_that_ships_is_a_stock_folder_once_it_is_saved(reference, command, tmp_path):
+    reference.save_pretrained(tmp_path / "saved")
+    drawing = ("--prompt", "center large red circle on white background", "--steps", "20", "--json")
+    saved = ("--model", tmp_path / "saved", "--height", "32", "--width", "32", "--guidance", "3.5", "--out", "b.png")
+    here, there = (command("generate", *drawing, *options) for options in ((), saved))
+    assert here[0] == there[0] == 0, there[2]
+    first, second = (json.loads(output) for _, output, _ in (here, there))
+    assert first["samples"][0]["actions"] == second["samples"][0]["actions"] and second["profile_fits"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--model", "nowhere/at/all"), "there is no folder nowhere/at/all"),
+        (("--model", "./nowhere"), "there is no folder ./nowhere"),
+        (("--model", "prompts.txt"), "prompts.txt is a file"),
+        (("--model", "empty/folder"), "empty/folder cannot be loaded as a pipeline"),
+        (("--model", "STOCK", "--argument", "num_frames=3"), "StableDiffusionPipeline takes no num_frames"),
+        (
+            ("--model", "STOCK", "--argument", "prompt_embeds=[1]"),
+            "StableDiffusionPipeline refused what it was called with",
+        ),
+        (("--model", "STOCK", "--device", "moon"), "cannot be placed as asked"),
+        (("--model", "STOCK", "--lora", "nowhere.safetensors=0.5"), "cannot be placed as asked"),
+        (("--model", "STOCK", "--lora", "a.safetensors=much"), "has no scale"),
+        (("--speedup", "2", "--schedule", "s.json"), "--speedup and --schedule are both given"),
+        (("--report", "report.txt"), "ends in .json"),
+    ],
+)
+def test_a_mistake_with_a_pipeline_of_ones_own_is_one_clear_line(options, message, stock, command, tmp_path):
+    prompts(tmp_path)
+    (tmp_path / "empty" / "folder").mkdir(parents=True)
+    options = [str(stock) if option == "STOCK" else option for option in options]
+    code, _, errors = command("generate", "--prompt", "center large red circle on white background", *options)
+    assert code == 2 and errors.startswith("dicache: ") and errors.count("\n") == 1
+    assert message in errors
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe{\x00", b"", b"[1, 2]", b'{"headline": "x"}', b'{"samples": [{"a": 1}]}'])
+def test_what_is_no_report_is_one_clear_line(text, command, tmp_path):
+    (tmp_path / "r.json").write_bytes(text)
+    code, _, errors = command("report", "r.json")
+    assert code == 2 and errors.startswith("dicache: r.json is no report") and errors.count("\n") == 1
+
+
+def test_a_video_is_written_with_its_frames_and_not_as_a_picture(tmp_path):
+    frames = [Image.new("RGB", (8, 8), (40 * k, 0, 0)) for k in range(4)]
+    _save(frames, tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as video:
+        assert video.n_frames == 4
+    with pytest.raises(PipelineError, match="this pipeline gives videos"):
+        _save(frames, tmp_path / "a.png")
+    assert Drawing([], ships=False).save(tmp_path / "b.png") == []
+
+
+def test_the_version_and_every_finder_are_said(command):
+    from dicache.finders.by_name import finders
+
+    code, output, _ = command("--version")
+    assert code == 0 and output == f"dicache {dicache.__version__}\n"
+    code, output, _ = command("search", "--help")
+    assert code == 0 and all(f"\n  {name}: " in output for name in finders())
