@@ -62,8 +62,8 @@ def differences(facts: Facts, wanted: Facts, packages: Iterable[str] = PACKAGES)
     """
     counting = {*OF_ALL, *packages}
     old, new = ({k: v for k, v in f.get("versions", {}).items() if k in counting} for f in (facts, wanted))
-    others = [key for key, value in wanted.items() if key != "versions" and facts.get(key) != value]
-    return others + [f"{name} ({old.get(name)})" for name in sorted(counting) if old.get(name) != new.get(name)]
+    changed = [key for key, value in wanted.items() if key != "versions" and facts.get(key) != value]
+    return changed + [f"{name} ({old.get(name)})" for name in sorted(counting) if old.get(name) != new.get(name)]
 
 
 class Store:

@@ -111,6 +111,8 @@ def limit_table(facts: Facts) -> Table:
     head = ["arm", *[f"median at {speedup:g}x" for speedup in SPEEDUPS], "90th pct at 2x", "nearer than uncached at 2x"]
     rows = [[f"uncached, all {facts['setting']['steps']} steps", f"{np.median(own):.4f} at 1x", *["-"] * 4]]
     for curve in curves(facts, of="limit"):
+        if all(curve.median_at(speedup) is None for speedup in SPEEDUPS):
+            continue
         medians = [curve.median_at(speedup) for speedup in SPEEDUPS]
         here = curve.at_speedup(2.0)
         shares = ["-", "-"] if here is None else [f"{np.quantile(here, 0.9):.4f}", f"{np.mean(here < own):.0%}"]
@@ -164,7 +166,9 @@ def losses(facts: Facts) -> str:
     lost = [
         line for target in TARGETS for curve in drawn if curve.kind in OURS and (line := _lost(drawn, curve, target))
     ]
-    return "Where dicache does not win: " + ("; ".join(lost) if lost else "nowhere in this table") + "."
+    early = sum(str(c.reach(TARGETS[-1])).startswith(">=") for c in drawn if c.kind in RIVALS)
+    more = f" The sweeps of {early} rivals end before error {TARGETS[-1]:g}: they may be faster there." if early else ""
+    return "Where dicache does not win: " + ("; ".join(lost) if lost else "nowhere in this table") + "." + more
 
 
 def _lost(drawn: Sequence[Curve], ours: Curve, target: float) -> str:

@@ -94,9 +94,12 @@ def opened(path: Path, comparison: Comparison, wanted: Facts, arms: Sequence[Arm
 def sweep(
     store: Store, comparison: Comparison, arms: Sequence[Arm], order: Sequence[Arm], args: argparse.Namespace
 ) -> list[str]:
-    """Draw what is missing of these arms, and save after every point. In words, what was drawn again and differed."""
+    """Draw what is missing of these arms, and save after every point: first those at their end, so that what is pending
+    is what is unfinished. In words, what was drawn again and differed.
+    """
+    arms = sorted(arms, key=lambda arm: next_value(arm, store.points(arm.name)) is not MISSING)
     meter: Meter | None = None
-    places, differing = {arm.name: arm.order for arm in order}, []
+    values, differing = {arm.name: arm.order for arm in order}, []
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("arms", total=len(arms))
         for arm in arms:
@@ -109,7 +112,7 @@ def sweep(
             if not args.no_costs and _unpriced(store, arm):
                 meter = meter or Meter(comparison.captions, comparison.setting)
                 _price(store, meter, arm)
-            store.done(arm.name, places)
+            store.done(arm.name, values)
             progress.advance(task)
     return differing
 
@@ -194,7 +197,7 @@ def run(args: argparse.Namespace) -> Path:
     comparison = Comparison(prompts("test", args.captions, seed=0), setting, to_limit=not args.check)
     wanted = circumstances(setting, comparison.captions, trials=0 if args.coarse else args.trials)
     arms = all_arms(comparison, args)
-    asked = _asked(arms, args, beside=path.is_file())
+    asked = _asked(arms, args, resuming=path.is_file())
     if args.check:
         check(load(path), wanted, comparison, asked)
         return path
@@ -205,9 +208,9 @@ def run(args: argparse.Namespace) -> Path:
     return path
 
 
-def _asked(arms: Sequence[Arm], args: argparse.Namespace, *, beside: bool) -> list[Arm]:
+def _asked(arms: Sequence[Arm], args: argparse.Namespace, *, resuming: bool) -> list[Arm]:
     """By name; without one all, or the entrants alone beside results that are there."""
-    if args.arms is None and args.entrants and beside:
+    if args.arms is None and args.entrants and resuming:
         return list(args.entrants)
     return [arm for arm in arms if re.search(args.arms or "", arm.name)]
 

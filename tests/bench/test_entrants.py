@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,13 @@ def test_a_file_with_a_name_a_sweep_and_prepare_is_an_arm(arm_file):
     arm, pipe = read(arm_file(GOOD)), []
     assert (arm.name, arm.kind, arm.order, arm.note) == ("mine", "entrant", (2, 3), "from my_arm.py")
     assert yielded(arm, 3, pipe) == Setting(steps=28) and pipe == [3]
+
+
+def test_the_files_that_the_docs_show_are_arms(arm_file):
+    page = Path(__file__).parents[2] / "docs" / "your-arm.md"
+    fora, fewer = (read(arm_file(block)) for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+    assert (fora.name, fora.knob, fora.note) == ("FORA, as I play it", "interval", "no warm-up")
+    assert yielded(fewer, 0.5).steps == 14
 
 
 def test_prepare_may_return_a_context_take_the_setting_and_change_the_call(arm_file):
