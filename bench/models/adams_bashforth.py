@@ -24,7 +24,8 @@ class AdamsBashforth2(FlowMatchEulerDiscreteScheduler):
         if self.step_index is None:
             self._init_step_index(timestep)
             self._before: torch.FloatTensor | None = None
-        i, carried = self.step_index, model_output
+        i = self.step_index
+        carried: Any = model_output
         if self._before is not None:
             before, here, ahead = (float(sigma) for sigma in self.sigmas[i - 1 : i + 2])
             carried = model_output + (ahead - here) / (2 * (here - before)) * (model_output - self._before)

@@ -167,7 +167,7 @@ def losses(facts: Facts) -> str:
         line for target in TARGETS for curve in drawn if curve.kind in OURS and (line := _lost(drawn, curve, target))
     ]
     early = sum(str(c.reach(TARGETS[-1])).startswith(">=") for c in drawn if c.kind in RIVALS)
-    more = f" The sweeps of {early} rivals end before error {TARGETS[-1]:g}: they may be faster there." if early else ""
+    more = f" Sweeps that end before error {TARGETS[-1]:g}, whose arms may be faster there: {early}." if early else ""
     return "Where dicache does not win: " + ("; ".join(lost) if lost else "nowhere in this table") + "." + more
 
 

@@ -228,7 +228,7 @@ def _of_file(args: argparse.Namespace) -> tuple[Setting, Path]:
     if args.out == ENTRANTS and not path.is_file() and shipped.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, shipped.read_text())
-    facts = load(path) if path.is_file() else {"captions": [""] * CAPTIONS, "trials": TRIALS}
+    facts: Facts = load(path) if path.is_file() else {"captions": [""] * CAPTIONS, "trials": TRIALS}
     args.captions = len(facts["captions"]) if args.captions is None else args.captions
     args.trials = facts["trials"] if args.trials is None else args.trials
     return setting, path

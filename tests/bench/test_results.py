@@ -41,7 +41,7 @@ def test_a_sweep_that_ends_before_an_error_counts_as_its_last_point_and_one_that
     assert best([late], {"baseline"}, 0.01) is None and not ahead([ours, late], 3.0, 0.05)
     assert [rival.name for rival in ahead([ours, late], ours.reach(0.2).speedup, 0.2)] == ["late"]
     ended = facts(("ours", "dicache", [(0.5, 0.02), (0.2, 0.2)]), ("short", "peer", [(0.5, 0.03)]))
-    assert "sweeps of 1 rivals end before error 0.1" in tables.losses(ended)
+    assert "end before error 0.1, whose arms may be faster there: 1." in tables.losses(ended)
 
 
 def test_who_is_best_is_asked_of_all_kinds_alike_but_searched_schedules():
