@@ -65,12 +65,13 @@ def _show(args: argparse.Namespace) -> None:
     for path in results:
         _one(path)
     show.page(results, args.results / "index.html")
-    named, swept = {path.stem: facts for path, facts in results.items()}, load(args.results / "fewer-steps.json")
+    named = {path.stem: facts for path, facts in results.items()}
     if args.readme:
-        pages.fill(args.readme, "bench", markdown(pages.readme_table(named[args.setting], swept[args.setting])))
+        pages.fill(args.readme, "bench", markdown(pages.readme_table(named[args.setting])))
+        pages.fill(args.readme, "losses", pages.readme_losses(named[args.setting]))
     if args.docs:
         pages.fill(args.docs / "choosing.md", "budgets", markdown(pages.budget_table(named[args.setting])))
-        for name, body in pages.sections(named, args.setting, swept).items():
+        for name, body in pages.sections(named, args.setting).items():
             pages.fill(args.docs / "benchmarks.md", name, body)
 
 

@@ -2,7 +2,7 @@
 
 `prepare(pipe, value, setting)` is a context: inside it the pipeline, made afresh for every point, draws in the arm's
 way, under the setting it yields (fewer steps are another setting). An arm that cannot run raises, and the results say
-why.
+why. Its sweep goes on until its error is beyond all that is asked for, or its knob ends.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from diffusers import FluxPipeline
 from dicache.bench.models.reference import Setting
 from dicache.cache import Cache
 
-Kind = Literal["baseline", "dicache", "peer", "preset", "oracle"]
+Kind = Literal["baseline", "dicache", "peer", "preset", "oracle", "entrant"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,15 @@ class Arm:
     """Share of the steps computed at the start; None for arms that have no such knob."""
     cache: Callable[[FluxPipeline, Any, Setting], Cache] | None = None
     """For arms made of dicache: what `prepare` enables, so that its own time can be read off."""
+    onward: tuple[Any, ...] = ()
+    """Values beyond `values`, each skipping more than the one before: drawn one after another until the sweep is at its
+    end (`dicache.bench.harness.sweep_end`).
+    """
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """All values that the knob can take here."""
+        return (*self.values, *self.onward)
 
     def enter(self, pipe: FluxPipeline, value: Any, setting: Setting) -> AbstractContextManager[Setting]:  # noqa: ANN401
         """`prepare` with the arm's own warm-up."""

@@ -107,7 +107,9 @@ def _dmd() -> Any:  # noqa: ANN401
 
 
 def _arm(name: str, knob: str, values: tuple[Any, ...], prepare: Prepare, warmup: float | None = 0.1) -> Arm:
-    return Arm(f"cache-dit {name}", "peer", knob, values, prepare, packages=("cache-dit",), warmup=warmup)
+    onward = (0.8, 1.2) if knob == _KNOB else ()  # there are no presets beyond "ultra"
+    packages = ("cache-dit",)
+    return Arm(f"cache-dit {name}", "peer", knob, values, prepare, packages=packages, warmup=warmup, onward=onward)
 
 
 _KNOB = "residual_diff_threshold"

@@ -188,15 +188,23 @@ def _fastercache_attention(pipe: FluxPipeline, skip_range: int, setting: Setting
 
 
 def _arm(
-    name: str, knob: str, values: tuple[Any, ...], prepare: Prepare, note: str = "", warmup: float | None = None
+    name: str,
+    knob: str,
+    values: tuple[Any, ...],
+    prepare: Prepare,
+    note: str = "",
+    warmup: float | None = None,
+    onward: tuple[Any, ...] = (),
 ) -> Arm:
-    return Arm(f"diffusers {name}", "peer", knob, values, prepare, note, packages=("diffusers",), warmup=warmup)
+    packages = ("diffusers",)
+    return Arm(f"diffusers {name}", "peer", knob, values, prepare, note, packages, warmup, onward=onward)
 
 
+_THRESHOLDS = (0.04, 0.05, 0.08, 0.12, 0.16, 0.2)
 DIFFUSERS = (
-    _arm("FirstBlockCache", "threshold", (0.04, 0.05, 0.08, 0.12, 0.16, 0.2), _with(_first_block), "has no warm-up"),
-    _arm("TaylorSeer", "interval", (2, 3, 4, 6, 8), _with(_taylorseer), warmup=0.05),
-    _arm("TaylorSeer lite", "interval", (2, 3, 4, 6, 8), _with(_taylorseer_lite), warmup=0.2),
+    _arm("FirstBlockCache", "threshold", _THRESHOLDS, _with(_first_block), "has no warm-up", onward=(0.3, 0.45, 0.65)),
+    _arm("TaylorSeer", "interval", (2, 3, 4, 6, 8), _with(_taylorseer), warmup=0.05, onward=(10, 13)),
+    _arm("TaylorSeer lite", "interval", (2, 3, 4, 6, 8), _with(_taylorseer_lite), warmup=0.2, onward=(10, 13)),
     _arm(
         "MagCache",
         "threshold",
@@ -204,6 +212,7 @@ DIFFUSERS = (
         _with(_magcache),
         "calibrated, at every point anew, on 4 calibration captions",
         warmup=0.1,
+        onward=(0.7, 1.0, 1.5, 2.5),
     ),
     _arm(
         "SeaCache",
@@ -212,8 +221,11 @@ DIFFUSERS = (
         _seacache,
         "FluxPipeline does not say which step it is; the bench adds it",
         warmup=0.05,
+        onward=(0.6, 0.8, 1.2),
     ),
-    _arm("PyramidAttentionBroadcast", "skip range", (2, 3, 4, 6, 8), _with(_pyramid), _MIXED),
+    _arm("PyramidAttentionBroadcast", "skip range", (2, 3, 4, 6, 8), _with(_pyramid), _MIXED, onward=(12,)),
     _arm("FasterCache", "skip range", (2,), _with(_fastercache_guided), _UNGUIDED),
-    _arm("FasterCache, attention only", "skip range", (2, 3, 4, 6), _with(_fastercache_attention), _MIXED),
+    _arm(
+        "FasterCache, attention only", "skip range", (2, 3, 4, 6), _with(_fastercache_attention), _MIXED, onward=(8, 12)
+    ),
 )

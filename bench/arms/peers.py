@@ -161,6 +161,7 @@ STATIC = (
         "schedule calibrated, at every point anew, on 4 calibration captions; the bench keeps its branches apart",
         packages=("dit-smoothcache",),
         warmup=0.1,
+        onward=(0.7, 1.0),
     ),
     Arm("DeepCache", "peer", "cache_interval", (2,), _deepcache, "for UNets", packages=("DeepCache",)),
 )

@@ -30,6 +30,31 @@ from dicache.solvers.clock import SchedulerClock
 CALIBRATION_CAPTIONS = 4
 FITTING_CAPTIONS = 8
 INTERVALS = (2, 3, 4, 5)
+LONG = (7, 8, 10, 13)
+ONWARD: dict[str, tuple[float, ...]] = {
+    **dict.fromkeys(("fora", "taylorseer", "hicache", "foca", "fora sublayers", "taylorseer sublayers"), LONG),
+    "teacache": (1.7, 2.4),
+    "seacache": (0.85, 1.2, 1.7, 2.4),
+    "first_block_cache": (0.4, 0.6),
+    "dbcache": (0.35, 0.5, 0.7),
+    "dicache": (0.6, 0.8),
+    "easycache": (0.45, 0.65, 0.9),
+    "magcache": (0.5, 1.0),
+    "sencache": (1.5, 2.0, 3.0),
+    "adacache": (8.0, 16.0),
+    "racer": (0.6, 0.9),
+    "speca": (1.2, 1.8),
+    "bwcache": (1.2,),
+    "gradient_optimized_cache": (5, 6, 8),
+    "delta_dit": (6, 8),
+    "pab": (8, 12),
+    "fastercache": (12, 16),
+    "fastercache_attention": (8, 12),
+    "fastcache": (0.08,),
+    "icc": (6, 8),
+    "block_caching": (0.8,),
+}
+"""Beyond what is swept around the published default: where a sweep goes on until it is at its end."""
 
 
 def _calibration(setting: Setting) -> tuple[FluxPipeline, Callable[[], Any]]:
@@ -89,7 +114,7 @@ def _arm(
             yield setting
 
     note = note or f"published default: {knob} {published}"
-    return Arm(f"preset {name}", "preset", knob, (published, *around), prepare, note, cache=cache)
+    return Arm(f"preset {name}", "preset", knob, (published, *around), prepare, note, cache=cache, onward=ONWARD[name])
 
 
 def _scaled(scale: float) -> tuple[tuple[float, int], ...]:

@@ -19,10 +19,10 @@ SAME_WORK = 1e-9
 def check(facts: Facts, wanted: Facts, comparison: Comparison, arms: Sequence[Arm]) -> None:
     """Prints a line per point of these arms. Raises SystemExit(1) if one differs, or if there is none."""
     console = Console()
-    if changed := differences(facts, wanted):
+    if changed := differences(facts, wanted, [package for arm in arms for package in arm.packages]):
         console.print(f"the file was measured with other {', '.join(changed)}")
     points = {(p["arm"], str(p["value"])): Point(**p) for p in facts["points"]}
-    pairs = [(arm, value) for arm in arms for value in arm.values if (arm.name, str(value)) in points]
+    pairs = [(arm, value) for arm in arms for value in arm.order if (arm.name, str(value)) in points]
     differing = 0
     for arm, value in pairs:
         change = difference(points[arm.name, str(value)], comparison.point(arm, value))

@@ -1,19 +1,36 @@
 """Reading results: an arm's points as a curve, per caption, so that arms can be compared at equal work and equal error.
 
 Between two points of a curve the logarithm of each caption's error is interpolated linearly in the logarithm of the
-speed-up. Nothing is extrapolated: beyond a curve's ends there is no value. A point that is dominated by another point
-of its own arm (more work and more error), and one that lost nothing because it skipped nothing, is left out of the
-curve, never out of the table.
+speed-up. Nothing is extrapolated. At an error beyond the end of its sweep an arm reaches at least the speed-up of its
+last point, and counts as that; at one before its first point it stays below that, and counts as nothing. A point that
+is dominated by another point of its own arm (more work and more error), and one that lost nothing because it skipped
+nothing, is left out of the curve, never out of the table.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
 TINY = 1e-9
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How fast an arm is at an error: its speed-up, or the bound on it that the end of a sweep is."""
+
+    speedup: float
+    bound: Literal["", ">=", "<"] = ""
+
+    @property
+    def counted(self) -> float | None:
+        """What is compared: the speed-up that it certainly has; None where there is none."""
+        return None if self.bound == "<" else self.speedup
+
+    def __str__(self) -> str:
+        return f"{self.bound} {self.speedup:.2f}x".strip()
 
 
 @dataclass(frozen=True)
@@ -47,25 +64,39 @@ class Curve:
             return None
         return float(np.exp(np.interp(np.log(error), y, x)))
 
+    def reach(self, error: float) -> Reach | None:
+        """The largest speed-up whose median error is at most `error`, or the bound that the sweep's end is; None for an
+        arm that never skipped.
+        """
+        if not len(self.speedups):
+            return None
+        inside = self.speedup_at(error)
+        if inside is not None:
+            return Reach(inside)
+        medians = np.median(self.errors, axis=1)
+        return Reach(float(self.speedups[-1]), ">=") if error > medians[-1] else Reach(float(self.speedups[0]), "<")
 
-def curves(facts: dict[str, Any]) -> list[Curve]:
-    """Of every arm that ran, in the order of the results."""
-    points = [p for p in facts["points"] if p["failure"] is None]
+
+def curves(facts: dict[str, Any], of: Literal["errors", "limit"] = "errors") -> list[Curve]:
+    """Of every arm that ran, in the order of the results: its errors against the uncached run, or its distance to the
+    limit, as far as that was looked at.
+    """
+    points = [p for p in facts["points"] if p["failure"] is None and p.get(of)]
     names = list(dict.fromkeys(p["arm"] for p in points))
-    return [_curve([p for p in points if p["arm"] == name]) for name in names]
+    return [_curve([p for p in points if p["arm"] == name], of) for name in names]
 
 
-def _curve(points: Sequence[dict[str, Any]]) -> Curve:
-    ordered = sorted(points, key=lambda p: (p["work"], np.median(p["errors"])))
+def _curve(points: Sequence[dict[str, Any]], of: str) -> Curve:
+    ordered = sorted(points, key=lambda p: (p["work"], np.median(p[of])))
     front: list[dict[str, Any]] = []
     for point in ordered:
-        if np.median(point["errors"]) <= TINY:  # it never skipped; a logarithm has no place for it
+        if np.median(point[of]) <= TINY:  # it never skipped; a logarithm has no place for it
             continue
-        if not front or np.median(point["errors"]) < np.median(front[-1]["errors"]):
+        if not front or np.median(point[of]) < np.median(front[-1][of]):
             front.append(point)
     front.reverse()
     speedups = np.array([1 / p["work"] for p in front])
-    errors = np.array([p["errors"] for p in front]).reshape(len(front), len(points[0]["errors"]))
+    errors = np.array([p[of] for p in front]).reshape(len(front), len(points[0][of]))
     return Curve(points[0]["arm"], points[0]["kind"], speedups, errors)
 
 

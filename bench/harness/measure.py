@@ -1,20 +1,28 @@
 """One point of one arm: draw the captions, count what was executed, hold the latents against the uncached ones.
 
 Cost is multiply-accumulates of the whole denoiser (`dicache.bench.models.reference`). Error is per caption: relative L2
-of the final latent, PSNR and SSIM of the picture (torchmetrics), and the share of the caption's attributes it shows.
+of the final latent, PSNR and SSIM of the picture (torchmetrics), and the share of the caption's attributes it shows;
+beside it stands the distance to the limit, the same of a run with LIMIT times the steps, by which a finer grid with a
+cache can be judged against the plain run.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from dicache.bench.arms.arm import Arm
-from dicache.bench.models.reference import Drawn, Setting, draw, fresh
+from dicache.bench.models.reference import Drawn, Setting, draw, draw_batch, fresh
 from dicache.promise.metrics import relative_error
 from dicache.reference.draw import pictures
 from dicache.reference.reader import Reader
+
+LIMIT = 4
+"""Times the steps of the setting, uncached."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class Point:
     ssim: list[float] = field(default_factory=list)
     attributes: list[float] = field(default_factory=list)
     failure: str | None = None
+    limit: list[float] = field(default_factory=list)
+    """Relative L2 of the final latent against the run of LIMIT times the steps; empty where that was not looked at."""
 
     @property
     def speedup(self) -> float | None:
@@ -40,13 +50,27 @@ class Point:
 
 
 class Comparison:
-    """Holds latents against the uncached ones of the same captions and seeds."""
+    """Holds latents against the uncached ones of the same captions and seeds, and, `to_limit`, against the limit."""
 
-    def __init__(self, captions: list[str], setting: Setting) -> None:
+    def __init__(self, captions: list[str], setting: Setting, *, to_limit: bool = False) -> None:
         self.captions, self.setting, self.reader = captions, setting, Reader.shipped()
+        self.to_limit = to_limit
         self.pipe = fresh(setting)
         self.reference = draw(self.pipe, captions, setting)
         self.images = pictures(self.pipe, self.reference.latents)
+
+    @cached_property
+    def limit(self) -> Tensor:
+        """The latents of the run of LIMIT times the steps, drawn once; nothing is counted."""
+        setting = dataclasses.replace(self.setting, steps=LIMIT * self.setting.steps)
+        pipe, starts = fresh(setting), range(0, len(self.captions), setting.batch)
+        with torch.no_grad():
+            parts = [draw_batch(pipe, self.captions[i : i + setting.batch], i, setting) for i in starts]
+        return torch.cat(parts)
+
+    def discretisation(self) -> list[float]:
+        """Per caption: the distance of the uncached run itself to the limit."""
+        return relative_error(self.reference.latents, self.limit).tolist()
 
     def point(self, arm: Arm, value: Any) -> Point:  # noqa: ANN401
         """Draw with a fresh pipeline. Whatever the arm raises becomes the point's failure, with its reason."""
@@ -72,4 +96,5 @@ class Comparison:
             psnr=[peak_signal_noise_ratio(a, b, data_range=1.0).item() for a, b in pairs],
             ssim=[structural_similarity_index_measure(a, b, data_range=1.0).item() for a, b in pairs],
             attributes=self.reader.score(images, self.captions).tolist(),
+            limit=relative_error(drawn.latents, self.limit).tolist() if self.to_limit else [],
         )

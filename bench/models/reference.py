@@ -6,15 +6,21 @@ peers and overheads all count, whoever hooked what.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 
+from dicache.bench.models.adams_bashforth import AdamsBashforth2
 from dicache.bench.models.batched_guidance import FluxBatchedPipeline
 from dicache.reference.assembly import pipeline
 from dicache.tensors.mac_meter import MacCounter
@@ -31,10 +37,12 @@ class Setting:
     batch: int = 8
     shift: float = 1.0
     """Bend of the flow-matching sigmas; above 1, more steps at high noise."""
-    solver: Literal["euler", "dpm++"] = "euler"
+    solver: Literal["euler", "ab2", "dpm++", "unipc"] = "euler"
     batched: bool = False
     warmup: float = 0.2
     """Share of the steps that an arm with a warm-up computes at the start. `Arm.enter` fills in the arm's own."""
+    sigmas: tuple[float, ...] | None = None
+    """Where the steps begin, falling from 1, as the scheduler plays them; None for even ones. An arm's own."""
 
     @property
     def calls_per_step(self) -> int:
@@ -65,9 +73,9 @@ def fresh(setting: Setting) -> FluxPipeline:
 
 
 def scheduler(setting: Setting) -> Any:  # noqa: ANN401
-    if setting.solver == "euler":
-        return FlowMatchEulerDiscreteScheduler(shift=setting.shift)
-    solver = DPMSolverMultistepScheduler(
+    if setting.solver in ("euler", "ab2"):
+        return (FlowMatchEulerDiscreteScheduler if setting.solver == "euler" else AdamsBashforth2)(shift=setting.shift)
+    solver = (DPMSolverMultistepScheduler if setting.solver == "dpm++" else UniPCMultistepScheduler)(
         prediction_type="flow_prediction",
         use_flow_sigmas=True,
         use_dynamic_shifting=True,
@@ -92,15 +100,25 @@ def draw(pipe: FluxPipeline, captions: list[str], setting: Setting) -> Drawn:
 
 
 def draw_batch(pipe: FluxPipeline, captions: list[str], first: int, setting: Setting) -> Tensor:
-    guided = {"negative_prompt": [""] * len(captions), "true_cfg_scale": setting.guidance}
-    latents: Tensor = pipe(
-        captions,
-        num_inference_steps=setting.steps,
-        generator=[torch.Generator().manual_seed(first + i) for i in range(len(captions))],
-        output_type="latent",
-        **(guided if setting.guidance > 1 else {}),
-    ).images
+    latents: Tensor = pipe(captions, **arguments(captions, first, setting)).images
     return latents
+
+
+def arguments(captions: list[str], first: int, setting: Setting) -> dict[str, Any]:
+    """Of the pipeline's call, but for the captions."""
+    guided = {"negative_prompt": [""] * len(captions), "true_cfg_scale": setting.guidance}
+    return {
+        "num_inference_steps": setting.steps,
+        "generator": [torch.Generator().manual_seed(first + i) for i in range(len(captions))],
+        "output_type": "latent",
+        **(guided if setting.guidance > 1 else {}),
+        **({} if setting.sigmas is None else {"sigmas": unshifted(setting.sigmas, setting.shift)}),
+    }
+
+
+def unshifted(sigmas: Sequence[float], shift: float) -> list[float]:
+    """What a scheduler of this shift makes these sigmas of: it takes s to shift s / (1 + (shift - 1) s)."""
+    return [sigma / (shift - (shift - 1) * sigma) for sigma in sigmas]
 
 
 @contextmanager

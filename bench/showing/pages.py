@@ -1,22 +1,22 @@
 """What of the results stands in the README and in the docs: `python -m dicache.bench show --readme README.md --docs
 docs`. The pages are written by hand around markers, and the tables between them from here.
 
-The README's one table is the main setting in six rows: dicache's three ways, the best other cache, the best published
-method, and fewer steps. The last are swept on to their end (`dicache.bench.studies.fewer_steps`).
+The README's one table is the main setting in six rows: dicache's three ways, and the best of each kind of rival; under
+it stands by rule, not by hand, where dicache loses.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dicache.bench.harness.curves import Curve, curves
+from dicache.bench.harness.curves import curves
 from dicache.bench.harness.store import Facts
+from dicache.bench.showing.best import Best, ahead, best
 from dicache.bench.showing.tables import (
     TARGETS,
     Table,
-    best,
+    limit_table,
     losses,
     markdown,
     scale,
@@ -34,8 +34,12 @@ OURS = {
     "a schedule fitted on 24 prompts: `schedule=...`": "dicache, multistep schedule",
 }
 """The README's words for dicache's arms."""
-Swept = Mapping[str, Sequence[dict[str, Any]]]
-"""Points of fewer steps, by the name of their setting."""
+THEIRS = {
+    "the best other cache: cache-dit, diffusers, SmoothCache": "peer",
+    "the best of two dozen published methods: `config=...`": "preset",
+    "the best without any of these: fewer steps, other solvers, fixed intervals": "baseline",
+}
+"""Its words for kinds of rivals."""
 
 
 def fill(page: Path, name: str, body: str) -> None:
@@ -50,33 +54,29 @@ def filled(text: str, name: str, body: str) -> str:
     return f"{before}{begin}\n{body}\n{end}{after}"
 
 
-def readme_table(facts: Facts, fewer: Sequence[dict[str, Any]]) -> Table:
+def readme_table(facts: Facts) -> Table:
     """Speed-up in executed MACs at three median errors."""
     drawn = curves(facts)
-    ours = {curve.name: curve for curve in drawn}
-    rows = [[words, *(_at(ours.get(arm), target) for target in TARGETS)] for words, arm in OURS.items()]
-    rivals: dict[str, Callable[[float], tuple[float, str] | None]] = {
-        "the best other cache: cache-dit, diffusers, SmoothCache": lambda target: best(drawn, "peer", "", target),
-        "the best of two dozen published methods: `config=...`": lambda target: best(drawn, "preset", "", target),
-        "fewer steps, no cache": lambda target: best(curves({"points": fewer}), "baseline", "", target),
-    }
-    rows += [[words, *(_named(rival(target)) for target in TARGETS)] for words, rival in rivals.items()]
+    arms = {curve.name: curve for curve in drawn}
+    rows = [
+        [words, *(times(arms[arm].reach(t) if arm in arms else None) for t in TARGETS)] for words, arm in OURS.items()
+    ]
+    rows += [[words, *(_short(best(drawn, {kind}, t)) for t in TARGETS)] for words, kind in THEIRS.items()]
     grid = title(facts).partition(", shift")[0]
     return [[f"{grid}: speed-up at a median error of", *(f"{target:g}" for target in TARGETS)], *rows]
 
 
-def fewer_table(results: Mapping[str, Facts], swept: Swept) -> Table:
-    """Of every setting that they were swept at: fewer steps to their end, beside dicache."""
-    rows = [["setting", "median error", "fewer steps", "dicache", "dicache / fewer steps"]]
-    for name in [name for name in results if name in swept]:
-        facts = results[name]
-        ours = next((curve for curve in curves(facts) if curve.kind == "dicache"), None)
-        for target in TARGETS:
-            rival = best(curves({"points": swept[name]}), "baseline", "", target)
-            mine = None if ours is None else ours.speedup_at(target)
-            ratio = "-" if rival is None or mine is None else f"{mine / rival[0]:.2f}"
-            rows.append([title(facts), f"{target:g}", _named(rival), times(mine), ratio])
-    return rows
+def readme_losses(facts: Facts) -> str:
+    """A sentence per way of dicache's: at which errors any rival is faster, and the fastest of them."""
+    drawn = curves(facts)
+    arms = {curve.name: curve for curve in drawn}
+    lines = []
+    for words, arm in OURS.items():
+        reaches = [(t, arms[arm].reach(t)) for t in TARGETS] if arm in arms else []
+        faster = [(t, ahead(drawn, reach.speedup, t)) for t, reach in reaches if reach is not None]
+        lost = [f"at {t:g} to {rivals[0].name} ({rivals[0].reach})" for t, rivals in faster if rivals]
+        lines.append(f"{words.partition(':')[0]} loses " + (" and ".join(lost) if lost else "to none of them"))
+    return "Of these, " + "; ".join(lines) + "."
 
 
 def budget_table(facts: Facts) -> Table:
@@ -90,28 +90,22 @@ def budget_table(facts: Facts) -> Table:
     return rows
 
 
-def sections(results: Mapping[str, Facts], main: str, swept: Swept) -> dict[str, str]:
+def sections(results: Mapping[str, Facts], main: str) -> dict[str, str]:
     """The tables of the page of benchmarks, by the names of their markers."""
     facts = results[main]
     of_main = [
         f"{title(facts)}. {scale(facts)}",
         *map(markdown, (speedup_table(facts), verdict_table(facts))),
-        losses(facts),
     ]
     return {
         "settings": markdown(summary_table(list(results.values()))),
-        "fewer": markdown(fewer_table(results, swept)),
+        "losses": "\n".join(f"- {title(facts)}. {losses(facts)}" for facts in results.values()),
         "main": "\n\n".join(of_main),
+        "limit": markdown(limit_table(facts)),
     }
 
 
-def _at(curve: Curve | None, target: float) -> str:
-    return times(None if curve is None else curve.speedup_at(target))
-
-
-def _named(rival: tuple[float, str] | None) -> str:
+def _short(rival: Best | None) -> str:
     if rival is None:
         return "-"
-    speedup, name = rival
-    short = name.removeprefix("preset ").removeprefix("fewer steps").removeprefix(", ")
-    return times(speedup) + (f" ({short})" if short else "")
+    return f"{rival.reach} ({rival.name.removeprefix('preset ')})"

@@ -1,6 +1,6 @@
 """Tables, plots and a page from the result files alone: `python -m dicache.bench show`
 
-Prints, over all settings, the largest speed-up at three median errors of dicache and of the best of each kind of rival;
+Prints, over all settings, the largest speed-up at three median errors of dicache and of the best of each kind of arm;
 then, per setting, every arm's, every point, and what the arms cost; writes a plot per setting and one HTML page.
 `--readme` and `--docs` put tables into the README and the docs (`dicache.bench.showing.pages`).
 """
@@ -16,6 +16,7 @@ from dicache.bench.harness.store import Facts, load
 from dicache.bench.showing.tables import (
     Table,
     cost_table,
+    limit_table,
     losses,
     markdown,
     point_table,
@@ -49,8 +50,9 @@ def plot(facts: Facts, path: Path) -> None:
 
     figure, axis = pyplot.subplots(figsize=(10, 6.5))
     for i, curve in enumerate(curves(facts)):
-        style = {"dicache": "-", "baseline": ":", "peer": "-", "preset": "-.", "oracle": "--"}[curve.kind]
-        width, marker = (3, "o") if curve.kind == "dicache" else (1.2, "osv^Dxp*+"[i % 9])
+        style = {"baseline": ":", "preset": "-.", "oracle": "--"}.get(curve.kind, "-")
+        width = {"dicache": 3.0, "entrant": 3.0}.get(curve.kind, 1.2)
+        marker = "o" if curve.kind == "dicache" else "osv^Dxp*+"[i % 9]
         median = np.median(curve.errors, axis=1)
         axis.plot(curve.speedups, median, style, marker=marker, markersize=4, linewidth=width, label=curve.name)
     axis.axhline(
@@ -69,7 +71,7 @@ def plot(facts: Facts, path: Path) -> None:
 
 def tables(facts: Facts) -> list[Table]:
     """What is shown of one setting; without costs, no cost table."""
-    tables = [verdict_table(facts), speedup_table(facts), cost_table(facts), point_table(facts)]
+    tables = [verdict_table(facts), speedup_table(facts), limit_table(facts), cost_table(facts), point_table(facts)]
     return [table for table in tables if len(table) > 1]
 
 

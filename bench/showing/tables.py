@@ -4,10 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dicache.bench.harness.curves import Curve, curves, median_interval, paired_ratio
+from dicache.bench.harness.curves import Curve, Reach, curves, median_interval, paired_ratio
 from dicache.bench.harness.store import Facts
+from dicache.bench.showing.best import KINDS, OURS, RIVALS, Best, ahead, best
 
 TARGETS = (0.01, 0.03, 0.1)
+SPEEDUPS = (2.0, 3.0, 4.0)
+LISTED = 3
+"""Rivals that a loss names."""
 Table = list[list[str]]
 
 
@@ -51,7 +55,7 @@ def _ours(drawn: Sequence[Curve]) -> Curve | None:
 
 
 def _speedup_row(curve: Curve, ours: Curve | None) -> list[str]:
-    speedups = [times(curve.speedup_at(target)) for target in TARGETS]
+    speedups = [times(curve.reach(target)) for target in TARGETS]
     here, mine = curve.at_speedup(2.0), None if ours is None else ours.at_speedup(2.0)
     if here is None:
         return [curve.name, *speedups, "-", "-", "-"]
@@ -63,49 +67,57 @@ def _speedup_row(curve: Curve, ours: Curve | None) -> list[str]:
     return [curve.name, *speedups, *errors, ratio]
 
 
-RIVALS = (
-    ("best peer", "peer", ""),
-    ("best baseline", "baseline", ""),
-    ("best static schedule found", "oracle", "static"),
-)
-"""Words, kind, and what the arm's name contains."""
-
-
-def best(drawn: Sequence[Curve], kind: str, only: str, target: float) -> tuple[float, str] | None:
-    """The largest speed-up at this median error among the arms of a kind, and whose it is."""
-    rivals = [c for c in drawn if c.kind == kind and only in c.name]
-    return max(((s, c.name) for c in rivals if (s := c.speedup_at(target)) is not None), default=None)
-
-
 def verdict_table(facts: Facts) -> Table:
-    """dicache's speed-up over the best peer's, the best baseline's and the best static schedule's."""
+    """dicache's speed-up over the best rival of every kind, and that of its fastest arm over the best of all."""
     drawn = curves(facts)
     rows = [["dicache's speed-up over", *[f"at error {t:g}" for t in TARGETS]]]
-    for words, kind, only in RIVALS:
-        rows.append([f"the {words}", *[_against(drawn, kind, only, target) for target in TARGETS]])
-    return rows
+    for words, kinds in KINDS.items():
+        rows.append([f"the {words}", *[_against(_ours(drawn), best(drawn, kinds, t), t) for t in TARGETS]])
+    fastest = [(t, _curve(drawn, best(drawn, OURS, t))) for t in TARGETS]
+    cells = [_against(curve, best(drawn, RIVALS, t), t) for t, curve in fastest]
+    return [*rows, ["the best rival, of its fastest arm", *cells]]
 
 
-def _against(drawn: Sequence[Curve], kind: str, only: str, target: float) -> str:
-    ours, rival = _ours(drawn), best(drawn, kind, only, target)
-    mine = None if ours is None else ours.speedup_at(target)
-    return "-" if mine is None or rival is None else f"{mine / rival[0]:.2f} ({rival[1]})"
+def _curve(drawn: Sequence[Curve], at: Best | None) -> Curve | None:
+    return None if at is None else next(c for c in drawn if c.name == at.name)
+
+
+def _against(ours: Curve | None, rival: Best | None, target: float) -> str:
+    mine = None if ours is None else ours.reach(target)
+    if mine is None or mine.counted is None or rival is None:
+        return "-"
+    return f"{mine.counted / rival.speedup:.2f} ({rival.name})"
 
 
 def summary_table(results: Sequence[Facts]) -> Table:
-    """Every setting at every target: dicache's speed-up, the best of each kind, and dicache's over the best peer's."""
-    head = ["setting", "median error", "dicache", *[words for words, *_ in RIVALS], "dicache / best peer"]
-    return [head, *[_summary_row(facts, target) for facts in results for target in TARGETS]]
+    """Every setting at every target: dicache's speed-up, the best of each kind, and dicache's over the best rival's."""
+    head = ["setting", "median error", "dicache", "dicache's fastest arm", *KINDS, "dicache / best rival"]
+    return [[*head, "its fastest arm / best rival"], *[_summary_row(f, target) for f in results for target in TARGETS]]
 
 
 def _summary_row(facts: Facts, target: float) -> list[str]:
     drawn = curves(facts)
-    ours = _ours(drawn)
-    mine = None if ours is None else ours.speedup_at(target)
-    rivals = [best(drawn, kind, only, target) for _, kind, only in RIVALS]
-    cells = ["-" if rival is None else f"{rival[0]:.2f}x ({rival[1]})" for rival in rivals]
-    ratio = "-" if mine is None or rivals[0] is None else f"{mine / rivals[0][0]:.2f}"
-    return [title(facts), f"{target:g}", times(mine), *cells, ratio]
+    ours, rival, fastest = _ours(drawn), best(drawn, RIVALS, target), best(drawn, OURS, target)
+    cells = [named(fastest), *[named(best(drawn, kinds, target)) for kinds in KINDS.values()]]
+    ratios = [_against(curve, rival, target).partition(" ")[0] for curve in (ours, _curve(drawn, fastest))]
+    return [title(facts), f"{target:g}", times(None if ours is None else ours.reach(target)), *cells, *ratios]
+
+
+def limit_table(facts: Facts) -> Table:
+    """Distance to the limit, of the uncached run and of every arm that it was looked at for: a finer grid with a cache
+    against the plain run.
+    """
+    own = np.array(facts["discretisation"])
+    head = ["arm", *[f"median at {speedup:g}x" for speedup in SPEEDUPS], "90th pct at 2x", "nearer than uncached at 2x"]
+    rows = [[f"uncached, all {facts['setting']['steps']} steps", f"{np.median(own):.4f} at 1x", *["-"] * 4]]
+    for curve in curves(facts, of="limit"):
+        if all(curve.median_at(speedup) is None for speedup in SPEEDUPS):
+            continue
+        medians = [curve.median_at(speedup) for speedup in SPEEDUPS]
+        here = curve.at_speedup(2.0)
+        shares = ["-", "-"] if here is None else [f"{np.quantile(here, 0.9):.4f}", f"{np.mean(here < own):.0%}"]
+        rows.append([curve.name, *["-" if median is None else f"{median:.4f}" for median in medians], *shares])
+    return [head, *rows] if len(rows) > 1 else [head]
 
 
 def cost_table(facts: Facts) -> Table:
@@ -124,16 +136,19 @@ def cost_table(facts: Facts) -> Table:
 
 
 def point_table(facts: Facts) -> Table:
-    rows = [["arm", "knob", "work", "mean", "median", "90th pct", "99th pct", "PSNR", "SSIM", "attributes"]]
+    rows = [
+        ["arm", "knob", "work", "mean", "median", "90th pct", "99th pct", "to the limit", "PSNR", "SSIM", "attributes"]
+    ]
     for p in facts["points"]:
         if p["failure"] is not None:
-            rows.append([p["arm"], f"{p['knob']} {p['value']}", p["failure"], *[""] * 7])
+            rows.append([p["arm"], f"{p['knob']} {p['value']}", p["failure"], *[""] * 8])
             continue
         e = np.array(p["errors"])
         numbers = [e.mean(), np.median(e), np.quantile(e, 0.9), np.quantile(e, 0.99)]
         quality = [f"{np.median(p['psnr']):.1f}", f"{np.median(p['ssim']):.4f}", f"{np.mean(p['attributes']):.3f}"]
         knob = f"{p['knob']} {p['value']}"
-        rows.append([p["arm"], knob, f"{p['work']:.3f}", *[f"{n:.4f}" for n in numbers], *quality])
+        limit = f"{np.median(p['limit']):.4f}" if p.get("limit") else "-"
+        rows.append([p["arm"], knob, f"{p['work']:.3f}", *[f"{n:.4f}" for n in numbers], limit, *quality])
     return rows
 
 
@@ -144,22 +159,34 @@ def markdown(table: Table) -> str:
 
 
 def losses(facts: Facts) -> str:
-    """The line that says where dicache does not win."""
+    """Where dicache does not win, at which error, and to whom: any rival that is certainly faster."""
     drawn = curves(facts)
-    ours = _ours(drawn)
-    if ours is None:
+    if _ours(drawn) is None:
         return "dicache has not been drawn at this setting yet."
-    lost = []
-    for target in TARGETS:
-        mine = ours.speedup_at(target)
-        if mine is None:
-            lost.append(f"median error {target:g} lies beyond dicache's sweep")
-            continue
-        ahead = [c.name for c in drawn if c.kind not in ("oracle", "dicache") and (c.speedup_at(target) or 0) > mine]
-        if ahead:
-            lost.append(f"at median error {target:g} {', '.join(ahead)} {'is' if len(ahead) == 1 else 'are'} faster")
-    return "Where dicache does not win: " + ("; ".join(lost) if lost else "nowhere in this table") + "."
+    lost = [
+        line for target in TARGETS for curve in drawn if curve.kind in OURS and (line := _lost(drawn, curve, target))
+    ]
+    early = sum(str(c.reach(TARGETS[-1])).startswith(">=") for c in drawn if c.kind in RIVALS)
+    more = f" Sweeps that end before error {TARGETS[-1]:g}, whose arms may be faster there: {early}." if early else ""
+    return "Where dicache does not win: " + ("; ".join(lost) if lost else "nowhere in this table") + "." + more
 
 
-def times(speedup: float | None) -> str:
-    return "-" if speedup is None else f"{speedup:.2f}x"
+def _lost(drawn: Sequence[Curve], ours: Curve, target: float) -> str:
+    """Of one arm of dicache's at one error; empty where nothing is faster."""
+    mine = ours.reach(target)
+    if mine is None:
+        return ""
+    faster = ahead(drawn, mine.speedup, target)
+    if not faster:
+        return ""
+    listed = ", ".join(f"{rival.name} ({rival.reach})" for rival in faster[:LISTED])
+    more = f" and {len(faster) - LISTED} more" if len(faster) > LISTED else ""
+    return f"at median error {target:g} {ours.name} ({mine}) is behind {listed}{more}"
+
+
+def times(reach: Reach | None) -> str:
+    return "-" if reach is None else str(reach)
+
+
+def named(at: Best | None) -> str:
+    return "-" if at is None else f"{at.reach} ({at.name})"

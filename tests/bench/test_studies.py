@@ -109,8 +109,9 @@ def test_what_hooks_cost_is_measured_for_every_number_of_rows(run_main, monkeypa
 
 
 def test_the_quick_sweep_writes_results_table_and_plot(run_main, monkeypatch, tmp_path):
-    for name, arms in (("DICACHE", DICACHE), ("BASELINES", BASELINES)):
-        monkeypatch.setattr(pareto, name, [replace(arm, values=arm.values[-1:]) for arm in arms])
+    baselines = [BASELINES[0], BASELINES[-1]]
+    for name, arms in (("DICACHE", DICACHE), ("BASELINES", baselines)):
+        monkeypatch.setattr(pareto, name, [replace(arm, values=arm.values[-1:], onward=()) for arm in arms])
     monkeypatch.setattr(costs, "TURNS", 1)
     code, output, errors = run_main(
         commands.main, "pareto", "--quick", "--coarse", "--steps", 6, "--captions", 1, "--out", tmp_path
@@ -119,7 +120,7 @@ def test_the_quick_sweep_writes_results_table_and_plot(run_main, monkeypatch, tm
     assert "Where dicache does not win" in output
     (results,) = tmp_path.glob("*.json")
     found = json.loads(results.read_text())
-    arms = {arm.name for arm in (*BASELINES, *DICACHE) if arm.name != "dicache, calibrated"}  # no profile of 6 steps
+    arms = {arm.name for arm in (*baselines, *DICACHE) if arm.name != "dicache, calibrated"}  # no profile of 6 steps
     failed = [entry for entry in found["points"] if entry["arm"] == "dicache, calibrated"]
     assert failed and all("ProfileError" in entry["failure"] for entry in failed)
     found["points"] = [entry for entry in found["points"] if entry not in failed]
@@ -133,16 +134,27 @@ def test_some_arms_are_drawn_merged_and_checked(run_main, tmp_path):
         return run_main(commands.main, *arguments)
 
     small = ("pareto", "--steps", 5, "--captions", 1, "--coarse", "--no-peers", "--no-costs", "--out", tmp_path)
-    assert bench(*small, "--arms", "^fewer steps")[0] == 0
+    assert bench(*small, "--arms", "^fewer steps(, AB2)?$")[0] == 0
     (results,) = tmp_path.glob("*.json")
     before = json.loads(results.read_text())["points"]
     assert bench(*small, "--arms", "order 1$")[0] == 0
     found = json.loads(results.read_text())
-    assert [p for p in found["points"] if p["arm"].startswith("fewer")] == before and len(found["points"]) == 9
-    code, output, _ = bench(*small, "--arms", "order 1$|fewer steps$", "--check")
-    assert code == 0 and "6 points drawn again, 0 differ" in output
-    found["points"][-1]["work"] *= 1.01
+    lines = [p for p in found["points"] if p["arm"] == "fixed interval, order 1"]
+    assert [p for p in found["points"] if p["arm"].startswith("fewer")] == before and lines
+    assert all(len(p["limit"]) == 1 for p in found["points"] if p["failure"] is None)
+    code, output, _ = bench(*small, "--arms", "order 1$|fewer steps, AB2$", "--check")
+    again = len(lines) + sum(p["arm"] == "fewer steps, AB2" for p in before)
+    assert code == 0 and f"{again} points drawn again, 0 differ" in output
+    del lines[0]["limit"]
+    results.write_text(json.dumps(found))
+    assert bench(*small, "--arms", "order 1$", "--limit")[0] == 0
+    assert all(len(p["limit"]) == 1 for p in json.loads(results.read_text())["points"])
+    lines[-1]["work"] *= 1.01
     results.write_text(json.dumps(found))
     assert bench(*small, "--arms", "order 1$", "--check")[0] == 1
+    lines[-1]["limit"] = []
+    results.write_text(json.dumps(found))
+    code, _, errors = bench(*small, "--arms", "order 1$", "--limit")
+    assert code == 1 and "not the same" in errors and "work was" in errors
     code, _, errors = bench(*small[:3], "--captions", 2, *small[5:], "--arms", "order 1$")
-    assert code == 1 and "captions" in errors
+    assert code == 1 and "captions" in errors and "--anew" in errors

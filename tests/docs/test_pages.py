@@ -61,11 +61,11 @@ def test_a_place_that_is_not_there_is_an_error():
 
 def test_the_tables_of_the_results_are_up_to_date():
     named = {path.stem: facts for path, facts in show.results(RESULTS).items()}
-    swept = load(RESULTS / "fewer-steps.json")
     readme, page = (ROOT / "README.md").read_text(), (DOCS / "benchmarks.md").read_text()
-    table = pages.readme_table(named[MAIN], swept[MAIN])
+    table = pages.readme_table(named[MAIN])
     assert len(table) == 7 and pages.filled(readme, "bench", markdown(table)) == readme
-    for name, body in pages.sections(named, MAIN, swept).items():
+    assert pages.filled(readme, "losses", pages.readme_losses(named[MAIN])) == readme
+    for name, body in pages.sections(named, MAIN).items():
         assert pages.filled(page, name, body) == page, name
     assert pages.filled(page, "coverage", coverage.brief_tables(load(RESULTS / "coverage.json"))) == page
     choosing = (DOCS / "choosing.md").read_text()
