@@ -99,7 +99,8 @@ def _stack(innermost: Iterable[FrameType | None]) -> list[FrameType]:
     The whole walk is one call of C, within which no other thread goes on: a generator that is left meanwhile may have
     an `f_back` that is some other object's memory (seen under Python 3.11).
     """
-    walk = accumulate(chain(innermost, repeat(FrameType)), FrameType.f_back.__get__)
+    caller: Callable[[Any, Any], Any] = FrameType.f_back.__get__
+    walk = accumulate(chain(innermost, repeat(FrameType)), caller)
     stack: list[Any] = []
     with suppress(TypeError):  # raised one step after None, which has the attribute itself for its own
         stack.extend(walk)
