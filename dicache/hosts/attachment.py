@@ -16,7 +16,7 @@ from dicache.config import Config
 from dicache.hosts.checks import check_apart, check_free, check_offloaded
 from dicache.hosts.compiled_blocks import Compilation, refuse_wrapped
 from dicache.hosts.denoiser_call import DenoiserCalls
-from dicache.hosts.module_hook import NAME, FirstHook, Hooks, RootHook, SessionHook, Uncopied, registry_of
+from dicache.hosts.module_hook import NAME, FirstHook, Hooks, SessionHook, Uncopied, registry_of
 from dicache.hosts.running_pipeline import loop_of
 from dicache.models.family import Family
 from dicache.models.find_blocks import check_streams, family_of, find
@@ -76,7 +76,6 @@ class Attachment(Uncopied):
         self.hooks.surround(around)
         self.compilation.begin()
         calls = DenoiserCalls(self.denoiser, self.family, session, self.hooks, self.compilation, ear.branch)
-        self.hooks.put_on_root(RootHook(calls.instead, calls.entered))
         self.handles.append(self.denoiser.register_forward_pre_hook(calls.before, with_kwargs=True))
         self.handles.append(self.denoiser.register_forward_hook(calls.after, with_kwargs=True))
 

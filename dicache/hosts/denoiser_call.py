@@ -59,8 +59,6 @@ class DenoiserCalls(Uncopied):
         self.adapters, self.weights = Adapters(denoiser), Weights(denoiser)
         self.by_branch = any(site.kind is Kind.BRANCH for site in session.sites)
         self.writes, self.arguments = 0, dict[str, Tree]()
-        self.empty_outputs: dict[tuple[Hashable, ...], Tree] = {}
-        """What calls of each key return in the run that is going on, with tensors that hold nothing in it."""
 
     @eager
     def before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
@@ -79,23 +77,8 @@ class DenoiserCalls(Uncopied):
         gathered = self.family.batch is Batch.SAMPLE and not holds_cache
         prints = partial(fingerprint, arguments, latent.shape[0])
         seen = latent, timestep, self.branch.name, call_key(arguments), gathered, other_weights
-        conditions, run = conditions_of(self.family, arguments, latent), self.session.run
+        conditions = conditions_of(self.family, arguments, latent)
         self.session.begin(Inputs(*seen, conditions, marks_of(conditions), prints))
-        if self.session.run is not run:
-            self.empty_outputs = {}
-
-    def instead(self) -> Tree:
-        """What the denoiser would return, where it need not run; else None."""
-        call = self.session.call
-        empty = None if call is None else self.empty_outputs.get(call.key)
-        prediction = None if empty is None else self.session.instead()
-        return None if prediction is None else returned(empty, prediction)
-
-    def entered(self, output: Tree) -> None:
-        """The denoiser ran and gave this."""
-        call = self.session.call
-        if call is not None and call.key not in self.empty_outputs:
-            self.empty_outputs[call.key] = filled(output, lambda t: torch.empty_like(t, device="meta"))
 
     @eager
     def after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> Tree:

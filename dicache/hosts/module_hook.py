@@ -57,25 +57,6 @@ class _Context(threading.local):
     context: CacheContext | None = None
 
 
-class RootHook(Uncopied, ModelHook):
-    """That of the denoiser itself, which need not be entered where `instead` gives its output; what it gives where it
-    is goes to `entered`. Offload that was on before dicache takes the hook along when it is turned off: such calls then
-    enter, and skip block by block.
-    """
-
-    def __init__(self, instead: Callable[[], Tree], entered: Callable[[Tree], object]) -> None:
-        super().__init__()
-        self.instead, self.entered = instead, entered
-
-    @eager
-    def new_forward(self, module: nn.Module, *args: Tree, **kwargs: Tree) -> Tree:
-        output = self.instead()
-        if output is None:
-            output = self.fn_ref.original_forward(*args, **kwargs)
-            self.entered(output)
-        return output
-
-
 class BranchName(StateManager):
     """Receives the name of the branch that the pipeline is about to run. What a second thread sets, which may not run
     beside the first, is heard by itself alone.
@@ -169,13 +150,9 @@ class Hooks:
         self.root_had_registry = registry_of(denoiser) is not None
         self.deciding: list[ModuleHook] = []
         self.around: dict[str, ModuleHook] = {}
-        self.root: ModuleHook | None = None
 
     def put_on(self, module: nn.Module, hook: SessionHook) -> None:
         self.deciding.append(ModuleHook(module, hook))
-
-    def put_on_root(self, hook: RootHook) -> None:
-        self.root = ModuleHook(self.denoiser, hook)
 
     def surround(self, modules: dict[str, nn.Module]) -> None:
         """Hook the modules around the blocks; those that LoRA has replaced meanwhile are let go."""
@@ -195,9 +172,9 @@ class Hooks:
         return self.deciding[0].alive
 
     def remove(self) -> None:
-        for hook in reversed((*self.deciding, *self.around.values(), *([self.root] if self.root else []))):
+        for hook in reversed((*self.deciding, *self.around.values())):
             hook.remove()
-        self.deciding, self.around, self.root = [], {}, None
+        self.deciding, self.around = [], {}
         registry = registry_of(self.denoiser)
         if registry is not None and not registry.hooks and not self.root_had_registry:
             del self.denoiser._diffusers_hook

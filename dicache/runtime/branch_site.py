@@ -26,9 +26,6 @@ class BranchSite:
     def forget(self) -> None:
         self.inner.forget()
 
-    def instead(self, call: Call) -> Tensor | None:
-        return self.inner.instead(call, self.decide, call.run.strongest)
-
     def block(self, call: Call, module_call: ModuleCall) -> Tree:
         return self.inner.block(call, module_call, self.decide)
 

@@ -1,13 +1,12 @@
 """The whole evaluation as one site: the denoiser's output is remembered and guessed.
 
 block    the probe's blocks run for all rows; then, once per step, decide per sample; the others for computing rows
-instead  where no row computes, and no probe has to look, the denoiser's forward is not even entered
 end      rows that skipped get the approximator's guess; exact rows enter the history, and say what the guesses of
          all approximators were wrong by
 """
 
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
@@ -42,30 +41,11 @@ class EvaluationSite:
     def __init__(self, config: Config, meter: Meter, memory: Memory) -> None:
         self.config, self.meter, self.memory, self.probing = config, meter, memory, Probing(config, meter)
         self.depth, self.reads_noise = config.probe.depth, any(a.reads_noise for a in config.approximators)
-        self.passed: set[Hashable] = set()
-        """Keys of calls that the denoiser has run for: what it gives is on record, and what it costs."""
         self.shapes: dict[tuple[tuple[Hashable, ...], str], Tree] = {}
         """Of what each block gives, by the call's key and the block's path."""
 
     def forget(self) -> None:
-        self.shapes, self.passed = {}, set()
-
-    # A call as a whole.
-
-    def instead(self, call: Call, deciding: Deciding | None = None, base: Tensor | None = None) -> Tensor | None:
-        """The denoiser's output, (R, ...), where no row computes and this is decided before a block has run; else
-        None. `base` as in `end`.
-        """
-        if self.probing.looks or self.depth or call.key not in self.passed:
-            return None
-        started = time.perf_counter()
-        computed, output = (deciding or self.decide)(call), None
-        if computed is not None and not bool(computed.any()):
-            call.rows_to_run = call.rows_to_run.of(computed, call.latent.device)
-            self.meter.not_entered()
-            output = self._without(call, base)
-        call.run.overhead += time.perf_counter() - started
-        return output
+        self.shapes = {}
 
     # One block.
 
@@ -118,45 +98,31 @@ class EvaluationSite:
         `fresh`, (R,) bool.
         """
         run, state, rows_to_run = call.run, call.run.states[0], call.rows_to_run
-        if rows_to_run.none:
-            return self._without(call, base)
-        if call.key not in self.passed:
-            self.passed.add(call.key)
-            self.meter.entered()
         exact = torch.ones(len(output), dtype=torch.bool) if rows_to_run.computed is None else rows_to_run.computed
         histories = state.histories.get(call.branch) or self.memory.nothing(state, len(output))
         # Exact rows ask all approximators: that is what the next predictions are learned from.
-        indices = range(len(self.config.approximators))
+        indices = approximators_to_fill(state) if rows_to_run.none else range(len(self.config.approximators))
         difference = base is not None or fresh is not None
         guessed = guesses(self.config, self.meter, histories, _target(call, ALL, difference), indices)
         if base is not None:
             guessed = {i: base + guess for i, guess in guessed.items()}
         result = output if rows_to_run.computed is None else self._filled(state, guessed, output, exact)
-        own = {i: predicted(guess, call.latent) for i, guess in guessed.items()}
-        run.guided.add(call.branch, predicted(output, call.latent), own)
-        value = output if base is None else output - base
-        self._remember(call, histories, value, exact if fresh is None else exact & ~fresh)
+        if not rows_to_run.none:
+            own = {i: predicted(guess, call.latent) for i, guess in guessed.items()}
+            run.guided.add(call.branch, predicted(output, call.latent), own)
+            value = output if base is None else output - base
+            self._remember(call, histories, value, exact if fresh is None else exact & ~fresh)
         run.guided.handed(call.branch, predicted(result, call.latent))
-        return result
-
-    def _without(self, call: Call, base: Tensor | None) -> Tensor:
-        """The same where no row has computed: guesses, and nothing that could be learned from."""
-        state = call.run.states[0]
-        assert state.judgement is not None
-        histories, target = state.histories[call.branch], _target(call, ALL, base is not None)
-        guessed = guesses(self.config, self.meter, histories, target, approximators_to_fill(state))
-        result = next(iter(guessed.values()))
-        if len(guessed) > 1:
-            result = combine(tuple(guessed.values()), _columns(state.judgement.best, guessed, len(result)).float())
-        result = result if base is None else base + result
-        call.run.guided.handed(call.branch, predicted(result, call.latent))
         return result
 
     def _filled(self, state: SiteState, guessed: dict[int, Tensor], output: Tensor, exact: Rows) -> Tensor:
         """`output` where computed, else the guess that was decided on."""
         assert state.judgement is not None
-        columns = ~exact[:, None] & _columns(state.judgement.best, guessed, len(output))
-        return combine((output, *guessed.values()), torch.cat([exact[:, None], columns], dim=1).float())
+        if len(guessed) == 1 and not bool(exact.any()):
+            return next(iter(guessed.values()))
+        best = state.judgement.best.repeat(len(output) // len(state.judgement.best))
+        columns = torch.stack([exact, *(~exact & (best == i) for i in guessed)], dim=1)
+        return combine((output, *guessed.values()), columns.float())
 
     def _remember(self, call: Call, histories: Histories, value: Tensor, exact: Rows) -> None:
         run, state = call.run, call.run.states[0]
@@ -171,11 +137,6 @@ class EvaluationSite:
         if noise is not None:
             noises = history.push(noises, noise, step.sigma, exact, run.time)
         state.histories[call.branch] = Histories(outputs, features, noises)
-
-
-def _columns(best: Rows, guessed: Iterable[int], rows: int) -> Rows:
-    """Which of the guesses each row takes, (R, guesses) bool."""
-    return torch.stack([best == i for i in guessed], dim=1).repeat(rows // len(best), 1)
 
 
 def _target(call: Call, rows: slice, difference: bool) -> Target:

@@ -63,10 +63,6 @@ class InnerSites:
 
     # One module.
 
-    def instead(self, call: Call) -> Tensor | None:
-        """None: what lies around the sites runs at every call."""
-        return None
-
     def block(self, call: Call, module_call: ModuleCall) -> Tree:
         """One block, or one sublayer that is a site; the order is that of execution."""
         site = self.site_of.get(module_call.path)

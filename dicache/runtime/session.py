@@ -183,12 +183,6 @@ class Session:
         everything = RowsToRun(rows, gathered=inputs.gathered)
         return Call(run, branch, inputs.latent, inputs.key, everything, first=not run.guided.outputs)
 
-    def instead(self) -> Tensor | None:
-        """The denoiser's output where it need not run, (R, ...); the call is over then. None where it must."""
-        output = None if self.call is None else self.strategy.instead(self.call)
-        self.call = None if output is not None else self.call
-        return output
-
     def around(self, call: Call, module_call: ModuleCall) -> Tree:
         """A module around the blocks: always runs, and is counted."""
         # It may serve streams of several sizes, one after another, and in calls of one key always in the same order.

@@ -62,9 +62,6 @@ class Meter:
         """
         self.own = 0.0
         """What dicache multiplied itself, in all rows together; a part that is being counted may hold some of it."""
-        self._per_call: dict[Hashable, float] = {}
-        """What a call of each key costs one row if nothing is skipped."""
-        self._key: Hashable = None
         self._executed = self._uncached = self._before = torch.zeros(0, dtype=torch.float64)
 
     @property
@@ -93,7 +90,7 @@ class Meter:
 
     def forget(self) -> None:
         """Parts may cost something else from now on."""
-        self.costs_by_key, self._per_call = {}, {}
+        self.costs_by_key = {}
 
     def begin_run(self) -> None:
         self._executed = self._uncached = torch.zeros(0, dtype=torch.float64)
@@ -104,7 +101,7 @@ class Meter:
         self._add_up()
         more = max(0, rows - len(self._executed))
         self._executed, self._uncached = (nn.functional.pad(t, (0, more)) for t in (self._executed, self._uncached))
-        self.costs, self.rows, self._key = self.costs_by_key.setdefault(key, {}), rows, key
+        self.costs, self.rows = self.costs_by_key.setdefault(key, {}), rows
         self._before = self._uncached.clone()
 
     def counted(self, part: Hashable, run: Callable[[], T]) -> T:
@@ -131,16 +128,6 @@ class Meter:
             self._executed[: self.rows] += self.costs[part]
         self.own += self.costs[part] * self.rows
         return output
-
-    def entered(self) -> None:
-        """The call is over, and the denoiser ran, whatever was skipped inside."""
-        if self._key not in self._per_call and self.rows:
-            self._per_call[self._key] = float(self.uncached[0] - self._before[0])
-
-    def not_entered(self) -> None:
-        """The call is over, and the denoiser did not even begin; it was `entered` before by one of this key."""
-        with torch.inference_mode():
-            self._uncached[: self.rows] += self._per_call[self._key]
 
     def again(self) -> None:
         """The call that was just booked runs again: what it executes comes on top of what it would have cost."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dicache.bench.arms.arm import Arm, coarse
-from dicache.bench.harness.check_again import difference, saving
+from dicache.bench.harness.check_again import difference
 from dicache.bench.harness.curves import curves, paired_ratio
 from dicache.bench.harness.measure import Point
 from dicache.bench.harness.store import RESULTS, Store, differences
@@ -106,10 +106,6 @@ def test_another_decision_or_another_error_is_a_difference_and_rounding_is_none(
     before = Point("a", "peer", "k", 1, work=0.5, errors=[0.1, 1e-7])
     assert difference(before, Point("a", "peer", "k", 1, work=0.5, errors=[0.10005, 3e-7])) is None
     assert "work" in (difference(before, Point("a", "peer", "k", 1, work=0.51, errors=[0.1, 1e-7])) or "")
-    cheaper = Point("a", "peer", "k", 1, work=0.49, errors=[0.1, 1e-7])
-    assert difference(before, cheaper) is None and saving(before, cheaper) == "the same for 2.0% less work"
-    assert saving(before, before) is None
-    assert "error" in (difference(before, Point("a", "peer", "k", 1, work=0.49, errors=[0.11, 1e-7])) or "")
     assert "error" in (difference(before, Point("a", "peer", "k", 1, work=0.5, errors=[0.11, 1e-7])) or "")
     assert "failure" in (difference(before, Point("a", "peer", "k", 1, failure="no")) or "")
 
