@@ -33,7 +33,7 @@ class Cache:
         self._models = ", ".join(attachment.family.model for attachment in attachments.values())
         for attachment in attachments.values():
             attachment.undo = self.disable
-            attachment.session.on_over = self._log
+            attachment.session.on_over.append(self._log)
         self._logged: object = None
 
     def __setattr__(self, name: str, value: object) -> None:

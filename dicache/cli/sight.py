@@ -175,7 +175,7 @@ def _costs(ready: Ready, cache: Cache, booked: Mapping[Hashable, float]) -> dict
         "calls": step / call if call else None,
         "branches": sorted({name for record in trace.records for name in record.branches}),
         "parts": parts,
-        "beside": dict(trace.side_macs),
+        "beside": {work.name: work.total(len(trace.uncached))[1] / len(trace.uncached) for work in trace.side_work},
         "cache_bytes": trace.planned_bytes,
     }
 
@@ -226,7 +226,7 @@ def _cost_rows(costs: Mapping[str, Any]) -> Iterator[Sequence[str]]:
     for name, cost in costs["parts"].items():
         yield name, macs(cost * rows), f"{cost * rows / total:.0%}" if total else "-"
     for name, cost in costs["beside"].items():
-        yield f"{name}, never skipped", macs(cost), f"{cost / total:.0%}"
+        yield f"{name}, beside it", macs(cost), f"{cost / total:.0%}"
     yield "all of it", f"{macs(total)}, {rows:.3g} rows of {', '.join(costs['branches'])}", "100%"
     if costs["cache_bytes"] is not None:
         yield f"remembered at error_budget={BUDGET}", size(costs["cache_bytes"]), ""

@@ -1,112 +1,101 @@
-"""Networks that a pipeline calls in its loop beside the denoiser: ControlNets, a second model for one branch. Nothing
-of them is skipped, so a speed-up that left them out would be larger than what is saved.
+"""Networks that a pipeline calls in its loop beside the denoiser: ControlNets, a second model for one branch. Their
+work is in all numbers, so that a speed-up is not larger than what is saved.
 
     what runs between two denoiser calls of a run    counts
     what runs before the first of them               counts if it runs again in that run: its last call, and only if
                                                      the scheduler had the run's times by then
     what runs after the last of them                 does not: it follows the loop
 
-A network is counted as the denoiser's parts are (`dicache.tensors.mac_meter`): where it first runs on inputs of a
-shape, in the run that was due. Where a graph would hide it, it runs once more as it was. All samples share evenly.
-Encoders and autoencoders, which callbacks may call at every step, are never counted.
+All samples share evenly. Encoders and autoencoders, which callbacks may call at every step, are never counted.
+
+One that feeds the denoiser alone does not run for samples that the denoiser is going to skip
+(`dicache.hosts.foresight`). It is one where, in the run's first step, it was called with the denoiser's own latent
+and time, and all that it gave came to the denoiser as it was. Should a row compute after all, it runs late, and what it
+gives is handed to the denoiser in the place of what stood in for it.
 """
 
 import re
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Collection, Mapping
+from functools import partial
+from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from dicache.errors import UnsupportedModelError
 from dicache.hosts.attachment import Attachment
-from dicache.hosts.denoiser_call import call_key
-from dicache.hosts.module_hook import Uncopied
+from dicache.hosts.denoiser_call import conditions_of, timestep_of
+from dicache.hosts.foresight import foresee
+from dicache.hosts.module_hook import Uncopied, eager
 from dicache.hosts.running_pipeline import Running
-from dicache.runtime.run_state import Run
+from dicache.hosts.side_network import SideNetwork, hidden
+from dicache.models.family import Batch
+from dicache.runtime.evaluation_site import EvaluationSite
+from dicache.runtime.run_state import Call, Run
 from dicache.runtime.session import Session
-from dicache.tensors.mac_meter import MacCounter
-from dicache.tensors.tree import Tree, map_tensors
+from dicache.runtime.trace import SideWork
+from dicache.tensors.tree import Tree, map_tensors, tensors
+from dicache.tensors.written import same
+from dicache.types import Rows
 
 _ENCODERS = re.compile("text_encoder|image_encoder|vae|vq")
 """In the names that pipelines give to what is not of the loop."""
-
-
-class SideNetwork(Uncopied):
-    """One of them: two plain torch hooks, which offload leaves alone. `begins` hears that it is about to run, `ran` its
-    name and MACs.
-    """
-
-    def __init__(self, module: nn.Module, begins: Callable[[], None], ran: Callable[[str, float], None]) -> None:
-        self.name, self.begins, self.ran = type(module._modules.get("_orig_mod", module)).__name__, begins, ran
-        self.costs: dict[tuple[Hashable, ...], float] = {}
-        self.key: tuple[Hashable, ...] = ()
-        self.counter: MacCounter | None = None
-        self.handles = (
-            module.register_forward_pre_hook(self._before, with_kwargs=True),
-            module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
-        )
-
-    def _before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
-        if torch.compiler.is_compiling():  # the network as a whole: nothing of this may be in its graph
-            return
-        self.stop()
-        self.begins()
-        self.key = call_key({**{str(i): tree for i, tree in enumerate(args)}, **kwargs})
-        if self.key in self.costs:
-            return
-        if _compiled(module):
-            self.costs[self.key] = 0.0 if hidden(module) else _counted_apart(module, args, kwargs)
-            return
-        self.counter = MacCounter()
-        self.counter.__enter__()
-
-    def _after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> None:
-        if torch.compiler.is_compiling():
-            return
-        counter = self.stop()
-        if output is None:  # it raised
-            return
-        if counter is not None:
-            self.costs[self.key] = counter.total
-        self.ran(self.name, self.costs[self.key])
-
-    def stop(self) -> MacCounter | None:
-        """What has been counting. Torch calls no hook after a Ctrl-C, so whoever comes next asks for this."""
-        counter, self.counter = self.counter, None
-        if counter is not None and _get_current_dispatch_mode() is counter:
-            counter.__exit__(None, None, None)
-        return counter
 
 
 class SideNetworks(Uncopied):
     """Those of the pipeline that runs, for the sessions of all its denoisers."""
 
     def __init__(self, running: Running, attachments: Collection[Attachment]) -> None:
-        self.running = running
+        self.running, self.attachments = running, tuple(attachments)
         self.networks = WeakKeyDictionary[nn.Module, SideNetwork]()
-        self.calls: list[tuple[str, float, object]] = []
-        """Since the denoiser was called last: name, MACs, the scheduler's times by then."""
-        self.before_run: dict[str, float] = {}
+        self.calls: list[tuple[SideWork, object]] = []
+        """Since the denoiser was called last: what ran, and the scheduler's times by then."""
+        self.before_run: dict[str, SideWork] = {}
         """What ran before the run's first denoiser call, by name."""
         self.session: Session | None = None
         self.run: Run | None = None
         """Of the denoiser call before."""
-        self.sessions = [attachment.session for attachment in attachments]
         self._look(running.pipe)
         for attachment in attachments:
             attachment.session.on_call = self._before_denoiser
+            attachment.session.on_over.append(self._let_go)
+            feeds = partial(self._feeds, attachment)
+            attachment.handles.append(attachment.denoiser.register_forward_pre_hook(feeds, with_kwargs=True))
             attachment.handles.append(self)
 
-    def _begins(self) -> None:
-        """A network is about to run: what the next call of a denoiser is says whether that counts."""
-        for session in self.sessions:
-            session.expected = True
+    # Before a network runs, and after.
 
-    def _ran(self, name: str, macs: float) -> None:
+    def _begins(self, network: SideNetwork) -> Rows | None:
+        """A network is about to run: what the next call of a denoiser is says whether that counts. For which samples,
+        (B,) bool; None for all.
+        """
+        for attachment in self.attachments:
+            attachment.session.expected = True
+        attachment, call = self.attachments[0], network.call
+        alone = len(self.attachments) == 1 and attachment.session.run is self.run
+        if call is None or not network.latent or not alone:
+            return None
+        latent, time = call.named.get(network.latent), timestep_of(attachment.family, call.named)
+        if not isinstance(latent, Tensor):
+            return None
+        conditions = conditions_of(attachment.family, call.named, latent)
+        name = f"{network.name} {id(network.module)}"
+        computed = foresee(attachment.session, latent, time, name, conditions)
+        coupled = attachment.family.batch is not Batch.SAMPLE
+        return None if coupled and computed is not None and bool(computed.any()) else computed
+
+    def _ran(self, network: SideNetwork, macs: float) -> None:
+        if network.again:
+            self._book(SideWork(network.name, macs))
+            return
         scheduler = _attributes(self.running.pipeline).get("scheduler")
-        self.calls.append((name, macs, _attributes(scheduler).get("timesteps")))
+        executed = macs if network.computed is None else macs * network.computed.double()
+        self.calls.append((SideWork(network.name, executed, macs), _attributes(scheduler).get("timesteps")))
+        if self.run is not None:
+            self.run.conditions.unseen = {id(t) for each in self.networks.values() for t in each.stand_ins}
+
+    # Before a denoiser runs: what is booked, learned and handed on.
 
     def _before_denoiser(self, session: Session) -> None:
         """The session has seen the call already."""
@@ -116,18 +105,60 @@ class SideNetworks(Uncopied):
         self.calls.clear()
         if run is None:
             return
-        if self._goes_on(session):
-            for name, macs, _ in calls:
-                run.side_macs[name] = run.side_macs.get(name, 0.0) + macs + self.before_run.pop(name, 0.0)
+        goes_on, self.session, self.run = self._goes_on(session), session, run
+        if goes_on:
+            for work, _ in calls:
+                before = self.before_run.pop(work.name, SideWork(work.name))
+                run.side_work[work.name] = run.side_work.get(work.name, before).plus(*work[1:])
         else:
-            self.before_run = {name: macs for name, macs, times in calls if times is None or times is run.key}
+            self.before_run = {
+                work.name: SideWork(work.name, work.uncached, work.uncached)
+                for work, times in calls
+                if times is None or times is run.key
+            }
             self._look(self.running.pipeline)
-            for network in filter(hidden, self.networks):
-                session.note(
-                    f"{type(network).__name__}, beside the denoiser, is compiled in a way that hides what it executes, "
-                    "which is in no number here. Compile it with torch.compile(network), or its blocks in place."
-                )
-        self.session, self.run = session, run
+            for network in self.networks.values():
+                network.looked, network.latent = False, ""
+                if hidden(network.module):
+                    session.note(
+                        f"{network.name}, beside the denoiser, is compiled in a way that hides what it executes, which "
+                        "is in no number here. Compile it with torch.compile(network), or its blocks in place."
+                    )
+
+    def _book(self, work: SideWork) -> None:
+        """Of a network that ran for the call that has begun."""
+        books = self.before_run if work.name in self.before_run or self.run is None else self.run.side_work
+        books[work.name] = books.get(work.name, SideWork(work.name)).plus(*work[1:])
+
+    @eager
+    def _feeds(
+        self, attachment: Attachment, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]
+    ) -> tuple[tuple[Tree, ...], dict[str, Tree]] | None:
+        """What the denoiser is called with, in the place of what only stands in for it."""
+        call = attachment.session.call
+        late = dict[int, Tensor]()
+        for network in tuple(self.networks.values()):
+            if network.handed is not None and call is not None:
+                network.looked, network.latent = True, _latent_of(network, call, attachment, args, kwargs)
+                network.let_go()
+            if network.stand_ins and (network.late or _reads(network, call, attachment.session)):
+                late |= network.run_late()
+        if not late:
+            return None
+        exchanged = list[int]()
+
+        def exact(t: Tensor) -> Tensor:
+            exchanged.extend([id(t)] * (id(t) in late))
+            return late.get(id(t), t)
+
+        args, kwargs = map_tensors(exact, args), map_tensors(exact, kwargs)
+        if len(set(exchanged)) < len(late):
+            raise UnsupportedModelError(
+                "a network beside the denoiser did not run because nothing was to be read of it, and the pipeline has "
+                "changed what it gave before the denoiser was called, which computes after all. Expected it to be "
+                "handed on as in the steps before: call the pipeline without that, or dicache.disable it for this run."
+            )
+        return args, kwargs
 
     def _goes_on(self, session: Session) -> bool:
         """Whether it is the loop of the call before; experts take turns in one."""
@@ -148,14 +179,50 @@ class SideNetworks(Uncopied):
                 if network not in self.networks and network not in inside:
                     self.networks[network] = SideNetwork(network, self._begins, self._ran)
 
+    def _let_go(self) -> None:
+        """A run is over: nobody asks for what networks were called with any more."""
+        for network in self.networks.values():
+            network.let_go()
+
     def remove(self) -> None:
         for network in self.networks.values():
-            network.stop()
-            for handle in network.handles:
-                handle.remove()
+            network.remove()
         self.networks.clear()
-        for session in self.sessions:
-            session.on_call = bool
+        for attachment in self.attachments:
+            attachment.session.on_call = bool
+
+
+def _latent_of(
+    network: SideNetwork, call: Call, attachment: Attachment, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]
+) -> str:
+    """The name of the argument that is the denoiser's own latent, where the network feeds this denoiser alone: all that
+    it gave comes to it, unwritten, and it was called with the same time. Empty where it does not.
+    """
+    own, handed = network.call, network.handed
+    assert own is not None and handed is not None
+    arriving = {id(t) for t in tensors((args, kwargs))}
+    if not handed.parts or handed.unwritten.changed or not all(id(t) in arriving for t in handed.parts):
+        return ""
+    bound = signature(type(attachment.denoiser).forward).bind_partial(attachment.denoiser, *args, **kwargs).arguments
+    times = [timestep_of(attachment.family, named) for named in (own.named, bound)]
+    if any(time is None for time in times) or len({_number(time) for time in times}) > 1:
+        return ""
+    alike = (t for t in own.named.items() if isinstance(t[1], Tensor) and t[1].shape == call.latent.shape)
+    return next((name for name, t in alike if t is call.latent or same(t, call.latent)), "")
+
+
+def _number(time: Any) -> float:  # noqa: ANN401
+    return float(time.flatten()[0] if isinstance(time, Tensor) else time)
+
+
+def _reads(network: SideNetwork, call: Call | None, session: Session) -> bool:
+    """Whether rows compute in this call that the network did not run for."""
+    if call is None or not isinstance(session.strategy, EvaluationSite):
+        return True
+    rows = session.strategy.coming(call)
+    if rows is None or network.computed is None or (bool(rows.any()) and not call.rows_to_run.gathered):
+        return True
+    return bool((rows.view(-1, call.run.samples).any(0) & ~network.computed).any())
 
 
 def _attributes(holder: object) -> dict[str, Any]:
@@ -163,30 +230,3 @@ def _attributes(holder: object) -> dict[str, Any]:
         return vars(holder)
     except TypeError:  # None, or it has slots
         return {}
-
-
-def hidden(module: nn.Module) -> bool:
-    """Whether it cannot be counted: hooks are not heard in place of a whole graph, and a wrapped module inside cannot
-    run as it was.
-    """
-    original: Any = module._modules.get("_orig_mod", module)
-    return original._compiled_call_impl is not None or any("_orig_mod" in m._modules for m in original.modules())
-
-
-def _compiled(module: nn.Module) -> bool:
-    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in module.modules())
-
-
-def _counted_apart(module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> float:
-    """What it executes without its graphs, which hide that, and which a counter would break."""
-    original: Any = module._modules.get("_orig_mod", module)
-    graphs = [(m, m._compiled_call_impl) for m in original.modules() if m._compiled_call_impl is not None]
-    for m, _ in graphs:
-        m._compiled_call_impl = None
-    try:
-        with MacCounter() as counter:
-            original.forward(*map_tensors(Tensor.clone, args), **map_tensors(Tensor.clone, kwargs))
-    finally:
-        for m, graph in graphs:
-            m._compiled_call_impl = graph
-    return counter.total

@@ -18,7 +18,7 @@ after call and is another object then counts as changed without. Inference tenso
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -71,6 +71,8 @@ class Input:
     size: float | None = None
     growth: float | None = None
     """While it is moving: ||x||, and how many times that of the call before."""
+    missed: int = 0
+    """At how many calls nobody saw it since then."""
     answer: Answer | None = None
     """Whether it differed, or what its size is, as was asked at an earlier call."""
 
@@ -135,10 +137,11 @@ class Input:
         if answer is None and (value is not None or self.size is None):
             return False
         before, self.size = self.size, 0.0 if answer is None else float(answer.numbers)
+        missed, self.missed = self.missed, 0
         if before is None or before == self.size or not math.isfinite(before + self.size):
             return False
         if before and self.size:
-            usual, self.growth = self.growth, self.size / before
+            usual, self.growth = self.growth, (self.size / before) ** (1 / (missed + 1))
             ratio = self.growth / (usual or 1.0)
             if max(ratio, 1 / ratio) < (FIRST_RATIO if usual is None else RATIO):
                 return False
@@ -154,8 +157,8 @@ class BranchInputs:
     inputs: dict[str, Input] = field(default_factory=dict)
     calls: int = 0
 
-    def changed(self, values: Mapping[str, Tree]) -> list[str]:
-        """The names of those that changed, now that they are `values`."""
+    def changed(self, values: Mapping[str, Tree], unseen: Collection[int]) -> list[str]:
+        """The names of those that changed, now that they are `values`; the `id` of some is `unseen`."""
         for name in values.keys() - self.inputs.keys():
             self.inputs[name] = Input(None, state=State.NEW if self.calls < 2 else State.STEADY)
             if self.calls == 0:
@@ -163,7 +166,10 @@ class BranchInputs:
         self.calls += 1
         if self.calls == 1:
             return []
-        return [name for name, each in self.inputs.items() if each.changed(values.get(name))]
+        hidden = {name for name, value in values.items() if id(value) in unseen}
+        for name in hidden:
+            self.inputs[name].missed += 1
+        return [name for name, each in self.inputs.items() if name not in hidden and each.changed(values.get(name))]
 
 
 class Conditions:
@@ -171,11 +177,13 @@ class Conditions:
 
     def __init__(self) -> None:
         self.branches: dict[str, BranchInputs] = {}
+        self.unseen: Collection[int] = ()
+        """The `id` of what only stands in for an input, for rows that read nothing of it: it is not looked at."""
 
     def changed(self, branch: str, inputs: Mapping[str, Tree]) -> list[str]:
         """The names of those that changed, now that the branch is called with `inputs`."""
         values = dict(_leaves(inputs))
-        changed = self.branches.setdefault(branch, BranchInputs()).changed(values)
+        changed = self.branches.setdefault(branch, BranchInputs()).changed(values, self.unseen)
         return sorted({name.partition("[")[0] for name in changed})
 
     def settled(self, branch: str) -> bool:

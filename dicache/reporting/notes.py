@@ -71,13 +71,17 @@ def over(budget: Rows | None, estimates: Rows | None, true_errors: Mapping[int, 
 
 
 def beside_denoiser(networks: Sequence[Mapping[str, Any]], denoiser_speedup: float) -> list[str]:
-    """What else runs in the loop, of which nothing is skipped."""
+    """What else runs in the loop, and how much of it was skipped."""
     if not networks:
         return []
-    shares = ", ".join(f"{network['name']}, {network['share']:.0%} of the work" for network in networks)
-    return [
-        f"beside the denoiser: {shares}, never skipped; of the denoiser alone {denoiser_speedup:.2f}x less computed."
-    ]
+    shares = ", ".join(f"{each['name']}, {each['share']:.0%} of the work, {skipped(each)}" for each in networks)
+    return [f"beside the denoiser: {shares}; of the denoiser alone {denoiser_speedup:.2f}x less computed."]
+
+
+def skipped(network: Mapping[str, Any]) -> str:
+    """How much a network beside the denoiser was left out."""
+    executed, uncached = network["macs"], network["uncached_macs"]
+    return f"{uncached / executed:.2f}x less computed" if 0 < executed < uncached else "never skipped"
 
 
 def engaged(trace: Trace) -> bool:

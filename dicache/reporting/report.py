@@ -205,10 +205,14 @@ def _sites(trace: Trace) -> list[dict[str, Any]]:
 
 
 def _side_networks(trace: Trace) -> list[dict[str, Any]]:
-    """What ran in the loop beside the denoiser, and its share of all that was executed."""
+    """What ran in the loop beside the denoiser, what it would have been uncached, and its share of all that was
+    executed.
+    """
     samples, executed = len(trace.executed), float(trace.loop_executed.sum())
+    networks = [(work.name, *work.total(samples)) for work in trace.side_work]
     return [
-        {"name": name, "macs": macs * samples, "share": macs * samples / executed} for name, macs in trace.side_macs
+        {"name": name, "macs": macs, "uncached_macs": uncached, "share": macs / executed}
+        for name, macs, uncached in networks
     ]
 
 

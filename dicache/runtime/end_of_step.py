@@ -101,6 +101,7 @@ def begin_anew(config: Config, run: Run, branch: str, changed: Sequence[str]) ->
     change = f"the conditions were changed half-way ({', '.join(changed)})"
     notes = _noted(config, run, change, "the cache began anew there")
     run.anew = True
+    run.undecide()
     for state in run.states:
         if branch in state.histories:
             state.histories = {}

@@ -90,6 +90,15 @@ class EvaluationSite:
             state.judgement, state.controller = decide_site(self.config, run, state, evidence)
         return rows_to_compute(self.config, run, state, call.branch)
 
+    def coming(self, call: Call) -> Rows | None:
+        """The same, of what was decided before the denoiser was called; asked before its blocks run."""
+        run = call.run
+        if all(key != call.key for key, _ in self.shapes):
+            run.undecide()  # all rows run where its blocks get inputs of these shapes for the first time
+        if run.samples == 0 or run.apart or run.states[0].judgement is None:
+            return None
+        return rows_to_compute(self.config, run, run.states[0], call.branch)
+
     # Filling in and remembering.
 
     def end(self, call: Call, output: Tensor, base: Tensor | None = None, fresh: Rows | None = None) -> Tensor:

@@ -22,7 +22,7 @@ from dicache.models.watched_inputs import Conditions
 from dicache.probes.base import View
 from dicache.runtime.guidance import Guided
 from dicache.runtime.module_call import ModuleCall, RowsToRun
-from dicache.runtime.trace import Record, Trace
+from dicache.runtime.trace import Record, SideWork, Trace
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.tree import Tree
 from dicache.tensors.written import Unwritten
@@ -154,8 +154,9 @@ class Run:
     """Why it was refused, where it was."""
     gone: bool = False
     """Whether the model's tensors were let go: nothing is learned any more."""
-    side_macs: dict[str, float] = field(default_factory=dict)
-    """What networks beside the denoiser executed in its loop, all samples together, by name."""
+    side_work: dict[str, SideWork] = field(default_factory=dict)
+    """Of networks beside the denoiser in its loop, by name, times the number of samples, which is not known at first.
+    """
     begun: float = field(default_factory=perf_counter)
     facts: RunFacts = field(init=False)
     """What the run has shown of itself."""
@@ -197,13 +198,21 @@ class Run:
         samples = self.samples or len(meter.executed)
         executed, uncached = (macs.view(-1, samples).sum(0) for macs in (meter.executed, meter.uncached))
         facts = (self.bytes, self.overhead, self.complete, sites, site_macs, planned, self.not_finite, self.refusal)
-        side = tuple((name, macs / samples) for name, macs in self.side_macs.items())  # samples share evenly
+        side = tuple(work.over(samples) for work in self.side_work.values())
         return Trace(tuple(self.records), executed, uncached, *facts, side)
 
     def _conditions(self, branch: str, chunk: int) -> Prints:
         """Of one branch, (B, 32) each."""
         prints = self.prints.get(branch, {}).items()
         return {name: each.reshape(-1, self.samples, each.shape[1])[chunk] for name, each in prints}
+
+    def undecide(self) -> None:
+        """What was decided ahead of the denoiser's call does not hold; rules are as before."""
+        if self.guided.outputs:
+            return
+        for state in self.states:
+            judgement, state.judgement = state.judgement, None
+            state.controller = state.controller if judgement is None else judgement.controller_before
 
     def refuse(self, error: DicacheError) -> None:
         """Nothing more is learned of it, also when the model is let go."""

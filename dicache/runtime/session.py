@@ -46,7 +46,7 @@ from dicache.types import Kind, Site, Step
 class Session:
     def __init__(self, config: Config, clock: Clock, sites: tuple[Site, ...], owner: Owner | None = None) -> None:
         self.config, self.clock, self.sites, self.meter, self.owner = config, clock, sites, Meter(), owner or Owner()
-        self.on_over: Callable[[], object] = bool
+        self.on_over: list[Callable[[], object]] = []
         """Called when a run is over."""
         self.on_call: Callable[[Session], object] = bool
         """Called when the first call of a run has begun, and when the next one has if it is `expected`."""
@@ -80,7 +80,7 @@ class Session:
             inputs = inputs._replace(latent=self.run.as_begun(inputs.latent))
         continued = self._with_these_weights(self._continued(reading, inputs), inputs)
         run = continued or self._begun(reading, inputs)
-        self._go_on(run, reading, inputs.latent)
+        self.go_on(run, reading, inputs.latent)
         if run.step.index == 0:
             self.owner.claim()
         if run.samples == 0 and reading.part == 0 and holds_others(run, inputs.latent):
@@ -151,7 +151,7 @@ class Session:
         if self.clock.reason:
             self.note(f"{self.clock.reason}, so no error can be priced.", of_run=True)
 
-    def _go_on(self, run: Run, reading: Reading, latent: Tensor) -> None:
+    def go_on(self, run: Run, reading: Reading, latent: Tensor) -> None:
         """To this step, where it is another than that of the call before; the one before is over then."""
         step = reading.step
         if step.index == run.step.index:
@@ -234,7 +234,8 @@ class Session:
             self._end_step(run, None)
             run.complete = True
             run.forget()
-            self.on_over()
+            for hears in self.on_over:
+                hears()
 
     def reset(self) -> None:
         """Forget the run that is going on; the next call begins a new one. Raises BusyError as `check_idle`."""
@@ -282,7 +283,7 @@ class Session:
         going_on = self.call is None and not run.gone and not run.complete and not self.owner.elsewhere
         if going_on and isinstance(self.clock, LoopClock) and self.clock.ends_unseen and run.guided.outputs:
             run = as_it_stands(self.config, run)
-        elif going_on and run.at_last_step:
+        elif going_on and run.at_last_step and run.guided.outputs:
             self.finish()
         if waits:
             run.look()

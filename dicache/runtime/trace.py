@@ -5,6 +5,8 @@ tensor of the model.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
+
 from dicache.types import Grid, Rows, Site
 
 
@@ -22,6 +24,27 @@ class Record(NamedTuple):
     """What it would have been; nan where the step was skipped or there was no guess."""
     spent: Rows
     """The error of the final latent estimated up to this step."""
+
+
+class SideWork(NamedTuple):
+    """Of one network that the loop calls beside the denoiser: MACs per sample, (B,), or of each where all are alike."""
+
+    name: str
+    executed: Rows | float = 0.0
+    uncached: Rows | float = 0.0
+    """The same if nothing had been skipped."""
+
+    def plus(self, executed: Rows | float, uncached: Rows | float) -> "SideWork":
+        return SideWork(self.name, self.executed + executed, self.uncached + uncached)
+
+    def over(self, samples: int) -> "SideWork":
+        """What one of so many has of it."""
+        return SideWork(self.name, self.executed / samples, self.uncached / samples)
+
+    def total(self, samples: int) -> tuple[float, float]:
+        """Executed and uncached, of all samples together."""
+        executed, uncached = (torch.as_tensor(w, dtype=torch.float64).expand(samples) for w in self[1:])
+        return float(executed.sum()), float(uncached.sum())
 
 
 class Trace(NamedTuple):
@@ -43,18 +66,18 @@ class Trace(NamedTuple):
     """The step from which on a sample is not finite, by sample."""
     refusal: str = ""
     """Why dicache refused to go on with it; empty where it did not."""
-    side_macs: tuple[tuple[str, float], ...] = ()
-    """MACs per sample of each network that ran in the loop beside the denoiser, where nothing is skipped."""
+    side_work: tuple[SideWork, ...] = ()
+    """Of each network that the loop called beside the denoiser."""
 
     @property
     def loop_executed(self) -> Rows:
         """MACs per sample of all networks of the loop, (B,)."""
-        return self.executed + sum(macs for _, macs in self.side_macs)
+        return self.executed + sum(work.executed for work in self.side_work)
 
     @property
     def loop_uncached(self) -> Rows:
         """The same if nothing had been skipped."""
-        return self.uncached + sum(macs for _, macs in self.side_macs)
+        return self.uncached + sum(work.uncached for work in self.side_work)
 
 
 def joined(traces: Sequence[Trace]) -> Trace:
@@ -67,9 +90,10 @@ def joined(traces: Sequence[Trace]) -> Trace:
     for trace in traces:
         records += [r if before is None else r._replace(spent=r.spent.hypot(before)) for r in trace.records]
         before = records[-1].spent if records else None
-    side = dict[str, float]()
-    for name, macs in (entry for trace in traces for entry in trace.side_macs):
-        side[name] = side.get(name, 0.0) + macs
+    side = dict[str, SideWork]()
+    for work in (work for trace in traces for work in trace.side_work):
+        before_it = side.get(work.name, SideWork(work.name))
+        side[work.name] = before_it.plus(work.executed, work.uncached)
     planned = [trace.planned_bytes for trace in traces if trace.planned_bytes is not None]
     return traces[-1]._replace(
         records=tuple(records),
@@ -80,5 +104,5 @@ def joined(traces: Sequence[Trace]) -> Trace:
         complete=all(trace.complete for trace in traces),
         not_finite={sample: step for trace in reversed(traces) for sample, step in trace.not_finite.items()},
         planned_bytes=sum(planned) if planned else None,
-        side_macs=tuple(side.items()),
+        side_work=tuple(side.values()),
     )

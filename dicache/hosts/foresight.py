@@ -1,0 +1,68 @@
+"""What the denoiser is going to compute, asked for before it is called: a network that feeds it alone (a ControlNet)
+need not run for rows that will read nothing of what it gives.
+
+A step then begins where the first such network is called, not where the denoiser is: latent and time are the same, so
+the step before is ended with what it would have been ended with, and the decision is the one that would have been
+taken. It can be taken here where a whole evaluation is decided on by what is remembered alone; a probe that looks into
+the denoiser, and sites inside it, know later. What comes differently after all (weights written to in between, a branch
+that was never seen) computes, and whoever did not run is run then.
+"""
+
+from collections.abc import Mapping
+from threading import get_ident
+
+import torch
+from torch import Tensor
+
+from dicache.runtime.decide import rows_to_compute
+from dicache.runtime.end_of_step import begin_anew
+from dicache.runtime.evaluation_site import EvaluationSite
+from dicache.runtime.module_call import RowsToRun
+from dicache.runtime.run_state import Call, Run
+from dicache.runtime.session import Session
+from dicache.tensors.tree import Tree
+from dicache.types import Rows
+
+
+def foresee(
+    session: Session, latent: Tensor, timestep: Tensor | float | None, network: str, conditions: Mapping[str, Tree]
+) -> Rows | None:
+    """Which samples the denoiser computes at the step of this latent, (R, ...), and time, (B,) bool; None where nobody
+    can tell: all may. `conditions` are what else the `network` is called with: where they have changed, what is
+    remembered says nothing.
+    """
+    run, strategy = session.run, session.strategy
+    if run is None or not isinstance(strategy, EvaluationSite) or not _goes_on(session, run, strategy):
+        return None
+    reading = session.clock.read(timestep)
+    ahead = reading.step.index - run.step.index
+    latent = run.as_begun(latent)
+    if reading.run is not run.key or ahead not in (0, 1) or _kind(latent) != _kind(run.latent):
+        return None
+    branches = tuple(run.guided.outputs)
+    session.go_on(run, reading, latent)
+    state = run.states[0]
+    if changed := run.conditions.changed(network, conditions):
+        for branch in tuple(state.histories):
+            session.note(*begin_anew(session.config, run, branch, changed), of_run=True)
+    if run.anew or run.apart:
+        return None
+    if state.judgement is None and ahead:
+        strategy.decide(Call(run, branches[0], latent, (), RowsToRun(len(latent)), first=True))
+    if state.judgement is None:
+        return None
+    rows = [rows_to_compute(session.config, run, state, branch) for branch in state.histories]
+    seen = [each.view(-1, run.samples).any(0) for each in rows if each is not None]
+    return torch.stack(seen).any(0) if seen and len(seen) == len(rows) else None
+
+
+def _goes_on(session: Session, run: Run, strategy: EvaluationSite) -> bool:
+    """Whether the next call is one more of this run, decided on by what is remembered alone."""
+    lasts = run.samples > 0 and bool(run.guided.outputs or run.states[0].judgement)
+    ended = run.complete or run.gone or run.apart or torch.is_grad_enabled()
+    mine = session.call is None and session.owner.thread == get_ident()
+    return lasts and not ended and mine and strategy.depth == 0 and not strategy.probing.looks
+
+
+def _kind(latent: Tensor) -> tuple[object, ...]:
+    return latent.shape, latent.dtype, latent.device
