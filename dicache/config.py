@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dicache.approximators.base import Approximator, check_attributes
+from dicache.approximators.hold import Reuse
 from dicache.controllers.base import Controller
 from dicache.controllers.interval import Interval
 from dicache.errors import ModeError, PartError
@@ -14,7 +15,7 @@ from dicache.estimators.amplitude import Amplitude
 from dicache.estimators.base import Estimator
 from dicache.probes.base import Probe, check_depth
 from dicache.probes.first_blocks import FirstBlocks
-from dicache.sites import Evaluation, Sites
+from dicache.sites import Control, Evaluation, Sites
 from dicache.tensors.contract import is_users
 from dicache.types import Kind, Site
 
@@ -35,6 +36,10 @@ class Config:
     sites: Sites = field(default_factory=Evaluation)
     together: bool = False
     """Whether all sites are decided as one, on the mean of what is predicted of them (BWCache)."""
+    control: Controller[Any] | None = None
+    """When the networks that feed the denoiser alone (ControlNets) run while it computes: a rule that counts steps or
+    goes by the noise. Elsewhere they give what they gave before. None: always.
+    """
     memory_limit: int | None = None
     """Most bytes to keep. Lower orders and fewer sites are what it costs; the report says which."""
 
@@ -48,6 +53,7 @@ class Config:
         if self.memory_limit is not None and not self.memory_limit > 0:
             raise ModeError(f"memory_limit is {self.memory_limit!r}. Expected a number of bytes above 0.")
         self._check_parts()
+        self._check_control()
         self._check_probe()
         self._check_sites()
 
@@ -61,6 +67,17 @@ class Config:
         if not isinstance(self.probe, Probe):
             raise PartError(f"probe is {self.probe!r}. Expected a probe such as FirstBlocks(1).")
         check_depth(self.probe)
+
+    def _check_control(self) -> None:
+        rule = self.control_rule
+        if self.control is not None and isinstance(self.sites, Control):
+            raise ModeError("Config has sites=Control() and control=. Give the rule once, as the controller.")
+        if rule is not None and (not isinstance(rule, Controller) or rule.reads_error):
+            raise ModeError(
+                f"{rule!r} goes by an error, and how far one of a network beside the denoiser reaches the picture is "
+                "not known. Give a rule that counts or goes by the noise, such as Interval(3) or "
+                "NoiseWindow(Interval(1000), 0.0, 0.5)."
+            )
 
     def _check_probe(self) -> None:
         reading = [type(a).__name__ for a in self.approximators if a.reads_feature]
@@ -86,9 +103,19 @@ class Config:
 
     def rule_at(self, site: Site, sites: Sequence[Site]) -> Controller[Any]:
         """What decides there, of all `sites`; checks always compute."""
-        if site.kind is Kind.CHECK:
+        if site.kind is Kind.CHECK or isinstance(self.sites, Control):
             return Interval(1)
         return self.controller.at(site, sum(other.kind is not Kind.CHECK for other in sites))
+
+    @property
+    def control_rule(self) -> Controller[Any] | None:
+        """When networks beside the denoiser run while it computes; None for always."""
+        return self.controller if isinstance(self.sites, Control) else self.control
+
+    @property
+    def control_fill(self) -> Approximator:
+        """What stands in their place where they do not."""
+        return self.approximators[0] if isinstance(self.sites, Control) else Reuse()
 
     @property
     def depth(self) -> int:

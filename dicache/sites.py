@@ -1,6 +1,7 @@
 """Which places of a denoiser are decided on their own. A selector is part of a configuration; what it selects is data.
 
     Evaluation()          the whole denoiser call, S = 1: what saves most for its error, and the default
+    Control()             the networks that feed the denoiser alone (ControlNets), while the denoiser computes
     Branches()            the calls, or rows, of all guidance branches but the strongest
     Tail(back)            all blocks after the probe's but the last `back`: S = 1, the model's head stays fresh
     Spans(size, back)     the same blocks in groups of `size`; 1: every block on its own
@@ -26,7 +27,7 @@ from dicache.approximators.noise import ExtrapolateNoise
 from dicache.errors import ModeError, UnsupportedModelError
 from dicache.types import Kind, Site
 
-__all__ = ["Branches", "Drafted", "Evaluation", "Kind", "Sites", "Spans", "Sublayers", "Tail"]
+__all__ = ["Branches", "Control", "Drafted", "Evaluation", "Kind", "Sites", "Spans", "Sublayers", "Tail"]
 _ATTENTION = ("attn", "attn1", "self_attn", "attention", "self_attention")
 _CROSS_ATTENTION = ("attn2", "cross_attn", "cross_attention")
 _FEED_FORWARD = ("ff", "ffn", "mlp", "feed_forward", "ff_context", "ffn_context", "mlp_context")
@@ -55,6 +56,20 @@ class Evaluation(Sites):
     inside_denoiser = False
     approximators = (ExtrapolateNoise(), ExtrapolateNoise(memory=math.inf), Reuse())
     holds_output = True
+
+    def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
+        return (Site("", Kind.EVALUATION, tuple(blocks)[depth:]),)
+
+
+@dataclass(frozen=True)
+class Control(Sites):
+    """The networks that feed the denoiser alone and run beside it (ControlNets), as one: the denoiser computes at every
+    step, with what they gave before where they do not run. The rule counts steps or goes by the noise: how far an error
+    of theirs reaches the picture is not known. A rule for them beside other sites is `Config.control`.
+    """
+
+    inside_denoiser = False
+    approximators = (Reuse(),)
 
     def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
         return (Site("", Kind.EVALUATION, tuple(blocks)[depth:]),)

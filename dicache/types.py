@@ -30,6 +30,7 @@ class Kind(StrEnum):
     CROSS_ATTENTION = "cross-attention"
     FEED_FORWARD = "feed-forward"
     CHECK = "check"
+    CONTROL = "control"
 
 
 class Site(NamedTuple):
@@ -173,7 +174,7 @@ class Step(NamedTuple):
     gain: float = 1.0
     """As those of a timetable."""
     time_left: float = 1.0
-    """In a hand-written loop: share of its time that is to come when the step begins."""
+    """Share of the model's time that is to come when the step begins; of the loop's in one written by hand."""
 
     @property
     def time(self) -> float:

@@ -74,6 +74,11 @@ class Controller(ABC, Generic[S]):
         """The rule for one of so many sites. Budgets are shared out; thresholds and counts stay."""
         return self
 
+    @property
+    def reads_error(self) -> bool:
+        """Whether it decides by what skipping is predicted to cost; else it counts steps, or goes by the noise."""
+        return True
+
     def check(self, step: Step) -> None:  # most rules take any run
         """Raise where a run that begins with this step is not one that this rule can decide."""
 
@@ -123,6 +128,10 @@ class Around(Controller[Any]):
 
     def at(self, site: Site, sites: int) -> Controller[Any]:
         return replace(self, inner=self.inner.at(site, sites))
+
+    @property
+    def reads_error(self) -> bool:
+        return self.inner.reads_error
 
     def check(self, step: Step) -> None:
         self.inner.check(step)

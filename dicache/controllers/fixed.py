@@ -24,6 +24,10 @@ class Fixed(Controller[Rows]):
 
     computed: tuple[frozenset[int], ...]
 
+    @property
+    def reads_error(self) -> bool:
+        return False
+
     def init(self, samples: int) -> Rows:
         if len(self.computed) not in (1, samples):
             raise BudgetError(f"the schedule is for {len(self.computed)} samples but this run has {samples}.")

@@ -31,6 +31,10 @@ class Interval(Controller[Count]):
         if self.interval < 1 or self.first < 1:
             raise ModeError(f"Interval({self.interval}, first={self.first}): expected 1 or more of both.")
 
+    @property
+    def reads_error(self) -> bool:
+        return False
+
     def init(self, samples: int) -> Count:
         zero = torch.zeros(samples, dtype=torch.float64)
         return Count(zero + self.first, zero, zero.clone())

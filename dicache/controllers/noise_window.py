@@ -1,9 +1,9 @@
 """A controller that may skip only between two levels of noise; outside, every step computes (the timestep windows of
 PAB and FasterCache).
 
-The level is 1 at pure noise and 0 at the end: sigma, or the timestep, over its value at the start of a whole run.
-Timesteps from 0 to 1000, as papers give them, are thousandths of it. In a hand-written loop it is the share of noise,
-or of the time still to go where nothing else is known.
+The level is 1 at pure noise and 0 at the end: sigma over its value at the start of a whole run in a flow, elsewhere the
+timestep over the number that the model was trained at. Timesteps from 0 to 1000, as papers give them, are thousandths
+of it. In a hand-written loop it is the share of noise, or of the time still to go where nothing else is known.
 """
 
 from dataclasses import dataclass
@@ -39,4 +39,6 @@ def level(step: Step) -> float:
     """How much noise there is before the step, from 1 down to 0."""
     if step.timetable is None:
         return step.time_left if step.half_log_snr is None else noise_share(step.half_log_snr)
+    if step.sigma == step.half_log_snr:  # off the straight path steps are placed along that
+        return step.time_left
     return step.sigma / max(step.timetable.sigmas)

@@ -24,44 +24,55 @@ from dicache.tensors.tree import Tree
 from dicache.types import Rows
 
 
-def foresee(
+def begin_step(
     session: Session, latent: Tensor, timestep: Tensor | float | None, network: str, conditions: Mapping[str, Tree]
-) -> Rows | None:
-    """Which samples the denoiser computes at the step of this latent, (R, ...), and time, (B,) bool; None where nobody
-    can tell: all may. `conditions` are what else the `network` is called with: where they have changed, what is
-    remembered says nothing.
+) -> Run | None:
+    """The run, gone on to the step of this latent, (R, ...), and time; None where the call that comes may be no more of
+    it. `conditions` are what else the `network` is called with: where they have changed, what is remembered says
+    nothing, and `Run.anew` says so.
     """
-    run, strategy = session.run, session.strategy
-    if run is None or not isinstance(strategy, EvaluationSite) or not _goes_on(session, run, strategy):
+    run = session.run
+    if run is None or not _goes_on(session, run):
         return None
-    reading = session.clock.read(timestep)
+    reading, latent = session.clock.read(timestep), run.as_begun(latent)
     ahead = reading.step.index - run.step.index
-    latent = run.as_begun(latent)
     if reading.run is not run.key or ahead not in (0, 1) or _kind(latent) != _kind(run.latent):
         return None
-    branches = tuple(run.guided.outputs)
     session.go_on(run, reading, latent)
-    state = run.states[0]
-    if changed := run.conditions.changed(network, conditions):
-        for branch in tuple(state.histories):
-            session.note(*begin_anew(session.config, run, branch, changed), of_run=True)
-    if run.anew or run.apart:
+    if run.samples == 0:  # the first step is not over
         return None
-    if state.judgement is None and ahead:
-        strategy.decide(Call(run, branches[0], latent, (), RowsToRun(len(latent)), first=True))
+    if changed := run.conditions.changed(network, conditions):
+        branch = next((branch for state in run.states for branch in state.histories), "")
+        session.note(*begin_anew(session.config, run, branch, changed), of_run=True)
+    return run
+
+
+def samples_to_compute(session: Session, run: Run) -> Rows | None:
+    """Which samples the denoiser computes at the step that has begun, (B,) bool; None where that is not known."""
+    strategy, state = session.strategy, run.states[0]
+    if not isinstance(strategy, EvaluationSite) or strategy.depth or strategy.probing.looks:
+        return None
+    if run.anew or run.apart or not state.histories:
+        return None
+    if state.judgement is None:
+        first = next(iter(state.histories))
+        strategy.decide(Call(run, first, run.latent, (), RowsToRun(len(run.latent)), first=True))
     if state.judgement is None:
         return None
     rows = [rows_to_compute(session.config, run, state, branch) for branch in state.histories]
     seen = [each.view(-1, run.samples).any(0) for each in rows if each is not None]
-    return torch.stack(seen).any(0) if seen and len(seen) == len(rows) else None
+    return torch.stack(seen).any(0) if len(seen) == len(rows) else None
 
 
-def _goes_on(session: Session, run: Run, strategy: EvaluationSite) -> bool:
-    """Whether the next call is one more of this run, decided on by what is remembered alone."""
-    lasts = run.samples > 0 and bool(run.guided.outputs or run.states[0].judgement)
+def _goes_on(session: Session, run: Run) -> bool:
+    """Whether the next call may be one more of this run."""
     ended = run.complete or run.gone or run.apart or torch.is_grad_enabled()
-    mine = session.call is None and session.owner.thread == get_ident()
-    return lasts and not ended and mine and strategy.depth == 0 and not strategy.probing.looks
+    return (
+        bool(run.guided.outputs or run.samples)
+        and not ended
+        and session.call is None
+        and session.owner.thread == get_ident()
+    )
 
 
 def _kind(latent: Tensor) -> tuple[object, ...]:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from dicache.hosts.denoiser_call import call_key
+from dicache.hosts.holding import Holding
 from dicache.hosts.module_hook import NAME, ModuleHook, Uncopied, registry_of
 from dicache.tensors.mac_meter import MacCounter
-from dicache.tensors.tree import Tree, filled, map_tensors, plain, scatter, take, tensors
+from dicache.tensors.tree import Tree, filled, map_tensors, plain, take, tensors
 from dicache.tensors.written import Unwritten
 from dicache.types import Rows
 
@@ -67,6 +68,8 @@ class SideNetwork(Uncopied):
         """What it gave in that call, where it ran for all samples."""
         self.computed: Rows | None = None
         """The samples that it ran for, (B,) bool; None for all."""
+        self.holding: Holding | None = None
+        """Where a rule has it held while the denoiser computes: what it gave."""
         self.stand_ins: list[Tensor] = []
         """What it gave where it did not run for all."""
         self.late: dict[int, Tensor] = {}
@@ -111,7 +114,8 @@ class SideNetwork(Uncopied):
             return False
         self.hook.put_back()
         rows = {t.shape[0] if t.ndim else 0 for t in tensors(plain(self.shapes[self.key]))}
-        return self.hook.alive and (not bool(computed.any()) or rows == {self._rows()})
+        apart = rows == {self._rows()}
+        return self.hook.alive and (apart or (self.holding is None and not bool(computed.any())))
 
     def _rows(self) -> int:
         assert self.call is not None
@@ -123,15 +127,17 @@ class SideNetwork(Uncopied):
         assert self.computed is not None
         shapes, rows = self.shapes[self.key], self._rows()
         device = next(t.device for t in tensors((args, kwargs)) if t.ndim)
+        nothing = [torch.zeros((), dtype=t.dtype, device=device).expand(t.shape) for t in tensors(plain(shapes))]
+        parts = self.holding.guess(nothing) if self.holding is not None and self.holding.values is not None else nothing
         if bool(self.computed.any()):
             some_rows = self.computed.repeat(rows // len(self.computed)).nonzero().flatten().to(device)
             own_args, own_kwargs = take(
                 args, kwargs, some_rows, rows, tuple(self.signature.parameters)[1 : len(args) + 1]
             )
-            parts = iter(tensors(plain(forward(*own_args, **own_kwargs))))
-            output = filled(shapes, lambda _: scatter(next(parts), some_rows, rows))
-        else:
-            output = filled(shapes, lambda t: torch.zeros((), dtype=t.dtype, device=device).expand(t.shape))
+            ran = tensors(plain(forward(*own_args, **own_kwargs)))
+            parts = [part.index_copy(0, some_rows, own.to(part.dtype)) for part, own in zip(parts, ran, strict=True)]
+        remaining = iter(parts)
+        output = filled(shapes, lambda _: next(remaining))
         self.stand_ins = tensors(plain(output))
         return output
 
@@ -143,8 +149,10 @@ class SideNetwork(Uncopied):
             return
         if counter is not None:
             self.costs[self.key] = counter.total
+        parts = tensors(plain(output))
+        if self.holding is not None and (self.computed is None or bool(self.computed.any())):
+            self.holding.remember(parts, self.computed)
         if self.computed is None and not self.again:
-            parts = tensors(plain(output))
             if self.key not in self.shapes:
                 self.shapes[self.key] = filled(output, lambda t: torch.empty_like(t, device="meta"))
             self.handed = None if self.looked else Handed(output, parts, Unwritten(parts))

@@ -23,10 +23,12 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from dicache.config import Config
 from dicache.errors import UnsupportedModelError
 from dicache.hosts.attachment import Attachment
 from dicache.hosts.denoiser_call import conditions_of, timestep_of
-from dicache.hosts.foresight import foresee
+from dicache.hosts.foresight import begin_step, samples_to_compute
+from dicache.hosts.holding import Holding
 from dicache.hosts.module_hook import Uncopied, eager
 from dicache.hosts.running_pipeline import Running
 from dicache.hosts.side_network import SideNetwork, hidden
@@ -72,6 +74,8 @@ class SideNetworks(Uncopied):
         """
         for attachment in self.attachments:
             attachment.session.expected = True
+            before = attachment.session.run
+            network.looked &= before is not None and not (before.complete or before.at_last_step)  # else one may begin
         attachment, call = self.attachments[0], network.call
         alone = len(self.attachments) == 1 and attachment.session.run is self.run
         if call is None or not network.latent or not alone:
@@ -81,7 +85,14 @@ class SideNetworks(Uncopied):
             return None
         conditions = conditions_of(attachment.family, call.named, latent)
         name = f"{network.name} {id(network.module)}"
-        computed = foresee(attachment.session, latent, time, name, conditions)
+        run = begin_step(attachment.session, latent, time, name, conditions)
+        network.holding = None if run is None else _holding(network.holding, attachment.session.config, run)
+        if run is None:
+            return None
+        computed = samples_to_compute(attachment.session, run)
+        if network.holding is not None:
+            runs = network.holding.runs()
+            computed = runs if computed is None else computed & runs
         coupled = attachment.family.batch is not Batch.SAMPLE
         return None if coupled and computed is not None and bool(computed.any()) else computed
 
@@ -118,7 +129,6 @@ class SideNetworks(Uncopied):
             }
             self._look(self.running.pipeline)
             for network in self.networks.values():
-                network.looked, network.latent = False, ""
                 if hidden(network.module):
                     session.note(
                         f"{network.name}, beside the denoiser, is compiled in a way that hides what it executes, which "
@@ -140,6 +150,15 @@ class SideNetworks(Uncopied):
         for network in tuple(self.networks.values()):
             if network.handed is not None and call is not None:
                 network.looked, network.latent = True, _latent_of(network, call, attachment, args, kwargs)
+                network.holding = _holding(None, attachment.session.config, call.run) if network.latent else None
+                if network.holding is not None:
+                    network.holding.remember(network.handed.parts, None)
+                if not network.latent and attachment.session.config.control_rule is not None:
+                    attachment.session.note(
+                        f"{network.name} was not held: it feeds more than the denoiser, the pipeline changes what it "
+                        "gives, or it is called with another latent or time.",
+                        of_run=True,
+                    )
                 network.let_go()
             if network.stand_ins and (network.late or _reads(network, call, attachment.session)):
                 late |= network.run_late()
@@ -192,6 +211,14 @@ class SideNetworks(Uncopied):
             attachment.session.on_call = bool
 
 
+def _holding(before: Holding | None, config: Config, run: Run) -> Holding | None:
+    """What the run has held of it; None where no rule has it held."""
+    rule = config.control_rule
+    if rule is None or (before is not None and before.run is run):
+        return before
+    return Holding(rule, config.control_fill, run)
+
+
 def _latent_of(
     network: SideNetwork, call: Call, attachment: Attachment, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]
 ) -> str:
@@ -216,13 +243,18 @@ def _number(time: Any) -> float:  # noqa: ANN401
 
 
 def _reads(network: SideNetwork, call: Call | None, session: Session) -> bool:
-    """Whether rows compute in this call that the network did not run for."""
-    if call is None or not isinstance(session.strategy, EvaluationSite):
+    """Whether rows compute in this call for which the network neither ran nor is held."""
+    if call is None or network.computed is None:
         return True
-    rows = session.strategy.coming(call)
-    if rows is None or network.computed is None or (bool(rows.any()) and not call.rows_to_run.gathered):
+    missing = ~network.computed
+    if network.holding is not None and network.holding.run is call.run:
+        missing = missing & network.holding.due
+    if not bool(missing.any()):
+        return False
+    rows = session.strategy.coming(call) if isinstance(session.strategy, EvaluationSite) else None
+    if rows is None or (bool(rows.any()) and not call.rows_to_run.gathered):
         return True
-    return bool((rows.view(-1, call.run.samples).any(0) & ~network.computed).any())
+    return bool((rows.view(-1, call.run.samples).any(0) & missing).any())
 
 
 def _attributes(holder: object) -> dict[str, Any]:

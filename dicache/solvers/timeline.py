@@ -77,6 +77,8 @@ class Timeline(NamedTuple):
     """Per step, as `dicache.types.Step.alone`; empty for nowhere."""
     reason: str = ""
     """Why no price is known; empty where they are."""
+    left: tuple[float, ...] = ()
+    """Per step, as `dicache.types.Step.time_left`; empty where that is not known."""
 
     def reading(self, run: object, call: int) -> Reading:
         call = min(call, len(self.steps) - 1)
@@ -98,6 +100,7 @@ class Timeline(NamedTuple):
             bool(self.alone) and self.alone[index],
             timetable.half_log_snrs[index] if timetable.half_log_snrs else None,
             timetable.gain(index),
+            self.left[index] if self.left else 1.0,
         )
         return Reading(run, step, ways[index] / total, call - first)
 
@@ -122,7 +125,19 @@ def timeline(
     if not path.miss < CLOSE:
         why = f"{name} mixes latents that are {path.miss:.1g} off those of any prediction"
         return _unknown(scheduler, begin, end, why)
-    return _played(responses, path, begin)
+    played = _played(responses, path, begin)
+    return played._replace(left=_left(scheduler, responses.times, played, begin))
+
+
+def _left(scheduler: Any, times: np.ndarray, played: Timeline, begin: int) -> tuple[float, ...]:  # noqa: ANN401
+    """Of the time that the model was trained in, as papers count it; the share of noise where the scheduler's times are
+    none of it.
+    """
+    trained, calls = scheduler.config.get("num_train_timesteps", 1000), played.steps[begin:]
+    first = [times[calls.index(step)] for step in sorted(set(calls))]
+    if all(0 <= time <= trained for time in first):
+        return _padded(np.array(first) / trained, begin)
+    return tuple(map(noise_share, played.timetable.half_log_snrs))
 
 
 def _bent_by(scheduler: Any, bend: float) -> str:  # noqa: ANN401
@@ -243,7 +258,8 @@ def first_order(times: Sequence[float], levels: Sequence[tuple[float, float]], p
         outputs[q + 1, q], latents[q + 1, q] = c, p
     none = np.zeros((n + 1, n))
     responses = Responses(np.array(times), np.ones(n), levels_with_end, starts, outputs, latents, none, 0.0)
-    return _played(responses, Path(prediction, levels_with_end, mixtures, 0.0), 0)
+    played = _played(responses, Path(prediction, levels_with_end, mixtures, 0.0), 0)
+    return played._replace(left=tuple(map(noise_share, played.timetable.half_log_snrs)))
 
 
 def _padded(values: Any, begin: int) -> tuple[Any, ...]:  # noqa: ANN401

@@ -46,7 +46,7 @@ WITH_CONTROL = [name for name in CONTROLS if name.endswith("ControlNet")]
 @contextmanager
 def running_everywhere(monkeypatch: pytest.MonkeyPatch) -> Any:
     with monkeypatch.context() as patched:
-        patched.setattr(side_networks, "foresee", lambda *_: None)
+        patched.setattr(side_networks, "begin_step", lambda *_: None)
         yield
 
 

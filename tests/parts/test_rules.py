@@ -10,6 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler, PNDMScheduler
 from hypothesis import given
 from numpy.polynomial import chebyshev
 
@@ -33,6 +34,7 @@ from dicache.presets.parts.bwcache import Stretch
 from dicache.presets.parts.delta_dit import Staged
 from dicache.presets.parts.fastercache import Bands
 from dicache.presets.parts.racer import Chebyshev, Disagreement, Repaid, Shrunk
+from dicache.solvers.clock import timeline_of
 from dicache.solvers.loop_clock import LoopClock
 from dicache.tensors import history
 from dicache.types import Action, Kind, Quote, Site
@@ -143,6 +145,23 @@ def test_the_level_of_noise_is_the_time_left_with_and_without_a_course():
     times = [1000.0, 900.0, 700.0, 400.0, 200.0]
     levels = [level(clock.read(time).step) for time in times]
     assert levels[1:] == pytest.approx([0.9, 0.7, 0.4, 0.2])
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler, PNDMScheduler],
+    ids=lambda s: s.__name__,
+)
+def test_the_level_of_noise_is_the_timestep_where_models_predict_noise(scheduler):
+    scheduler = scheduler(clip_sample=False) if scheduler is DDIMScheduler else scheduler()
+    scheduler.set_timesteps(20)
+    timeline = timeline_of(scheduler)
+    readings = [timeline.reading(None, call) for call in range(len(timeline.steps))]
+    levels = {reading.step.index: level(reading.step) for reading in readings}
+    times = [float(time) / 1000 for time in scheduler.timesteps]
+    first = [times[timeline.steps.index(index)] for index in levels]
+    assert list(levels.values()) == pytest.approx(first)
+    assert max(levels.values()) <= 1 and min(levels.values()) >= 0
 
 
 def test_every_site_gets_the_rule_of_its_kind_and_its_share_of_a_budget():
