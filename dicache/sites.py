@@ -6,6 +6,7 @@
     Spans(size, back)     the same blocks in groups of `size`; 1: every block on its own
     Drafted()             a tail that the last block verifies
     Sublayers(kinds)      attention, cross-attention and feed-forward modules inside every block
+    Skips(level, layers)  in a UNet: all that lies inside its outer skip connections: S = 1 (DeepCache)
 
 Evaluations hold what the denoiser gave, branches what they differ by from the strongest one, spans what the blocks
 added to the streams, sublayers what they gave. What a model adds to a stream between two sites (a ControlNet's
@@ -24,9 +25,10 @@ from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
 from dicache.approximators.noise import ExtrapolateNoise
 from dicache.errors import ModeError, UnsupportedModelError
+from dicache.models.skips import deep
 from dicache.types import Kind, Site
 
-__all__ = ["Branches", "Drafted", "Evaluation", "Kind", "Sites", "Spans", "Sublayers", "Tail"]
+__all__ = ["Branches", "Drafted", "Evaluation", "Kind", "Sites", "Skips", "Spans", "Sublayers", "Tail"]
 _ATTENTION = ("attn", "attn1", "self_attn", "attention", "self_attention")
 _CROSS_ATTENTION = ("attn2", "cross_attn", "cross_attention")
 _FEED_FORWARD = ("ff", "ffn", "mlp", "feed_forward", "ff_context", "ffn_context", "mlp_context")
@@ -129,6 +131,42 @@ class Drafted(Sites):
 
 
 @dataclass(frozen=True)
+class Skips(Sites):
+    """All that lies inside the outer skip connections of a UNet, as one (DeepCache, arXiv 2312.00858). The outer blocks
+    compute at every step; what enters the first of the outer up blocks is held, or extrapolated:
+
+        h = conv_in(x);  r_k, h = down_k(h)  for k < level;    h = up_k(h^, r_k)  for the `level` last up blocks
+
+    `Skips(1)`: the first down block and the last up block are fresh. `layers` are so many skip connections of the next
+    level, each with the layer of the up block that reads it, and the layer of the down block that makes it: `Skips(0,
+    layers=1)`, the cheapest, is conv_in and the last layer of the last up block. Of a UNet with two layers in a block
+    DeepCache's `cache_branch_id` b is `Skips(*divmod(b + 1, 3))`.
+
+    Raises ModeError for numbers that make no sense, UnsupportedModelError where the denoiser is no UNet or nothing lies
+    inside.
+    """
+
+    level: int = 1
+    """Levels of resolution that stay fresh, from the outside in."""
+    layers: int = 0
+    """Skip connections of the next level that do."""
+
+    def __post_init__(self) -> None:
+        if self.level < 0 or self.layers < 0 or self.level + self.layers < 1:
+            raise ModeError(f"{self}: expected a level and layers of 0 or more, and one of them above 0.")
+
+    def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
+        paths = deep(blocks, self.level, self.layers)
+        seen = [path for path in tuple(blocks)[:depth] if any(_lies_in(module, path) for module in paths)]
+        if seen:
+            raise UnsupportedModelError(
+                f"a probe of {depth} blocks looks at {seen[0]}, which {self} skips. Use a probe of "
+                f"{depth - len(seen)}, or a larger level."
+            )
+        return (_span(paths, 0, added=False),)
+
+
+@dataclass(frozen=True)
 class Sublayers(Sites):
     """Modules inside the blocks, known by their names. Raises UnsupportedModelError where there are none."""
 
@@ -143,6 +181,10 @@ class Sublayers(Sites):
             if name in NAMES[kind]
         ]
         return _some([Site(path, kind, (path,), i, added=False) for i, (path, kind) in enumerate(modules)], self)
+
+
+def _lies_in(module: str, block: str) -> bool:
+    return module == block or module.startswith(f"{block}.")
 
 
 def _span(paths: tuple[str, ...], index: int, added: bool = True, kind: Kind = Kind.SPAN) -> Site:

@@ -16,6 +16,7 @@ and to be swept on any other.
 
 from dicache.presets.blocks import (
     bwcache,
+    deepcache,
     delta_dit,
     fastercache,
     fastercache_attention,
@@ -71,6 +72,7 @@ __all__ = [
     "block_caching",
     "bwcache",
     "dbcache",
+    "deepcache",
     "delta_dit",
     "dicache",
     "easycache",

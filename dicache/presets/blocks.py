@@ -2,6 +2,7 @@
 skip here.
 """
 
+from dicache.approximators.base import Approximator
 from dicache.approximators.gained import Gained
 from dicache.approximators.hold import Reuse
 from dicache.approximators.taylor import Taylor
@@ -16,7 +17,7 @@ from dicache.presets.method_table import published
 from dicache.presets.parts.bwcache import ComputedChange, Stretch
 from dicache.presets.parts.delta_dit import Staged
 from dicache.presets.parts.fastercache import Bands
-from dicache.sites import Branches, Drafted, Spans, Sublayers
+from dicache.sites import Branches, Drafted, Skips, Spans, Sublayers
 from dicache.types import Kind
 
 
@@ -63,6 +64,23 @@ def gradient_optimized_cache(
 ) -> Config:
     """Compute every `interval`-th step, and in a window of the run add the last difference with a gain in between."""
     return counted(Gained(weight, begin, end), interval, first=1, sites=Sublayers())
+
+
+@published(
+    "DeepCache",
+    "2312.00858",
+    differs="intervals count from the last computed step, and one more step computes at the start; without its "
+    "non-uniform schedule. `Extrapolate()` in place of its reuse loses less than half as much at equal work",
+    default="Stable Diffusion; `layers=1` after `level=0` is its cheapest branch, `cache_branch_id=0`",
+)
+def deepcache(
+    interval: int = 3, level: int = 0, layers: int = 1, *, approximator: Approximator | None = None
+) -> Config:
+    """Compute a UNet every `interval`-th step, and in between what lies outside of `level` levels and `layers` skip
+    connections of the next one (`dicache.sites.Skips`); what enters from the inside is held, or extrapolated where
+    `approximator` is `Extrapolate()`.
+    """
+    return counted(approximator or Reuse(), interval, first=1, sites=Skips(level, layers))
 
 
 @published(
