@@ -15,7 +15,7 @@ residuals) stays fresh; what it adds inside a span is held with the span.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -168,19 +168,35 @@ class Skips(Sites):
 
 @dataclass(frozen=True)
 class Sublayers(Sites):
-    """Modules inside the blocks, known by their names. Raises UnsupportedModelError where there are none."""
+    """Modules inside the blocks, known by their names; in the blocks of UNets, which hold lists of layers, inside of
+    those. Raises UnsupportedModelError where there are none.
+    """
 
     kinds: Sequence[Kind] = (Kind.ATTENTION, Kind.CROSS_ATTENTION, Kind.FEED_FORWARD)
 
     def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
-        modules = [
-            (f"{path}.{name}", kind)
-            for path in tuple(blocks)[depth:]
-            for name, _ in blocks[path].named_children()
-            for kind in self.kinds
-            if name in NAMES[kind]
-        ]
+        modules = [each for path in tuple(blocks)[depth:] for each in _sublayers(path, blocks[path], self.kinds)]
         return _some([Site(path, kind, (path,), i, added=False) for i, (path, kind) in enumerate(modules)], self)
+
+
+def _sublayers(path: str, module: nn.Module, kinds: Sequence[Kind]) -> Iterator[tuple[str, Kind]]:
+    """Paths and kinds in a block. Only where none of any kind is a child of its own are its lists looked into."""
+    children = [(f"{path}.{name}", child, _kind_of(name)) for name, child in module.named_children()]
+    if any(kind is not None for _, _, kind in children):
+        yield from ((inside, kind) for inside, _, kind in children if kind in kinds)
+        return
+    for inside, child, _ in children:
+        layers = child.named_children() if isinstance(child, nn.ModuleList) else ()
+        for name, layer in layers:
+            if "to_q" in layer._modules:  # an attention of its own, on a map
+                kind = Kind.CROSS_ATTENTION if layer.is_cross_attention else Kind.ATTENTION
+                yield from [(f"{inside}.{name}", kind)] if kind in kinds else []
+            else:
+                yield from _sublayers(f"{inside}.{name}", layer, kinds)
+
+
+def _kind_of(name: str) -> Kind | None:
+    return next((kind for kind, names in NAMES.items() if name in names), None)
 
 
 def _lies_in(module: str, block: str) -> bool:

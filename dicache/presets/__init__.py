@@ -23,6 +23,7 @@ from dicache.presets.blocks import (
     gradient_optimized_cache,
     pab,
     speca,
+    tgate,
 )
 from dicache.presets.evaluations import (
     adacache,
@@ -66,6 +67,7 @@ from dicache.presets.parts.sencache import SensitivityTable as SensitivityTable
 from dicache.presets.parts.sencache import measure_sensitivities as measure_sensitivities
 from dicache.presets.parts.teacache import TEACACHE_FLUX as TEACACHE_FLUX
 from dicache.presets.parts.teacache import Polynomial as Polynomial
+from dicache.presets.parts.tgate import Gate as Gate
 
 __all__ = [
     "adacache",
@@ -93,6 +95,7 @@ __all__ = [
     "speca",
     "taylorseer",
     "teacache",
+    "tgate",
 ]
 
 
