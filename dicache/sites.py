@@ -183,13 +183,13 @@ def _sublayers(path: str, module: nn.Module, kinds: Sequence[Kind]) -> Iterator[
     """Paths and kinds in a block. Only where none of any kind is a child of its own are its lists looked into."""
     children = [(f"{path}.{name}", child, _kind_of(name)) for name, child in module.named_children()]
     if any(kind is not None for _, _, kind in children):
-        yield from ((inside, kind) for inside, _, kind in children if kind in kinds)
+        yield from ((inside, kind) for inside, _, kind in children if kind is not None and kind in kinds)
         return
     for inside, child, _ in children:
         layers = child.named_children() if isinstance(child, nn.ModuleList) else ()
         for name, layer in layers:
             if "to_q" in layer._modules:  # an attention of its own, on a map
-                kind = Kind.CROSS_ATTENTION if layer.is_cross_attention else Kind.ATTENTION
+                kind = Kind.CROSS_ATTENTION if vars(layer).get("is_cross_attention") else Kind.ATTENTION
                 yield from [(f"{inside}.{name}", kind)] if kind in kinds else []
             else:
                 yield from _sublayers(f"{inside}.{name}", layer, kinds)

@@ -22,6 +22,7 @@ from dicache.models.find_blocks import find
 from dicache.presets import Gate
 from dicache.probes.base import View
 from dicache.probes.first_blocks import FirstBlocks
+from dicache.promise.metrics import relative_error
 from dicache.sites import Skips, Sublayers
 from dicache.types import Kind
 from helpers.watching import count_macs, strips
@@ -214,3 +215,30 @@ def test_a_unet_without_a_prompt_has_the_same_sites(config):
         assert cache.report().compute_speedup > 1.0
     assert float(trace.executed.sum()) == pytest.approx(sum(macs), rel=1e-6)
     assert not torch.equal(drawn, plain) and torch.equal(draw(), plain)
+
+
+# Coefficients for maps.
+
+
+class Numbered:
+    """A pipeline whose prompts are the numbers of its samples."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.unet, self.scheduler, self.pipe = pipe.unet, pipe.scheduler, pipe
+
+    def __call__(self, prompts: list[str], *, num_inference_steps: int, **_: Any) -> Any:
+        return draw_unet(self.pipe, [int(prompt) for prompt in prompts], num_inference_steps)
+
+
+def test_coefficients_are_fitted_to_maps_and_lose_less_than_reuse(pipe):
+    sites, plain, lost = Skips(0, 1), draw_unet(pipe, [1, 2], STEPS), {}
+    for kind in ("ridge", "affine"):
+        fitted = dicache.fit(Numbered(pipe), ["3", "4", "5"], steps=STEPS, kind=kind, sites=sites, progress=False)
+        approximator = fitted.approximator()
+        config = dicache.Config(Interval(3), ClosedLoop(), (approximator,), fitted.probe, fitted.sites)
+        with dicache.enable(pipe, config=config) as cache:
+            lost[kind] = float(relative_error(draw_unet(pipe, [1, 2], STEPS), plain).mean())
+            assert cache.report().compute_speedup > 1.0
+    with dicache.enable(pipe, config=presets.fora(3, sites)):
+        reused = float(relative_error(draw_unet(pipe, [1, 2], STEPS), plain).mean())
+    assert 0 < max(lost.values()) < reused
