@@ -7,6 +7,7 @@
     Spans(size, back)     the same blocks in groups of `size`; 1: every block on its own
     Drafted()             a tail that the last block verifies
     Sublayers(kinds)      attention, cross-attention and feed-forward modules inside every block
+    Skips(level, layers)  in a UNet: all that lies inside its outer skip connections: S = 1 (DeepCache)
 
 Evaluations hold what the denoiser gave, branches what they differ by from the strongest one, spans what the blocks
 added to the streams, sublayers what they gave. What a model adds to a stream between two sites (a ControlNet's
@@ -15,7 +16,7 @@ residuals) stays fresh; what it adds inside a span is held with the span.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -25,9 +26,10 @@ from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
 from dicache.approximators.noise import ExtrapolateNoise
 from dicache.errors import ModeError, UnsupportedModelError
+from dicache.models.skips import deep
 from dicache.types import Kind, Site
 
-__all__ = ["Branches", "Control", "Drafted", "Evaluation", "Kind", "Sites", "Spans", "Sublayers", "Tail"]
+__all__ = ["Branches", "Control", "Drafted", "Evaluation", "Kind", "Sites", "Skips", "Spans", "Sublayers", "Tail"]
 _ATTENTION = ("attn", "attn1", "self_attn", "attention", "self_attention")
 _CROSS_ATTENTION = ("attn2", "cross_attn", "cross_attention")
 _FEED_FORWARD = ("ff", "ffn", "mlp", "feed_forward", "ff_context", "ffn_context", "mlp_context")
@@ -144,20 +146,76 @@ class Drafted(Sites):
 
 
 @dataclass(frozen=True)
+class Skips(Sites):
+    """All that lies inside the outer skip connections of a UNet, as one (DeepCache, arXiv 2312.00858). The outer blocks
+    compute at every step; what enters the first of the outer up blocks is held, or extrapolated:
+
+        h = conv_in(x);  r_k, h = down_k(h)  for k < level;    h = up_k(h^, r_k)  for the `level` last up blocks
+
+    `Skips(1)`: the first down block and the last up block are fresh. `layers` are so many skip connections of the next
+    level, each with the layer of the up block that reads it, and the layer of the down block that makes it: `Skips(0,
+    layers=1)`, the cheapest, is conv_in and the last layer of the last up block. Of a UNet with two layers in a block
+    DeepCache's `cache_branch_id` b is `Skips(*divmod(b + 1, 3))`.
+
+    Raises ModeError for numbers that make no sense, UnsupportedModelError where the denoiser is no UNet or nothing lies
+    inside.
+    """
+
+    level: int = 1
+    """Levels of resolution that stay fresh, from the outside in."""
+    layers: int = 0
+    """Skip connections of the next level that do."""
+
+    def __post_init__(self) -> None:
+        if self.level < 0 or self.layers < 0 or self.level + self.layers < 1:
+            raise ModeError(f"{self}: expected a level and layers of 0 or more, and one of them above 0.")
+
+    def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
+        paths = deep(blocks, self.level, self.layers)
+        seen = [path for path in tuple(blocks)[:depth] if any(_lies_in(module, path) for module in paths)]
+        if seen:
+            raise UnsupportedModelError(
+                f"a probe of {depth} blocks looks at {seen[0]}, which {self} skips. Use a probe of "
+                f"{depth - len(seen)}, or a larger level."
+            )
+        return (_span(paths, 0, added=False),)
+
+
+@dataclass(frozen=True)
 class Sublayers(Sites):
-    """Modules inside the blocks, known by their names. Raises UnsupportedModelError where there are none."""
+    """Modules inside the blocks, known by their names; in the blocks of UNets, which hold lists of layers, inside of
+    those. Raises UnsupportedModelError where there are none.
+    """
 
     kinds: Sequence[Kind] = (Kind.ATTENTION, Kind.CROSS_ATTENTION, Kind.FEED_FORWARD)
 
     def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
-        modules = [
-            (f"{path}.{name}", kind)
-            for path in tuple(blocks)[depth:]
-            for name, _ in blocks[path].named_children()
-            for kind in self.kinds
-            if name in NAMES[kind]
-        ]
+        modules = [each for path in tuple(blocks)[depth:] for each in _sublayers(path, blocks[path], self.kinds)]
         return _some([Site(path, kind, (path,), i, added=False) for i, (path, kind) in enumerate(modules)], self)
+
+
+def _sublayers(path: str, module: nn.Module, kinds: Sequence[Kind]) -> Iterator[tuple[str, Kind]]:
+    """Paths and kinds in a block. Only where none of any kind is a child of its own are its lists looked into."""
+    children = [(f"{path}.{name}", child, _kind_of(name)) for name, child in module.named_children()]
+    if any(kind is not None for _, _, kind in children):
+        yield from ((inside, kind) for inside, _, kind in children if kind is not None and kind in kinds)
+        return
+    for inside, child, _ in children:
+        layers = child.named_children() if isinstance(child, nn.ModuleList) else ()
+        for name, layer in layers:
+            if "to_q" in layer._modules:  # an attention of its own, on a map
+                kind = Kind.CROSS_ATTENTION if vars(layer).get("is_cross_attention") else Kind.ATTENTION
+                yield from [(f"{inside}.{name}", kind)] if kind in kinds else []
+            else:
+                yield from _sublayers(f"{inside}.{name}", layer, kinds)
+
+
+def _kind_of(name: str) -> Kind | None:
+    return next((kind for kind, names in NAMES.items() if name in names), None)
+
+
+def _lies_in(module: str, block: str) -> bool:
+    return module == block or module.startswith(f"{block}.")
 
 
 def _span(paths: tuple[str, ...], index: int, added: bool = True, kind: Kind = Kind.SPAN) -> Site:

@@ -14,7 +14,9 @@ from dicache.probes.base import Probe, View
 
 @dataclass(frozen=True)
 class FirstBlocks(Probe):
-    """The picture stream after the first `depth` blocks, (R, N, C)."""
+    """The picture stream after the first `depth` blocks, (R, N, C); in a UNet a map, (R, C, H, W), before the last of
+    those down blocks samples it down.
+    """
 
     depth: int = 1
 

@@ -23,7 +23,8 @@ class ModulatedInput(Probe):
         if norm is None or time is None or not type(norm).__name__.startswith(("AdaLayerNormZero", "SD35AdaLayerNorm")):
             raise UnsupportedModelError(
                 f"ModulatedInput needs a first block whose norm1 is an AdaLayerNormZero and which is called with temb; "
-                f"{type(view.block).__name__} is not. Use another probe, for example FirstBlocks()."
+                f"{type(view.block).__name__} is not. Use another probe, for example FirstBlocks(), "
+                "as presets.dicache() does."
             )
         modulated = norm(view.before, emb=time)
         feature: Tensor = modulated[0] if isinstance(modulated, tuple) else modulated

@@ -95,7 +95,7 @@ def _sites(word: str, family: Family, blocks: dict[str, nn.Module]) -> int | str
     selector = sites_named(word)
     try:
         sites = selector.select(blocks, 0)
-        family.check(sites, 0)
+        family.check(sites, 0, tuple(blocks))
     except DicacheError as error:
         return str(error).replace(str(selector), f"--sites {word}")
     return len(sites)

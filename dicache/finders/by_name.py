@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FILLS = ("reuse", "extrapolate", "zero")
 """What an option that is an Action may be: all that puts something in the place of a value and needs no fit."""
-SITES = {"evaluation": "Evaluation", "tail": "Tail", "blocks": "Spans", "sublayers": "Sublayers"}
+SITES = {"evaluation": "Evaluation", "tail": "Tail", "blocks": "Spans", "sublayers": "Sublayers", "skips": "Skips"}
 _KINDS = {"bool": "True or False", "int": "a whole number", "float": "a number", "Action": ", ".join(FILLS)}
 
 

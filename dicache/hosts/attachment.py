@@ -47,7 +47,7 @@ class Attachment(Uncopied):
         check_free(denoiser)
         check_offloaded(parts.blocks.values(), config)
         sites = config.sites.select(parts.blocks, config.probe.depth)
-        self.family.check(sites, config.probe.depth)
+        self.family.check(sites, config.probe.depth, tuple(parts.blocks))
         for approximator in config.approximators:
             approximator.check(denoiser, sites)
         inside = dict.fromkeys(path for site in sites for path in site.modules if path not in parts.blocks)

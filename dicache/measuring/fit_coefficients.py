@@ -31,6 +31,7 @@ from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.raw_latent import RawLatent
 from dicache.probes.site_input import SiteInput
 from dicache.sites import Sites, Spans
+from dicache.tensors.token_grid import tokens
 from dicache.types import Site
 
 
@@ -58,7 +59,7 @@ def fit(
 
     While it runs, `longest + 1` values of every site are kept, and where inputs are read as many inputs; and per site a
     float64 matrix of its channels (ridge, low_rank) or five numbers per channel, step and gap. Values must be (R, N,
-    C): rows, tokens, channels.
+    C), rows, tokens, channels, or maps, (R, C, H, W).
 
     Raises ModeError for an option that makes no sense, FittedError for sites that cannot be fitted or where nothing
     could be, UnsupportedModelError for values of another shape or a pipeline with two denoisers; the pipeline is then
@@ -167,8 +168,8 @@ class _SumsBySite:
             if then.steps_ago != gap:
                 return
             if gap > 0:
-                pair = Pair(step, gap, newest.output, then.output, newest.feature, then.feature)
-                yield _checked(pair, record.site)
+                inputs = (None if t is None else tokens(t) for t in (newest.feature, then.feature))
+                yield _checked(Pair(step, gap, tokens(newest.output), tokens(then.output), *inputs), record.site)
 
     def timetable(self) -> tuple[float, ...]:
         """Sigmas of all steps. Raises FittedError where the runs began half-way."""
@@ -189,7 +190,7 @@ def _checked(pair: Pair, site: Site) -> Pair:
     shapes = [tuple(t.shape) for t in (pair.after, pair.input_after) if t is not None]
     if any(len(shape) != 3 or shape[:2] != shapes[0][:2] for shape in shapes):
         raise UnsupportedModelError(
-            f"fit needs values (and inputs) of shape (rows, tokens, channels), but {site.path or 'the denoiser'} "
-            f"has {' and '.join(map(str, shapes))}. Use other sites."
+            f"fit needs values (and inputs) of shape (rows, tokens, channels), or maps of one size, but "
+            f"{site.path or 'the denoiser'} has {' and '.join(map(str, shapes))}. Use other sites."
         )
     return pair

@@ -100,7 +100,7 @@ class ScheduleMeasurements:
             self.selector = described(sites)
         except FittedError as error:
             raise ScheduleError(
-                f"{sites} cannot be scheduled. Use Evaluation(), Spans(), Tail() or Sublayers()."
+                f"{sites} cannot be scheduled. Use Evaluation(), Spans(), Tail(), Sublayers() or Skips()."
             ) from error
         if wrong := without_encoder(pipe, calibration.prompts):
             raise ScheduleError(wrong)

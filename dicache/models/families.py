@@ -80,7 +80,7 @@ _GATHERED = (
     _gathered("SkyReelsV2Transformer3DModel", "blocks", calls=2),
     _gathered("StableAudioDiTModel", "transformer_blocks", calls=1),
     *(
-        _gathered(model, "down_blocks", "mid_block", "up_blocks", between=_UNET, inside=Inside.NOTHING, calls=1)
+        _gathered(model, "down_blocks", "mid_block", "up_blocks", between=_UNET, inside=Inside.SKIPS, calls=1)
         for model in ("UNet2DConditionModel", "UNetControlNetXSModel", "AudioLDM2UNet2DConditionModel")
     ),
     _gathered("WanTransformer3DModel", "blocks", calls=2),
@@ -168,18 +168,19 @@ _TOGETHER = (
     _together("StableAudio3DiTModel", "transformer_blocks"),
     _together("WanAnimateTransformer3DModel", "blocks", between="adds what it reads off a face", inside=Inside.BLOCKS),
     _together("WanVACETransformer3DModel", "blocks", between="adds the control blocks' hints", inside=Inside.BLOCKS),
-    _together("Kandinsky3UNet", "down_blocks", "up_blocks", between=_UNET, inside=Inside.NOTHING),
+    _together("Kandinsky3UNet", "down_blocks", "up_blocks", between=_UNET, inside=Inside.SKIPS),
     *(
-        _together(model, "down_blocks", "mid_block", "up_blocks", between=between, inside=Inside.NOTHING)
-        for model, between in {
-            "DreamLiteUNetModel": _UNET,
-            "I2VGenXLUNet": _FOLDED,
-            "UNet1DModel": _UNET,
-            "UNet2DModel": _UNET,
-            "UNet3DConditionModel": _FOLDED,
-            "UNetMotionModel": _FOLDED,
-            "UNetSpatioTemporalConditionModel": _FOLDED,
-        }.items()
+        _together(model, "down_blocks", "mid_block", "up_blocks", between=_UNET, inside=Inside.SKIPS)
+        for model in ("DreamLiteUNetModel", "UNet1DModel", "UNet2DModel")
+    ),
+    *(
+        _together(model, "down_blocks", "mid_block", "up_blocks", between=_FOLDED, inside=Inside.NOTHING)
+        for model in (
+            "I2VGenXLUNet",
+            "UNet3DConditionModel",
+            "UNetMotionModel",
+            "UNetSpatioTemporalConditionModel",
+        )
     ),
 )
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import SupportsFloat
 
 from dicache.errors import UnsupportedModelError
+from dicache.models.skips import closed
 from dicache.solvers.prediction import PREDICTIONS
 from dicache.types import Site
 
@@ -34,6 +35,8 @@ class Inside(StrEnum):
     """Any."""
     BLOCKS = "single blocks"
     """Blocks and sublayers on their own: other blocks read what comes out between them."""
+    SKIPS = "between skips"
+    """The same, and spans that hold both ends of every skip connection that begins in them (`dicache.models.skips`)."""
     NOTHING = "nothing"
     """None: what blocks take and give has not the samples on its first axis."""
 
@@ -133,9 +136,9 @@ class Family:
             )
         return signal, noise
 
-    def check(self, sites: Sequence[Site], depth: int) -> None:
+    def check(self, sites: Sequence[Site], depth: int, blocks: Sequence[str] = ()) -> None:
         """Raises UnsupportedModelError where `sites`, or a probe of `depth` blocks, would not see what they are made
-        for.
+        for. `blocks` are the paths of all blocks, in order of execution.
         """
         inside = [site for site in sites if site.inside_denoiser]
         if self.inside is Inside.NOTHING and (inside or depth):
@@ -148,8 +151,12 @@ class Family:
                 f"a probe of {depth} blocks looks at all blocks of {self.model}, so none is left to skip. Use a probe "
                 "of fewer, or of depth 0."
             )
-        longer = next((site for site in inside if len(site.modules) > 1), None)
-        if self.inside is Inside.BLOCKS and longer is not None:
+        longer = [site for site in inside if len(site.modules) > 1]
+        if self.inside is Inside.SKIPS:
+            longer = [site for site in longer if not closed(site.modules, blocks)]
+        if self.inside in (Inside.BLOCKS, Inside.SKIPS) and longer:
+            alternative = ", Skips()" if self.inside is Inside.SKIPS else ""
             raise UnsupportedModelError(
-                f"{self.model} cannot skip {longer.path} as one: {self.between}. Use sites=Spans(1) or Evaluation()."
+                f"{self.model} cannot skip {longer[0].path} as one: {self.between}. Use sites=Spans(1){alternative} or "
+                "Evaluation()."
             )

@@ -16,12 +16,14 @@ and to be swept on any other.
 
 from dicache.presets.blocks import (
     bwcache,
+    deepcache,
     delta_dit,
     fastercache,
     fastercache_attention,
     gradient_optimized_cache,
     pab,
     speca,
+    tgate,
 )
 from dicache.presets.evaluations import (
     adacache,
@@ -65,12 +67,14 @@ from dicache.presets.parts.sencache import SensitivityTable as SensitivityTable
 from dicache.presets.parts.sencache import measure_sensitivities as measure_sensitivities
 from dicache.presets.parts.teacache import TEACACHE_FLUX as TEACACHE_FLUX
 from dicache.presets.parts.teacache import Polynomial as Polynomial
+from dicache.presets.parts.tgate import Gate as Gate
 
 __all__ = [
     "adacache",
     "block_caching",
     "bwcache",
     "dbcache",
+    "deepcache",
     "delta_dit",
     "dicache",
     "easycache",
@@ -91,6 +95,7 @@ __all__ = [
     "speca",
     "taylorseer",
     "teacache",
+    "tgate",
 ]
 
 

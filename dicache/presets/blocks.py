@@ -2,6 +2,7 @@
 skip here.
 """
 
+from dicache.approximators.base import Approximator
 from dicache.approximators.gained import Gained
 from dicache.approximators.hold import Reuse
 from dicache.approximators.taylor import Taylor
@@ -16,7 +17,8 @@ from dicache.presets.method_table import published
 from dicache.presets.parts.bwcache import ComputedChange, Stretch
 from dicache.presets.parts.delta_dit import Staged
 from dicache.presets.parts.fastercache import Bands
-from dicache.sites import Branches, Drafted, Spans, Sublayers
+from dicache.presets.parts.tgate import Gate
+from dicache.sites import Branches, Drafted, Skips, Spans, Sublayers
 from dicache.types import Kind
 
 
@@ -66,6 +68,23 @@ def gradient_optimized_cache(
 
 
 @published(
+    "DeepCache",
+    "2312.00858",
+    differs="intervals count from the last computed step, and one more step computes at the start; without its "
+    "non-uniform schedule. `Extrapolate()` in place of its reuse loses less than half as much at equal work",
+    default="Stable Diffusion; `layers=1` after `level=0` is its cheapest branch, `cache_branch_id=0`",
+)
+def deepcache(
+    interval: int = 3, level: int = 0, layers: int = 1, *, approximator: Approximator | None = None
+) -> Config:
+    """Compute a UNet every `interval`-th step, and in between what lies outside of `level` levels and `layers` skip
+    connections of the next one (`dicache.sites.Skips`); what enters from the inside is held, or extrapolated where
+    `approximator` is `Extrapolate()`.
+    """
+    return counted(approximator or Reuse(), interval, first=1, sites=Skips(level, layers))
+
+
+@published(
     "Delta-DiT",
     "2406.01125",
     differs="each block counts from its own last computed step; no code was released",
@@ -92,6 +111,25 @@ def pab(attention: int = 2, cross: int = 6, *, window: tuple[float, float] = (0.
     rule = ByKind({Kind.ATTENTION: Interval(attention), Kind.CROSS_ATTENTION: Interval(cross)})
     sites = Sublayers((Kind.ATTENTION, Kind.CROSS_ATTENTION))
     return Config(NoiseWindow(rule, *window), ClosedLoop(), (Reuse(),), NO_PROBE, sites)
+
+
+@published(
+    "T-GATE",
+    "2404.02747",
+    differs="both guidance branches go on after the gate, each with what its own cross-attention gave: the paper holds "
+    "the mean of the two and drops the unconditional branch, and no hook can drop a branch of the pipeline's. An "
+    "interval counts from the last computed step",
+    default="SDXL at 25 steps: gate 10, warm-up 2; PixArt: `gate=0.6, interval=3`",
+)
+def tgate(gate: float = 0.4, interval: int = 5, *, warm: int = 3) -> Config:
+    """Hold what cross-attention gave from a share of the steps on, `gate`. Before it attention computes every
+    `interval`-th step, after `warm` ones that do; from it on at every step.
+    """
+    rules = {
+        Kind.CROSS_ATTENTION: Gate(Interval(1), gate),
+        Kind.ATTENTION: Gate(Interval(interval, warm), gate, closes=False),
+    }
+    return Config(ByKind(rules), ClosedLoop(), (Reuse(),), NO_PROBE, Sublayers(tuple(rules)))
 
 
 @published(

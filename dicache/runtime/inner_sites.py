@@ -69,10 +69,12 @@ class InnerSites:
         if self.probing.looks:
             self.probing.before(call, module_call)
         if site is not None:
-            call.position += site.kind in (Kind.SPAN, Kind.CHECK)
+            call.position += not call.inside_block
             return self._module(call, site, module_call)
         call.position += 1
+        call.inside_block = True
         output = module_call.run_for(call.rows_to_run, self.meter, None)
+        call.inside_block = False
         if self.probing.looks:
             self.probing.after(call, output)
         return output
@@ -94,8 +96,8 @@ class InnerSites:
                 f"{path} ran outside its site {site.path}: this denoiser does not run its blocks in the order it "
                 "lists them. Use sites=Spans(1) or Evaluation()."
             )
-        # A sublayer's cost is part of its block's, which was booked when the block was called.
-        key, inside = (call.key, path), site.kind not in (Kind.SPAN, Kind.CHECK)
+        # What lies in a block costs a part of it, which was booked when the block was called.
+        key, inside = (call.key, path), call.inside_block
         output = module_call.run_for(open_site.rows_to_run, self.meter, self.shapes.get(key), inside=inside)
         if key not in self.shapes:
             self.shapes[key] = shapes_of(output)

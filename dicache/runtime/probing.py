@@ -9,13 +9,14 @@ import time
 from torch import Tensor
 
 from dicache.config import Config
+from dicache.models.family import STREAMS
 from dicache.probes.base import Probe, View
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.runtime.module_call import ModuleCall, stream
 from dicache.runtime.run_state import Call
 from dicache.tensors.contract import check_own, check_tensor
 from dicache.tensors.mac_meter import Meter
-from dicache.tensors.tree import Tree
+from dicache.tensors.tree import Tree, tensors
 
 
 def feature_of(probe: Probe, view: View) -> Tensor | None:
@@ -37,7 +38,7 @@ class Probing:
         """A block is about to run."""
         if call.position:
             return
-        before = stream((module_call.args, module_call.kwargs))
+        before = _entering(module_call)
         called = (module_call.module, module_call.args, module_call.kwargs)
         call.view = View(call.latent, before, before, *called, call.run.step)
         if self.probe.depth == 0:
@@ -46,10 +47,27 @@ class Probing:
     def after(self, call: Call, output: Tree) -> None:
         """A block has run."""
         if call.position == self.probe.depth and call.view is not None:
-            self._look(call, call.view._replace(after=stream(output)))
+            self._look(call, call.view._replace(after=_leaving(output, call.view.before)))
 
     def _look(self, call: Call, view: View) -> None:
         """What the probe computes of its own is counted."""
         started, probe = time.perf_counter(), self.probe
         call.feature, call.view = self.meter.added("the probe", lambda: feature_of(probe, view)), None
         call.run.overhead += time.perf_counter() - started
+
+
+def _entering(module_call: ModuleCall) -> Tensor:
+    """The picture's stream as a block takes it: a map, (R, C, H, W), if that is what it continues, else the largest
+    tensor.
+    """
+    args, kwargs = module_call.args, module_call.kwargs
+    named = kwargs.get(STREAMS[0], args[0] if args else None)
+    return named if isinstance(named, Tensor) and named.ndim > 3 else stream((args, kwargs))
+
+
+def _leaving(output: Tree, before: Tensor) -> Tensor:
+    """The stream as blocks give it. A down block of a UNet also gives what it hands ahead: the last map at its own
+    resolution is what its layers made, before it is sampled down.
+    """
+    maps = [t for t in tensors(output) if t.ndim == before.ndim > 3 and t.shape[2:] == before.shape[2:]]
+    return maps[-1] if maps else stream(output)

@@ -277,6 +277,8 @@ class Call:
     """Whether no other branch was called before in this step."""
     position: int = 0
     """How many blocks have run."""
+    inside_block: bool = False
+    """Whether a block that is no site of its own is running."""
     around: dict[str, int] = field(default_factory=dict)
     """How often each module around the blocks has run."""
     view: View | None = None
@@ -292,4 +294,5 @@ class Call:
     def repeat(self) -> None:
         """The call begins again; what was rejected stays so."""
         self.again, self.position, self.drafted, self.open_site, self.around = True, 0, None, None, {}
+        self.inside_block = False
         self.rows_to_run, self.feature = RowsToRun(self.rows_to_run.rows, gathered=self.rows_to_run.gathered), None

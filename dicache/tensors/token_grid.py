@@ -1,6 +1,8 @@
-"""Tokens as a picture: how many rows and columns they make."""
+"""Tokens as a picture: how many rows and columns they make, and a picture as tokens."""
 
 import math
+
+from torch import Tensor
 
 from dicache.errors import UnsupportedModelError
 
@@ -17,3 +19,8 @@ def sides(tokens: int, size: tuple[int, int] | None) -> tuple[int, int]:
             "Give size=(rows, columns) of tokens."
         )
     return height, width
+
+
+def tokens(x: Tensor) -> Tensor:
+    """A map, (R, C, H, W), as tokens, (R, H * W, C); others as they are. A view."""
+    return x.flatten(2).mT if x.ndim == 4 else x

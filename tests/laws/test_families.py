@@ -16,7 +16,7 @@ from dicache.errors import UnsupportedModelError
 from dicache.models.families import FAMILIES
 from dicache.models.family import Batch
 from dicache.promise.metrics import relative_error
-from dicache.sites import Branches, Evaluation, Spans, Tail
+from dicache.sites import Branches, Evaluation, Skips, Spans, Tail
 from dicache.types import Decision
 from helpers.watching import count_macs
 from pipelines.table import MIXTURES, PIPELINES, Made
@@ -208,7 +208,8 @@ def test_a_wide_budget_saves_work_that_was_really_not_executed(made):
 
 
 def test_sites_inside_decide_and_draw_as_alone_or_are_refused(made):
-    tail, blocks = (dicache.Config(Scripted(), approximators=(Reuse(),), sites=s) for s in (Tail(), Spans(1)))
+    selectors = (Spans(2) if made.skips else Tail(), Skips(1) if made.skips else Spans(1))
+    tail, blocks = (dicache.Config(Scripted(), approximators=(Reuse(),), sites=s) for s in selectors)
     if not made.spans:
         with pytest.raises(UnsupportedModelError, match="Use sites=Spans" if made.blocks else "Use sites=Evaluation"):
             dicache.enable(made.pipe, config=tail)

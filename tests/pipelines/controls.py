@@ -182,13 +182,14 @@ def draw_hunyuan_control(pipe: Any, samples: Sequence[int], steps: int, **kwargs
     return draw_hunyuan_dit(pipe, samples, steps, control_image=pictures(samples), **usual)
 
 
-def make_unet(layers: int = 1) -> StableDiffusionPipeline:
+def make_unet(layers: int = 1, widths: Sequence[int] = (4, 8)) -> StableDiffusionPipeline:
+    """One level for every width; all but the outer one attend to the prompt."""
     unet = UNet2DConditionModel(
-        block_out_channels=(4, 8),
+        block_out_channels=widths,
         layers_per_block=layers,
         sample_size=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * (len(widths) - 1)),
+        up_block_types=(*["CrossAttnUpBlock2D"] * (len(widths) - 1), "UpBlock2D"),
         cross_attention_dim=32,
         norm_num_groups=2,
         attention_head_dim=4,

@@ -83,4 +83,8 @@ class Made:
 
     @property
     def blocks(self) -> bool:
-        return self.family.inside is Inside.BLOCKS
+        return self.family.inside in (Inside.BLOCKS, Inside.SKIPS)
+
+    @property
+    def skips(self) -> bool:
+        return self.family.inside is Inside.SKIPS

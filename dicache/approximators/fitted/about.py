@@ -11,7 +11,7 @@ from dicache.approximators.fitted.ridge import Ridge
 from dicache.approximators.fitted.run_slopes import RunSlopes
 from dicache.approximators.fitted.scale_shift import ScaleShift
 from dicache.errors import FittedError
-from dicache.sites import Evaluation, Sites, Spans, Sublayers, Tail
+from dicache.sites import Evaluation, Sites, Skips, Spans, Sublayers, Tail
 from dicache.types import Kind
 
 KINDS: dict[str, type[FromCoefficients]] = {
@@ -23,7 +23,7 @@ KINDS: dict[str, type[FromCoefficients]] = {
 """Those that `dicache.fit` makes."""
 ALL_KINDS: dict[str, type[FromCoefficients]] = {**KINDS, "multistep": RunSlopes}
 """All that a file can hold; the last is found with its schedule (`dicache.finders.multistep`)."""
-SELECTORS: dict[str, type[Sites]] = {s.__name__: s for s in (Evaluation, Spans, Tail, Sublayers)}
+SELECTORS: dict[str, type[Sites]] = {s.__name__: s for s in (Evaluation, Spans, Tail, Sublayers, Skips)}
 
 
 @dataclass(frozen=True)

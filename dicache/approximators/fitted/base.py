@@ -1,8 +1,8 @@
 """What approximators with fitted coefficients share: coefficients per site, held where they are used, and the anchor
 that they are applied to, v_0, the newest exact value of each row, made at sigma_0.
 
-Their values are (R, N, C): rows, tokens, channels. A fitted map takes a share off the error of holding, not its order,
-so all have the law of holding, error ~ |tau|.
+Their values are (R, N, C): rows, tokens, channels; those of UNets, (R, C, H, W), have a token at every place. What is
+fitted takes a share off the error of holding, not its order, so all have the law of holding, error ~ |tau|.
 """
 
 from abc import abstractmethod
@@ -17,13 +17,14 @@ from dicache.approximators.base import Approximator, Histories, Target
 from dicache.approximators.hold import Reuse
 from dicache.errors import FittedError, UnsupportedModelError
 from dicache.models.identity import identity
+from dicache.tensors.token_grid import tokens
 from dicache.types import Action, Rows, Site
 
 
 @dataclass(frozen=True, eq=False)
 class FromCoefficients(Approximator):
     """Made by `dicache.fit`. A guess raises FittedError at a site or step that was not fitted, UnsupportedModelError
-    where values are not (R, N, C).
+    where values are neither (R, N, C) nor (R, C, H, W).
     """
 
     coefficients: Mapping[str, Mapping[str, Tensor]]
@@ -62,14 +63,16 @@ class FromCoefficients(Approximator):
         return f"{change}: the coefficients were fitted without that change."
 
     def guess(self, histories: Histories, target: Target) -> Tensor:
-        anchor = histories.outputs.values[0]
+        value, feature = histories.outputs.values[0], target.feature
+        anchor, target = tokens(value), target._replace(feature=None if feature is None else tokens(feature))
         if anchor.ndim != 3:
             raise UnsupportedModelError(
-                f"{type(self).__name__} needs values of shape (rows, tokens, channels), but "
+                f"{type(self).__name__} needs values of shape (rows, tokens, channels), or maps, but "
                 f"{target.site or 'the denoiser'} gives {tuple(anchor.shape)}. Use other sites, or Reuse()."
             )
         self._check_channels(anchor, target)
-        return self.corrected(anchor, histories, target)
+        guess = self.corrected(anchor, histories, target)
+        return guess if anchor is value else guess.mT.reshape(value.shape)
 
     def _check_channels(self, anchor: Tensor, target: Target) -> None:
         channels = (
@@ -131,4 +134,4 @@ def moved(anchor: Tensor, histories: Histories, target: Target) -> Tensor:
             f"the input of {target.site or 'the denoiser'} was seen as {shape}, which has not the rows and tokens of "
             f"its value, {tuple(anchor.shape)}. Use probe=SiteInput() with sites inside the denoiser, RawLatent() else."
         )
-    return target.feature - histories.features.values[0]
+    return target.feature - tokens(histories.features.values[0])
