@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dicache.controllers.fixed import every as every
     from dicache.controllers.fixed import masks as masks
     from dicache.controllers.gap import PerGap as PerGap
+    from dicache.controllers.gate import Gate as Gate
     from dicache.controllers.interval import Interval as Interval
     from dicache.controllers.noise_window import NoiseWindow as NoiseWindow
     from dicache.controllers.planned import Planned as Planned
@@ -31,6 +32,7 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.controllers.counted": ("Counted",),
         "dicache.controllers.fixed": ("Fixed", "FixedAt", "every", "masks"),
         "dicache.controllers.gap": ("PerGap",),
+        "dicache.controllers.gate": ("Gate",),
         "dicache.controllers.interval": ("Interval",),
         "dicache.controllers.noise_window": ("NoiseWindow",),
         "dicache.controllers.planned": ("Planned",),

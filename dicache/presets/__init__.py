@@ -21,6 +21,7 @@ from dicache.presets.blocks import (
     fastercache,
     fastercache_attention,
     gradient_optimized_cache,
+    hgc,
     pab,
     speca,
     tgate,
@@ -67,7 +68,6 @@ from dicache.presets.parts.sencache import SensitivityTable as SensitivityTable
 from dicache.presets.parts.sencache import measure_sensitivities as measure_sensitivities
 from dicache.presets.parts.teacache import TEACACHE_FLUX as TEACACHE_FLUX
 from dicache.presets.parts.teacache import Polynomial as Polynomial
-from dicache.presets.parts.tgate import Gate as Gate
 
 __all__ = [
     "adacache",
@@ -85,6 +85,7 @@ __all__ = [
     "foca",
     "fora",
     "gradient_optimized_cache",
+    "hgc",
     "hicache",
     "icc",
     "magcache",

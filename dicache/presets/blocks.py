@@ -9,15 +9,16 @@ from dicache.approximators.taylor import Taylor
 from dicache.config import Config
 from dicache.controllers.by_kind import ByKind
 from dicache.controllers.clip import Clip
+from dicache.controllers.gate import Gate
 from dicache.controllers.interval import Interval
 from dicache.controllers.noise_window import NoiseWindow
+from dicache.errors import ModeError
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.presets.evaluations import NO_PROBE, counted
 from dicache.presets.method_table import published
 from dicache.presets.parts.bwcache import ComputedChange, Stretch
 from dicache.presets.parts.delta_dit import Staged
 from dicache.presets.parts.fastercache import Bands
-from dicache.presets.parts.tgate import Gate
 from dicache.sites import Branches, Drafted, Skips, Spans, Sublayers
 from dicache.types import Kind
 
@@ -130,6 +131,26 @@ def tgate(gate: float = 0.4, interval: int = 5, *, warm: int = 3) -> Config:
         Kind.ATTENTION: Gate(Interval(interval, warm), gate, closes=False),
     }
     return Config(ByKind(rules), ClosedLoop(), (Reuse(),), NO_PROBE, Sublayers(tuple(rules)))
+
+
+@published(
+    "HGC",
+    "2511.11031",
+    differs="its rule, a profile of similarities, is not public: an interval and a gate stand in its place. A "
+    "configuration has sites of one sort, so its two grains are taken one by one; both guidance branches go on after "
+    "the gate. No code was found",
+    default="none is public: the gate is half-way",
+)
+def hgc(interval: int = 3, gate: float = 0.5, *, grain: str = "blocks", level: int = 0, layers: int = 1) -> Config:
+    """Of a UNet with a ControlNet, freeze what the control gave from a share of the steps on, `gate`; and hold, by the
+    coarse grain "blocks", what lies inside of its skip connections but for every `interval`-th step, or by the fine one
+    "prompts" what cross-attention gave from the gate on. Raises ModeError for another grain.
+    """
+    if grain not in ("blocks", "prompts"):
+        raise ModeError(f'hgc has grain={grain!r}. Expected "blocks" or "prompts".')
+    inside = Skips(level, layers) if grain == "blocks" else Sublayers((Kind.CROSS_ATTENTION,))
+    rule = Interval(interval) if grain == "blocks" else Gate(Interval(1), gate)
+    return Config(rule, ClosedLoop(), (Reuse(),), NO_PROBE, inside, control=Gate(Interval(1), gate))
 
 
 @published(

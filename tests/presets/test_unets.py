@@ -14,12 +14,12 @@ from torch import Tensor, nn
 import dicache
 from dicache import presets
 from dicache.controllers.budgeted import Budgeted
+from dicache.controllers.gate import Gate
 from dicache.controllers.interval import Interval
 from dicache.errors import ModeError, UnsupportedModelError
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.models.families import FAMILIES
 from dicache.models.find_blocks import find
-from dicache.presets import Gate
 from dicache.probes.base import View
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.promise.metrics import relative_error
