@@ -14,12 +14,15 @@ from dicache._version import __version__ as __version__
 if TYPE_CHECKING:
     from dicache import finders as finders
     from dicache import presets as presets
+    from dicache import ray as ray
     from dicache import reference as reference
     from dicache.api import disable as disable
     from dicache.api import enable as enable
     from dicache.approximators.fitted.coefficients import Fitted as Fitted
     from dicache.cache import Cache as Cache
     from dicache.config import Config as Config
+    from dicache.many.generate import Generated as Generated
+    from dicache.many.generate import generate as generate
     from dicache.measuring.calibrate import calibrate as calibrate
     from dicache.measuring.fit_coefficients import fit as fit
     from dicache.models.family import Family as Family
@@ -42,6 +45,7 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.approximators.fitted.coefficients": ("Fitted",),
         "dicache.cache": ("Cache",),
         "dicache.config": ("Config",),
+        "dicache.many.generate": ("Generated", "generate"),
         "dicache.measuring.calibrate": ("calibrate",),
         "dicache.measuring.fit_coefficients": ("fit",),
         "dicache.models.family": ("Family",),
@@ -51,5 +55,5 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.schedules.pareto": ("ParetoSet",),
         "dicache.schedules.schedule": ("Schedule",),
     },
-    packages=("finders", "presets", "reference"),
+    packages=("finders", "presets", "ray", "reference"),
 )

@@ -71,3 +71,7 @@ class FileError(DicacheError, OSError):
 
 class PipelineError(DicacheError, ValueError):
     """A pipeline cannot be loaded, placed, or called as the command line was asked to."""
+
+
+class WorkerError(DicacheError, RuntimeError):
+    """Work cannot be handed to an executor's workers, or was lost with one of them."""
