@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dicache.many.generate import generate as generate
     from dicache.measuring.calibrate import calibrate as calibrate
     from dicache.measuring.fit_coefficients import fit as fit
+    from dicache.memory.store import Memory as Memory
     from dicache.models.family import Family as Family
     from dicache.promise.metrics import Psnr as Psnr
     from dicache.promise.metrics import Ssim as Ssim
@@ -48,6 +49,7 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.many.generate": ("Generated", "generate"),
         "dicache.measuring.calibrate": ("calibrate",),
         "dicache.measuring.fit_coefficients": ("fit",),
+        "dicache.memory.store": ("Memory",),
         "dicache.models.family": ("Family",),
         "dicache.promise.metrics": ("Psnr", "Ssim", "Within"),
         "dicache.promise.profile": ("Profile", "load_profile"),

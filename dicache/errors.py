@@ -75,3 +75,7 @@ class PipelineError(DicacheError, ValueError):
 
 class WorkerError(DicacheError, RuntimeError):
     """Work cannot be handed to an executor's workers, or was lost with one of them."""
+
+
+class MemoryFileError(DicacheError, OSError):
+    """A prompt memory cannot be read or written, or the file is something else. What is in it is unchanged."""

@@ -6,6 +6,7 @@ prompts alone: the same call gives the same pictures whatever draws them.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from dicache.errors import PipelineError
 from dicache.fanout.worker import Worker
 from dicache.fanout.workers import Executors, Workers, is_factory
 from dicache.measuring.prompt_runs import DrawOrder, Prompt, batch_arguments, listed, misuse, silenced, without_encoder
+from dicache.memory.store import Memory
 from dicache.planning.budget import per_sample, validate
 from dicache.reporting.progress import progress as progress_bar
 from dicache.reporting.report import Report
@@ -44,6 +46,7 @@ def generate(
     call: Mapping[str, Any] | None = None,
     confidence: float | None = None,
     profile: AskedProfile | None = None,
+    memory: str | Path | Memory | None = None,
     output_type: str = "pil",
     executor: Executors | None = None,
     progress: bool = True,
@@ -53,7 +56,7 @@ def generate(
     `budgets` is the error that a final latent may have, ||x - x_ref|| / ||x_ref||, one for all or one per prompt; 0
     computes everything. A prompt is a text or a mapping of the pipeline's arguments, which may say its size too,
     {"prompt": "a fox", "height": 512, "width": 768}: only prompts of one size are drawn together. Prompt k has the
-    noise of seed + k. `call` are further arguments for all; `confidence` and `profile` are those of
+    noise of seed + k. `call` are further arguments for all; `confidence`, `profile` and `memory` are those of
     `dicache.enable`.
 
     `executor` is a `concurrent.futures.Executor` that batches are handed to, each worker with a pipeline of its own, or
@@ -71,7 +74,7 @@ def generate(
     if steps < 1 or batch < 1:
         raise PipelineError(f"steps={steps}, batch={batch}: expected 1 or more of each.")
     allowed = per_sample(validate(budgets, "budgets"), len(prompts), "budgets").tolist()
-    options = {"confidence": confidence, "profile": profile}
+    options = {"confidence": confidence, "profile": profile, "memory": memory}
     orders = _orders(list(prompts), batch, DrawOrder({}, (), steps, seed, dict(call or {}), images=False))
     cells = [GenerateCell(order, tuple(allowed[i] for i in order.indices), options, output_type) for order in orders]
     images: list[Any] = [None] * len(prompts)

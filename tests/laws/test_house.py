@@ -26,6 +26,7 @@ LAYERS = [
     ("config",),
     ("runtime", "schedules", "presets/parts"),
     ("hosts", "reporting", "presets"),
+    ("memory",),
     ("cache", "reference"),
     ("defaults", "reference/training"),
     ("enable_options",),
