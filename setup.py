@@ -120,6 +120,7 @@ setup(
         "cuda13": ["cupy-cuda13x>=13.6"],
         "bench": ["torchmetrics>=1.5"],
         "search": ["pymoo>=0.6"],
+        "ray": ["ray>=2.40"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",

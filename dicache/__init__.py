@@ -14,14 +14,18 @@ from dicache._version import __version__ as __version__
 if TYPE_CHECKING:
     from dicache import finders as finders
     from dicache import presets as presets
+    from dicache import ray as ray
     from dicache import reference as reference
     from dicache.api import disable as disable
     from dicache.api import enable as enable
     from dicache.approximators.fitted.coefficients import Fitted as Fitted
     from dicache.cache import Cache as Cache
     from dicache.config import Config as Config
+    from dicache.many.generate import Generated as Generated
+    from dicache.many.generate import generate as generate
     from dicache.measuring.calibrate import calibrate as calibrate
     from dicache.measuring.fit_coefficients import fit as fit
+    from dicache.memory.store import Memory as Memory
     from dicache.models.family import Family as Family
     from dicache.promise.metrics import Psnr as Psnr
     from dicache.promise.metrics import Ssim as Ssim
@@ -42,8 +46,10 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.approximators.fitted.coefficients": ("Fitted",),
         "dicache.cache": ("Cache",),
         "dicache.config": ("Config",),
+        "dicache.many.generate": ("Generated", "generate"),
         "dicache.measuring.calibrate": ("calibrate",),
         "dicache.measuring.fit_coefficients": ("fit",),
+        "dicache.memory.store": ("Memory",),
         "dicache.models.family": ("Family",),
         "dicache.promise.metrics": ("Psnr", "Ssim", "Within"),
         "dicache.promise.profile": ("Profile", "load_profile"),
@@ -51,5 +57,5 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.schedules.pareto": ("ParetoSet",),
         "dicache.schedules.schedule": ("Schedule",),
     },
-    packages=("finders", "presets", "reference"),
+    packages=("finders", "presets", "ray", "reference"),
 )

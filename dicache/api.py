@@ -22,6 +22,8 @@ from dicache.hosts.audit import Auditor
 from dicache.hosts.compiled_blocks import refuse_whole
 from dicache.hosts.running_pipeline import DENOISERS, Running
 from dicache.hosts.side_networks import SideNetworks
+from dicache.memory.encoders import Encoders, parse_memory
+from dicache.memory.store import Memory
 from dicache.models.family import Family
 from dicache.models.find_blocks import family_of
 from dicache.schedules.schedule import Schedule
@@ -42,6 +44,7 @@ def enable(
     family: Family | None = None,
     audit: float = 0.0,
     compile_blocks: bool | Mapping[str, Any] = False,
+    memory: str | Path | Memory | None = None,
 ) -> Cache:
     """Skip denoiser evaluations that can be predicted, on a diffusers pipeline or a bare denoiser module.
 
@@ -70,6 +73,10 @@ def enable(
     {"mode": "max-autotune-no-cudagraphs"}; `fullgraph` is True unless they say otherwise. Blocks that are compiled
     already, or later, are taken over.
 
+    `memory` is a file, or a `dicache.Memory`, in which what the pipeline's text encoders give is remembered, also for
+    other processes: for the same token ids, encoder and weights they do not run again (`cache.memory` says how often,
+    and the seconds saved). What is remembered are an encoder's own outputs, to the bit.
+
     A LoRA that is loaded, scaled or fused later is noticed: the next call begins a new run. Offload may be turned on
     before or after.
 
@@ -78,14 +85,16 @@ def enable(
     the run), ScheduleError for a schedule that is damaged or of another model (and, in the run, for other steps),
     BudgetError for a budget that is not a finite number >= 0 (and, in the run, for a list of budgets or speed-ups of
     the wrong length), ProfileError for a profile that is damaged or of another model, or a confidence that none can
-    give (of a bare denoiser none can; in the run, where it does not fit it), AlreadyEnabledError if a cache is on the
-    model, UnsupportedModelError if nothing in it can be skipped safely. The model is then as it was. A model that shows
-    only when it runs that it cannot be cached raises UnsupportedModelError at its first call.
+    give (of a bare denoiser none can; in the run, where it does not fit it), MemoryFileError for a memory that cannot
+    be used, AlreadyEnabledError if a cache is on the model, UnsupportedModelError if nothing in it can be skipped
+    safely. The model is then as it was. A model that shows only when it runs that it cannot be cached raises
+    UnsupportedModelError at its first call.
     """
     mode = parse_mode(error_budget, speedup, confidence, profile, schedule, config, family)
     scheduled = not isinstance(target, nn.Module) and getattr(target, "scheduler", None) is not None
     share, compiling = parse_audit(audit, scheduled), parse_compile_blocks(compile_blocks)
     check_promised(mode.confidence, scheduled)
+    remembered = parse_memory(memory, target)
     attachments: dict[str, Attachment] = {}
     try:
         for name, denoiser in denoisers(target).items():
@@ -102,7 +111,8 @@ def enable(
     budget = mode.budget(composed)
     audited = attachments.values() if share > 0 else ()
     auditors = [Auditor(attachment, Running(target, denoisers(target)), share, budget) for attachment in audited]
-    return Cache(attachments, budget, mode.confidence, auditors)
+    encoders = None if remembered is None else Encoders(target, remembered)
+    return Cache(attachments, budget, mode.confidence, auditors, encoders)
 
 
 def disable(target: Any) -> None:  # noqa: ANN401

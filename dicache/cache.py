@@ -8,6 +8,7 @@ from dicache.controllers.base import FinishedRun, ProfileUse
 from dicache.errors import ModeError
 from dicache.hosts.attachment import Attachment
 from dicache.hosts.audit import Auditor, summary
+from dicache.memory.encoders import Encoders, MemoryUse
 from dicache.planning.budget import Budget, per_sample
 from dicache.reporting import notes as reported
 from dicache.reporting.log import log
@@ -26,9 +27,10 @@ class Cache:
         budget: Budget | None,
         confidence: float | None = None,
         auditors: Sequence[Auditor] = (),
+        encoders: Encoders | None = None,
     ) -> None:
         self._attachments, self._budget, self._confidence = dict(attachments), budget, confidence
-        self._auditors = auditors
+        self._auditors, self._encoders = auditors, encoders
         self._all = [attachment.session for attachment in attachments.values()]
         self._models = ", ".join(attachment.family.model for attachment in attachments.values())
         for attachment in attachments.values():
@@ -70,6 +72,11 @@ class Cache:
         traces = [trace for session in self._sessions if (trace := session.trace(waits=waits))]
         alike = len({(len(trace.sites), len(trace.executed)) for trace in traces}) == 1
         return joined(traces if alike else traces[-1:]) if traces else None
+
+    @property
+    def memory(self) -> MemoryUse | None:
+        """How often text encoders were answered from the memory since `enable`, and the seconds saved; None without."""
+        return None if self._encoders is None else self._encoders.use
 
     def report(self) -> Report:
         """What the last run did, or what the one going on has done so far."""
@@ -151,6 +158,8 @@ class Cache:
             attachment.session.check_idle()
         for auditor in self._auditors:
             auditor.release()
+        if self._encoders is not None:
+            self._encoders.remove()
         for attachment in self._attachments.values():
             attachment.detach()
         self._attachments = {}

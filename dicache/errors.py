@@ -71,3 +71,11 @@ class FileError(DicacheError, OSError):
 
 class PipelineError(DicacheError, ValueError):
     """A pipeline cannot be loaded, placed, or called as the command line was asked to."""
+
+
+class WorkerError(DicacheError, RuntimeError):
+    """Work cannot be handed to an executor's workers, or was lost with one of them."""
+
+
+class MemoryFileError(DicacheError, OSError):
+    """A prompt memory cannot be read or written, or the file is something else. What is in it is unchanged."""

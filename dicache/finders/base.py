@@ -14,6 +14,7 @@ import numpy as np
 from dicache._version import __version__
 from dicache.approximators.fitted.coefficients import Fitted
 from dicache.errors import DicacheWarning, ScheduleError
+from dicache.fanout.workers import Executors, is_factory
 from dicache.finders.asked import check_asked
 from dicache.measuring.schedule_measurements import Calibration, ScheduleMeasurements
 from dicache.schedules.action_table import Table, affordable, computes, repaired
@@ -49,6 +50,9 @@ class Finder(ABC):
         """What cells of this table are corrected with."""
         return self.fitted
 
+    def prepare(self, measurements: ScheduleMeasurements, tables: Sequence[Table]) -> None:  # noqa: B027
+        """Hand out at once what the coefficients of these tables need, where there are workers."""
+
     @final
     def find(
         self,
@@ -59,6 +63,7 @@ class Finder(ABC):
         budget: float | None = None,
         cost: float | None = None,
         seed: int = 0,
+        executor: Executors | None = None,
     ) -> Schedule | ParetoSet:
         """With `cost`, the schedule that executes as much as it may and no more than this share of the uncached MACs:
         half of the steps are a little more than half, for a run is more than its denoiser calls.
@@ -67,11 +72,16 @@ class Finder(ABC):
 
         Warns where nothing can be saved within the budget: the answer then computes everything. Raises ScheduleError
         where both are given or none can be had.
+
+        `executor` is a `concurrent.futures.Executor` (or makes one) that runs are handed to, those that uncached runs
+        and errors of tables are measured with, and slopes fitted along; the answer is the same to the bit. Then `pipe`
+        may be a function that makes the pipeline. Raises WorkerError where workers are lost, or cannot be sent it.
         """
         check_asked(self.name, budget, cost, needs_aim=self.fits)
-        measurements = calibration.on(pipe, sites)
-        tables = self.candidates(measurements, cost, seed)
-        answer = choose(self.schedules(measurements, tables, seed), budget, cost)
+        measurements = calibration.on(pipe() if is_factory(pipe) else pipe, sites)
+        with measurements.handing_out(pipe, executor):
+            tables = self.candidates(measurements, cost, seed)
+            answer = choose(self.schedules(measurements, tables, seed), budget, cost)
         if budget is not None and isinstance(answer, Schedule) and computes(answer.table).all():
             nothing = f"{self.name} found nothing that can be skipped within a budget of {budget:g}"
             warnings.warn(f"{nothing}: this schedule computes everything.", DicacheWarning, stacklevel=2)
@@ -101,6 +111,7 @@ class Finder(ABC):
         """Tables with all that a file needs, and what they lose; without those that lose everything. Raises
         ScheduleError where that is all of them.
         """
+        self.prepare(measurements, tables)
         fitted = [self.coefficients(measurements, table) for table in tables]
         errors = _errors(measurements, tables, fitted)
         if not np.isfinite(errors).any():

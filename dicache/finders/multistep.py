@@ -23,7 +23,6 @@ from dicache.errors import ScheduleError
 from dicache.finders.base import MOST, Finder
 from dicache.finders.law_plan import Law
 from dicache.measuring.schedule_measurements import ScheduleMeasurements
-from dicache.measuring.slopes_along_run import fit_slopes
 from dicache.planning.error_law import DECAY
 from dicache.promise.metrics import relative_error
 from dicache.schedules.action_table import Table
@@ -62,6 +61,12 @@ class Multistep(Finder):
             counts = sorted({round(i) for i in np.linspace(0, len(counts) - 1, MOST // len(laws))})
         return [family[i] for family in families for i in counts]
 
+    def prepare(self, measurements: ScheduleMeasurements, tables: Sequence[Table]) -> None:
+        if measurements.workers.alone:
+            return  # one after the other, so that a table that cannot be drawn ends the search at once
+        measurements.fit(tables, self.ridge)
+        measurements.prepare([([table], self._fitted(measurements, table)[0]) for table in tables])
+
     def coefficients(self, measurements: ScheduleMeasurements, table: Table) -> Fitted:
         """Raises ScheduleError where a run that follows them loses much more than the run that they were fitted in."""
         fitted, seen = self._fitted(measurements, table)
@@ -75,10 +80,14 @@ class Multistep(Finder):
 
     def _fitted(self, measurements: ScheduleMeasurements, table: Table) -> tuple[Fitted, np.ndarray]:
         """And the errors of the run that it was fitted in, (P,)."""
+        key = (self, table.tobytes())
+        if key not in measurements.coefficients:
+            measurements.coefficients[key] = self._fit(measurements, table)
+        return measurements.coefficients[key]
+
+    def _fit(self, measurements: ScheduleMeasurements, table: Table) -> tuple[Fitted, np.ndarray]:
         prompts = range(min(measurements.prompts, measurements.calibration.batch))
-        run = fit_slopes(
-            measurements.drawer, measurements.basis, prompts, measurements.uncached_steps, table, self.ridge
-        )
+        (run,) = measurements.fit([table], self.ridge)
         about = About(
             kind=self.name,
             model=measurements.basis.model,

@@ -5,7 +5,7 @@ with these for that to hold: steps, guidance, negative prompt.
 
 Everything is fixed by the seed: prompt k has latents of seed + k. What was drawn is kept in the folder `checkpoint`, if
 one is given; the same call goes on there after a kill, and a call with other levels, or with more prompts at the end,
-draws only what is new.
+draws only what is new. With an `executor` the runs are handed out, and the profile is the same to the bit.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from torch import nn
 from dicache.api import denoisers
 from dicache.enable_options import BARE
 from dicache.errors import ProfileError
+from dicache.fanout.worker import Worker
+from dicache.fanout.workers import Executors, Workers, resuming
 from dicache.files.checkpoint import Checkpoint
 from dicache.measuring.calibration_plan import CalibrationPlan
 from dicache.measuring.calibration_runs import CalibrationRuns, batches
@@ -56,6 +58,7 @@ def calibrate(
     checkpoint: str | Path | None = None,
     progress: bool = True,
     approve: Callable[[CalibrationPlan], int] | None = None,
+    executor: Executors | None = None,
 ) -> Profile:
     """A profile of the pipeline at `steps` steps, on prompts like those it will run on.
 
@@ -71,32 +74,62 @@ def calibrate(
     that says what these prompts, or fewer of them, take and are worth: it gives how many of the prompts to go on with.
     Warns where the prompts are too few for a confidence of 0.8, which takes 11.
 
+    `executor` is a `concurrent.futures.Executor` that the runs are handed to: threads, processes, Ray
+    (`dicache.ray.executor`), each worker with a pipeline of its own; or a function that makes one, and then a lost one
+    is replaced. `pipe` may be a function that makes the pipeline, for each worker and not here. The seconds that are
+    said beforehand are then those of one worker.
+
     Raises ProfileError for a bare denoiser, prompts that are not a list or that the pipeline cannot read (the reference
     model: CaptionError), fewer than 8 of them, a `call` with arguments that have a name here, a metric that is not
     known or gives no number, an `approve` that gives fewer than 8 prompts or more than there are, a checkpoint of
-    another calibration, a pipeline without step callbacks, or one whose scheduler does not tell its timetable.
+    another calibration, a pipeline without step callbacks, or one whose scheduler does not tell its timetable, and
+    WorkerError where workers were lost, or nothing can be sent to them.
     """
-    started = time.perf_counter()
     if isinstance(pipe, nn.Module):
         raise ProfileError(f"{type(pipe).__name__} cannot be calibrated: {BARE}. Pass the pipeline.")
-    if wrong := misuse(prompts, call or {}) or without_encoder(pipe, prompts):
+    if wrong := misuse(prompts, call or {}):
         raise ProfileError(wrong)
-    prompts = list(prompts)
+    prompts, functions = list(prompts), resolved(metric)
     if len(prompts) < FEWEST:
         raise ProfileError(f"{len(prompts)} prompts are too few to calibrate on. Expected {FEWEST} or more.")
-    check_prompts(pipe, prompts)
-    functions = resolved(metric)
-    drawer = Drawer(pipe, prompts, steps, seed, dict(call or {}), images=bool(functions))
-    model = identity(next(iter(denoisers(pipe).values())))
-    arguments = [model, steps, seed, batch, sorted(functions), call, RULE]
-    entries = Checkpoint(None if checkpoint is None else Path(checkpoint), arguments)
-    if len(prompts) < (fewest := prompts_needed(LISTED[0])):
-        text = f"{len(prompts)} prompts are too few to promise a confidence of {LISTED[0]:g}, which takes {fewest}."
-        warnings.warn(text, stacklevel=2)
-    work = CalibrationRuns(pipe, drawer, entries, sorted(levels), functions)
+    with Workers(pipe, executor, resuming(checkpoint)) as workers:
+        asked = Denoised(tuple(prompts))
+        model = workers.one(asked) if workers.made else asked.run(Worker(pipe))
+        drawer = Drawer(pipe, prompts, steps, seed, dict(call or {}), images=bool(functions))
+        arguments = [model, steps, seed, batch, sorted(functions), call, RULE]
+        entries = Checkpoint(None if checkpoint is None else Path(checkpoint), arguments)
+        if len(prompts) < (fewest := prompts_needed(LISTED[0])):
+            text = f"{len(prompts)} prompts are too few to promise a confidence of {LISTED[0]:g}, which takes {fewest}."
+            warnings.warn(text, stacklevel=2)
+        work = CalibrationRuns(workers, drawer, entries, sorted(levels), functions)
+        return _drawn(work, model, batch, progress, approve)
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """Asks which denoiser a pipeline has. Raises ProfileError for prompts that it cannot read."""
+
+    prompts: tuple[Prompt, ...]
+
+    def run(self, worker: Worker) -> str:
+        if wrong := without_encoder(worker.pipe, self.prompts):
+            raise ProfileError(wrong)
+        check_prompts(worker.pipe, self.prompts)
+        return identity(next(iter(denoisers(worker.pipe).values())))
+
+
+def _drawn(
+    work: CalibrationRuns,
+    model: str,
+    batch: int,
+    progress: bool,
+    approve: Callable[[CalibrationPlan], int] | None,
+) -> Profile:
+    """The profile, with a bar and with what it cost."""
+    started, drawer = time.perf_counter(), work.drawer
     bar = progress_bar(progress)
     tell = bar.console.print if progress else _silent
-    plan = _agreed(work, CalibrationPlan(len(prompts), len(levels), batch), model, tell, approve)
+    plan = _agreed(work, CalibrationPlan(len(drawer.prompts), len(work.levels), batch), model, tell, approve)
     with bar:
         task = bar.add_task("calibrating", total=plan.batches)
         work.tick = lambda what: bar.update(task, advance=1, description=f"calibrating, {what}")
@@ -106,14 +139,14 @@ def calibrate(
     about = {
         "prompts": {"testing": plan.prompts},
         "negative prompt": "the same for all, checked" if profile.facts.negative_conditions else "not checked",
-        "seed": seed,
-        "call": {key: value for key, value in (call or {}).items() if isinstance(value, str | int | float | bool)},
+        "seed": drawer.seed,
+        "call": {key: value for key, value in drawer.call.items() if isinstance(value, str | int | float | bool)},
         "cost": {
             "seconds": round(took, 1),
             "samples": drawer.samples,
             "macs": drawer.executed,
             "uncached macs": drawer.uncached,
-            "resumed": entries.resumed,
+            "resumed": work.checkpoint.resumed,
         },
         "versions": {name: version(name) for name in ("torch", "diffusers")},
     }

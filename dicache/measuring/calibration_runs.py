@@ -7,8 +7,7 @@ long all of it will take (`dicache.measuring.calibration_plan`).
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import cache, partial
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +18,11 @@ from dicache.config import Config
 from dicache.controllers.planned import Planned
 from dicache.defaults import for_profile
 from dicache.errors import ProfileError
+from dicache.fanout.worker import Worker
+from dicache.fanout.workers import Workers
 from dicache.files.checkpoint import Checkpoint, Entry
 from dicache.measuring.calibration_plan import seconds_of
-from dicache.measuring.prompt_runs import Drawer, Drawn, text_of
+from dicache.measuring.prompt_runs import Drawer, Drawn, DrawOrder, Spent, text_of
 from dicache.measuring.recording import Recorder
 from dicache.models.conditioning import alike
 from dicache.promise.choose_profile import ProfileChoice
@@ -49,80 +50,29 @@ class UncachedBatch(NamedTuple):
 
 
 class PromptBatch(NamedTuple):
-    indices: Sequence[int]
+    indices: tuple[int, ...]
     name: str
     """In the checkpoint."""
-    uncached: Callable[[], UncachedBatch]
-    """Its uncached run, drawn when it is first asked for."""
+
+    @property
+    def uncached(self) -> str:
+        return f"uncached-{self.name}"
+
+    def within(self, level: float) -> str:
+        return f"test-{self.name}-{float(level)!r}"
 
 
-class CalibrationRuns:
-    """Draws what the checkpoint does not hold yet."""
+@dataclass(frozen=True)
+class UncachedCell:
+    """A batch to be drawn computing everything."""
 
-    def __init__(
-        self,
-        pipe: Any,  # noqa: ANN401
-        drawer: Drawer,
-        checkpoint: Checkpoint,
-        levels: Sequence[float],
-        metrics: Mapping[str, Metric],
-    ) -> None:
-        self.pipe, self.drawer, self.checkpoint, self.levels, self.metrics = pipe, drawer, checkpoint, levels, metrics
-        self.tick: Callable[[str], None] = lambda what: None
-        self.begun: dict[str, Entry] = {}
-        """Entries of the first batch, by name."""
-        self.opened: PromptBatch | None = None
+    batch: PromptBatch
+    order: DrawOrder
 
-    def seconds(self, indices: Sequence[int], model: str) -> float | None:
-        """What all runs of a prompt take, from two runs of the first batch; None where a checkpoint does not say."""
-        self.opened, middle = self.batch(0, indices), len(self.levels) // 2
-        shown = self.begun[self._uncached_name(self.opened)] = self._show(self.opened)
-        name, make = self._test(self.opened, _untested(model, shown), self.levels[middle])
-        tested = self.begun[name] = self.checkpoint.entry(name, make)
-        if SECONDS not in shown or SECONDS not in tested:
-            return None
-        seen, drawn = float(tested["work"].mean()), self.drawer.samples > 0
-        times = float(shown[SECONDS][0]), float(tested[SECONDS][0])
-        timetable = self.opened.uncached().timetable if drawn else None
-        return seconds_of(*times, timetable, self.levels, middle, seen) / len(indices)
-
-    def batch(self, k: int, indices: Sequence[int]) -> PromptBatch:
-        name = f"{k}-{self._digest(indices)}"
-        if self.opened is not None and self.opened.name == name:
-            return self.opened
-        return PromptBatch(indices, name, cache(partial(self._uncached, indices)))
-
-    def undrawn(self, batches: Sequence[Sequence[int]]) -> int:
-        """Samples that neither the checkpoint nor what was begun holds."""
-        missing = 0
-        for k, indices in enumerate(batches):
-            batch = self.batch(k, indices)
-            names = [self._uncached_name(batch), *(_test_name(batch, level) for level in self.levels)]
-            missing += sum(len(indices) for name in names if not (name in self.begun or self.checkpoint.has(name)))
-        return missing
-
-    def profile(self, batches: Sequence[Sequence[int]], model: str) -> Profile:
-        """The tests must have the steps and the guidance of the first batch."""
-        shown: list[Entry] = []
-        lost: list[Entry] = []
-        for k, indices in enumerate(batches):
-            batch = self.batch(k, indices)
-            shown.append(self.begun.get(self._uncached_name(batch)) or self._show(batch))
-            self.tick("uncached")
-            lost.append(self._tested(batch, _untested(model, shown[0])))
-        facts = replace(_untested(model, shown[0]).facts, negative_conditions=_shared(shown))
-        tested = {key: np.concatenate([each[key] for each in lost]).astype(np.float32) for key in lost[0]}
-        return Profile(facts, {**tested, "levels": np.array(self.levels, dtype=np.float32)})
-
-    def _uncached_name(self, batch: PromptBatch) -> str:
-        return f"uncached-{batch.name}"
-
-    def _show(self, batch: PromptBatch) -> Entry:
-        return self.checkpoint.entry(self._uncached_name(batch), lambda: batch.uncached().shown)
-
-    def _uncached(self, indices: Sequence[int]) -> UncachedBatch:
-        with enable(self.pipe, config=Config(Planned(0.0))) as enabled:
-            drawn, seconds = self._draw(indices)
+    def run(self, worker: Worker) -> tuple[UncachedBatch, Spent]:
+        drawer = self.order.drawer(worker.pipe)
+        with enable(worker.pipe, config=Config(Planned(0.0))) as enabled:
+            drawn = drawer.draw(self.order.indices)
             trace, facts = enabled.trace, Recorder(enabled).facts
         assert trace is not None
         timetable, guidance = _timetable_and_guidance(trace, facts)
@@ -131,53 +81,173 @@ class CalibrationRuns:
             "size": np.array(facts.size),
             "controls": np.frombuffer("\n".join(facts.controls).encode(), np.uint8),
             "solver": np.frombuffer(timetable.solver.encode(), np.uint8),
-            SECONDS: np.array([seconds]),
+            SECONDS: np.array([drawer.seconds]),
             **{NEGATIVE_CONDITIONS + name: each.numpy() for name, each in facts.negative_conditions.items()},
         }
-        return UncachedBatch(drawn, shown, timetable)
+        return UncachedBatch(drawn, shown, timetable), drawer.spent
 
-    def _test(self, batch: PromptBatch, untested: Profile, level: float) -> tuple[str, Callable[[], Entry]]:
-        """The entry of a batch within a level: its name, and what makes it."""
-        return _test_name(batch, level), partial(self._within, batch, untested, level)
 
-    def _tested(self, batch: PromptBatch, untested: Profile) -> Entry:
-        """What a batch loses within every level, (B, levels) each."""
-        cells = []
-        for level in self.levels:
-            name, make = self._test(batch, untested, level)
-            cells.append(self.begun.get(name) or self.checkpoint.entry(name, make))
-            self.tick("tests")
-        return {key: np.stack([cell[key] for cell in cells], axis=1) for key in cells[0] if key != SECONDS}
+@dataclass(frozen=True)
+class LevelCell:
+    """A batch to be drawn within a level."""
 
-    def _within(self, batch: PromptBatch, untested: Profile, level: float) -> Entry:
-        exact = batch.uncached().drawn
-        with enable(self.pipe, config=for_profile(ProfileChoice((untested,), "named"), FixedLevel(level))) as enabled:
-            drawn, seconds = self._draw(batch.indices)
+    batch: PromptBatch
+    order: DrawOrder
+    level: float
+    exact: Drawn
+    untested: Profile
+    metrics: Mapping[str, Metric]
+
+    def run(self, worker: Worker) -> tuple[Entry, Spent]:
+        drawer, exact = self.order.drawer(worker.pipe), self.exact
+        config = for_profile(ProfileChoice((self.untested,), "named"), FixedLevel(self.level))
+        with enable(worker.pipe, config=config) as enabled:
+            drawn = drawer.draw(self.order.indices)
         samples, trace = enabled.report().to_dict()["samples"], enabled.trace
         assert trace is not None
         losses = {
             "estimate": np.array([sample["estimated_error"] for sample in samples]),
             "work": (trace.executed / trace.uncached).numpy(),  # the denoiser's, which levels choose
             LATENT_LOSS: relative_error(drawn.latents, exact.latents).numpy(),
-            SECONDS: np.array([seconds]),
+            SECONDS: np.array([drawer.seconds]),
         }
         for name, metric in self.metrics.items():
             assert drawn.images is not None and exact.images is not None
             losses[LOSS + name] = loss(name, metric, drawn.images, exact.images).numpy()
-        return losses
+        return losses, drawer.spent
+
+
+class CalibrationRuns:
+    """Draws what the checkpoint does not hold yet, on workers."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        drawer: Drawer,
+        checkpoint: Checkpoint,
+        levels: Sequence[float],
+        metrics: Mapping[str, Metric],
+    ) -> None:
+        self.workers, self.drawer, self.checkpoint, self.levels, self.metrics = (
+            workers,
+            drawer,
+            checkpoint,
+            levels,
+            metrics,
+        )
+        self.tick: Callable[[str], None] = lambda what: None
+        self.entries: dict[str, Entry] = {}
+        """Those there are, by name."""
+        self.exact: dict[str, UncachedBatch] = {}
+        """Uncached runs that are needed still, by batch."""
+
+    def seconds(self, indices: Sequence[int], model: str) -> float | None:
+        """What all runs of a prompt take, from two runs of the first batch; None where a checkpoint does not say."""
+        batch, middle = self.batch(0, indices), len(self.levels) // 2
+        if (shown := self._entry(batch.uncached)) is None:
+            shown = self._uncached(batch).shown
+        if (tested := self._entry(batch.within(self.levels[middle]))) is None:
+            self._uncached(batch)
+            tested = self._run(self._level_cell(batch, _untested(model, shown), self.levels[middle]))
+        if SECONDS not in shown or SECONDS not in tested:
+            return None
+        times = float(shown[SECONDS][0]), float(tested[SECONDS][0])
+        timetable = self.exact[batch.name].timetable if batch.name in self.exact else None
+        return seconds_of(*times, timetable, self.levels, middle, float(tested["work"].mean())) / len(indices)
+
+    def batch(self, k: int, indices: Sequence[int]) -> PromptBatch:
+        return PromptBatch(tuple(indices), f"{k}-{self._digest(indices)}")
+
+    def undrawn(self, batches: Sequence[Sequence[int]]) -> int:
+        """Samples that neither the checkpoint nor what was begun holds."""
+        missing = 0
+        for k, indices in enumerate(batches):
+            batch = self.batch(k, indices)
+            names = [batch.uncached, *map(batch.within, self.levels)]
+            missing += sum(len(indices) for name in names if not (name in self.entries or self.checkpoint.has(name)))
+        return missing
+
+    def profile(self, batches: Sequence[Sequence[int]], model: str) -> Profile:
+        """The tests must have the steps and the guidance of the first batch."""
+        named = [self.batch(k, indices) for k, indices in enumerate(batches)]
+        if self._entry(named[0].uncached) is None:
+            self._uncached(named[0])
+        untested = _untested(model, self.entries[named[0].uncached])
+        for batch in named:
+            self._tick_resumed(batch)
+        cells = [cell for batch in named for cell in self._undrawn_cells(batch, untested)]
+        for cell, result in self.workers.each(cells):
+            self._book(cell, result)
+            if isinstance(cell, UncachedCell):
+                self.workers.first(self._undrawn_cells(cell.batch, untested))
+            self.tick("uncached" if isinstance(cell, UncachedCell) else "tests")
+        shown = [self.entries[batch.uncached] for batch in named]
+        lost = [self._losses(batch) for batch in named]
+        facts = replace(untested.facts, negative_conditions=_shared(shown))
+        tested = {key: np.concatenate([each[key] for each in lost]).astype(np.float32) for key in lost[0]}
+        return Profile(facts, {**tested, "levels": np.array(self.levels, dtype=np.float32)})
+
+    def _undrawn_cells(self, batch: PromptBatch, untested: Profile) -> list[UncachedCell | LevelCell]:
+        """What can be drawn of a batch: its levels, once it was drawn uncached."""
+        missing = self._missing(batch)
+        if batch.name in self.exact:
+            cells = [self._level_cell(batch, untested, level) for level in missing]
+            del self.exact[batch.name]  # the cells have it
+            return list(cells)
+        there = self._entry(batch.uncached) is not None and not missing
+        return [] if there else [UncachedCell(batch, self.drawer.order(batch.indices))]
+
+    def _missing(self, batch: PromptBatch) -> list[float]:
+        """The levels that it was not drawn within."""
+        return [level for level in self.levels if self._entry(batch.within(level)) is None]
+
+    def _tick_resumed(self, batch: PromptBatch) -> None:
+        """For what is not drawn again."""
+        missing = self._missing(batch)
+        shown = self._entry(batch.uncached) is not None and (not missing or batch.name in self.exact)
+        for what in ["uncached"] * shown + ["tests"] * (len(self.levels) - len(missing)):
+            self.tick(what)
+
+    def _level_cell(self, batch: PromptBatch, untested: Profile, level: float) -> LevelCell:
+        exact = self.exact[batch.name].drawn
+        return LevelCell(batch, self.drawer.order(batch.indices), level, exact, untested, self.metrics)
+
+    def _uncached(self, batch: PromptBatch) -> UncachedBatch:
+        """Of the first batch, drawn when it is first asked for."""
+        if batch.name not in self.exact:
+            self._run(UncachedCell(batch, self.drawer.order(batch.indices)))
+        return self.exact[batch.name]
+
+    def _run(self, cell: UncachedCell | LevelCell) -> Entry:
+        return self._book(cell, self.workers.one(cell))
+
+    def _book(self, cell: UncachedCell | LevelCell, result: tuple[Any, Spent]) -> Entry:
+        """Keep what was drawn, in the checkpoint too."""
+        made, spent = result
+        self.drawer.book(spent)
+        if isinstance(cell, UncachedCell):
+            self.exact[cell.batch.name] = made
+            name, entry = cell.batch.uncached, made.shown
+        else:
+            name, entry = cell.batch.within(cell.level), made
+        if name not in self.entries:
+            self.entries[name] = self.checkpoint.entry(name, lambda: entry)
+        return self.entries[name]
+
+    def _entry(self, name: str) -> Entry | None:
+        """What there is of this name."""
+        if name not in self.entries and self.checkpoint.has(name):
+            self.entries[name] = self.checkpoint.entry(name, dict)
+        return self.entries.get(name)
+
+    def _losses(self, batch: PromptBatch) -> Entry:
+        """What a batch loses within every level, (B, levels) each."""
+        cells = [self.entries[batch.within(level)] for level in self.levels]
+        return {key: np.stack([cell[key] for cell in cells], axis=1) for key in cells[0] if key != SECONDS}
 
     def _digest(self, indices: Sequence[int]) -> str:
         """Of the prompts of a batch, so that it is drawn again where they are others."""
         return hashlib.sha256(repr([text_of(self.drawer.prompts[i]) for i in indices]).encode()).hexdigest()[:12]
-
-    def _draw(self, indices: Sequence[int]) -> tuple[Drawn, float]:
-        """And the seconds that it took."""
-        before = self.drawer.seconds
-        return self.drawer.draw(indices), self.drawer.seconds - before
-
-
-def _test_name(batch: PromptBatch, level: float) -> str:
-    return f"test-{batch.name}-{float(level)!r}"
 
 
 def _timetable_and_guidance(trace: Trace, facts: RunFacts) -> tuple[Timetable, float]:

@@ -6,19 +6,22 @@
 Values are what a site remembers: a sublayer's output, what a block adds to its streams, a denoiser's output per branch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dicache.api import enable
+from dicache.api import denoisers, enable
 from dicache.config import Config
 from dicache.controllers.interval import Interval
 from dicache.errors import ScheduleError
 from dicache.extension import residual_sums
-from dicache.measuring.prompt_runs import Drawer
+from dicache.fanout.worker import Worker
+from dicache.fanout.workers import Workers
+from dicache.measuring.prompt_runs import Drawer, DrawOrder, Spent
 from dicache.measuring.recording import CallRecord, LongHistory, Recorder
 from dicache.models.identity import identity
 from dicache.schedules.setting import Basis, Cell
@@ -45,8 +48,49 @@ class UncachedRuns(NamedTuple):
     """The final ones, (P, ...)."""
 
 
+@dataclass(frozen=True)
+class UncachedRun:
+    """One batch of prompts to be drawn uncached, and watched. `run` raises ScheduleError where it does not tell its
+    steps, or is not as many as asked for.
+    """
+
+    number: int
+    order: DrawOrder
+    sites: Sites
+    selector: Mapping[str, Any]
+    longest: int
+
+    def run(self, worker: Worker) -> tuple["BatchSums", Spent]:
+        drawer = self.order.drawer(worker.pipe)
+        (denoiser,) = denoisers(worker.pipe).values()
+        config = Config(Interval(1), approximators=(LongHistory(self.longest + 1),), sites=self.sites)
+        with enable(worker.pipe, config=config) as cache, torch.no_grad():
+            recorder = Recorder(cache)
+            sums = _Sums(recorder.sites, drawer.steps, self.longest, len(self.order.indices))
+            with recorder.calls(denoiser, sums.add):
+                latents = drawer.draw(self.order.indices).latents
+            trace = cache.trace
+        assert trace is not None
+        uncached = float(trace.uncached.sum()) / sums.samples
+        basis = sums.basis(identity(denoiser), dict(self.selector), uncached)
+        curves = np.stack([*sums.sums, sums.count]), np.stack([sums.size, sums.seen])
+        return BatchSums(basis, sums.timetable, *curves, latents), drawer.spent
+
+
+class BatchSums(NamedTuple):
+    """What one batch tells, to be added up over batches in their order."""
+
+    basis: Basis
+    timetable: Timetable
+    gaps: np.ndarray
+    """Sums of relative changes in L1 and in L2, and how many they are, (3, T, K, S)."""
+    sizes: np.ndarray
+    """Sum of what values are large, and how many they are, (2, T, S)."""
+    latents: Tensor
+
+
 def record(
-    denoiser: nn.Module,
+    workers: Workers,
     drawer: Drawer,
     sites: Sites,
     selector: dict[str, Any],
@@ -55,37 +99,36 @@ def record(
     batch: int,
     tick: Callable[[str, int, int], None],
 ) -> UncachedRuns:
-    """Raises ScheduleError where the run does not tell its steps, or is not as many as asked for."""
-    model, latents, longest = identity(denoiser), [], min(longest, drawer.steps - 1)
-    config = Config(Interval(1), approximators=(LongHistory(longest + 1),), sites=sites)
-    with enable(drawer.pipe, config=config) as cache, torch.no_grad():
-        recorder = Recorder(cache)
-        sums = _Sums(recorder.sites, drawer.steps, longest)
-        with recorder.calls(denoiser, sums.add):
-            for start in range(0, len(drawer.prompts), batch):
-                indices = range(len(drawer.prompts))[start : start + batch]
-                sums.begin(len(indices))
-                latents.append(drawer.draw(indices).latents)
-                tick("uncached runs", indices.stop, len(drawer.prompts))
-        trace = cache.trace
-    assert trace is not None
-    uncached = float(trace.uncached.sum()) / sums.samples
-    return UncachedRuns(sums.basis(model, selector, uncached), sums.timetable, sums.curves(), torch.cat(latents))
+    """Every prompt drawn uncached. Raises ScheduleError as `UncachedRun` does."""
+    prompts, longest = len(drawer.prompts), min(longest, drawer.steps - 1)
+    orders = [drawer.order(range(prompts)[start : start + batch]) for start in range(0, prompts, batch)]
+    cells = [UncachedRun(number, order, sites, selector, longest) for number, order in enumerate(orders)]
+    batches: list[BatchSums | None] = [None] * len(cells)
+    done = 0
+    for cell, (sums, spent) in workers.each(cells):
+        batches[cell.number] = sums
+        drawer.book(spent)
+        done += len(cell.order.indices)
+        tick("uncached runs", done, prompts)
+    drawn = [sums for sums in batches if sums is not None]
+    with np.errstate(invalid="ignore"):
+        l1, l2, count = np.sum([sums.gaps for sums in drawn], axis=0)
+        curves = Curves(l1 / count, l2 / count, _mean(*np.sum([sums.sizes for sums in drawn], axis=0)))
+    return UncachedRuns(drawn[-1].basis, drawn[-1].timetable, curves, torch.cat([sums.latents for sums in drawn]))
+
+
+def _mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return np.array(total / np.maximum(count, 1))
 
 
 class _Sums:
-    """Over all calls."""
+    """Over all calls of one run of so many samples."""
 
-    def __init__(self, sites: Sequence[Site], steps: int, longest: int) -> None:
-        self.sites, self.steps, self.longest = sites, steps, longest
+    def __init__(self, sites: Sequence[Site], steps: int, longest: int, samples: int) -> None:
+        self.sites, self.steps, self.longest, self.samples = sites, steps, longest, samples
         shape = (steps, longest, len(sites))
         self.sums, self.count = np.zeros((2, *shape)), np.zeros(shape)
         self.size, self.seen = np.zeros((steps, shape[2])), np.zeros((steps, shape[2]))
-        self.samples = 0
-
-    def begin(self, samples: int) -> None:
-        """The next batch; rows and MACs are those of the last one."""
-        self.samples = samples
         self.rows, self.macs = np.zeros(self.steps), np.zeros((self.steps, len(self.sites)))
         self.sigmas: dict[int, float] = {}
 
@@ -115,11 +158,6 @@ class _Sums:
         self.sums[0][at] += (sums[:, 0] / np.maximum(sums[:, 1], tiny)).sum()
         self.sums[1][at] += np.sqrt(sums[:, 2] / np.maximum(sums[:, 3], tiny)).sum()
         self.count[at] += len(sums)
-
-    def curves(self) -> Curves:
-        with np.errstate(invalid="ignore"):
-            l1, l2 = self.sums / self.count
-        return Curves(l1, l2, self.size / np.maximum(self.seen, 1))
 
     def basis(self, model: str, selector: dict[str, Any], uncached: float) -> Basis:
         """Rows of a site's calls cost alike at every step and in every branch, or count with their mean."""

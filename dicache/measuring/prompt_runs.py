@@ -9,6 +9,7 @@ import inspect
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -37,13 +38,38 @@ class Drawn(NamedTuple):
     """(B, C, H, W) in [0, 1], where a metric asks for them."""
 
 
+class Spent(NamedTuple):
+    """What was drawn, the seconds it took, and the denoisers' MACs: those executed, and of all without a cache."""
+
+    samples: int = 0
+    seconds: float = 0.0
+    executed: float = 0.0
+    uncached: float = 0.0
+
+
+@dataclass(frozen=True)
+class DrawOrder:
+    """Some prompts, and all that is needed to draw them anywhere."""
+
+    prompts: Mapping[int, Prompt]
+    """By index."""
+    indices: tuple[int, ...]
+    steps: int
+    seed: int
+    call: Mapping[str, Any]
+    images: bool
+
+    def drawer(self, pipe: Any) -> "Drawer":  # noqa: ANN401
+        return Drawer(pipe, self.prompts, self.steps, self.seed, self.call, images=self.images)
+
+
 class Drawer:
     """Of one pipeline, at one step count, with the same further arguments."""
 
     def __init__(
         self,
         pipe: Any,  # noqa: ANN401
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Prompt] | Mapping[int, Prompt],
         steps: int,
         seed: int,
         call: Mapping[str, Any],
@@ -59,7 +85,21 @@ class Drawer:
             images,
         )
         self.samples, self.seconds, self.executed, self.uncached = 0, 0.0, 0.0, 0.0
-        """What was drawn so far, what it took, and the denoisers' MACs: those executed, and of all without a cache."""
+        """What was drawn so far, as in `Spent`."""
+
+    @property
+    def spent(self) -> Spent:
+        return Spent(self.samples, self.seconds, self.executed, self.uncached)
+
+    def book(self, spent: Spent) -> None:
+        """Count what was drawn elsewhere."""
+        self.samples, self.seconds = self.samples + spent.samples, self.seconds + spent.seconds
+        self.executed, self.uncached = self.executed + spent.executed, self.uncached + spent.uncached
+
+    def order(self, indices: Sequence[int]) -> DrawOrder:
+        """What `draw` draws, to be drawn anywhere."""
+        some = {i: self.prompts[i] for i in indices}
+        return DrawOrder(some, tuple(indices), self.steps, self.seed, self.call, self.images)
 
     def draw(self, indices: Sequence[int]) -> Drawn:
         """One run; the same index twice is the same sample twice. Raises ProfileError for a pipeline that does not call
@@ -71,9 +111,9 @@ class Drawer:
             last.update(latents=kwargs["latents"])
             return {}
 
-        texts, arguments = _batch(self.pipe, [self.prompts[i] for i in indices])
+        texts, arguments = batch_arguments(self.pipe, [self.prompts[i] for i in indices])
         started = time.perf_counter()
-        with torch.no_grad(), _silenced(self.pipe):
+        with torch.no_grad(), silenced(self.pipe):
             output = self.pipe(
                 *texts,
                 num_inference_steps=self.steps,
@@ -81,7 +121,7 @@ class Drawer:
                 output_type="pt" if self.images else "latent",
                 callback_on_step_end=after_step,
                 **arguments,
-                **_listed(self.call, len(indices)),
+                **listed(self.call, len(indices)),
             )
         if not last:
             raise ProfileError(
@@ -104,7 +144,7 @@ class Drawer:
                 self.uncached += float(trace.uncached.sum())
 
 
-def _batch(pipe: Any, prompts: Sequence[Prompt]) -> tuple[list[Any], dict[str, Any]]:  # noqa: ANN401
+def batch_arguments(pipe: Any, prompts: Sequence[Prompt]) -> tuple[list[Any], dict[str, Any]]:  # noqa: ANN401
     """A pipeline's arguments for these prompts: those without a name, and those with one."""
     mappings = [prompt for prompt in prompts if isinstance(prompt, Mapping)]
     if not mappings:
@@ -115,7 +155,7 @@ def _batch(pipe: Any, prompts: Sequence[Prompt]) -> tuple[list[Any], dict[str, A
     return [], {name: torch.cat(each) if isinstance(each[0], Tensor) else each for name, each in columns.items()}
 
 
-def _listed(call: Mapping[str, Any], samples: int) -> dict[str, Any]:
+def listed(call: Mapping[str, Any], samples: int) -> dict[str, Any]:
     """With one negative prompt per sample: some pipelines refuse a text beside a list of prompts."""
     return {
         name: [value] * samples if name.startswith("negative_prompt") and isinstance(value, str) else value
@@ -188,7 +228,7 @@ def check_prompts(pipe: Any, prompts: Sequence[Any]) -> None:  # noqa: ANN401
 
 
 @contextmanager
-def _silenced(pipe: Any) -> Iterator[None]:  # noqa: ANN401
+def silenced(pipe: Any) -> Iterator[None]:  # noqa: ANN401
     """With the progress bar of a diffusers pipeline off; it is what it was afterwards."""
     if not callable(getattr(pipe, "set_progress_bar_config", None)):
         yield

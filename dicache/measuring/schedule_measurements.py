@@ -7,18 +7,20 @@ several finders need is measured once, when it is first asked for:
     errors            what given tables lose from end to end, each on every prompt; the same table is never run twice
 
 With a `checkpoint` every batch of errors is kept in a folder as it is drawn. Finders are deterministic: killed, the
-same search draws the uncached runs again and then takes from the folder what it had measured.
+same search draws the uncached runs again and then takes from the folder what it had measured. Runs can be handed to
+workers; what is in a batch does not depend on how many there are.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from dicache.api import denoisers, enable
@@ -27,13 +29,14 @@ from dicache.approximators.fitted.coefficients import Fitted
 from dicache.config import Config
 from dicache.controllers.interval import Interval
 from dicache.errors import FittedError, ScheduleError
+from dicache.fanout.workers import Executors, Workers, resuming
 from dicache.files.checkpoint import Checkpoint, Entry
 from dicache.files.content import digest_of
 from dicache.measuring.error_curves import Curves, UncachedRuns, record
 from dicache.measuring.prompt_runs import Drawer, Prompt, misuse, text_of, without_encoder
 from dicache.measuring.recording import Recorder
-from dicache.measuring.slopes_along_run import UncachedStep, uncached_steps
-from dicache.promise.metrics import relative_error
+from dicache.measuring.schedule_cells import Asked, TablesCell
+from dicache.measuring.slopes_along_run import FitCell, SlopesAlongRun
 from dicache.runtime.decide import guess_cost
 from dicache.schedules.action_table import FILLS, NEEDS, Table, repaired
 from dicache.schedules.setting import Basis, config_of
@@ -106,8 +109,13 @@ class ScheduleMeasurements:
             raise ScheduleError(wrong)
         drawn = (pipe, list(calibration.prompts), calibration.steps, calibration.seed, calibration.call)
         self.drawer = Drawer(*drawn, images=False)
-        self.losses: dict[tuple[Fitted | None, bytes, int], float] = {}
-        """Errors by coefficients (themselves, so that nothing else takes their identity), table and prompt."""
+        self.workers = Workers(pipe, None, resuming(calibration.checkpoint))
+        """What is measured is handed to them; here, until `handing_out`."""
+        self.losses: dict[Asked, float] = {}
+        self.slopes: dict[tuple[bytes, float], SlopesAlongRun] = {}
+        """What was fitted along runs, by table and ridge."""
+        self.coefficients: dict[tuple[Hashable, bytes], tuple[Fitted, np.ndarray]] = {}
+        """And what a finder made of it, with the errors of those runs: by finder and table."""
         self.prices: dict[Fitted, Basis] = {}
 
     @property
@@ -117,7 +125,17 @@ class ScheduleMeasurements:
     @cached_property
     def _uncached(self) -> UncachedRuns:
         options = {"longest": self.calibration.longest, "batch": self.calibration.batch}
-        return record(self.denoiser, self.drawer, self.sites, self.selector, tick=self.calibration.tick, **options)
+        return record(self.workers, self.drawer, self.sites, self.selector, tick=self.calibration.tick, **options)
+
+    @contextmanager
+    def handing_out(self, pipe: Any, executor: Executors | None) -> Iterator[None]:  # noqa: ANN401
+        """While it lasts, runs are handed to the executor's workers; `pipe` is the pipeline, or makes it."""
+        before = self.workers
+        with Workers(self.pipe if executor is None else pipe, executor, before.resume) as self.workers:
+            try:
+                yield
+            finally:
+                self.workers = before
 
     @property
     def basis(self) -> Basis:
@@ -136,10 +154,14 @@ class ScheduleMeasurements:
         """The uncached final latents, (P, ...)."""
         return self._uncached.latents
 
-    @cached_property
-    def uncached_steps(self) -> list[UncachedStep]:
-        """Of the prompts that are drawn at once."""
-        return uncached_steps(self.drawer, self.basis, range(min(self.prompts, self.calibration.batch)))
+    def fit(self, tables: Sequence[Table], ridge: float) -> list[SlopesAlongRun]:
+        """Slopes along the runs of these tables, on the prompts that are drawn at once."""
+        order = self.drawer.order(range(min(self.prompts, self.calibration.batch)))
+        missing = [table for table in tables if (table.tobytes(), ridge) not in self.slopes]
+        for cell, (run, spent) in self.workers.each([FitCell(order, self.basis, table, ridge) for table in missing]):
+            self.drawer.book(spent)
+            self.slopes[cell.table.tobytes(), ridge] = run
+        return [self.slopes[table.tobytes(), ridge] for table in tables]
 
     @property
     def inside_denoiser(self) -> bool:
@@ -169,16 +191,58 @@ class ScheduleMeasurements:
         """||x - x_ref|| / ||x_ref|| of every table on every prompt (or the first so many), (N, P); inf where x is not
         finite.
         """
+        self.prepare([(tables, fitted)], prompts)
+        named = [repaired(table).tobytes() for table in tables]
+        return np.array([[self.losses[fitted, name, p] for p in range(prompts or self.prompts)] for name in named])
+
+    def prepare(self, asked: Sequence[tuple[Sequence[Table], Fitted | None]], prompts: int | None = None) -> None:
+        """Measure what `errors` will be asked for, all of it handed out at once."""
+        every = prompts or self.prompts
+        total = sum(len(self._missing(tables, fitted, every)) for tables, fitted in asked)
+        cells = (cell for tables, fitted in asked for cell in self._cells(tables, fitted, every))
+        drawn = self._drawn_here(cells) if self.workers.alone else self._handed_out(cells)
+        for done in accumulate(len(cell.keys) for cell in drawn):
+            self.calibration.tick("schedules", done, total)
+
+    def _missing(self, tables: Sequence[Table], fitted: Fitted | None, prompts: int) -> dict[Asked, Table]:
         named = [(done.tobytes(), done) for done in map(repaired, tables)]
-        runs = {(fitted, name, p): done for name, done in named for p in range(prompts or self.prompts)}
-        missing, size = [key for key in runs if key not in self.losses], self.calibration.batch
+        runs = {(fitted, name, p): done for name, done in named for p in range(prompts)}
+        return {key: done for key, done in runs.items() if key not in self.losses}
+
+    def _cells(self, tables: Sequence[Table], fitted: Fitted | None, prompts: int) -> Iterator[TablesCell]:
+        """Batches of what was not measured: a table and a prompt a sample."""
+        missing, size = list(self._missing(tables, fitted, prompts).items()), self.calibration.batch
         for start in range(0, len(missing), size):
-            some = missing[start : start + size]
-            draw = partial(self._played, [runs[key] for key in some], [p for *_, p in some], fitted)
-            played = self.checkpoint.entry(f"errors-{self._named(some)}", draw)["errors"]
-            self.losses |= dict(zip(some, played.tolist(), strict=True))
-            self.calibration.tick("schedules", start + len(some), len(missing))
-        return np.array([[self.losses[fitted, name, p] for p in range(prompts or self.prompts)] for name, _ in named])
+            keys, some = zip(*missing[start : start + size], strict=True)
+            order = self.drawer.order([p for *_, p in keys])
+            config = config_of(self.basis, np.stack(some), fitted=fitted)
+            yield TablesCell(f"errors-{self._named(keys)}", keys, order, config, self.reference[list(order.indices)])
+
+    def _drawn_here(self, cells: Iterable[TablesCell]) -> Iterator[TablesCell]:
+        for cell in cells:
+            self._take(cell, partial(self._played, cell))
+            yield cell
+
+    def _handed_out(self, cells: Iterable[TablesCell]) -> Iterator[TablesCell]:
+        resumed = []
+
+        def waiting() -> Iterator[TablesCell]:
+            for cell in cells:
+                if self.checkpoint.has(cell.name):
+                    self._take(cell, dict)
+                    resumed.append(cell)
+                else:
+                    yield cell
+
+        for cell, (entry, spent) in self.workers.each(waiting()):
+            self.drawer.book(spent)
+            self._take(cell, partial(dict, entry))
+            yield cell
+        yield from resumed
+
+    def _take(self, cell: TablesCell, make: Callable[[], Entry]) -> None:
+        errors = self.checkpoint.entry(cell.name, make)["errors"]
+        self.losses |= dict(zip(cell.keys, errors.tolist(), strict=True))
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -190,19 +254,18 @@ class ScheduleMeasurements:
         folder = None if calibration.checkpoint is None else Path(calibration.checkpoint)
         return Checkpoint(folder, [*model, calibration.digest, calibration.seed, calibration.call], ScheduleError)
 
-    def _named(self, batch: Sequence[tuple[Fitted | None, bytes, int]]) -> str:
+    def _named(self, batch: Sequence[Asked]) -> str:
         """By what is in it; nothing where nothing is kept."""
         if self.checkpoint.folder is None:
             return ""
         fitted = None if batch[0][0] is None else [batch[0][0].about, batch[0][0].coefficients]
         return digest_of([fitted, [[name, prompt] for _, name, prompt in batch]])
 
-    def _played(self, tables: Sequence[Table], prompts: Sequence[int], fitted: Fitted | None) -> Entry:
-        """One batch, a table per sample."""
-        with enable(self.pipe, config=config_of(self.basis, np.stack(tables), fitted=fitted)):
-            latents = self.drawer.draw(prompts).latents
-        errors = relative_error(latents, self.reference[list(prompts)])
-        return {"errors": torch.where(errors.isfinite(), errors, torch.inf).double().numpy()}
+    def _played(self, cell: TablesCell) -> Entry:
+        """One batch, drawn here."""
+        entry, spent = self.workers.one(cell)
+        self.drawer.book(spent)
+        return dict(entry)
 
     @cached_property
     def sensitivity(self) -> np.ndarray:

@@ -19,6 +19,7 @@ be the denoiser's outputs, mixed and nothing else, once an evaluation: that is c
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,8 @@ from torch import Tensor
 from dicache.api import enable
 from dicache.approximators.noise import noise_of
 from dicache.errors import ScheduleError
-from dicache.measuring.prompt_runs import Drawer
+from dicache.fanout.worker import Worker
+from dicache.measuring.prompt_runs import Drawer, DrawOrder, Spent
 from dicache.measuring.recording import Recorder, StepRecord
 from dicache.schedules.action_table import Table, computes
 from dicache.schedules.setting import Basis, config_of
@@ -118,6 +120,21 @@ def fit_slopes(
     latents, _ = _drawn(drawer, basis, prompts, fitter.computed, fitter)
     columns = (column.contiguous() for column in torch.tensor(fitter.fitted).T)
     return SlopesAlongRun(Slopes(*columns), latents, fitter.guidance)
+
+
+@dataclass(frozen=True, eq=False)
+class FitCell:
+    """A table whose slopes are to be fitted, anywhere. A worker keeps the uncached steps for the next one."""
+
+    order: DrawOrder
+    basis: Basis
+    table: Table
+    ridge: float
+
+    def run(self, worker: Worker) -> tuple[SlopesAlongRun, Spent]:
+        drawer, prompts = self.order.drawer(worker.pipe), range(len(self.order.indices))
+        uncached = worker.recall("uncached steps", lambda: uncached_steps(drawer, self.basis, prompts))
+        return fit_slopes(drawer, self.basis, prompts, uncached, self.table, self.ridge), drawer.spent
 
 
 class _Fitter:

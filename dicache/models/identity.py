@@ -40,7 +40,10 @@ def identity(denoiser: nn.Module) -> str:
     parameters = (plain for _, parameter in sorted(denoiser.named_parameters()) for plain in _plain(parameter))
     for parameter in parameters:
         flat = parameter.detach().reshape(-1)
-        spread = torch.linspace(0, max(flat.numel() - 1, 0), min(VALUES, flat.numel())).long()
+        last = max(flat.numel() - 1, 0)
+        spread = (
+            torch.linspace(0, last, min(VALUES, flat.numel())).long().clamp(max=last)
+        )  # float32 rounds up past 2^24
         digest.update(flat[spread.to(flat.device)].float().cpu().numpy().tobytes())
     return f"{outline(denoiser)}-{digest.hexdigest()[:32]}"
 

@@ -14,7 +14,7 @@ from dicache.files.atomic import write_text
 from dicache.reporting import notes
 from dicache.reporting.promise_note import fits
 from dicache.reporting.text import printed, strip
-from dicache.runtime.trace import Record, Trace
+from dicache.runtime.trace import Record, Trace, of_sample
 from dicache.types import Action, Grid, Reason, Rows
 
 if TYPE_CHECKING:
@@ -46,7 +46,17 @@ class Report:
         """`true_errors` are those of this run's samples that were audited; `audit` is of all runs."""
         self.trace, self.budget, self.profile, self.audit = trace, budget, profile, audit
         self.true_errors, self.setting = dict(true_errors or {}), setting or Setting()
+        self.noted = noted
         self.warnings = [*noted, *self._warnings()]
+
+    def of_sample(self, i: int) -> "Report":
+        """The report on one sample of the batch; what is not by sample (notes, bytes, seconds) is the batch's."""
+        row = slice(i, i + 1)
+        profile = None if self.profile is None else self.profile._replace(levels=self.profile.levels[row])
+        errors = {0: self.true_errors[i]} if i in self.true_errors else {}
+        trace = None if self.trace is None else of_sample(self.trace, i)
+        budget = None if self.budget is None else self.budget[row]
+        return Report(trace, budget, self.noted, profile, self.audit, errors, self.setting)
 
     @property
     def headline(self) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dicache.config import Config
 from dicache.runtime.evaluation_site import EvaluationSite
-from dicache.runtime.memory_plan import Memory
+from dicache.runtime.memory_plan import MemoryPlan
 from dicache.runtime.module_call import ModuleCall
 from dicache.runtime.run_state import Call, Run
 from dicache.tensors.mac_meter import Meter
@@ -20,7 +20,7 @@ from dicache.types import Rows
 
 
 class BranchSite:
-    def __init__(self, config: Config, meter: Meter, memory: Memory) -> None:
+    def __init__(self, config: Config, meter: Meter, memory: MemoryPlan) -> None:
         self.inner = EvaluationSite(config, meter, memory)
 
     def forget(self) -> None:

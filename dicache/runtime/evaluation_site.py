@@ -23,7 +23,7 @@ from dicache.runtime.decide import (
     rows_to_compute,
     rows_to_remember,
 )
-from dicache.runtime.memory_plan import Memory
+from dicache.runtime.memory_plan import MemoryPlan
 from dicache.runtime.module_call import ModuleCall
 from dicache.runtime.probing import Probing
 from dicache.runtime.run_state import Call, SiteState
@@ -38,7 +38,7 @@ Deciding = Callable[[Call], Rows | None]
 
 
 class EvaluationSite:
-    def __init__(self, config: Config, meter: Meter, memory: Memory) -> None:
+    def __init__(self, config: Config, meter: Meter, memory: MemoryPlan) -> None:
         self.config, self.meter, self.memory, self.probing = config, meter, memory, Probing(config, meter)
         self.depth, self.reads_noise = config.probe.depth, any(a.reads_noise for a in config.approximators)
         self.shapes: dict[tuple[tuple[Hashable, ...], str], Tree] = {}

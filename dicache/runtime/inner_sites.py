@@ -30,7 +30,7 @@ from dicache.runtime.decide import (
     rows_to_compute,
     rows_to_remember,
 )
-from dicache.runtime.memory_plan import Memory
+from dicache.runtime.memory_plan import MemoryPlan
 from dicache.runtime.module_call import ModuleCall
 from dicache.runtime.probing import Probing, feature_of
 from dicache.runtime.run_state import Call, OpenSite, Run, SiteState
@@ -48,7 +48,7 @@ Key = tuple[tuple[Hashable, ...], str]
 
 class InnerSites:
     def __init__(
-        self, config: Config, sites: tuple[Site, ...], meter: Meter, memory: Memory, note: Callable[[str], None]
+        self, config: Config, sites: tuple[Site, ...], meter: Meter, memory: MemoryPlan, note: Callable[[str], None]
     ) -> None:
         self.config, self.meter, self.memory, self.note = config, meter, memory, note
         self.site_of = {path: site for site in sites for path in site.modules}

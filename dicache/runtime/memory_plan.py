@@ -27,7 +27,7 @@ class Size(NamedTuple):
     macs: float
 
 
-class Memory:
+class MemoryPlan:
     def __init__(self, config: Config, note: Callable[[str], None]) -> None:
         self.config, self.note = config, note
         self.fixed = sum(approximator.own_bytes for approximator in config.approximators)

@@ -30,7 +30,7 @@ from dicache.runtime.end_of_step import begin_anew, end_step, remembered_bytes
 from dicache.runtime.evaluation_site import EvaluationSite
 from dicache.runtime.guidance import Guided
 from dicache.runtime.inner_sites import InnerSites
-from dicache.runtime.memory_plan import Memory
+from dicache.runtime.memory_plan import MemoryPlan
 from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.owner import Owner
 from dicache.runtime.run_state import Call, Inputs, Run, SiteState, Strategy
@@ -55,7 +55,7 @@ class Session:
         self.call: Call | None = None
         self.notes: dict[str, bool] = {}
         """What the report must say, and whether of the last run alone."""
-        self.memory = Memory(config, self.note)
+        self.memory = MemoryPlan(config, self.note)
         self.strategy = self._strategy()
 
     def _strategy(self) -> Strategy:

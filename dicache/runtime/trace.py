@@ -80,6 +80,25 @@ class Trace(NamedTuple):
         return self.uncached + sum(work.uncached for work in self.side_work)
 
 
+def of_sample(trace: Trace, i: int) -> Trace:
+    """The trace of one sample of the batch; bytes and seconds stay those of the batch."""
+    row = slice(i, i + 1)
+    records = tuple(
+        record._replace(
+            action=record.action[row],
+            reason=record.reason[row],
+            predicted=record.predicted[row],
+            realised=record.realised[row],
+            spent=record.spent[row],
+        )
+        for record in trace.records
+    )
+    finite = {0: trace.not_finite[i]} if i in trace.not_finite else {}
+    return trace._replace(
+        records=records, executed=trace.executed[row], uncached=trace.uncached[row], not_finite=finite
+    )
+
+
 def joined(traces: Sequence[Trace]) -> Trace:
     """That of a run in which several denoisers took turns, in their order: each begins with a budget and a past of its
     own, and what they spent adds up in squares. Raises ValueError for no trace.

@@ -70,3 +70,9 @@ def test_weights_that_are_elsewhere_are_no_identity():
     assert offloaded(model)
     with pytest.raises(UnsupportedModelError, match=r"offloaded.*before turning on sequential offload"):
         identity(model)
+
+
+def test_a_parameter_of_more_values_than_float32_counts_is_read_within_it():
+    model = nn.Module()
+    model.one = nn.Parameter(torch.ones(1).expand(2**24 + 2**22 - 1))
+    assert identity(model) == identity(copy.deepcopy(model))

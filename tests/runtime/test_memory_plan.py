@@ -12,7 +12,7 @@ from dicache.approximators.hold import Reuse
 from dicache.approximators.newton import Newton
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.probes.first_blocks import FirstBlocks
-from dicache.runtime.memory_plan import Memory
+from dicache.runtime.memory_plan import MemoryPlan
 from helpers.stepping import LINE, Says, a_config, a_run, inside
 
 VALUE = 2 * 4 * 4
@@ -23,7 +23,7 @@ SIZES = st.lists(st.tuples(st.integers(1, 9), st.floats(1, 100)), min_size=1, ma
 def planned(config, sites=1, branches=("main",), widths=(4,), macs=None, feature=None, noise=None):
     """The plan after a first step in which every site gave a value, (2, width), in every branch."""
     notes: list[str] = []
-    memory, run = Memory(config, notes.append), a_run(config, sites=sites)
+    memory, run = MemoryPlan(config, notes.append), a_run(config, sites=sites)
     for state, width in zip(run.states, itertools.cycle(widths), strict=False):
         for branch in branches:
             memory.saw(state, branch, torch.zeros(2, width), feature, noise)
@@ -79,7 +79,7 @@ def test_what_parts_keep_of_their_own_is_in_the_plan_once():
 
 def test_a_plan_is_made_once_and_only_of_what_was_seen():
     config = a_config("##")
-    memory, run = Memory(config, pytest.fail), a_run(config)
+    memory, run = MemoryPlan(config, pytest.fail), a_run(config)
     memory.plan(run, [1.0])
     assert memory.planned is None and run.states[0].depth is None
     memory.saw(run.states[0], "main", torch.zeros(2, 4), None, None)
@@ -94,10 +94,10 @@ def test_a_plan_is_made_once_and_only_of_what_was_seen():
 
 def test_histories_begin_empty_and_as_deep_as_is_planned():
     config = a_config("##", probe=FirstBlocks(1))
-    memory, run = Memory(config, pytest.fail), a_run(config)
+    memory, run = MemoryPlan(config, pytest.fail), a_run(config)
     assert [len(h.sigmas) for h in memory.nothing(run.states[0], 6)] == [2, 2, 2]
     assert memory.nothing(run.states[0], 6).rows == 6
-    limited = Memory(a_config("##", memory_limit=1), pytest.fail)
+    limited = MemoryPlan(a_config("##", memory_limit=1), pytest.fail)
     assert [len(h.sigmas) for h in limited.nothing(run.states[0], 6)] == [0, 0, 0], "nothing before the plan"
 
 
@@ -157,7 +157,7 @@ def test_a_site_that_is_given_up_forgets_what_its_estimator_learned():
             return ("new", samples, n_approximators)
 
     config = inside("##", estimator=Counts(()), memory_limit=VALUE)
-    memory, run = Memory(config, lambda note: None), a_run(config, sites=2)
+    memory, run = MemoryPlan(config, lambda note: None), a_run(config, sites=2)
     for state in run.states:
         memory.saw(state, "main", torch.zeros(2, 4), None, None)
         state.estimator = "learned"

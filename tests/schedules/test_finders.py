@@ -172,7 +172,7 @@ def test_schedules_that_leave_no_finite_latent_are_not_found(pipe, monkeypatch):
         lost = relative_error(latents, reference)
         return torch.where(lost > 0.06, torch.nan, lost)
 
-    monkeypatch.setattr(dicache.measuring.schedule_measurements, "relative_error", broken)
+    monkeypatch.setattr(dicache.measuring.schedule_cells, "relative_error", broken)
     drawn = Calibration(PROMPTS[:2], 8, call={"guidance": 4.0})
     for finder in (FixedInterval(), Ecad(generations=2, population=6)):
         front = finder.find(pipe, Evaluation(), drawn)

@@ -44,6 +44,12 @@ def measurements(pipe):
     return Calibration(PROMPTS[:3], STEPS, call={"guidance": 4.0}).on(pipe, Evaluation())
 
 
+def steps_of(measurements):
+    """The uncached steps that its slopes are fitted to."""
+    drawn = range(min(measurements.prompts, measurements.calibration.batch))
+    return uncached_steps(measurements.drawer, measurements.basis, drawn)
+
+
 def coefficients(a, b, newest, before):
     columns = {"a": a, "b": b, "newest": newest, "before": before}
     return {"": {name: torch.tensor(column, dtype=torch.float32) for name, column in columns.items()}}
@@ -75,7 +81,7 @@ def test_the_run_that_was_fitted_is_the_run_of_the_schedule(scheduler):
     calibration = Calibration(PROMPTS[:3], STEPS, call={"guidance": 4.0})
     measurements, table = calibration.on(pipe, Evaluation()), table_of(list("##*#**##"))
     fitted, latents, guidance = fit_slopes(
-        measurements.drawer, measurements.basis, range(3), measurements.uncached_steps, table, 1e-4
+        measurements.drawer, measurements.basis, range(3), steps_of(measurements), table, 1e-4
     )
     coefficients, _ = Multistep()._fitted(measurements, table)
     assert guidance == coefficients.about.guidance == pytest.approx(4.0, rel=1e-3)
@@ -87,7 +93,7 @@ def test_the_run_that_was_fitted_is_the_run_of_the_schedule(scheduler):
 
 def test_every_step_is_as_near_to_the_uncached_run_as_its_two_slopes_can_bring_it(measurements):
     """Of the first skipped step: moving either slope leaves the next latent farther from the uncached one."""
-    taken, table, step = measurements.uncached_steps, table_of(list("##*#####")), 2
+    taken, table, step = steps_of(measurements), table_of(list("##*#####")), 2
     fitted = fit_slopes(measurements.drawer, measurements.basis, range(3), taken, table, 1e-9).slopes
     (newest, other), here = (taken[1], taken[0]), taken[step]
     sigmas = measurements.basis.sigmas
@@ -161,7 +167,7 @@ def test_what_cannot_be_fitted_is_refused_by_name_and_the_scheduler_is_as_it_was
     def failing(*args, **kwargs):
         raise KeyboardInterrupt
 
-    taken = measurements.uncached_steps  # what is measured before
+    taken = steps_of(measurements)  # what is measured before
     monkeypatch.setattr(type(pipe.scheduler), "step", failing)
     with pytest.raises(KeyboardInterrupt):
         fit_slopes(measurements.drawer, measurements.basis, range(3), taken, table_of(list("##*#####")), 1e-4)
@@ -218,7 +224,7 @@ class Edited(Captioned):
 def test_slopes_are_fitted_along_runs_beside_a_picture():
     pipe, calibration = Edited(), Calibration(PROMPTS[:2], STEPS, call={"guidance": 4.0})
     measurements, table = calibration.on(pipe, Evaluation()), table_of(list("##*#**##"))
-    assert all(at.output.shape == at.before.shape == (2, 256, 4) for at in measurements.uncached_steps)
+    assert all(at.output.shape == at.before.shape == (2, 256, 4) for at in steps_of(measurements))
     fitted, lost = Multistep()._fitted(measurements, table)
     assert fitted.about.guidance == pytest.approx(4.0, rel=1e-4), (
         "tokens that no step moves tell nothing of the mixture"

@@ -1,0 +1,1 @@
+"""Work of many runs, handed to workers: threads, processes or machines, each with a pipeline of its own."""

@@ -1,0 +1,81 @@
+"""Ray as an executor: `pip install 'dicache[ray]'`.
+
+    with dicache.ray.executor(4) as executor:
+        profile = dicache.calibrate(pipe, prompts, steps=28, executor=executor)
+
+An actor per worker, and a thread here that waits for it. An actor that dies is replaced; its work is reported as lost,
+with `concurrent.futures.BrokenExecutor`, and whoever handed it out may hand it out again.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from typing import Any
+
+from dicache.errors import WorkerError
+
+
+def executor(workers: int, **resources: Any) -> "RayExecutor":  # noqa: ANN401
+    """An executor of so many Ray actors; `resources` are each one's, as `num_gpus=1`. Joins the cluster that Ray is
+    connected to, else begins one on this machine, which ends with the executor.
+
+    Raises WorkerError where Ray is not installed, or for fewer than one worker.
+    """
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise WorkerError(f"workers is {workers!r}. Expected a whole number, 1 or more.")
+    return RayExecutor(workers, resources)
+
+
+class RayExecutor(Executor):
+    """Of `executor`."""
+
+    def __init__(self, workers: int, resources: dict[str, Any]) -> None:
+        self.ray, self._max_workers = _ray(), workers
+        self.begun = not self.ray.is_initialized()
+        if self.begun:
+            self.ray.init(log_to_driver=False, include_dashboard=False)
+        self.actor = self.ray.remote(**{"num_cpus": 1, **resources})(_Actor)
+        self.own, self.actors = threading.local(), list[Any]()
+        self.waiting = ThreadPoolExecutor(workers, "dicache-ray")
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":  # noqa: ANN401
+        """As every executor's. The function and its arguments are pickled."""
+        return self.waiting.submit(self._ask, fn, args, kwargs)
+
+    def _ask(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """In a waiting thread, of its own actor."""
+        actor = vars(self.own).get("actor")
+        if actor is None:
+            actor = self.own.actor = self.actor.remote()
+            self.actors.append(actor)
+        try:
+            return self.ray.get(actor.run.remote(fn, args, kwargs))
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except self.ray.exceptions.RayActorError as error:
+            self.own.actor = None
+            self.actors.remove(actor)
+            raise BrokenExecutor("a Ray actor died") from error
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Ends the actors, and Ray if it was begun here."""
+        self.waiting.shutdown(wait, cancel_futures=cancel_futures)
+        for actor in self.actors:
+            self.ray.kill(actor)
+        self.actors.clear()
+        if self.begun and self.ray.is_initialized():
+            self.ray.shutdown()
+
+
+class _Actor:
+    def run(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        return fn(*args, **kwargs)
+
+
+def _ray() -> Any:  # noqa: ANN401
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise WorkerError("Ray is not installed: pip install 'dicache[ray]'.") from error
+    return ray
