@@ -19,7 +19,7 @@ from dicache.controllers.interval import Interval
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.reference import prompts
 from dicache.sites import Evaluation, Sites, Tokens
-from dicache.token_choice import Clusters, LastError, Random, Refresh, TokenChoice
+from dicache.token_choice import Clusters, LastError, Random, Refresh
 
 FIRST = 3
 """Steps that compute before the first is skipped."""
@@ -32,28 +32,18 @@ def config(interval: int, sites: Sites, *, line: bool = True) -> dicache.Config:
 
 def arms() -> Iterator[tuple[str, dicache.Config]]:
     for interval in (2, 3, 4, 5, 6, 8):
-        yield f"whole steps, every {interval}", config(interval, Evaluation())
-    for interval in (4, 6):
-        for share in (0.125, 0.25, 0.5):
-            for choice in choices(share):
-                yield f"every {interval}, {choice}", config(interval, Tokens(choice))
-    for interval in (4, 6):
-        for choice in (LastError(0.25), Random(0.25)):
-            yield f"every {interval}, {choice}, text runs", config(interval, Tokens(choice, text=True))
-            yield f"every {interval}, {choice}, lasting", config(interval, Tokens(choice, lasting=True))
-        yield f"every {interval}, LastError, velocity", config(interval, Tokens(LastError(0.25)), line=False)
-        yield f"every {interval}, no token, velocity", config(interval, Evaluation(), line=False)
-
-
-def choices(share: float) -> list[TokenChoice]:
-    tokens = round(64 * share)
-    return [
-        LastError(share),
-        Random(share),
-        Refresh(share),
-        Clusters(tokens),
-        Clusters(tokens, weight=0.5, updates=True),
-    ]
+        yield f"every {interval}, none", config(interval, Evaluation())
+    for choice in (LastError(0.25), Random(0.25)):
+        yield f"every 4, {choice}", config(4, Tokens(choice))
+        yield f"every 4, {choice}, text runs", config(4, Tokens(choice, text=True))
+    yield "every 4, LastError(share=0.25), lasting", config(4, Tokens(LastError(0.25), lasting=True))
+    for other in (Refresh(0.25), Clusters(16), Clusters(16, weight=0.5, updates=True)):
+        yield f"every 4, {other}", config(4, Tokens(other))
+    for interval, share in ((4, 0.5), (6, 0.25), (6, 0.5)):
+        yield f"every {interval}, LastError({share})", config(interval, Tokens(LastError(share)))
+        yield f"every {interval}, Random({share})", config(interval, Tokens(Random(share)))
+    for sites in (Evaluation(), Tokens(LastError(0.25)), Tokens(Random(0.25))):
+        yield f"every 4, {sites}, line in the velocity", config(4, sites, line=False)
 
 
 def main() -> None:
@@ -61,6 +51,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=16)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=29)
+    parser.add_argument("--arms", default="", help="only those whose name has this in it")
     args = parser.parse_args()
     captions, setting = prompts("calibration", args.captions, args.seed), Setting()
     pipe = fresh(setting)
@@ -80,7 +71,7 @@ def main() -> None:
 
     plain, console = draw(), Console(width=160)
     table = Table("arm", "work", "mean error", "median error")
-    for name, arm in arms():
+    for name, arm in (named for named in arms() if args.arms in named[0]):
         with dicache.enable(pipe, config=arm) as cache:
             errors = (draw() - plain).norm(dim=1) / plain.norm(dim=1)
             trace = cache.trace

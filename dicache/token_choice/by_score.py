@@ -1,9 +1,10 @@
 """TokenCache (arXiv 2409.18523): a small predictor, trained on the model, scores every token, and the best run.
 
-    s_n = w . x_n + b        x_n: what goes into the first block
+    s_n = w . x_n        x_n: what goes into the first block
 
-The paper trains a network together with the images; here w and b are a ridge regression of the logarithm of the
-realised error on the token, which has a closed form and needs a few runs (`dicache.measuring.token_scores`).
+The paper trains a network together with the images; here w is a ridge regression of the logarithm of the realised error
+on the token, which has a closed form and needs a few runs (`dicache.measuring.token_scores`). Only differences within a
+sample count, so there is no constant.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ class TokenScore(TokenChoice):
 
     weights: Tensor
     """w, (C,)."""
-    bias: float = 0.0
     share: float = 0.25
 
     reads_entering = True
@@ -40,5 +40,5 @@ class TokenScore(TokenChoice):
                 f"the score was fitted on tokens of {len(self.weights)} channels, and these have "
                 f"{seen.entering.shape[2]}. Fit one on this model."
             )
-        scores = (seen.entering.float() * self.weights.to(seen.entering.device)).sum(2) + self.bias
+        scores = (seen.entering.float() * self.weights.to(seen.entering.device)).sum(2)
         return largest(scores, self.share), state
