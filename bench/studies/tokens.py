@@ -34,15 +34,19 @@ def arms() -> Iterator[tuple[str, dicache.Config]]:
     for interval in (2, 3, 4, 5, 6, 8):
         yield f"every {interval}, none", config(interval, Evaluation())
     for choice in (LastError(0.25), Random(0.25)):
-        yield f"every 4, {choice}", config(4, Tokens(choice))
-        yield f"every 4, {choice}, text runs", config(4, Tokens(choice, text=True))
-    yield "every 4, LastError(share=0.25), lasting", config(4, Tokens(LastError(0.25), lasting=True))
+        yield f"every 4, {choice}", config(4, Tokens(choice, line=False))
+        yield f"every 4, {choice}, text runs", config(4, Tokens(choice, text=True, line=False))
+    for interval, share in ((4, 0.125), (4, 0.25), (4, 0.5), (6, 0.25)):
+        for choice in (LastError(share), Random(share)):
+            yield f"every {interval}, {choice}, keys on a line", config(interval, Tokens(choice))
+    yield "every 4, LastError(share=0.25), text runs, keys on a line", config(4, Tokens(LastError(0.25), text=True))
+    yield "every 4, LastError(share=0.25), lasting", config(4, Tokens(LastError(0.25), line=False, lasting=True))
     for other in (Refresh(0.25), Clusters(16), Clusters(16, weight=0.5, updates=True)):
-        yield f"every 4, {other}", config(4, Tokens(other))
+        yield f"every 4, {other}", config(4, Tokens(other, line=False))
     for interval, share in ((4, 0.5), (6, 0.25), (6, 0.5)):
-        yield f"every {interval}, LastError({share})", config(interval, Tokens(LastError(share)))
-        yield f"every {interval}, Random({share})", config(interval, Tokens(Random(share)))
-    for sites in (Evaluation(), Tokens(LastError(0.25)), Tokens(Random(0.25))):
+        yield f"every {interval}, LastError({share})", config(interval, Tokens(LastError(share), line=False))
+        yield f"every {interval}, Random({share})", config(interval, Tokens(Random(share), line=False))
+    for sites in (Evaluation(), Tokens(LastError(0.25), line=False), Tokens(Random(0.25), line=False)):
         yield f"every 4, {sites}, line in the velocity", config(4, sites, line=False)
 
 

@@ -26,7 +26,7 @@ from dicache.token_choice.by_score import TokenScore
 )
 def toca(interval: int = 3, share: float = 0.1, *, staleness: float = 0.25, bonus: float = 0.6) -> Config:
     """Compute every `interval`-th step, and in between refresh the tokens that matter most or waited longest."""
-    sites = Tokens(Refresh(share, staleness, interval, bonus), lasting=True)
+    sites = Tokens(Refresh(share, staleness, interval, bonus), line=False, lasting=True)
     return counted(Reuse(), interval, first=1, sites=sites)
 
 
@@ -41,7 +41,7 @@ def clusca(interval: int = 4, clusters: int = 16, order: int = 2, *, weight: flo
     """Compute every `interval`-th step and cluster its tokens; in between run one of every cluster, which the others
     follow by `weight`, and forecast the rest.
     """
-    sites = Tokens(Clusters(clusters, weight), lasting=True)
+    sites = Tokens(Clusters(clusters, weight), line=False, lasting=True)
     return counted(Taylor(order), interval, first=3, sites=sites)
 
 
@@ -54,7 +54,7 @@ def clusca(interval: int = 4, clusters: int = 16, order: int = 2, *, weight: flo
 )
 def tokencache(score: TokenScore, interval: int = 4) -> Config:
     """Compute every `interval`-th step, and in between run the tokens that a predictor scores highest."""
-    return counted(Reuse(), interval, first=1, sites=Tokens(score, lasting=True))
+    return counted(Reuse(), interval, first=1, sites=Tokens(score, line=False, lasting=True))
 
 
 @published(
@@ -69,5 +69,5 @@ def fastcache_tokens(threshold: float = 0.05, motion: float = 0.1, *, level: flo
     """Compute where the input moved by more than `threshold` since the step before, and else run the tokens that moved
     by more than `motion` of the most, in squares.
     """
-    sites = Tokens(InputChange(motion, level), lasting=True)
+    sites = Tokens(InputChange(motion, level), line=False, lasting=True)
     return Config(Threshold(threshold), RelativeChange(norm="l2"), (Reuse(),), RawLatent(), sites)

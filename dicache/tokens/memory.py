@@ -7,6 +7,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
+from dicache.extension import combine
 from dicache.runtime.run_state import Run
 from dicache.tensors.norms import length
 from dicache.token_choice.base import SeenTokens
@@ -20,6 +21,10 @@ class TokenMemory:
     """One for each row of the run's first call; the first B are the samples'."""
     pairs: dict[str, dict[str, list[KeysValues | None]]] = field(default_factory=dict)
     """By branch and block: keys and values of all rows and tokens, None for attention to what is no stream."""
+    pairs_before: dict[str, dict[str, list[KeysValues | None]]] = field(default_factory=dict)
+    """Those of the computed step before, where a line is drawn through both."""
+    sigmas: dict[str, Tensor] = field(default_factory=dict)
+    """By branch: where both are of, newest first, (2, R) on the host; nan where there is none."""
     shifts: dict[str, Tensor] = field(default_factory=dict)
     """By branch: what guesses were shifted by since the last computed step, (R, N, D)."""
     errors: Tensor | None = None
@@ -66,6 +71,47 @@ class TokenMemory:
             ran = torch.tensor(computing, device=self.waited.device)[:, None]
             ran = ran if self.mask is None else ran | self.mask
             self.waited = torch.where(ran, 0.0, self.waited)
+
+    def store(self, branch: str, path: str, fresh: list[KeysValues | None], some: Tensor | None, line: bool) -> None:
+        """Keys and values of one block, of all rows, or of `some`, (r,), which are (r, H, L, D) then."""
+        stored, before = (pairs.setdefault(branch, {}) for pairs in (self.pairs, self.pairs_before))
+        if some is None:
+            if line and path in stored:
+                before[path] = stored[path]
+            stored[path] = fresh
+            return
+        if line and path not in before:
+            before[path] = [None if pair is None else KeysValues(*(t.clone() for t in pair)) for pair in stored[path]]
+        older = before.get(path, [None] * len(fresh))
+        with torch.inference_mode():  # where what was computed in there may be written to, and all else too
+            for old, new, oldest in zip(stored[path], fresh, older, strict=True):
+                for i in range(2 if old is not None and new is not None else 0):
+                    if oldest is not None:
+                        oldest[i].index_copy_(0, some, old[i].index_select(0, some))
+                    old[i].index_copy_(0, some, new[i])
+
+    def stored_at(self, branch: str, path: str, sigma: float) -> list[KeysValues | None] | None:
+        """Keys and values of one block, on the line through the last two where those are remembered; None where it
+        never ran.
+        """
+        stored, before = self.pairs.get(branch, {}).get(path), self.pairs_before.get(branch, {}).get(path)
+        if stored is None or before is None:
+            return stored
+        newest, older = self.sigmas[branch]
+        ratio = ((sigma - newest) / (newest - older)).nan_to_num(0.0, 0.0, 0.0)
+        line = torch.stack([1 + ratio, -ratio], dim=1)
+        return [
+            None
+            if new is None or old is None
+            else KeysValues(*(combine(ends, line) for ends in zip(new, old, strict=True)))
+            for new, old in zip(stored, before, strict=True)
+        ]
+
+    def stored_all(self, branch: str, sigma: float, computed: Rows | None, rows: int) -> None:
+        """All blocks of a call have run at `sigma`, whole for the rows that `computed`, (R,) bool; None for all."""
+        old = self.sigmas.get(branch, torch.full((2, rows), torch.nan, dtype=torch.float64))
+        new = torch.stack([torch.full_like(old[0], sigma), old[0]])
+        self.sigmas[branch] = new if computed is None else torch.where(computed, new, old)
 
     def seen(self, run: Run, n_tokens: int, entering: Tensor | None) -> SeenTokens:
         """At the beginning of a step, on which every token has waited longer by one."""

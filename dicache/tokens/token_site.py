@@ -139,21 +139,13 @@ class TokenSite(EvaluationSite):
         state, some = call.run.states[0], call.rows_to_run.some
         if not pairs or state.depth == 0:
             return
-        stored = self._remembered(call).pairs.setdefault(call.branch, {})
         fresh = [pair if fit.sizes.holds(pair.keys.shape[2]) else None for pair in pairs]
-        if some is None:
-            stored[path] = fresh
-            return
-        with torch.inference_mode():  # where what was computed in there may be written to, and all else too
-            for old, new in zip(stored[path], fresh, strict=True):
-                if old is not None and new is not None:
-                    old.keys.index_copy_(0, some, new.keys)
-                    old.values.index_copy_(0, some, new.values)
+        self._remembered(call).store(call.branch, path, fresh, some, self.rule.line)
 
     def _run_tokens(self, call: Call, module_call: ModuleCall, fit: Fit, running: RunningTokens, output: Tree) -> Tree:
         """`output` of the rows that computed, and of the others at the tokens that run."""
         subset, rows, path = running.subset, call.rows_to_run.rows, module_call.path
-        pairs = self._remembered(call).pairs.get(call.branch, {}).get(path)
+        pairs = self._remembered(call).stored_at(call.branch, path, call.run.step.sigma)
         if pairs is None:
             raise UnsupportedModelError(
                 f"{path} of {self.family.model} runs at a skipped step and has not at a computed one, so no keys and "
@@ -193,6 +185,7 @@ class TokenSite(EvaluationSite):
                 f"{self.family.model} gives {tuple(output.shape)} for {n_tokens} tokens, which are no square patches "
                 "of it. Use sites=Evaluation()."
             )
+        memory.stored_all(call.branch, call.run.step.sigma, computed, len(output))
         if computed is None:
             memory.shifts.pop(call.branch, None)
         elif call.tokens is not None or call.branch in memory.shifts:
@@ -200,7 +193,9 @@ class TokenSite(EvaluationSite):
             call.run.guided.handed(call.branch, predicted(result, call.latent))
         self._learn(call, memory, n_tokens)
         if self.memory.planned is None:
-            self.memory.fixed = self.own_bytes + memory.pair_bytes + self._later_bytes(call, output)
+            self.memory.fixed = (
+                self.own_bytes + memory.pair_bytes * (1 + self.rule.line) + self._later_bytes(call, output)
+            )
         return result
 
     def _later_bytes(self, call: Call, output: Tensor) -> int:

@@ -82,8 +82,9 @@ class AllButOne(TokenChoice):
         return mask, state
 
 
+@pytest.mark.parametrize("line", [False, True], ids=["held", "on a line"])
 @pytest.mark.parametrize("name", ["two streams, batched guidance (sd3)", "two streams and one (flux)"])
-def test_tokens_against_keys_and_values_of_inputs_that_stand_still_give_what_they_gave(name):
+def test_tokens_against_keys_and_values_of_inputs_that_stand_still_give_what_they_gave(name, line):
     """The same latent at the same time, twice: keys and values that are stored equal those computed again, and the
     output of tokens that run equals that of the full step, but for the kernels of another length.
     """
@@ -97,7 +98,7 @@ def test_tokens_against_keys_and_values_of_inputs_that_stand_still_give_what_the
 
     pipe.transformer.forward = first_inputs
     outputs = []
-    rule = dicache.Config(Fixed((frozenset({0, 1, 2}),)), Willing(), (Reuse(),), sites=Tokens(AllButOne()))
+    rule = dicache.Config(Fixed((frozenset({0, 1, 2}),)), Willing(), (Reuse(),), sites=Tokens(AllButOne(), line=line))
     with torch.no_grad(), dicache.enable(pipe, config=rule) as cache:
         pipe.transformer.register_forward_hook(lambda m, a, o: outputs.append(o[0].clone()))
         tiny.draw(pipe, [1, 2], STEPS)
@@ -145,7 +146,7 @@ def test_a_sample_runs_the_same_tokens_alone_and_in_a_batch(choice):
 @pytest.mark.parametrize("text", [False, True], ids=["text stands still", "text runs"])
 def test_work_is_what_ran(tiny, text):
     pipe = tiny.make()
-    with dicache.enable(pipe, config=config(Tokens(LastError(0.5), text=text, lasting=True))) as cache:
+    with dicache.enable(pipe, config=config(Tokens(LastError(0.5), text, line=text, lasting=True))) as cache:
         tiny.draw(pipe, [1, 2], STEPS)  # costs are measured
         macs = count_macs(pipe.transformer)
         tiny.draw(pipe, [1, 2], STEPS)
@@ -154,12 +155,14 @@ def test_work_is_what_ran(tiny, text):
     assert 0 < trace.cache_bytes <= trace.planned_bytes
 
 
-def test_samples_that_compute_and_samples_that_run_tokens_share_a_call():
+@pytest.mark.parametrize("line", [False, True], ids=["held", "on a line"])
+def test_samples_that_compute_and_samples_that_run_tokens_share_a_call(line):
     """One sample's schedule in a batch of others' equals the same alone."""
     schedules = frozenset({0, 1, 2, 5}), frozenset({0, 1, 2, 4, 7})
-    rules = [dicache.Config(Fixed((own,)), Willing(), sites=Tokens(LastError(0.5), lasting=True)) for own in schedules]
+    sites = Tokens(LastError(0.5), line=line, lasting=True)
+    rules = [dicache.Config(Fixed((own,)), Willing(), sites=sites) for own in schedules]
     alone = [cached(GUIDED, rule, (sample,))[0][0] for rule, sample in zip(rules, (1, 2), strict=True)]
-    both = dicache.Config(Fixed(schedules), Willing(), sites=Tokens(LastError(0.5), lasting=True))
+    both = dicache.Config(Fixed(schedules), Willing(), sites=sites)
     together, _ = cached(GUIDED, both, (1, 2))
     for latent, expected in zip(together, alone, strict=True):
         torch.testing.assert_close(latent, expected, rtol=1e-3, atol=1e-3)
