@@ -2,6 +2,7 @@
 
     Evaluation()          the whole denoiser call, S = 1: what saves most for its error, and the default
     Control()             the networks that feed the denoiser alone (ControlNets), while the denoiser computes
+    Tokens(by)            the same, but where it is skipped some tokens run all the same
     Branches()            the calls, or rows, of all guidance branches but the strongest
     Tail(back)            all blocks after the probe's but the last `back`: S = 1, the model's head stays fresh
     Spans(size, back)     the same blocks in groups of `size`; 1: every block on its own
@@ -17,7 +18,7 @@ residuals) stays fresh; what it adds inside a span is held with the span.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -27,9 +28,23 @@ from dicache.approximators.linear import Extrapolate
 from dicache.approximators.noise import ExtrapolateNoise
 from dicache.errors import ModeError, UnsupportedModelError
 from dicache.models.skips import deep
+from dicache.token_choice.base import TokenChoice
+from dicache.token_choice.by_error import LastError
 from dicache.types import Kind, Site
 
-__all__ = ["Branches", "Control", "Drafted", "Evaluation", "Kind", "Sites", "Skips", "Spans", "Sublayers", "Tail"]
+__all__ = [
+    "Branches",
+    "Control",
+    "Drafted",
+    "Evaluation",
+    "Kind",
+    "Sites",
+    "Skips",
+    "Spans",
+    "Sublayers",
+    "Tail",
+    "Tokens",
+]
 _ATTENTION = ("attn", "attn1", "self_attn", "attention", "self_attention")
 _CROSS_ATTENTION = ("attn2", "cross_attn", "cross_attention")
 _FEED_FORWARD = ("ff", "ffn", "mlp", "feed_forward", "ff_context", "ffn_context", "mlp_context")
@@ -75,6 +90,38 @@ class Control(Sites):
 
     def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
         return (Site("", Kind.EVALUATION, tuple(blocks)[depth:]),)
+
+
+@dataclass(frozen=True)
+class Tokens(Evaluation):
+    """The whole denoiser call, of which some tokens run where it is skipped: through all blocks, each against keys and
+    values of the others that are stored. The output of the others is filled in as that of `Evaluation`. On the
+    reference model, with 64 tokens, computing more steps whole is better at equal work.
+
+    Blocks whose tokens meet anywhere but in torch's `scaled_dot_product_attention` are refused at the first call, by
+    name. Raises ModeError for `by` that is no choice of tokens.
+    """
+
+    by: TokenChoice = field(default_factory=LastError)
+    """Which tokens, per sample (`dicache.token_choice`)."""
+    text: bool = False
+    """Whether the text runs along, where blocks hand it on; else its keys and values stand still as well."""
+    line: bool = True
+    """Whether keys and values of the others go on along the line through their last two, where else they stand still
+    and those of tokens that ran are kept until the next computed step. Takes the memory of them twice.
+    """
+    lasting: bool = False
+    """Whether what a token's run showed its guess to be off by is added to its guesses until the next computed step, as
+    caches do that are written to token by token (ToCa, ClusCa).
+    """
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.by, TokenChoice):
+            raise ModeError(f"Tokens has by={self.by!r}. Expected a choice of tokens, for example LastError(0.25).")
+
+    def text_tokens(self, length: int) -> int:
+        """How many of so many tokens of a text run: one goes along where it stands still, as no stream may be empty."""
+        return length if self.text else min(1, length)
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,14 @@ from dicache.bench.models.reference import Setting, draw_batch, fresh
 from dicache.cache import Cache
 from dicache.config import Config
 from dicache.measuring.fit_coefficients import fit
+from dicache.measuring.token_scores import fit_token_score
 from dicache.presets.parts.adacache import FAST
 from dicache.presets.parts.magcache import measure_ratios
 from dicache.presets.parts.sencache import SensitivityTable, measure_sensitivities
 from dicache.reference.scenes import prompts
 from dicache.sites import Sites, Spans, Sublayers
 from dicache.solvers.clock import SchedulerClock
+from dicache.token_choice.by_score import TokenScore
 
 CALIBRATION_CAPTIONS = 4
 FITTING_CAPTIONS = 8
@@ -53,6 +55,10 @@ ONWARD: dict[str, tuple[float, ...]] = {
     "fastcache": (0.08,),
     "icc": (6, 8),
     "block_caching": (0.8,),
+    "toca": (8, 10),
+    "clusca": (8, 10),
+    "fastcache_tokens": (0.3,),
+    "tokencache": (8, 10),
 }
 """Beyond what is swept around the published default: where a sweep goes on until it is at its end."""
 
@@ -84,6 +90,14 @@ def _fitted(setting: Setting, kind: str, sites: Sites, longest: int) -> Fitted:
         progress=False,
         **(guided if setting.guidance > 1 else {}),
     )
+
+
+@lru_cache
+def _score(setting: Setting) -> TokenScore:
+    captions = prompts("calibration", FITTING_CAPTIONS)
+    guided: dict[str, Any] = {"negative_prompt": "", "true_cfg_scale": setting.guidance}
+    call = guided if setting.guidance > 1 else {}
+    return fit_token_score(fresh(setting), captions, steps=setting.steps, batch=setting.batch, **call)
 
 
 @lru_cache
@@ -134,10 +148,15 @@ def _block_caching(threshold: float, setting: Setting) -> Config:
     return presets.block_caching(_fitted(setting, "scale_shift", Spans(1), 3), threshold)
 
 
+def _tokencache(interval: int, setting: Setting) -> Config:
+    return presets.tokencache(_score(setting), interval)
+
+
 FITTED: tuple[Arm, ...] = (
     _arm("fastcache", "threshold", 0.05, (0.01, 0.02, 0.03, 0.04), _fastcache),
     _arm("icc", "interval", 2, INTERVALS[1:], _icc),
     _arm("block_caching", "threshold", 0.5, (0.1, 0.15, 0.2, 0.3), _block_caching),
+    _arm("tokencache", "interval", 4, (2, 3, 5, 6), _tokencache, "its paper's schedule is of its own training"),
 )
 """Those with coefficients, each fitted once per setting on calibration captions."""
 
@@ -171,6 +190,9 @@ PRESETS: tuple[Arm, ...] = (
     _arm("delta_dit", "interval", 2, (3, 4, 5), lambda v, s: presets.delta_dit(v)),
     _arm("pab", "attention range", 2, (3, 4, 6), lambda v, s: presets.pab(v)),
     _arm("fastercache", "interval", 5, (2, 3, 8), lambda v, s: presets.fastercache(v)),
+    _arm("toca", "interval", 3, (2, 4, 5, 6), lambda v, s: presets.toca(v)),
+    _arm("clusca", "interval", 4, (2, 3, 5, 6), lambda v, s: presets.clusca(v)),
+    _arm("fastcache_tokens", "threshold", 0.05, (0.02, 0.1, 0.2), lambda v, s: presets.fastcache_tokens(v)),
     _arm("fastercache_attention", "interval", 3, (2, 4, 6), lambda v, s: presets.fastercache_attention(v)),
     *FITTED,
 )

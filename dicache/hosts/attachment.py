@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from dicache.config import Config
-from dicache.hosts.checks import check_apart, check_free, check_offloaded
+from dicache.hosts.checks import check_apart, check_eager, check_free, check_offloaded
 from dicache.hosts.compiled_blocks import Compilation, refuse_wrapped
 from dicache.hosts.denoiser_call import DenoiserCalls
 from dicache.hosts.module_hook import NAME, FirstHook, Hooks, SessionHook, Uncopied, registry_of
@@ -22,7 +22,10 @@ from dicache.models.family import Family
 from dicache.models.find_blocks import check_streams, family_of, find
 from dicache.runtime.owner import Owner
 from dicache.runtime.session import Session
+from dicache.sites import Tokens
 from dicache.solvers.timeline import Clock
+from dicache.tokens.fit import check_family
+from dicache.tokens.token_site import TokenSite
 
 
 class Attachment(Uncopied):
@@ -54,7 +57,12 @@ class Attachment(Uncopied):
         deciding = {**parts.blocks, **{path: denoiser.get_submodule(path) for path in inside}}
         check_apart(deciding)
         owner = Owner(self.family.model, partial(loop_of, denoiser))
-        self.denoiser, self.session = denoiser, Session(config, clock, sites, owner)
+        make = None
+        if isinstance(config.sites, Tokens):
+            check_family(self.family)
+            check_eager(denoiser, parts.blocks.values(), compiling)
+            make = partial(TokenSite, self.family)
+        self.denoiser, self.session = denoiser, Session(config, clock, sites, owner, make)
         if config.judged_by_others:
             self.session.note(f"the estimate is as good as your own {', '.join(config.judged_by_others)}.")
         self.hooks, self.handles = Hooks(denoiser, self.session), list[Any]()

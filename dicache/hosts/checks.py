@@ -74,6 +74,15 @@ def check_offloaded(blocks: Iterable[nn.Module], config: Config) -> None:
             )
 
 
+def check_eager(denoiser: nn.Module, blocks: Iterable[nn.Module], compiling: Mapping[str, object] | None) -> None:
+    """Raises ModeError where blocks are compiled, so that nobody sees into their attention."""
+    if compiling is not None or any(block._compiled_call_impl for block in blocks):
+        raise ModeError(
+            f"sites=Tokens() looks into the attention of {type(denoiser).__name__}'s blocks, which a compiled block "
+            "hides. Leave compile_blocks off, or use sites=Evaluation()."
+        )
+
+
 def check_branches(denoiser: nn.Module) -> None:
     """Raises UnsupportedModelError where perturbed attention splits the batch itself. The pipeline's call puts it
     on, so it cannot be refused before.

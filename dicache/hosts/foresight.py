@@ -50,7 +50,7 @@ def begin_step(
 def samples_to_compute(session: Session, run: Run) -> Rows | None:
     """Which samples the denoiser computes at the step that has begun, (B,) bool; None where that is not known."""
     strategy, state = session.strategy, run.states[0]
-    if not isinstance(strategy, EvaluationSite) or strategy.depth or strategy.probing.looks:
+    if type(strategy) is not EvaluationSite or strategy.depth or strategy.probing.looks:
         return None
     if run.anew or run.apart or not state.histories:
         return None

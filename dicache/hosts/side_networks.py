@@ -251,7 +251,7 @@ def _reads(network: SideNetwork, call: Call | None, session: Session) -> bool:
         missing = missing & network.holding.due
     if not bool(missing.any()):
         return False
-    rows = session.strategy.coming(call) if isinstance(session.strategy, EvaluationSite) else None
+    rows = session.strategy.coming(call) if type(session.strategy) is EvaluationSite else None
     if rows is None or (bool(rows.any()) and not call.rows_to_run.gathered):
         return True
     return bool((rows.view(-1, call.run.samples).any(0) & missing).any())

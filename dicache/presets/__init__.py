@@ -1,7 +1,8 @@
 """Published methods, composed of parts, with their published defaults: `enable(pipe, config=presets.teacache())`.
 
     evaluations      skip whole denoiser evaluations                      blocks      skip blocks, sublayers or branches
-    fitted           correct by what was fitted on the model              parts       what only one of them is made of
+    fitted           correct by what was fitted on the model              tokens      run some tokens of what is skipped
+    parts            what only one of them is made of
 
 All decide per sample where the papers decide per batch; the first guidance branch decides for all. What the papers keep
 of a block is here the denoiser's output where a whole evaluation is skipped: the head's fresh time embedding does not
@@ -68,17 +69,20 @@ from dicache.presets.parts.sencache import SensitivityTable as SensitivityTable
 from dicache.presets.parts.sencache import measure_sensitivities as measure_sensitivities
 from dicache.presets.parts.teacache import TEACACHE_FLUX as TEACACHE_FLUX
 from dicache.presets.parts.teacache import Polynomial as Polynomial
+from dicache.presets.tokens import clusca, fastcache_tokens, toca, tokencache
 
 __all__ = [
     "adacache",
     "block_caching",
     "bwcache",
+    "clusca",
     "dbcache",
     "deepcache",
     "delta_dit",
     "dicache",
     "easycache",
     "fastcache",
+    "fastcache_tokens",
     "fastercache",
     "fastercache_attention",
     "first_block_cache",
@@ -97,6 +101,8 @@ __all__ = [
     "taylorseer",
     "teacache",
     "tgate",
+    "toca",
+    "tokencache",
 ]
 
 

@@ -40,7 +40,7 @@ _METHODS: list[Method] = []
 
 
 def methods() -> tuple[Method, ...]:
-    """All published methods, in the order in which they are defined: whole evaluations, blocks, fitted ones."""
+    """All published methods, in the order in which they are defined: whole evaluations, blocks, fitted ones, tokens."""
     return tuple(_METHODS)
 
 

@@ -62,15 +62,20 @@ class EvaluationSite:
                 call.rows_to_run = call.rows_to_run.of(computed, call.latent.device)
             call.run.overhead += time.perf_counter() - started
         call.position += 1
-        if call.rows_to_run.computed is None and key in self.shapes:
-            self.meter.for_all_rows += self.meter.costs[module_call.path]
-            output = module_call.forward(*module_call.args, **module_call.kwargs)
-        else:
-            output = module_call.run_for(call.rows_to_run, self.meter, self.shapes.get(key))
-            if key not in self.shapes:
-                self.shapes[key] = shapes_of(output)
+        output = self.run(call, module_call)
         if self.probing.looks:
             self.probing.after(call, output)
+        return output
+
+    def run(self, call: Call, module_call: ModuleCall) -> Tree:
+        """One block, for the rows that compute."""
+        key = (call.key, module_call.path)
+        if call.rows_to_run.computed is None and key in self.shapes:
+            self.meter.for_all_rows += self.meter.costs[module_call.path]
+            return module_call.forward(*module_call.args, **module_call.kwargs)
+        output = module_call.run_for(call.rows_to_run, self.meter, self.shapes.get(key))
+        if key not in self.shapes:
+            self.shapes[key] = shapes_of(output)
         return output
 
     # Deciding.

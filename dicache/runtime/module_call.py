@@ -45,6 +45,11 @@ class ModuleCall(NamedTuple):
     args: tuple[Tree, ...]
     kwargs: Mapping[str, Tree]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of what it is called with by position."""
+        return _names(type(self.module).forward)[: len(self.args)]
+
     def run(self) -> Tree:
         return self.forward(*self.args, **self.kwargs)
 
@@ -63,8 +68,7 @@ class ModuleCall(NamedTuple):
             return output
         assert rows_to_run.computed is not None
         meter.ran(self.path, rows_to_run.computed, inside=inside)
-        names = _names(type(self.module).forward)[: len(self.args)]
-        args, kwargs = take(self.args, self.kwargs, rows_to_run.some, rows_to_run.rows, names)
+        args, kwargs = take(self.args, self.kwargs, rows_to_run.some, rows_to_run.rows, self.names)
         return scatter(self.forward(*args, **kwargs), rows_to_run.some, rows_to_run.rows)
 
     def batched(self, rows: int) -> bool:

@@ -105,6 +105,8 @@ class SiteState:
     """How many exact values are remembered; None for as many as the approximators read."""
     share: Rows | None = None
     """||value|| / ||output|| when last computed, (B,); None for the whole evaluation."""
+    tokens: Any = None
+    """What is remembered of its tokens (`dicache.tokens`)."""
 
 
 @dataclass
@@ -230,7 +232,8 @@ class Run:
         """What sites have remembered, once nothing reads it any more; what rules know and the mixture stay."""
         self.conditions, self.marks = Conditions(), {}
         for state in self.states:
-            state.histories, state.sums, state.value, state.judgement, state.estimator = {}, None, None, None, None
+            state.histories, state.sums, state.value, state.judgement = {}, None, None, None
+            state.estimator = state.tokens = None
 
 
 def not_finite_of(first: Rows) -> Mapping[int, int]:
@@ -290,6 +293,8 @@ class Call:
     rejected: Rows | None = None
     """Rows, (R,) bool, whose draft failed; they compute when the call runs again."""
     again: bool = False
+    tokens: Any = None
+    """Those that run of rows that skip (`dicache.tokens`)."""
 
     def repeat(self) -> None:
         """The call begins again; what was rejected stays so."""

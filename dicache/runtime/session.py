@@ -42,9 +42,13 @@ from dicache.tensors.mac_meter import Meter
 from dicache.tensors.tree import Tree
 from dicache.types import Kind, Site, Step
 
+Make = Callable[[Config, Meter, MemoryPlan], Strategy]
+
 
 class Session:
-    def __init__(self, config: Config, clock: Clock, sites: tuple[Site, ...], owner: Owner | None = None) -> None:
+    def __init__(
+        self, config: Config, clock: Clock, sites: tuple[Site, ...], owner: Owner | None = None, of: Make | None = None
+    ) -> None:
         self.config, self.clock, self.sites, self.meter, self.owner = config, clock, sites, Meter(), owner or Owner()
         self.on_over: list[Callable[[], object]] = []
         """Called when a run is over."""
@@ -56,13 +60,13 @@ class Session:
         self.notes: dict[str, bool] = {}
         """What the report must say, and whether of the last run alone."""
         self.memory = MemoryPlan(config, self.note)
-        self.strategy = self._strategy()
+        self.strategy = (of or self._strategy)(config, self.meter, self.memory)
 
-    def _strategy(self) -> Strategy:
-        if self.config.sites.inside_denoiser:
-            return InnerSites(self.config, self.sites, self.meter, self.memory, self.note)
+    def _strategy(self, config: Config, meter: Meter, memory: MemoryPlan) -> Strategy:
+        if config.sites.inside_denoiser:
+            return InnerSites(config, self.sites, meter, memory, self.note)
         of_branches = any(site.kind is Kind.BRANCH for site in self.sites)
-        return (BranchSite if of_branches else EvaluationSite)(self.config, self.meter, self.memory)
+        return (BranchSite if of_branches else EvaluationSite)(config, meter, memory)
 
     # One call.
 

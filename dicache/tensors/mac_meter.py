@@ -104,14 +104,14 @@ class Meter:
         self.costs, self.rows = self.costs_by_key.setdefault(key, {}), rows
         self._before = self._uncached.clone()
 
-    def counted(self, part: Hashable, run: Callable[[], T]) -> T:
-        """What `run` gives: `part` for all rows of the call, counted if it never was."""
+    def counted(self, part: Hashable, run: Callable[[], T], rows: int | None = None) -> T:
+        """What `run` gives: `part` for so many rows, else for all of the call, counted if it never was."""
         if part in self.costs:
             return run()
         own = self.own
         with MacCounter() as counter:
             output = run()
-        self.costs[part] = (counter.total - (self.own - own)) / self.rows
+        self.costs[part] = (counter.total - (self.own - own)) / (rows or self.rows)
         return output
 
     def ran(self, part: Hashable, rows: Rows | bool = True, *, inside: bool = False) -> None:
@@ -120,6 +120,11 @@ class Meter:
         with torch.inference_mode():  # sums that an earlier call began in there are written to in there alone
             self._executed[: self.rows] += cost * rows - cost * inside
             self._uncached[: self.rows] += cost * (not inside)
+
+    def ran_beside(self, part: Hashable, rows: Rows) -> None:
+        """A part ran for some rows, (R,) bool, that would not have run uncached."""
+        with torch.inference_mode():
+            self._executed[: self.rows] += self.costs[part] * rows
 
     def added(self, part: Hashable, run: Callable[[], T]) -> T:
         """What `run` gives: something that a probe or an approximator computes of its own, for all rows."""

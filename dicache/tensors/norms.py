@@ -53,3 +53,9 @@ def length(x: Tensor) -> Rows:
 def root_mean_square(x: Tensor) -> Rows:
     """||x|| / sqrt(elements per sample)."""
     return length(x) / math.sqrt(x[0].numel())
+
+
+def change_per_token(value: Tensor, reference: Tensor) -> Tensor:
+    """||value_n - reference_n|| of every token: (B, N, C) each to (B, N), float32."""
+    sums = residual_sums(value.flatten(0, 1), reference.flatten(0, 1))
+    return sums[:, 2].sqrt().view(value.shape[:2])

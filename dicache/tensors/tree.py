@@ -61,15 +61,17 @@ def take(
         return t.index_select(0, rows.to(t.device)) if t.ndim and t.shape[0] == batch else t
 
     def taken(name: str, tree: Tree) -> Tree:
-        return tree if _shared(name, tree) else map_tensors(pick, tree)
+        shared = is_shared(name) and all(t.ndim <= 2 for t in tensors(tree))
+        return tree if shared else map_tensors(pick, tree)
 
     named = (*names, *[""] * len(args))
     positional = tuple(taken(name, tree) for name, tree in zip(named, args, strict=False))
     return positional, {name: taken(name, tree) for name, tree in kwargs.items()}
 
 
-def _shared(name: str, tree: Tree) -> bool:
-    return any(part in name for part in _SHARED) and all(t.ndim <= 2 for t in tensors(tree))
+def is_shared(name: str) -> bool:
+    """Whether an argument of this name is a table of positions."""
+    return any(part in name for part in _SHARED)
 
 
 def scatter(output: Tree, rows: Tensor, batch: int) -> Tree:
