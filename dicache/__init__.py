@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from dicache.many.generate import Generated as Generated
     from dicache.many.generate import generate as generate
     from dicache.measuring.calibrate import calibrate as calibrate
-    from dicache.measuring.fit_coefficients import fit as fit
     from dicache.memory.store import Memory as Memory
     from dicache.models.family import Family as Family
     from dicache.promise.metrics import Psnr as Psnr
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from dicache.promise.metrics import Within as Within
     from dicache.promise.profile import Profile as Profile
     from dicache.promise.profile import load_profile as load_profile
+    from dicache.regressions.fit_coefficients import fit as fit
     from dicache.reporting.report import Report as Report
     from dicache.schedules.pareto import ParetoSet as ParetoSet
     from dicache.schedules.schedule import Schedule as Schedule
@@ -48,7 +48,7 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.config": ("Config",),
         "dicache.many.generate": ("Generated", "generate"),
         "dicache.measuring.calibrate": ("calibrate",),
-        "dicache.measuring.fit_coefficients": ("fit",),
+        "dicache.regressions.fit_coefficients": ("fit",),
         "dicache.memory.store": ("Memory",),
         "dicache.models.family": ("Family",),
         "dicache.promise.metrics": ("Psnr", "Ssim", "Within"),

@@ -19,12 +19,12 @@ from dicache.bench.arms.arm import Arm
 from dicache.bench.models.reference import Setting, draw_batch, fresh
 from dicache.cache import Cache
 from dicache.config import Config
-from dicache.measuring.fit_coefficients import fit
-from dicache.measuring.token_scores import fit_token_score
 from dicache.presets.parts.adacache import FAST
 from dicache.presets.parts.magcache import measure_ratios
 from dicache.presets.parts.sencache import SensitivityTable, measure_sensitivities
 from dicache.reference.scenes import prompts
+from dicache.regressions.fit_coefficients import fit
+from dicache.regressions.token_scores import fit_token_score
 from dicache.sites import Sites, Spans, Sublayers
 from dicache.solvers.clock import SchedulerClock
 from dicache.token_choice.by_score import TokenScore

@@ -45,10 +45,10 @@ from dicache.finders.block_caching import BlockCaching
 from dicache.finders.ecad import Ecad
 from dicache.finders.learning_to_cache import ranked
 from dicache.finders.multistep import Multistep
-from dicache.measuring.fit_coefficients import fit
 from dicache.measuring.schedule_measurements import Calibration, ScheduleMeasurements
 from dicache.promise.metrics import relative_error
 from dicache.reference.scenes import prompts
+from dicache.regressions.fit_coefficients import fit
 from dicache.schedules.action_table import Table, computes
 from dicache.schedules.pareto import ParetoSet
 from dicache.schedules.schedule import Schedule

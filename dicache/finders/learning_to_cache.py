@@ -1,7 +1,7 @@
 """Learning-to-Cache (arXiv 2406.01733): a score per step and site is trained, the model stays as it is.
 
 Steps come in pairs, a full one and one that may reuse. For a pair, with beta = sigmoid(w) and
-`dicache.measuring.soft_gates`,
+`dicache.regressions.soft_gates`,
 
     L = k ||F(x) - F_beta(x)||^2 / ||F||^2  +  lambda sum over sites of  c beta
 
@@ -35,8 +35,8 @@ from dicache.files.content import digest_of
 from dicache.finders.base import Finder
 from dicache.measuring.recording import Recorder
 from dicache.measuring.schedule_measurements import ScheduleMeasurements
-from dicache.measuring.soft_gates import Branch, Recorded, RecordedCall, SoftGates
 from dicache.planning.error_law import surviving_share
+from dicache.regressions.soft_gates import Branch, Recorded, RecordedCall, SoftGates
 from dicache.schedules.action_table import Table
 from dicache.schedules.setting import config_of
 from dicache.tensors.tree import Tree, map_tensors

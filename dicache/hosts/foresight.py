@@ -41,7 +41,7 @@ def begin_step(
     session.go_on(run, reading, latent)
     if run.samples == 0:  # the first step is not over
         return None
-    if changed := run.conditions.changed(network, conditions):
+    if changed := [f"{network}.{name}" for name in run.conditions.changed(network, conditions)]:
         branch = next((branch for state in run.states for branch in state.histories), "")
         session.note(*begin_anew(session.config, run, branch, changed), of_run=True)
     return run

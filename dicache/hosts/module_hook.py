@@ -117,6 +117,14 @@ class ModuleHook:
         state, hooks = vars(self.module), registry_of(self.module)._hook_order
         return hooks[-1] != NAME or self.worn in (state.get("forward"), state.get("_old_forward"))
 
+    def renew(self) -> None:
+        """Where it is not alive: put it on what the module runs since then."""
+        registry = registry_of(self.module)
+        place = registry._hook_order.index(NAME)
+        del registry._hook_order[place], registry._fn_refs[place], registry.hooks[NAME]
+        registry.register_hook(self.hook, NAME)
+        self.worn, self.runs = self.module.forward, self.hook.fn_ref.forward
+
     def remove(self) -> None:
         self.put_back()
         registry, state = registry_of(self.module), vars(self.module)

@@ -43,18 +43,19 @@ class Handed(NamedTuple):
 
 
 class SideNetwork(Uncopied):
-    """Two plain torch hooks, which offload leaves alone, and one of diffusers' registry that can leave out its forward.
-    `begins` hears that it is about to run, and says for which samples, (B,) bool, None for all; `ran` what that is
-    in MACs where it runs for all.
+    """The `part` of a pipeline of this name: two plain torch hooks, which offload leaves alone, and one of diffusers'
+    registry that can leave out its forward. `begins` hears that it is about to run, and says for which samples, (B,)
+    bool, None for all; `ran` what it executes where it runs for all, in MACs.
     """
 
     def __init__(
         self,
         module: nn.Module,
+        part: str,
         begins: Callable[["SideNetwork"], Rows | None],
         ran: Callable[["SideNetwork", float], None],
     ) -> None:
-        self.module, self.begins, self.ran = module, begins, ran
+        self.module, self.part, self.begins, self.ran = module, part, begins, ran
         original: Any = module._modules.get("_orig_mod", module)
         self.name, self.signature = type(original).__name__, signature(type(original).forward)
         self.costs: dict[tuple[Hashable, ...], float] = {}
@@ -86,6 +87,8 @@ class SideNetwork(Uncopied):
         )
         registry = registry_of(module)
         shared = registry is not None and NAME in registry.hooks  # another cache leaves it out
+        self.reached = False
+        """Whether this call reaches the hook that can leave out its forward."""
         self.hook = None if shared or compiled(module) else ModuleHook(module, _Leaving(self))
 
     def _before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
@@ -97,6 +100,11 @@ class SideNetwork(Uncopied):
         bound = self.signature.bind_partial(module, *args, **kwargs).arguments
         self.call = NetworkCall(args, kwargs, {name: value for name, value in bound.items() if value is not module})
         self.handed, self.stand_ins, self.computed, self.late = None, [], None, {}
+        self.reached = self.hook is not None and self.hook.alive
+        if self.hook is not None:
+            self.hook.put_back()
+            if not self.reached:  # model offload puts back what it wrapped after each run; this call is under way
+                self.hook.renew()
         self.key = call_key({**{str(i): tree for i, tree in enumerate(args)}, **kwargs})
         computed = self.begins(self)
         if self.key in self.costs:
@@ -110,12 +118,11 @@ class SideNetwork(Uncopied):
 
     def _leaves_out(self, computed: Rows) -> bool:
         """Whether its forward can be left out for the others."""
-        if self.hook is None or self.key not in self.shapes or compiled(self.module) or bool(computed.all()):
+        if not self.reached or self.key not in self.shapes or compiled(self.module) or bool(computed.all()):
             return False
-        self.hook.put_back()
         rows = {t.shape[0] if t.ndim else 0 for t in tensors(plain(self.shapes[self.key]))}
         apart = rows == {self._rows()}
-        return self.hook.alive and (apart or (self.holding is None and not bool(computed.any())))
+        return apart or (self.holding is None and not bool(computed.any()))
 
     def _rows(self) -> int:
         assert self.call is not None

@@ -84,8 +84,7 @@ class SideNetworks(Uncopied):
         if not isinstance(latent, Tensor):
             return None
         conditions = conditions_of(attachment.family, call.named, latent)
-        name = f"{network.name} {id(network.module)}"
-        run = begin_step(attachment.session, latent, time, name, conditions)
+        run = begin_step(attachment.session, latent, time, network.part, conditions)
         network.holding = None if run is None else _holding(network.holding, attachment.session.config, run)
         if run is None:
             return None
@@ -190,13 +189,13 @@ class SideNetworks(Uncopied):
         """Pipelines share a denoiser, and their networks are exchanged: looked for at the beginning of every run."""
         denoisers = {*self.running.denoisers.values()}
         parts = {name: part for name, part in _attributes(pipe).items() if isinstance(part, nn.Module)}
-        networks = [part for name, part in parts.items() if part not in denoisers and not _ENCODERS.search(name)]
+        networks = {part: name for name, part in parts.items() if part not in denoisers and not _ENCODERS.search(name)}
         if not all(network in self.networks for network in networks):
             owners = (*denoisers, *networks)
             inside = {m for owner in owners for m in owner.modules() if m is not owner}
-            for network in networks:
+            for network, name in networks.items():
                 if network not in self.networks and network not in inside:
-                    self.networks[network] = SideNetwork(network, self._begins, self._ran)
+                    self.networks[network] = SideNetwork(network, name, self._begins, self._ran)
 
     def _let_go(self) -> None:
         """A run is over: nobody asks for what networks were called with any more."""

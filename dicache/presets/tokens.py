@@ -49,7 +49,7 @@ def clusca(interval: int = 4, clusters: int = 16, order: int = 2, *, weight: flo
     "TokenCache",
     "2409.18523",
     differs="its predictor is a network trained together with the images, here a ridge regression "
-    "(`dicache.measuring.token_scores`); without its rounds of two phases, and its ratios per block",
+    "(`dicache.regressions.token_scores`); without its rounds of two phases, and its ratios per block",
     default="ours: the paper's numbers are of its own training",
 )
 def tokencache(score: TokenScore, interval: int = 4) -> Config:

@@ -157,8 +157,7 @@ class Run:
     gone: bool = False
     """Whether the model's tensors were let go: nothing is learned any more."""
     side_work: dict[str, SideWork] = field(default_factory=dict)
-    """Of networks beside the denoiser in its loop, by name, times the number of samples, which is not known at first.
-    """
+    """Of networks beside the denoiser, by name, times the number of samples, which is not known at first."""
     begun: float = field(default_factory=perf_counter)
     facts: RunFacts = field(init=False)
     """What the run has shown of itself."""
@@ -210,9 +209,7 @@ class Run:
 
     def undecide(self) -> None:
         """What was decided ahead of the denoiser's call does not hold; rules are as before."""
-        if self.guided.outputs:
-            return
-        for state in self.states:
+        for state in [] if self.guided.outputs else self.states:
             judgement, state.judgement = state.judgement, None
             state.controller = state.controller if judgement is None else judgement.controller_before
 

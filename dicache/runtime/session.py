@@ -182,7 +182,7 @@ class Session:
         if marks is None or before is None or marks.facts != before.facts:
             changed = run.conditions.changed(branch, inputs.conditioning)
             run.marks[branch] = inputs.marks if run.conditions.settled(branch) else None
-            if changed and not run.apart:
+            if changed and not run.apart and not run.anew:
                 self.note(*begin_anew(self.config, run, branch, changed), of_run=True)
         everything = RowsToRun(rows, gathered=inputs.gathered)
         return Call(run, branch, inputs.latent, inputs.key, everything, first=not run.guided.outputs)

@@ -165,9 +165,11 @@ def timeline_of(scheduler: Any, begin: int = 0, loop: Loop | None = None) -> Tim
         end,
         repr(loop.options),
     )
-    before = _timelines.get(key)
-    if before is not None:
-        return before
+    with _one_thread:
+        before = _timelines.pop(key, None)
+        if before is not None:
+            _timelines[key] = before  # what was read last goes last
+            return before
     played = timeline(scheduler, begin, end, loop.options)
     played = played._replace(timetable=played.timetable._replace(solver=solver(scheduler)))
     with _one_thread:

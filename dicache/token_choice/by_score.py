@@ -3,8 +3,8 @@
     s_n = w . x_n        x_n: what goes into the first block
 
 The paper trains a network together with the images; here w is a ridge regression of the logarithm of the realised error
-on the token, which has a closed form and needs a few runs (`dicache.measuring.token_scores`). Only differences within a
-sample count, so there is no constant.
+on the token, which has a closed form and needs a few runs (`dicache.regressions.token_scores`). Only differences within
+a sample count, so there is no constant.
 """
 
 from dataclasses import dataclass

@@ -167,7 +167,7 @@ def test_a_control_that_ends_half_way_is_seen_though_it_is_skipped(monkeypatch):
         return draw_unet_control(*args, **strong)
 
     (_, decisions, facts), _ = both(monkeypatch, pipe, draw, [1], error_budget=BUDGET)
-    assert any("conditions were changed half-way (conditioning_scale)" in note for note in facts["warnings"])
+    assert any("conditions were changed half-way (controlnet.conditioning_scale)" in note for note in facts["warnings"])
     assert decisions[0][STEPS // 2] == "#"
 
 

@@ -34,6 +34,7 @@ LAYERS = [
     ("api", "ray"),
     ("fanout",),
     ("measuring",),
+    ("regressions",),
     ("finders", "importers", "many"),
     ("cli",),
     ("__init__",),

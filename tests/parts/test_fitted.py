@@ -20,8 +20,8 @@ from dicache.config import Config
 from dicache.controllers.interval import Interval
 from dicache.errors import FittedError, ModeError, UnsupportedModelError
 from dicache.estimators.closed_loop import ClosedLoop
-from dicache.measuring.moments import Increments, LowRankIncrements, Moments, Pair, StepMoments
 from dicache.presets.parts.easycache import ReuseResidual
+from dicache.regressions.moments import Increments, LowRankIncrements, Moments, Pair, StepMoments
 from dicache.sites import Drafted, Evaluation, Spans, Sublayers
 from dicache.tensors import history
 from helpers.fits import EVERY, PLACES, STEPS, C, Captioned, fitted, made

@@ -10,8 +10,8 @@ import dicache
 from dicache.errors import ScheduleError
 from dicache.finders.law_plan import Law
 from dicache.finders.multistep import Multistep
-from dicache.measuring.fit_coefficients import fit
 from dicache.measuring.schedule_measurements import Calibration
+from dicache.regressions.fit_coefficients import fit
 from dicache.schedules.action_table import lines_of
 from dicache.schedules.pareto import ParetoSet
 from dicache.schedules.schedule import Schedule

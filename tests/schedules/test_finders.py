@@ -36,11 +36,11 @@ from dicache.finders.smoothcache import SmoothCache, scan
 from dicache.finders.stages import Stages
 from dicache.finders.t_gate import TGate
 from dicache.finders.windows import Windows
-from dicache.measuring.fit_coefficients import fit
 from dicache.measuring.schedule_measurements import Calibration
 from dicache.planning.law_plan import plan_of
 from dicache.promise.metrics import relative_error
 from dicache.reference.scenes import prompts
+from dicache.regressions.fit_coefficients import fit
 from dicache.schedules.action_table import FILLS as ALL_FILLS
 from dicache.schedules.action_table import computes
 from dicache.schedules.pareto import ParetoSet

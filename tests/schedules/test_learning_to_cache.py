@@ -10,7 +10,7 @@ import dicache
 from dicache.errors import ScheduleError
 from dicache.finders.learning_to_cache import LearningToCache, ranked, recorded
 from dicache.measuring.schedule_measurements import Calibration
-from dicache.measuring.soft_gates import Branch, SoftGates
+from dicache.regressions.soft_gates import Branch, SoftGates
 from dicache.schedules.action_table import computes, table_of
 from dicache.schedules.schedule import Schedule
 from dicache.schedules.setting import Origin

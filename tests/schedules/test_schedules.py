@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given
 
 import dicache
 from dicache.errors import DicacheError, ModeError, ScheduleError
-from dicache.measuring.fit_coefficients import fit
 from dicache.measuring.schedule_measurements import Calibration
+from dicache.regressions.fit_coefficients import fit
 from dicache.schedules.action_table import NEEDS, computes, lines_of, macs, repaired, table_of
 from dicache.schedules.pareto import ParetoSet
 from dicache.schedules.schedule import Schedule

@@ -9,7 +9,7 @@ from scipy.stats import chi2
 import dicache
 from dicache import presets
 from dicache.errors import ModeError, UnsupportedModelError
-from dicache.measuring.token_scores import ErrorMoments, fit_token_score
+from dicache.regressions.token_scores import ErrorMoments, fit_token_score
 from dicache.tensors.token_grid import as_picture, as_tokens
 from dicache.token_choice import Clusters, InputChange, LastError, Random, Refresh, TokenScore
 from dicache.token_choice.base import SeenTokens

@@ -24,12 +24,12 @@ from dicache.config import Config
 from dicache.controllers.interval import Interval
 from dicache.errors import FittedError, ModeError, UnsupportedModelError
 from dicache.estimators.closed_loop import ClosedLoop
-from dicache.measuring.moments import Increments, LowRankIncrements, Moments, Pair, StepMoments, Sums
 from dicache.measuring.recording import CallRecord, LongHistory, Recorder, SiteRecord
 from dicache.models.identity import identity
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.raw_latent import RawLatent
 from dicache.probes.site_input import SiteInput
+from dicache.regressions.moments import Increments, LowRankIncrements, Moments, Pair, StepMoments, Sums
 from dicache.sites import Sites, Spans
 from dicache.tensors.token_grid import tokens
 from dicache.types import Site

@@ -1,0 +1,1 @@
+"""Fitting what stands in for a model on runs that were watched: slopes, gates, scores."""
