@@ -37,6 +37,7 @@ def enable(
     *,
     error_budget: AskedBudget | None = None,
     speedup: float | Sequence[float] | None = None,
+    evaluations: int | Sequence[int] | None = None,
     confidence: float | None = None,
     profile: AskedProfile | None = None,
     schedule: str | Path | Schedule | None = None,
@@ -52,9 +53,10 @@ def enable(
     same seed, ||x - x_ref|| / ||x_ref||: one number, or one per sample; or a bound in another metric (`dicache.Psnr`).
     0 computes everything. `speedup` is the dual: the best quality at this ratio of uncached to executed work of the
     denoiser (what runs beside it is told in the report), met on average over prompts; easy and hard ones compute as
-    many steps (`dicache.controllers.counted`). `schedule` is a table of actions found before, or its file
-    (`dicache.schedules.schedule`): it belongs to one model, scheduler and step count. `config` is a composition of
-    parts instead (see `dicache.config.Config`).
+    many steps (`dicache.controllers.counted`). `evaluations` is a number in the place of that ratio, for a pipeline:
+    `dicache.enable(pipe, evaluations=14)`, called with several times as many steps. `schedule` is a table of actions
+    found before, or its file (`dicache.schedules.schedule`): it belongs to one model, scheduler and step count.
+    `config` is a composition of parts instead (see `dicache.config.Config`).
 
     `profile` and `confidence` go with `error_budget` only. `profile` is a file of `dicache.calibrate`, or several; by
     default one that ships for this very model, if it fits the run. `confidence` makes the budget a promise: with
@@ -80,9 +82,10 @@ def enable(
     A LoRA that is loaded, scaled or fused later is noticed: the next call begins a new run. Offload may be turned on
     before or after.
 
-    Raises ModeError unless exactly one of error_budget, speedup, schedule and config is given, for a speed-up that is
-    not a finite number >= 1, or where something is compiled in a way that dicache would be compiled with it (also in
-    the run), ScheduleError for a schedule that is damaged or of another model (and, in the run, for other steps),
+    Raises ModeError unless exactly one of error_budget, speedup, evaluations, schedule and config is given, for a
+    speed-up that is not a finite number >= 1, evaluations that are no whole number >= 1 (and, in the run, where the
+    number of steps is not known), or where something is compiled in a way that dicache would be compiled with it (also
+    in the run), ScheduleError for a schedule that is damaged or of another model (and, in the run, for other steps),
     BudgetError for a budget that is not a finite number >= 0 (and, in the run, for a list of budgets or speed-ups of
     the wrong length), ProfileError for a profile that is damaged or of another model, or a confidence that none can
     give (of a bare denoiser none can; in the run, where it does not fit it), MemoryFileError for a memory that cannot
@@ -90,7 +93,7 @@ def enable(
     safely. The model is then as it was. A model that shows only when it runs that it cannot be cached raises
     UnsupportedModelError at its first call.
     """
-    mode = parse_mode(error_budget, speedup, confidence, profile, schedule, config, family)
+    mode = parse_mode(error_budget, speedup, confidence, profile, schedule, config, family, evaluations)
     scheduled = not isinstance(target, nn.Module) and getattr(target, "scheduler", None) is not None
     share, compiling = parse_audit(audit, scheduled), parse_compile_blocks(compile_blocks)
     check_promised(mode.confidence, scheduled)

@@ -4,12 +4,13 @@ says it, and nothing that runs a configuration imports it.
     error_budget             the law's prices (`dicache.planning.error_law`), a margin below the budget
     error_budget, profile    the same parts, with the internal budget of a profile where one fits the run
     speedup                  the law's plan of so many computed steps
+    evaluations              the same, of a number in place of a ratio
 """
 
 from collections.abc import Sequence
 
 from dicache.config import Config
-from dicache.controllers.counted import Counted
+from dicache.controllers.counted import Counted, Evaluations
 from dicache.controllers.planned import cautious
 from dicache.planning.budget import Budget, validate
 from dicache.promise.choose_profile import ProfileChoice
@@ -28,3 +29,7 @@ def for_profile(choice: ProfileChoice, demand: Demand) -> Config:
 
 def for_speedup(speedup: Budget) -> Config:
     return Config(Counted(speedup))
+
+
+def for_evaluations(evaluations: Budget) -> Config:
+    return Config(Evaluations(evaluations))

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from dicache.config import Config
-from dicache.defaults import for_budget, for_profile, for_speedup
+from dicache.defaults import for_budget, for_evaluations, for_profile, for_speedup
 from dicache.errors import BudgetError, ModeError, ProfileError
 from dicache.models.family import Family
 from dicache.models.identity import identity, offloaded, outline
@@ -55,11 +55,12 @@ def parse_mode(
     schedule: str | Path | Schedule | None,
     config: Config | None,
     family: Family | None,
+    evaluations: int | Sequence[int] | None = None,
 ) -> Mode:
     """Raises ModeError where they contradict each other, and what `enable` says of each."""
-    if sum(argument is not None for argument in (error_budget, speedup, schedule, config)) != 1:
+    if sum(argument is not None for argument in (error_budget, speedup, evaluations, schedule, config)) != 1:
         raise ModeError(
-            "give exactly one of error_budget, speedup, schedule and config, for example "
+            "give exactly one of error_budget, speedup, evaluations, schedule and config, for example "
             "dicache.enable(pipe, error_budget=0.05)."
         )
     if error_budget is not None:
@@ -70,6 +71,9 @@ def parse_mode(
     if schedule is not None:
         table = parse_schedule(schedule)
         return Mode(lambda denoiser: table.config(denoiser, family))
+    if evaluations is not None:
+        counted = for_evaluations(parse_evaluations(evaluations))
+        return Mode(lambda denoiser: counted)
     same = for_speedup(parse_speedup(speedup)) if config is None else parse_config(config)
     return Mode(lambda denoiser: same)
 
@@ -98,6 +102,19 @@ def parse_speedup(speedup: Any) -> Budget:  # noqa: ANN401
         return validate(speedup, "speedup", "Expected 1 (compute everything) or more, for example 2.0.", least=1)
     except BudgetError as error:
         raise ModeError(str(error)) from error
+
+
+def parse_evaluations(evaluations: Any) -> Budget:  # noqa: ANN401
+    """As whole numbers of at least 1. Raises ModeError for anything else."""
+    expected = "Expected a whole number of 1 or more, for example 14."
+    try:
+        counts = validate(evaluations, "evaluations", expected, least=1)
+    except BudgetError as error:
+        raise ModeError(str(error)) from error
+    for count in counts if isinstance(counts, Sequence) else [counts]:
+        if count != int(count):
+            raise ModeError(f"evaluations is {evaluations!r:.60}. {expected}")
+    return counts
 
 
 def parse_schedule(schedule: Any) -> Schedule:  # noqa: ANN401

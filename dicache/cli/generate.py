@@ -35,6 +35,9 @@ def generate(
         typer.Option(help=f"Relative L2 error that the final latent may have; {DEFAULT} where nothing else is asked."),
     ] = None,
     speedup: Annotated[float | None, typer.Option(min=1.0, help="Instead: how much less to compute, as 2.")] = None,
+    evaluations: Annotated[
+        int | None, typer.Option(min=1, help="Instead: how many evaluations to compute, whatever the number of steps.")
+    ] = None,
     schedule: Annotated[
         Path | None, typer.Option(help="Instead: what `dicache tune` or `dicache search` wrote.")
     ] = None,
@@ -65,7 +68,7 @@ def generate(
     if source.model is None:
         for line in lines:
             parse(line)
-    mode = _mode(error_budget, speedup, schedule, confidence, profile)
+    mode = _mode(error_budget, speedup, evaluations, schedule, confidence, profile)
     check_outcome(out)
     if report is not None:
         check_json_or_page(report)
@@ -83,12 +86,13 @@ def generate(
 def _mode(
     error_budget: float | None,
     speedup: float | None,
+    evaluations: int | None,
     schedule: Path | None,
     confidence: float | None,
     profile: str | None,
 ) -> dict[str, Any]:
     """What `enable` is given. Raises ModeError for several modes."""
-    modes = {"error_budget": error_budget, "speedup": speedup, "schedule": schedule}
+    modes = {"error_budget": error_budget, "speedup": speedup, "evaluations": evaluations, "schedule": schedule}
     asked = {name: value for name, value in modes.items() if value is not None}
     if len(asked) > 1:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in asked)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dicache.controllers.by_kind import ByKind as ByKind
     from dicache.controllers.clip import Clip as Clip
     from dicache.controllers.counted import Counted as Counted
+    from dicache.controllers.counted import Evaluations as Evaluations
     from dicache.controllers.fixed import Fixed as Fixed
     from dicache.controllers.fixed import FixedAt as FixedAt
     from dicache.controllers.fixed import every as every
@@ -29,7 +30,7 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.controllers.budgeted": ("Budgeted",),
         "dicache.controllers.by_kind": ("ByKind",),
         "dicache.controllers.clip": ("Clip",),
-        "dicache.controllers.counted": ("Counted",),
+        "dicache.controllers.counted": ("Counted", "Evaluations"),
         "dicache.controllers.fixed": ("Fixed", "FixedAt", "every", "masks"),
         "dicache.controllers.gap": ("PerGap",),
         "dicache.controllers.gate": ("Gate",),

@@ -24,6 +24,7 @@ import torch
 
 from dicache.controllers.base import Account, Controller, FinishedRun, decided
 from dicache.controllers.planned import TINY, Planned
+from dicache.errors import ModeError
 from dicache.planning.budget import Budget, per_sample
 from dicache.planning.law_plan import Plan, plan_of
 from dicache.types import Decision, Quote, Reason, Rows, Step
@@ -82,8 +83,13 @@ class Counted(Controller[Counts]):
         if state.due[b] >= i:
             return int(state.due[b])
         plan = plan_of(step.timetable, self.bounds.longest, self.bounds.last)
+        speedup = self._ratio(float(state.account.budget[b]), step)
         way = plan.way(dealt(plan, speedup, float(state.lot[b]), first), first)
         return min(due for due in [*way, len(plan.time)] if due >= i)
+
+    def _ratio(self, asked: float, step: Step) -> float:
+        """Steps of the run over computed ones, where this was `asked`."""
+        return asked
 
     def notes(self, run: FinishedRun) -> list[str]:
         """Of samples that executed a tenth more than this deals them."""
@@ -97,6 +103,35 @@ class Counted(Controller[Counts]):
 
     def settle(self, ratio: Rows, computed: Rows, state: Counts) -> Counts:
         return state._replace(account=state.account.closed(ratio, computed))
+
+
+@dataclass(frozen=True)
+class Evaluations(Counted):
+    """So many evaluations of a run, however many steps it has: on a finer grid a cache with few of them can be nearer
+    the limit of ever finer grids than a run of so many steps is (docs/benchmarks.md). A step of a solver that calls the
+    denoiser twice is two; guidance branches are one together. Where two denoisers take turns each computes its share.
+    Raises ModeError in a loop of which nobody knows how many steps it makes.
+    """
+
+    def check(self, step: Step) -> None:
+        if step.timetable is None:
+            raise ModeError(
+                "evaluations=... is a number for a whole run, and how many steps this loop makes is not known. Pass "
+                "the pipeline with its scheduler, a dicache.Family(noise_schedule=..., times=[...]), or speedup=..."
+            )
+
+    def _ratio(self, asked: float, step: Step) -> float:
+        assert step.timetable is not None
+        return max(1.0, (step.total - step.timetable.begin) * len(step.weights) / asked)
+
+    def notes(self, run: FinishedRun) -> list[str]:
+        """Of samples that had to compute more."""
+        asked, computed = per_sample(self.speedup, len(run.work), "evaluations"), (run.work * run.steps).round()
+        late = (computed > asked).nonzero().flatten()
+        if not len(late):
+            return []
+        wanted, made = (", ".join(f"{x:g}" for x in values[late].tolist()) for values in (asked, computed))
+        return [f"samples {late.tolist()} computed more than the evaluations asked for: {made} for {wanted}."]
 
 
 def dealt(plan: Plan, speedup: float, lot: float, first: int = 0) -> int:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dicache
-from dicache.controllers.counted import Counted, dealt
-from dicache.errors import BudgetError
+from dicache.controllers.counted import Counted, Evaluations, dealt
+from dicache.errors import BudgetError, ModeError
 from dicache.planning.law_plan import Plan
 from dicache.types import Action, Quote, Step, Timetable
 from helpers.calibrating import STEPS, Captioned
@@ -21,14 +21,14 @@ BALANCES = tuple(math.log((i + 0.5) / (LONG - i)) for i in range(LONG))
 TIMETABLE = Timetable(tuple(1 - i / LONG for i in range(LONG)), (1 / LONG,) * LONG, BALANCES, 0)
 
 
-def strip(speedup, steps=LONG, first=0, timetable=None):
+def strip(speedup, steps=LONG, first=0, timetable=None, rule=None, weights=(1.0,)):
     """What one sample gets that is known from its third step on."""
-    rule, marks = Counted(float(speedup)), ""
+    rule, marks = rule or Counted(float(speedup)), ""
     state = rule.init(1)
     for i in range(first, steps):
         cost = torch.tensor([0.01 if marks.count("#") > 1 else math.inf], dtype=torch.float64)
         quote = Quote(cost, cost, torch.tensor([int(Action.EXTRAPOLATE)]))
-        step = Step(i, steps, 1 - i / steps, 1 / steps, (i + 1) / steps, (1.0, 0.0), (0.0, 1.0), timetable)
+        step = Step(i, steps, 1 - i / steps, 1 / steps, (i + 1) / steps, (1.0, 0.0), (0.0, 1.0), timetable, weights)
         decision, state = rule.decide(quote, step, state)
         marks += "#" if decision.action.item() == Action.COMPUTE else "/"
     return marks
@@ -105,3 +105,54 @@ def test_every_sample_may_have_its_own_speedup_and_hears_where_it_was_not_reache
     missed, _ = cache.report().warnings
     assert missed.startswith("samples [1] did not reach their speedup: 20 asked for, 3.")
     assert cache.report().to_dict()["samples"][1]["budget"] is None
+
+
+# A number in the place of a ratio.
+
+
+@examples(6)
+@given(evaluations=st.integers(5, STEPS))
+def test_so_many_evaluations_are_so_many_computed_steps(evaluations):
+    pipe = Captioned()
+    with dicache.enable(pipe, evaluations=evaluations) as cache:
+        pipe.draw([1, 2, 3])
+    assert [cache.report().strip(i).count("#") for i in range(3)] == [evaluations] * 3
+
+
+def test_each_sample_has_its_own_number_and_more_than_there_are_steps_is_all():
+    pipe = Captioned()
+    with dicache.enable(pipe, evaluations=[6, 8, 100]) as cache:
+        pipe.draw([1, 2, 3])
+    assert [cache.report().strip(i).count("#") for i in range(3)] == [6, 8, STEPS]
+
+
+@given(evaluations=st.integers(6, LONG), first=st.integers(0, LONG // 2))
+def test_a_run_that_begins_half_way_has_its_number_and_a_second_denoiser_its_share(evaluations, first):
+    begun = TIMETABLE._replace(begin=first)
+    fewest = Plan(TIMETABLE, longest=8, last=1).fewest(first)
+    marks = strip(0, first=first, timetable=begun, rule=Evaluations(float(evaluations)))
+    assert marks.count("#") == min(max(evaluations, fewest), len(marks))
+    marks = strip(0, first=first, timetable=TIMETABLE, rule=Evaluations(float(evaluations)))
+    share = len(marks) * min(1, evaluations / LONG)
+    assert abs(marks.count("#") - max(share, fewest)) < 1
+
+
+def test_a_solver_that_calls_twice_makes_two_evaluations_a_step():
+    marks = strip(0, timetable=TIMETABLE, rule=Evaluations(20.0), weights=(0.5, 0.5))
+    assert marks.count("#") == 10
+
+
+def test_fewer_than_always_compute_is_said():
+    pipe = Captioned()
+    with dicache.enable(pipe, evaluations=1) as cache:
+        pipe.draw([1])
+    assert any("computed more than the evaluations asked for" in note for note in cache.report().to_dict()["warnings"])
+
+
+def test_what_is_no_number_of_evaluations_is_one_error():
+    pipe = Captioned()
+    for odd in (0, -1, 2.5, "14", [], [3, 1.5], True, float("inf")):
+        with pytest.raises(ModeError, match="evaluations"):
+            dicache.enable(pipe.pipe, evaluations=odd)
+    with pytest.raises(ModeError, match="exactly one"):
+        dicache.enable(pipe.pipe, evaluations=3, speedup=2.0)
