@@ -44,8 +44,10 @@ NOISE = {
 }
 """Ends in less signal than Stable Diffusion's 0.012, so that backgrounds are free to be black or white."""
 WIDTH = 96
-SMOOTHED = [*range(8), *range(16, 24)]
-"""Columns of the time embedding's first layer that stay zero, as in the reference denoiser."""
+SMOOTHED = [*range(8), *range(24, 32)]
+"""Columns of the time embedding's first layer that stay zero: the 8 fastest of its 24 sines and cosines, as in the
+reference denoiser.
+"""
 
 
 def unet() -> UNet2DConditionModel:
@@ -54,7 +56,7 @@ def unet() -> UNet2DConditionModel:
         sample_size=16,
         in_channels=12,
         out_channels=12,
-        block_out_channels=(32, 64, 128),
+        block_out_channels=(48, 64, 112),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),

@@ -1,6 +1,6 @@
 """Trains the UNet and the text encoder of `scenes-unet`: eps prediction on captioned scenes.
 
-    python -m dicache.bench.models.training.scenes_unet build/scenes-unet --samples 95000
+    python -m dicache.bench.models.training.scenes_unet build/scenes-unet --samples 200000
     python -m dicache.bench.models.training.scenes_unet build/scenes-unet --export
 
 The first goes on where it was, `build/scenes-unet/unet.pt`, or from the weights that ship, or afresh; the second puts
@@ -28,12 +28,25 @@ EMPTY = 0.1
 TOKENIZER = tokenizer()
 
 
+@torch.no_grad()
 def initialise(model: UNet2DConditionModel) -> None:
-    """Every block starts as the identity, the prediction as zero."""
+    """The UNet starts by giving back its input over its deviation, which is the answer at much noise: blocks add
+    nothing, every latent channel is two of opposite sign, since silu(x) - silu(-x) = x.
+    """
     for name, module in model.named_modules():
         if name.endswith(("conv2", "proj_out", "conv_out")):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
+    latents, width = model.config.in_channels, model.config.block_out_channels[0]
+    signs = torch.zeros(2 * latents, latents)
+    signs[::2], signs[1::2] = torch.eye(latents), -torch.eye(latents)
+    rows = slice(2 * latents)
+    shortcut = model.up_blocks[-1].resnets[-1].conv_shortcut
+    for layer in (model.conv_in, shortcut):
+        layer.weight[rows], layer.bias[rows] = 0, 0
+    model.conv_in.weight[rows, :, 1, 1] = signs
+    shortcut.weight[rows, width : width + 2 * latents, 0, 0] = torch.eye(2 * latents)
+    model.conv_out.weight[:, rows, 1, 1] = signs.T
 
 
 def token_ids(drawn: Sequence[Scene], empty: float) -> Tensor:
@@ -46,7 +59,7 @@ def token_ids(drawn: Sequence[Scene], empty: float) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train scenes-unet; goes on where it stopped.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--samples", type=int, default=95_000)
+    parser.add_argument("--samples", type=int, default=200_000)
     parser.add_argument("--export", action="store_true", help="ship what the checkpoint holds; trains nothing")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)

@@ -96,7 +96,7 @@ def scores(reader: Reader, count: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def grid(rows: int = 6) -> Image.Image:
-    """Six columns: real scene, the four solvers; then edges and what is drawn with them, from another seed."""
+    """Eight columns: real scene, the four solvers, edges, and what is drawn with them, with the caption and without."""
     shown = list(itertools.islice(scenes("test", seed=5), rows))
     captions, real = [caption(scene) for scene in shown], render(shown)
     image = edges(real)
