@@ -40,6 +40,7 @@ LAYERS = [
     ("__init__",),
     ("__main__",),
     ("bench/models",),
+    ("bench/models/training",),
     ("bench/arms",),
     ("bench/harness",),
     ("bench/showing",),

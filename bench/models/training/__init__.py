@@ -1,0 +1,1 @@
+"""How the bench's own models were trained."""
