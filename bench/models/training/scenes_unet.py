@@ -76,7 +76,7 @@ def main() -> None:
         initialise(modules["unet"])
         rates = teach(modules["text"], sentence_encoder(), TOKENIZER, steps=160)
         print(f"reading: {rates[0]:.3f} of what the words say", flush=True)
-    modules["unet"].to(memory_format=torch.channels_last)
+    modules["unet"].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(drawn: Sequence[Scene]) -> Tensor:
         xt, eps, t, weight = noised(render(drawn))

@@ -43,7 +43,7 @@ def main() -> None:
     for module in frozen.values():
         module.requires_grad_(False)
     for module in (frozen["unet"], network):
-        module.to(memory_format=torch.channels_last)
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(drawn: Sequence[Scene]) -> Tensor:
         pictures = render(drawn)
