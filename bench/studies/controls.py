@@ -97,23 +97,23 @@ def main() -> None:
     plain, _ = drawn()
     table, console = Table("arm", "work", "median error", "worst", "wall", "edges"), Console(width=160)
 
-    def told(name: str, work: str, latents: Tensor, wall: str) -> None:
+    def row_of(name: str, work: str, latents: Tensor, wall: str) -> None:
         errors = apart(latents, plain)
         figures = (f"{errors.median():.4f}", f"{errors.max():.4f}", wall, f"{edge_f1(pictures(latents), image):.3f}")
         table.add_row(name, work, *figures)
         console.print(name, work, *figures, sep=" | ", highlight=False)
 
-    told("uncached", "1", plain, "1")
+    row_of("uncached", "1", plain, "1")
     for name, options in (named for named in arms() if args.arms in named[0]):
         _, before = drawn()
         with dicache.enable(pipe, **options) as cache:
             latents, seconds = drawn()
         _, after = drawn()
-        told(name, f"{1 / cache.report().compute_speedup:.3f}", latents, f"{2 * seconds / (before + after):.3f}")
+        row_of(name, f"{1 / cache.report().compute_speedup:.3f}", latents, f"{2 * seconds / (before + after):.3f}")
     for gate in (args.steps // 4, args.steps // 2):
         with frozen_before(pipe, gate):
             latents, _ = drawn()
-        told(f"frozen before {gate / args.steps:g}", "-", latents, "-")
+        row_of(f"frozen before {gate / args.steps:g}", "-", latents, "-")
     console.print(table)
 
 

@@ -120,8 +120,8 @@ class ModuleHook:
     def renew(self) -> None:
         """Where it is not alive: put it on what the module runs since then."""
         registry = registry_of(self.module)
-        place = registry._hook_order.index(NAME)
-        del registry._hook_order[place], registry._fn_refs[place], registry.hooks[NAME]
+        i = registry._hook_order.index(NAME)
+        del registry._hook_order[i], registry._fn_refs[i], registry.hooks[NAME]
         registry.register_hook(self.hook, NAME)
         self.worn, self.runs = self.module.forward, self.hook.fn_ref.forward
 
