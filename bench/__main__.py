@@ -1,4 +1,4 @@
-"""`python -m dicache.bench pareto | schedules | coverage | show | warmup | ablation | kernels | gpu`."""
+"""`python -m dicache.bench pareto | schedules | coverage | show | warmup | ablation | kernels | overhead | gpu`."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from dicache.bench.gpu import command as gpu
 from dicache.bench.harness.store import RESULTS, load
 from dicache.bench.showing import pages, show
 from dicache.bench.showing.tables import markdown, summary_table
-from dicache.bench.studies import ablation, coverage, kernels, pareto, peer_warmup, schedules
+from dicache.bench.studies import ablation, coverage, kernels, overhead, pareto, peer_warmup, schedules
 from dicache.files.atomic import write_text
 
 
@@ -23,6 +23,7 @@ def main() -> None:
     coverage.add_arguments(commands.add_parser("coverage", help="is the promise kept, and what does it cost?"))
     ablation.add_arguments(commands.add_parser("ablation", help="what each ingredient of the default is worth"))
     kernels.add_arguments(commands.add_parser("kernels", help="the fused operations against copy, eager and compiled"))
+    overhead.add_arguments(commands.add_parser("overhead", help="what dicache's own time leaves of what it saves"))
     gpu.add_arguments(commands.add_parser("gpu", help="all that only a GPU can show, in minutes"))
     shown = commands.add_parser("show", help="tables, plots and a page from the result files")
     shown.add_argument("--results", type=Path, default=RESULTS)
@@ -40,6 +41,8 @@ def main() -> None:
         ablation.run(args)
     elif args.command == "kernels":
         kernels.run(args)
+    elif args.command == "overhead":
+        overhead.run(args)
     elif args.command == "gpu":
         sys.exit(gpu.run(args))
     elif args.command == "show":
