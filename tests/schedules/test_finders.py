@@ -24,7 +24,7 @@ from dicache.finders.annealing import Annealing, swaps
 from dicache.finders.base import Finder
 from dicache.finders.block_caching import BlockCaching
 from dicache.finders.by_name import FILLS, finders, make
-from dicache.finders.dynamic_programming import DynamicProgramming, gap_costs, segmentations
+from dicache.finders.dynamic_programming import DynamicProgramming
 from dicache.finders.eb_cache import EBCache, mask_of
 from dicache.finders.ecad import Ecad
 from dicache.finders.fixed import FixedInterval
@@ -47,7 +47,6 @@ from dicache.schedules.pareto import ParetoSet
 from dicache.sites import Evaluation, Spans, Sublayers
 from dicache.types import Action, Kind
 from helpers.calibrating import PROMPTS, Captioned
-from helpers.fuzzing import examples
 
 GUIDED = {"negative_prompt": "", "true_cfg_scale": 3.5}
 ATTENTION, CROSS, FEED = Kind.ATTENTION, Kind.CROSS_ATTENTION, Kind.FEED_FORWARD
@@ -334,20 +333,6 @@ class Wrong(ClosedLoop):
     def observe(self, realised, evidence, computed, state):
         self.seen.append(realised)
         return super().observe(realised, evidence, computed, state)
-
-
-@examples(10)
-@given(seed=st.integers(0, 1000), computed=st.integers(1, 9))
-def test_dynamic_programming_is_as_good_as_trying_all_segmentations(seed, computed):
-    rng = np.random.default_rng(seed)
-    cost = gap_costs(rng.uniform(size=(10, 9)), rng.uniform(size=10))
-    best = segmentations(cost)[computed]
-    tried = []
-    for inside in itertools.combinations(range(1, 10), computed - 1):
-        way = [0, *inside, 10]
-        tried.append(sum(cost[i, j] for i, j in itertools.pairwise(way)))
-    assert best[0] == pytest.approx(min(tried))
-    assert sum(cost[i, j] for i, j in itertools.pairwise([*best[1], 10])) == pytest.approx(best[0])
 
 
 def test_rates_below_their_quantile_are_reused():
