@@ -30,7 +30,7 @@ def noised(pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x_t = a_t x_0 + s_t eps,    w_t = min(1, GAMMA s_t^2 / a_t^2)    (Hang et al. 2023, arXiv 2303.09556)
     """
     x0 = F.pixel_unshuffle(pictures * 2 - 1, 2)
-    t, eps = torch.randint(0, 1000, (len(x0),)), torch.randn_like(x0)
+    t, eps = torch.randint(0, NOISE["num_train_timesteps"], (len(x0),)), torch.randn_like(x0)
     square = DDIMScheduler(**NOISE).alphas_cumprod[t][:, None, None, None]
     weight = (GAMMA * (1 - square) / square).clamp(max=1.0)
     return square.sqrt() * x0 + (1 - square).sqrt() * eps, eps, t, weight
