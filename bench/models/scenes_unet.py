@@ -35,7 +35,7 @@ SOLVERS: tuple[Solver, ...] = get_args(Solver)
 FOLDER = Path(__file__).parent / "weights" / "scenes-unet"
 MODEL, CONTROL = FOLDER / "model.safetensors", FOLDER / "controlnet.safetensors"
 GUIDANCE = 3.0
-NOISE = {
+NOISE: dict[str, Any] = {
     "num_train_timesteps": 800,
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
