@@ -19,8 +19,9 @@ LAZY = [
     *(f"dicache.{name}" for name in ("probes", "reference", "schedules")),
 ]
 PUBLIC = [
-    *("Cache", "Config", "Family", "Fitted", "ParetoSet", "Profile", "Psnr", "Report", "Schedule", "Ssim", "Within"),
-    *("__version__", "calibrate", "disable", "enable", "finders", "fit", "load_profile", "presets", "reference"),
+    *("Cache", "Config", "Family", "Fitted", "Generated", "Memory", "ParetoSet", "Profile", "Psnr", "Report"),
+    *("Schedule", "Ssim", "Within", "__version__", "calibrate", "disable", "enable", "finders", "fit", "generate"),
+    *("load_profile", "presets", "ray", "reference"),
 ]
 
 
