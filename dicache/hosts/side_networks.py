@@ -208,6 +208,8 @@ class SideNetworks(Uncopied):
         self.networks.clear()
         for attachment in self.attachments:
             attachment.session.on_call = bool
+            if self._let_go in attachment.session.on_over:  # one is told by every attachment
+                attachment.session.on_over.remove(self._let_go)
 
 
 def _holding(before: Holding | None, config: Config, run: Run) -> Holding | None:

@@ -222,4 +222,5 @@ def test_the_probe_shows_every_site_its_own_input():
 
 
 def test_the_bench_sweeps_every_fitted_preset():
-    assert [arm.name.removeprefix("preset ") for arm in FITTED] == ["fastcache", "icc", "block_caching"]
+    swept = [arm.name.removeprefix("preset ") for arm in FITTED]
+    assert swept == ["fastcache", "icc", "block_caching", "tokencache"]

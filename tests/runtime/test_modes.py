@@ -43,6 +43,9 @@ def tiny(request) -> tuple[Tiny, Any]:
     return kind, pipe
 
 
+TOKENS = {"toca", "clusca", "fastcache_tokens"}
+
+
 def enabled(pipe: Any, name: str) -> dicache.Cache:
     options = CONFIGS[name]
     return dicache.enable(pipe, **({"config": options["config"]()} if "config" in options else options))
@@ -63,14 +66,17 @@ def drawn(tiny: tuple[Tiny, Any], cache: dicache.Cache, mode: AbstractContextMan
 )
 def test_under_inference_mode_all_is_as_without_and_counted_as_without(tiny, name):
     """Also one after the other on one cache, in any order."""
-    told = []
-    for modes in ([torch.no_grad], [torch.inference_mode, torch.no_grad]):
+    runs = []
+    for modes in ([torch.no_grad, torch.no_grad], [torch.inference_mode, torch.no_grad]):
         try:
             with enabled(tiny[1], name) as cache:
-                told += [drawn(tiny, cache, mode()) for mode in modes]
+                runs.append([drawn(tiny, cache, mode()) for mode in modes])
         except UnsupportedModelError as refused:  # the model has no such parts
-            told.append(str(refused))
-    assert all(each == told[0] for each in told)
+            runs.append([str(refused)] * 2)
+    assert runs[0] == runs[1]
+    first, second = runs[0]
+    same = slice(2) if name in TOKENS else slice(None)  # each block tries some tokens at its first call, which is work
+    assert first[same] == second[same]
 
 
 def test_a_run_may_go_in_and_out_of_inference_mode():
