@@ -105,10 +105,12 @@ class Cache:
     def _said(self, trace: Trace | None) -> list[str]:
         """What the rule has to say of a finished run."""
         run = self.session.run
-        if trace is None or run is None or not trace.complete:
+        if trace is None or run is None or not trace.complete or not trace.records:
             return []
-        finished = FinishedRun(trace.executed / trace.uncached, len(trace.records), run.facts)
-        return self.session.config.controller.notes(finished)
+        work, config = trace.executed / trace.uncached, self.session.config
+        finished = FinishedRun(work, len(trace.records), run.facts, reported.computed_steps(trace))
+        missed = reported.never_held(trace) if config.control_rule is not None else []
+        return [*config.controller.notes(finished), *missed]
 
     def _exhausted(self, trace: Trace | None, budgets: Rows | None) -> list[str]:
         """Where a finished run skipped all that may be skipped and has most of its budget left. Only of whole

@@ -45,6 +45,8 @@ class FinishedRun(NamedTuple):
     steps: int
     facts: RunFacts
     """What it showed of itself."""
+    computed: Rows
+    """At how many steps each sample computed anything, (B,)."""
 
 
 class Account(NamedTuple):

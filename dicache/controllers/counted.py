@@ -18,7 +18,7 @@ short.
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -50,6 +50,8 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Counted(Controller[Counts]):
+    asked_as: ClassVar[str] = "speedup"
+    """The argument of `enable` that it comes from."""
     speedup: Budget
     bounds: Planned = field(default_factory=lambda: Planned(0.0))
     """Whose bounds hold: how many steps are skipped in a row at most and, on a known timetable, how many at its end
@@ -58,7 +60,7 @@ class Counted(Controller[Counts]):
 
     def init(self, samples: int) -> Counts:
         zero, none = torch.zeros(samples, dtype=torch.float64), torch.full((samples,), -1)
-        account = Account(per_sample(self.speedup, samples, "speedup"), zero, zero.clone())
+        account = Account(per_sample(self.speedup, samples, self.asked_as), zero, zero.clone())
         return Counts(account, none, none.clone(), none.clone(), torch.zeros_like(none), none.clone(), zero.clone())
 
     def decide(self, quote: Quote, step: Step, state: Counts) -> tuple[Decision, Counts]:
@@ -113,6 +115,8 @@ class Evaluations(Counted):
     Raises ModeError in a loop of which nobody knows how many steps it makes.
     """
 
+    asked_as: ClassVar[str] = "evaluations"
+
     def check(self, step: Step) -> None:
         if step.timetable is None:
             raise ModeError(
@@ -126,7 +130,7 @@ class Evaluations(Counted):
 
     def notes(self, run: FinishedRun) -> list[str]:
         """Of samples that had to compute more."""
-        asked, computed = per_sample(self.speedup, len(run.work), "evaluations"), (run.work * run.steps).round()
+        asked, computed = per_sample(self.speedup, len(run.work), self.asked_as), run.computed
         late = (computed > asked).nonzero().flatten()
         if not len(late):
             return []

@@ -83,7 +83,8 @@ class SideNetwork(Uncopied):
         """Whether that was looked for in this run."""
         self.handles = (
             module.register_forward_pre_hook(self._before, with_kwargs=True),
-            module.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+            # The last that began to count is the first to end, where two caches listen to one network.
+            module.register_forward_hook(self._after, prepend=True, with_kwargs=True, always_call=True),
         )
         registry = registry_of(module)
         shared = registry is not None and NAME in registry.hooks  # another cache leaves it out
@@ -162,7 +163,7 @@ class SideNetwork(Uncopied):
         if self.computed is None and not self.again:
             if self.key not in self.shapes:
                 self.shapes[self.key] = filled(output, lambda t: torch.empty_like(t, device="meta"))
-            self.handed = None if self.looked else Handed(output, parts, Unwritten(parts))
+            self.handed = None if self.looked or self.call is None else Handed(output, parts, Unwritten(parts))
         self.ran(self, self.costs[self.key])
 
     def run_late(self) -> dict[int, Tensor]:

@@ -15,12 +15,14 @@ gives is handed to the denoiser in the place of what stood in for it.
 """
 
 import re
+import time
 from collections.abc import Collection, Mapping
 from functools import partial
 from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from dicache.config import Config
@@ -77,17 +79,25 @@ class SideNetworks(Uncopied):
             before = attachment.session.run
             network.looked &= before is not None and not (before.complete or before.at_last_step)  # else one may begin
         attachment, call = self.attachments[0], network.call
-        alone = len(self.attachments) == 1 and attachment.session.run is self.run
-        if call is None or not network.latent or not alone:
+        assert call is not None
+        moment = timestep_of(attachment.family, call.named)
+        if moment is None:  # a checker of pictures, a projector: nothing of the step, and what it got is not kept
+            network.let_go()
             return None
-        latent, time = call.named.get(network.latent), timestep_of(attachment.family, call.named)
-        if not isinstance(latent, Tensor):
+        latent, session = call.named.get(network.latent), attachment.session
+        if not isinstance(latent, Tensor) or len(self.attachments) > 1 or session.run is not self.run:
             return None
-        conditions = conditions_of(attachment.family, call.named, latent)
-        run = begin_step(attachment.session, latent, time, network.part, conditions)
-        network.holding = None if run is None else _holding(network.holding, attachment.session.config, run)
+        started = time.perf_counter()
+        run = begin_step(session, latent, moment, network.part, conditions_of(attachment.family, call.named, latent))
+        network.holding = None if run is None else _holding(network.holding, session.config, run)
         if run is None:
             return None
+        computed = self._computed(network, attachment, run)
+        run.overhead += time.perf_counter() - started
+        return computed
+
+    def _computed(self, network: SideNetwork, attachment: Attachment, run: Run) -> Rows | None:
+        """The samples, (B,) bool, that the denoiser computes and no rule has held; None for all."""
         computed = samples_to_compute(attachment.session, run)
         if network.holding is not None:
             runs = network.holding.runs()
@@ -122,7 +132,7 @@ class SideNetworks(Uncopied):
                 run.side_work[work.name] = run.side_work.get(work.name, before).plus(*work[1:])
         else:
             self.before_run = {
-                work.name: SideWork(work.name, work.uncached, work.uncached)
+                work.name: SideWork(work.name, float(torch.as_tensor(work.executed).mean()), work.uncached)
                 for work, times in calls
                 if times is None or times is run.key
             }
@@ -152,12 +162,6 @@ class SideNetworks(Uncopied):
                 network.holding = _holding(None, attachment.session.config, call.run) if network.latent else None
                 if network.holding is not None:
                     network.holding.remember(network.handed.parts, None)
-                if not network.latent and attachment.session.config.control_rule is not None:
-                    attachment.session.note(
-                        f"{network.name} was not held: it feeds more than the denoiser, the pipeline changes what it "
-                        "gives, or it is called with another latent or time.",
-                        of_run=True,
-                    )
                 network.let_go()
             if network.stand_ins and (network.late or _reads(network, call, attachment.session)):
                 late |= network.run_late()

@@ -72,7 +72,8 @@ def gradient_optimized_cache(
     "DeepCache",
     "2312.00858",
     differs="intervals count from the last computed step, and one more step computes at the start; without its "
-    "non-uniform schedule. `Extrapolate()` in place of its reuse loses less than half as much at equal work",
+    "non-uniform schedule. `Extrapolate()` in place of its reuse lost less than half as much at equal work, on UNets "
+    "of random weights",
     default="Stable Diffusion; `layers=1` after `level=0` is its cheapest branch, `cache_branch_id=0`",
 )
 def deepcache(

@@ -84,6 +84,25 @@ def skipped(network: Mapping[str, Any]) -> str:
     return f"{uncached / executed:.2f}x less computed" if 0 < executed < uncached else "never skipped"
 
 
+def never_held(trace: Trace) -> list[str]:
+    """Where a rule would have networks beside the denoiser held, and none was."""
+    totals = [work.total(len(trace.executed)) for work in trace.side_work]
+    if any(executed < uncached for executed, uncached in totals):
+        return []
+    names = ", ".join(work.name for work in trace.side_work)
+    if not names:
+        return ["no network beside the denoiser was held: this run called none that is a part of the pipeline."]
+    return [
+        f"{names} was not held: the rule has it run at every step, it feeds more than the denoiser, the pipeline "
+        "changes what it gives, it is called with another latent or time, it is compiled, or two denoisers take turns."
+    ]
+
+
+def computed_steps(trace: Trace) -> Rows:
+    """At how many steps each sample computed anything, (B,)."""
+    return torch.stack([(record.action == Action.COMPUTE).any(1) for record in trace.records]).sum(0)
+
+
 def engaged(trace: Trace) -> bool:
     """Whether anything was skipped."""
     return any(bool((record.action != Action.COMPUTE).any()) for record in trace.records)
@@ -101,7 +120,7 @@ def exhausted(trace: Trace, budget: Rows, fewest: int | None) -> list[str]:
     """Samples that computed no more than the `fewest` steps that there are, and have most of their budget left."""
     if fewest is None or not trace.records:
         return []
-    computed = torch.stack([record.action[:, 0] == Action.COMPUTE for record in trace.records]).sum(0)
+    computed = computed_steps(trace)
     left = ((computed <= fewest) & (budget > 4 * trace.records[-1].spent)).nonzero().flatten().tolist()
     samples = [sample for sample in left if sample not in trace.not_finite]
     text = (

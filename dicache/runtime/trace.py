@@ -41,6 +41,10 @@ class SideWork(NamedTuple):
         """What one of so many has of it."""
         return SideWork(self.name, self.executed / samples, self.uncached / samples)
 
+    def of_sample(self, i: int) -> "SideWork":
+        executed, uncached = (work[i : i + 1] if isinstance(work, torch.Tensor) else work for work in self[1:])
+        return SideWork(self.name, executed, uncached)
+
     def total(self, samples: int) -> tuple[float, float]:
         """Executed and uncached, of all samples together."""
         executed, uncached = (torch.as_tensor(w, dtype=torch.float64).expand(samples) for w in self[1:])
@@ -95,7 +99,11 @@ def of_sample(trace: Trace, i: int) -> Trace:
     )
     finite = {0: trace.not_finite[i]} if i in trace.not_finite else {}
     return trace._replace(
-        records=records, executed=trace.executed[row], uncached=trace.uncached[row], not_finite=finite
+        records=records,
+        executed=trace.executed[row],
+        uncached=trace.uncached[row],
+        not_finite=finite,
+        side_work=tuple(work.of_sample(i) for work in trace.side_work),
     )
 
 

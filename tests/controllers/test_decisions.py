@@ -236,7 +236,7 @@ class Told(Controller):
 
 def over(work, steps):
     """What is told of a run that is over."""
-    return FinishedRun(work, steps, RunFacts(None))
+    return FinishedRun(work, steps, RunFacts(None), (work * steps).round())
 
 
 @pytest.mark.parametrize("around", [Around, Clip, NoiseWindow], ids=lambda kind: kind.__name__)

@@ -16,7 +16,14 @@ from dicache.controllers.noise_window import NoiseWindow
 from dicache.errors import ModeError
 from dicache.sites import Control, Spans
 from helpers.watching import strips
-from pipelines.controls import draw_flux_control, draw_unet_control, make_flux_control, make_unet_control
+from pipelines.controls import (
+    draw_flux_control,
+    draw_unet,
+    draw_unet_control,
+    make_flux_control,
+    make_unet,
+    make_unet_control,
+)
 from pipelines.neighbours import quiet
 
 STEPS, BUDGET = 10, 2.0
@@ -130,6 +137,13 @@ def test_what_cannot_be_held_says_so():
     with dicache.enable(pipe, config=dicache.Config(Interval(3), sites=Control())) as cache:
         draw_unet_control(pipe, [1], STEPS, guess_mode=True)
     assert any("ControlNetModel was not held" in note for note in cache.report().to_dict()["warnings"])
+
+
+def test_where_there_is_no_such_network_the_report_says_so():
+    pipe = quiet(make_unet())
+    with dicache.enable(pipe, config=dicache.Config(Interval(3), sites=Control())) as cache:
+        draw_unet(pipe, [1], STEPS)
+    assert any("no network beside the denoiser was held" in note for note in cache.report().to_dict()["warnings"])
 
 
 def test_a_rule_that_goes_by_errors_is_refused_by_name():

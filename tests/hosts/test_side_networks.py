@@ -107,7 +107,7 @@ def test_a_speedup_that_is_asked_for_is_the_denoisers_own():
     with dicache.enable(pipe, speedup=2.0) as cache:
         draw_unet_control(pipe, [1, 2], STEPS)
     report = cache.report()
-    assert report.compute_speedup != report.denoiser_speedup
+    assert report.compute_speedup == pytest.approx(report.denoiser_speedup, rel=0.05)  # control goes with it
     assert report.denoiser_speedup == pytest.approx(float(cache.trace.uncached.sum() / cache.trace.executed.sum()))
     assert not any("did not reach their speedup" in note for note in report.warnings)
 

@@ -1,5 +1,6 @@
 """A network that feeds the denoiser alone does not run for samples that this skips, and nothing else changes."""
 
+import weakref
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import dicache
 from dicache.controllers.interval import Interval
@@ -190,11 +192,15 @@ def test_what_computes_unforeseen_has_the_network_run_late(samples, monkeypatch)
     results = []
     for skips in (True, False):
         pipe = quiet(make_unet_control())
-        calls, rows = list[int](), calls_of(pipe.controlnet)
+        macs = count_macs(pipe.controlnet)
+        calls, rows, before = list[int](), calls_of(pipe.controlnet), list[int]()
 
-        def write(*_: Any, pipe: Any = pipe, calls: list[int] = calls) -> None:
+        def write(
+            *_: Any, pipe: Any = pipe, calls: list[int] = calls, before: list[int] = before, macs: Any = macs
+        ) -> None:
             calls.append(0)
             if len(calls) == STEPS // 2:
+                before.append(len(macs))
                 with torch.no_grad():
                     pipe.unet.conv_out.bias.add_(0.5)
 
@@ -207,7 +213,11 @@ def test_what_computes_unforeseen_has_the_network_run_late(samples, monkeypatch)
                     drawn = draw_unet_control(pipe, samples, STEPS)
             handle.remove()
         results.append((drawn, strips(cache), len(rows)))
-        assert any("weights were changed half-way" in note for note in cache.report().to_dict()["warnings"])
+        facts = cache.report().to_dict()
+        assert any("weights were changed half-way" in note for note in facts["warnings"])
+        # The run that begins there has the call that was left out and made up for; without skipping it was made before.
+        since = macs[before[0] - (not skips) :]
+        assert facts["side_networks"][0]["macs"] == pytest.approx(sum(since), rel=0.01)
     (drawn, decisions, ran), (expected, same, everywhere) = results
     assert torch.equal(drawn, expected) and decisions == same and ran < everywhere
 
@@ -227,6 +237,31 @@ def test_late_outputs_are_those_of_the_network(monkeypatch):
 
 
 # Where nobody can tell before.
+
+
+def test_what_a_checker_of_pictures_gets_is_not_kept_once_the_run_is_over():
+    pipe = quiet(make_unet_control())
+    pipe.checker = checker = nn.Linear(4, 4)
+    with dicache.enable(pipe, error_budget=BUDGET) as cache:
+        draw_unet_control(pipe, [1], STEPS)
+
+        def checked() -> Any:
+            """In a frame of its own: frames that hold a pipeline are looked through."""
+            picture = torch.ones(1, 4)
+            checker(picture)
+            return weakref.ref(picture)
+
+        assert checked()() is None and cache.report().to_dict()["complete"]
+
+
+def test_a_sample_of_a_batch_has_its_own_share_of_the_network():
+    pipe = quiet(make_unet_control())
+    with dicache.enable(pipe, error_budget=[BUDGET, 0.0]) as cache:
+        draw_unet_control(pipe, [1, 2], STEPS)
+    whole = cache.report()
+    apart = [whole.of_sample(i).to_dict() for i in range(2)]
+    assert sum(each["executed_macs"] for each in apart) == pytest.approx(whole.to_dict()["executed_macs"])
+    assert apart[0]["compute_speedup"] > 1 and apart[1]["compute_speedup"] == pytest.approx(1)
 
 
 def test_a_probe_inside_the_denoiser_has_it_run_everywhere():
@@ -280,7 +315,7 @@ def test_two_caches_on_pipelines_that_share_a_control():
     with dicache.enable(one, error_budget=BUDGET), dicache.enable(other, error_budget=BUDGET):
         for pipe, drawn in zip((one, other), alone, strict=True):
             assert torch.equal(draw_unet_control(pipe, [1], STEPS), drawn)
-    assert "_diffusers_hook" not in vars(one.controlnet)
+    assert "_diffusers_hook" not in vars(one.controlnet) and _get_current_dispatch_mode() is None
 
 
 def test_another_size_and_another_control_begin_with_a_counted_run():

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dicache
+from dicache.controllers.base import FinishedRun
 from dicache.controllers.counted import Counted, Evaluations, dealt
 from dicache.errors import BudgetError, ModeError
 from dicache.planning.law_plan import Plan
-from dicache.types import Action, Quote, Step, Timetable
+from dicache.types import Action, Quote, RunFacts, Step, Timetable
 from helpers.calibrating import STEPS, Captioned
 from helpers.fuzzing import examples
 
@@ -147,6 +148,16 @@ def test_fewer_than_always_compute_is_said():
     with dicache.enable(pipe, evaluations=1) as cache:
         pipe.draw([1])
     assert any("computed more than the evaluations asked for" in note for note in cache.report().to_dict()["warnings"])
+
+
+def test_what_runs_at_every_step_does_not_count_as_more_and_a_list_of_another_length_is_named():
+    rule = Evaluations(14.0)
+    steps, computed = 56, torch.tensor([14.0, 15.0])
+    (note,) = rule.notes(FinishedRun(torch.tensor([0.3, 0.3]), steps, RunFacts(None), computed))  # a twentieth around
+    assert "samples [1] computed more" in note and "15 for 14" in note
+    pipe = Captioned()
+    with dicache.enable(pipe, evaluations=[6, 8]), pytest.raises(BudgetError, match="evaluations has 2 entries"):
+        pipe.draw([1, 2, 3])
 
 
 def test_what_is_no_number_of_evaluations_is_one_error():
