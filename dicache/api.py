@@ -1,6 +1,8 @@
 """The public face: `enable` wraps a model and hands out its `Cache`, `disable` takes it off again."""
 
+import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,7 @@ from torch import nn
 from dicache.cache import Cache
 from dicache.config import Config
 from dicache.enable_options import (
-    AskedBudget,
-    AskedProfile,
+    Mode,
     check_promised,
     parse_audit,
     parse_compile_blocks,
@@ -26,7 +27,10 @@ from dicache.memory.encoders import Encoders, parse_memory
 from dicache.memory.store import Memory
 from dicache.models.family import Family
 from dicache.models.find_blocks import family_of
+from dicache.promise.choose_profile import AskedProfile
+from dicache.promise.keep_budget import AskedBudget
 from dicache.schedules.schedule import Schedule
+from dicache.slots.slots import Asked, Slots
 from dicache.solvers.clock import SchedulerClock
 from dicache.solvers.loop_clock import DeclaredClock, LoopClock
 from dicache.solvers.timeline import Clock
@@ -115,7 +119,9 @@ def enable(
     audited = attachments.values() if share > 0 else ()
     auditors = [Auditor(attachment, Running(target, denoisers(target)), share, budget) for attachment in audited]
     encoders = None if remembered is None else Encoders(target, remembered)
-    return Cache(attachments, budget, mode.confidence, auditors, encoders)
+    own = partial(_asked, target, mode), partial(_own_scheduler, target)
+    slots = None if len(attachments) > 1 else Slots(next(iter(attachments.values())), *own)
+    return Cache(attachments, budget, mode.confidence, auditors, encoders, slots)
 
 
 def disable(target: Any) -> None:  # noqa: ANN401
@@ -126,6 +132,23 @@ def disable(target: Any) -> None:  # noqa: ANN401
         attachment = attached_to(denoiser)
         if attachment is not None:
             attachment.undo()
+
+
+def _asked(target: Any, mode: Mode, **asked: Any) -> Asked:  # noqa: ANN401
+    """What a request asks for, of the only denoiser; what the cache was enabled with where that is nothing."""
+    (denoiser,) = denoisers(target).values()
+    if asked:
+        options = dict.fromkeys(("error_budget", "speedup", "confidence", "profile", "schedule", "config", "family"))
+        mode = parse_mode(**{**options, **asked})
+        check_promised(mode.confidence, not isinstance(target, nn.Module))
+    config = mode.config_of(denoiser)
+    return Asked(config, mode.budget(config))
+
+
+def _own_scheduler(target: Any) -> Any:  # noqa: ANN401
+    """A copy of the pipeline's; None where there is none."""
+    scheduler = None if isinstance(target, nn.Module) else getattr(target, "scheduler", None)
+    return None if scheduler is None else copy.deepcopy(scheduler)
 
 
 def denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401

@@ -15,18 +15,14 @@ from dicache.errors import BudgetError, ModeError, ProfileError
 from dicache.models.family import Family
 from dicache.models.identity import identity, offloaded, outline
 from dicache.planning.budget import Budget, plain, validate
-from dicache.promise.choose_profile import HOW_TO, ProfileChoice, may_have_shipped, profiles_for
-from dicache.promise.keep_budget import BudgetDemand, parse_budget
-from dicache.promise.profile import Profile
+from dicache.promise.choose_profile import HOW_TO, AskedProfile, ProfileChoice, may_have_shipped, profiles_for
+from dicache.promise.keep_budget import AskedBudget, BudgetDemand, parse_budget
 from dicache.schedules.schedule import Schedule
-from dicache.types import Wanted
 
 BARE = (
     "a promise needs a pipeline with a scheduler, whose steps are known before a run and which draws prompts again; of "
     "a bare denoiser errors are estimated and nothing is promised"
 )
-AskedBudget = float | Wanted | Sequence[float | Wanted]
-AskedProfile = str | Path | Profile | Sequence[str | Path | Profile]
 
 
 @dataclass(frozen=True)

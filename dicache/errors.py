@@ -77,5 +77,9 @@ class WorkerError(DicacheError, RuntimeError):
     """Work cannot be handed to an executor's workers, or was lost with one of them."""
 
 
+class SlotError(DicacheError, ValueError):
+    """A slot is called with what is no call of its denoiser, twice in one step, or after it has left."""
+
+
 class MemoryFileError(DicacheError, OSError):
     """A prompt memory cannot be read or written, or the file is something else. What is in it is unchanged."""

@@ -83,7 +83,9 @@ class Attachment(Uncopied):
             self.hooks.put_on(module, ear if path == first else SessionHook(session, session.strategy.block, path))
         self.hooks.surround(around)
         self.compilation.begin()
-        calls = DenoiserCalls(self.denoiser, self.family, session, self.hooks, self.compilation, ear.branch)
+        calls = self.calls = DenoiserCalls(
+            self.denoiser, self.family, session, self.hooks, self.compilation, ear.branch
+        )
         self.handles.append(self.denoiser.register_forward_pre_hook(calls.before, with_kwargs=True))
         self.handles.append(self.denoiser.register_forward_hook(calls.after, with_kwargs=True))
 

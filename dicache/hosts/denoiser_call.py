@@ -59,15 +59,21 @@ class DenoiserCalls(Uncopied):
         self.adapters, self.weights = Adapters(denoiser), Weights(denoiser)
         self.by_branch = any(site.kind is Kind.BRANCH for site in session.sites)
         self.writes, self.arguments = 0, dict[str, Tree]()
+        self.resting: int | None = None
+        """The thread whose calls pass unheard: those that slots make."""
 
     @eager
     def before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
+        if self.resting == get_ident():
+            return
         owner = self.session.owner
         if owner.thread != get_ident() and owner.claim():
             self.session.reset()  # calls of two loops in turn are no run
-        self.arguments = arguments = self._by_name(args, kwargs)
+        self.arguments = arguments = self.by_name(args, kwargs)
         latent, timestep = latent_of(self.family, arguments), self._timestep(arguments)
-        other_weights = self._look_around(arguments)
+        run = self.session.run
+        begins = run is None or run.complete or run.step.index == run.step.total - 1  # or may begin
+        other_weights = self.look_around(arguments, begins=begins)
         holds_cache = _holds_cache(arguments)
         if holds_cache and self.family.cacheless:
             raise UnsupportedModelError(
@@ -93,7 +99,7 @@ class DenoiserCalls(Uncopied):
         result = self.session.end(prediction)
         return output if result is prediction else returned(output, result)
 
-    def _by_name(self, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> dict[str, Tree]:
+    def by_name(self, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> dict[str, Tree]:
         """The denoiser's arguments; what stands in a dict, or what is left over for **kwargs, by its own name too."""
         bound = self.signature.bind_partial(self.denoiser, *args, **kwargs).arguments
         named = {name: value for name, value in bound.items() if value is not self.denoiser}
@@ -113,14 +119,13 @@ class DenoiserCalls(Uncopied):
 
     # What may have happened to the model since the call before.
 
-    def _look_around(self, arguments: Mapping[str, Tree]) -> str:
-        """How the weights became others since the last call, empty where they did not. What cannot be lived with is an
-        error here.
+    def look_around(self, arguments: Mapping[str, Tree], *, begins: bool) -> str:
+        """How the weights became others since the last call, empty where they did not; `begins`: a run may begin. What
+        cannot be lived with is an error here.
         """
-        denoiser, run, compilation = self.denoiser, self.session.run, self.compilation
+        denoiser, compilation = self.denoiser, self.compilation
         if isinstance(denoiser, CacheMixin) and denoiser.is_cache_enabled:
             check_uncached(denoiser)
-        begins = run is None or run.complete or run.step.index == run.step.total - 1  # or may begin
         if begins:
             check_others(denoiser)
         written = (begins or self._touched()) and self._written()

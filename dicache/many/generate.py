@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from dicache.api import enable
-from dicache.enable_options import AskedProfile
 from dicache.errors import PipelineError
 from dicache.fanout.worker import Worker
 from dicache.fanout.workers import Executors, Workers, is_factory
 from dicache.measuring.prompt_runs import DrawOrder, Prompt, batch_arguments, listed, misuse, silenced, without_encoder
 from dicache.memory.store import Memory
 from dicache.planning.budget import per_sample, validate
+from dicache.promise.choose_profile import AskedProfile
 from dicache.reporting.progress import progress as progress_bar
 from dicache.reporting.report import Report
 

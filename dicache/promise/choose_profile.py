@@ -20,6 +20,8 @@ from dicache.errors import ProfileError
 from dicache.promise.profile import Profile, load_profile
 from dicache.types import RunFacts, Timetable
 
+AskedProfile = str | Path | Profile | Sequence[str | Path | Profile]
+"""What may stand for a profile, or several."""
 SHIPPED = Path(__file__).parents[1] / "profiles"
 HOW_TO = (
     "Make one with dicache.calibrate(pipe, prompts, steps=..., call={...}).save('mine.json'), where call holds what "

@@ -9,6 +9,7 @@ Where no profile fits, this is `Planned` on the budget as it was asked for; wher
 to make one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +21,9 @@ from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.metrics import asked
 from dicache.promise.profile import Profile
 from dicache.types import LATENT, Decision, Quote, Rows, RunFacts, Step, Wanted
+
+AskedBudget = float | Wanted | Sequence[float | Wanted]
+"""What may stand for a budget, or one for each sample."""
 
 
 class Demand(Protocol):

@@ -27,7 +27,7 @@ LAYERS = [
     ("runtime", "schedules", "presets/parts"),
     ("tokens",),
     ("hosts", "reporting", "presets"),
-    ("memory",),
+    ("memory", "slots"),
     ("cache", "reference"),
     ("defaults", "reference/training"),
     ("enable_options",),

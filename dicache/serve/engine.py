@@ -1,0 +1,307 @@
+"""Requests of one pipeline that run at once, whatever their loops, steps and sizes: their denoiser calls meet.
+
+Each request runs the pipeline's own `__call__`, in a thread of its own, on a twin of it (`dicache.serve.twin`). Where
+the loop calls its denoiser it hands the call in and waits; one thread, the conductor, takes what waits and has all of
+it made together, each for a slot of its own (`dicache.slots`): so a request decides and draws as it would alone, joins
+while others are half-way, and leaves without anybody waiting for it.
+
+Outside of the denoiser one request runs at a time, which is what makes encoders, schedulers and decoders safe to share.
+The conductor waits for those that are about to call, though never longer than a share of a step.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future
+from inspect import signature
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import torch
+
+from dicache.api import denoisers, enable
+from dicache.errors import BusyError, DicacheError, ModeError, PipelineError
+from dicache.hosts.running_pipeline import Running
+from dicache.reporting.report import Report
+from dicache.serve.twin import module_twin, pipeline_twin
+from dicache.slots.slot import Slot
+from dicache.solvers.clock import Loop
+
+SHARE, LEAST = 0.25, 0.005
+"""How long the conductor waits for others: this share of the last step, and seconds at least."""
+
+
+class CancelledError(DicacheError):
+    """The request was cancelled."""
+
+
+class Served(NamedTuple):
+    """What a request got."""
+
+    output: Any
+    """What the pipeline returned."""
+    report: Report
+    waited: float
+    """Seconds in the queue."""
+    seconds: float
+    """From when it was submitted until it was done."""
+
+
+class Request:
+    """One that was submitted. `result` waits for it, and raises what it raised."""
+
+    def __init__(self, call: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+        self.id, self.call, self.asked = uuid4().hex, dict(call), dict(asked)
+        self.future: Future[Served] = Future()
+        self.cancelled, self.loops = False, False
+        self.slot: Slot | None = None
+        self.loop = Loop()
+        self.submitted, self.waited = time.monotonic(), 0.0
+
+    def result(self, timeout: float | None = None) -> Served:
+        """Raises CancelledError, TimeoutError, or what the pipeline raised."""
+        return self.future.result(timeout)
+
+    def cancel(self) -> None:
+        """It ends before its next denoiser call; where it is done already nothing happens."""
+        self.cancelled = True
+
+
+class Waiting(NamedTuple):
+    """A denoiser call that was handed in."""
+
+    request: Request
+    inputs: Mapping[str, Any]
+    branch: str | None
+    output: "Future[Any]"
+
+
+class Counts:
+    """What an engine has done so far, for those who watch it."""
+
+    def __init__(self) -> None:
+        self.served = self.failed = self.cancelled = self.refused = 0
+        self.steps = self.calls = 0
+        """Steps of the conductor, and the calls of requests that were made in them."""
+        self.executed = self.uncached = 0.0
+        """MACs of the denoiser."""
+        self.seconds: deque[float] = deque(maxlen=1000)
+        """Of the last requests, from submitted to done."""
+
+
+class Engine:
+    """Around a pipeline; `asked` are arguments of `dicache.enable`, and what a request asks for stands in their place.
+
+    At most `slots` requests run at once and `queue` wait. `largest_budget` lets requests by `error_budget` spend more,
+    never above it, when some wait: as much more as there are requests for a slot, and the report says so.
+
+    Raises what `enable` raises, and ModeError for a pipeline of two denoisers or one that is moved between devices as a
+    whole (`enable_model_cpu_offload`).
+    """
+
+    def __init__(
+        self,
+        pipe: Any,  # noqa: ANN401
+        *,
+        slots: int = 8,
+        queue: int = 64,
+        largest_budget: float | None = None,
+        **asked: Any,  # noqa: ANN401
+    ) -> None:
+        if slots < 1 or queue < 0:
+            raise ModeError(f"slots={slots}, queue={queue}: expected a slot or more, and 0 or more that wait.")
+        if getattr(pipe, "_all_hooks", None):
+            raise ModeError(
+                "the pipeline's parts take turns on the device (enable_model_cpu_offload), and requests that run at "
+                "once need all of them there. Call remove_all_hooks() and to(device), or enable_group_offload."
+            )
+        self.pipe, self.largest = pipe, largest_budget
+        self.cache = enable(pipe, **(asked or {"error_budget": 0.05}))
+        self.slots = self.cache._open_slots()
+        ((self.name, self.denoiser),) = denoisers(pipe).items()
+        self.names = tuple(signature(type(self.denoiser).forward).parameters)[1:]
+        self.most, self.queue = queue, deque[Request]()
+        self.running: dict[str, Request] = {}
+        self.counts = Counts()
+        self.baton = threading.Lock()
+        """Held by the one request that runs outside of the denoiser."""
+        self.changed = threading.Condition()
+        self.waiting: list[Waiting] = []
+        self.closed, self.last = False, LEAST
+        self.threads = [threading.Thread(target=self._conduct, daemon=True, name="dicache conductor")]
+        self.threads += [threading.Thread(target=self._work, daemon=True, name=f"dicache {i}") for i in range(slots)]
+        for thread in self.threads:
+            thread.start()
+
+    # Seen from outside.
+
+    def submit(self, call: Mapping[str, Any], **asked: Any) -> Request:  # noqa: ANN401
+        """One more request: the pipeline's arguments, and what it asks for, as `Cache.join`.
+
+        Raises BusyError where as many wait as may, PipelineError for arguments that the pipeline does not take, and
+        what `Cache.join` raises.
+        """
+        taken = signature(type(self.pipe).__call__).parameters
+        if strange := [name for name in call if name not in taken or name == "self"]:
+            raise PipelineError(
+                f"{type(self.pipe).__name__} takes no {', '.join(strange)}. It takes {', '.join(taken)}."
+            )
+        self.slots.compose(**asked)  # raises for what cannot be had
+        request = Request(call, asked)
+        with self.changed:
+            if self.closed:
+                raise BusyError("the engine was closed. Make another one.")
+            if len(self.queue) >= self.most and len(self.running) + len(self.queue) >= len(self.threads) - 1:
+                self.counts.refused += 1
+                raise BusyError(f"{len(self.queue)} requests wait already. Try again when some are done.")
+            self.queue.append(request)
+            self.changed.notify_all()
+        return request
+
+    def __call__(self, call: Mapping[str, Any], **asked: Any) -> Served:  # noqa: ANN401
+        """Submit it, and wait."""
+        return self.submit(call, **asked).result()
+
+    def close(self) -> None:
+        """Cancel what waits, let what runs end, and take dicache off the pipeline."""
+        with self.changed:
+            self.closed = True
+            for request in self.queue:
+                request.cancel()
+            self.changed.notify_all()
+        for thread in self.threads:
+            thread.join()
+        self.cache.disable()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # A request, in a thread of its own.
+
+    def _work(self) -> None:
+        while (request := self._next()) is not None:
+            try:
+                served = self._served(request)
+            except BaseException as error:
+                cancelled = isinstance(error, CancelledError)
+                self.counts.cancelled += cancelled
+                self.counts.failed += not cancelled
+                request.future.set_exception(error)
+            else:
+                self.counts.served += 1
+                self.counts.seconds.append(served.seconds)
+                request.future.set_result(served)
+            finally:
+                self._over(request)
+
+    def _next(self) -> Request | None:
+        """The request that waited longest; None where there will be none."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.queue or self.closed)
+            if not self.queue:
+                return None
+            request = self.queue.popleft()
+            self.running[request.id] = request
+            request.waited = time.monotonic() - request.submitted
+            request.asked = self._loosened(request.asked)
+            return request
+
+    def _loosened(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """With a budget that grows with the queue, where that may be."""
+        budget = asked.get("error_budget")
+        if self.largest is None or not isinstance(budget, int | float) or asked.get("confidence") is not None:
+            return asked
+        grown = min(self.largest, budget * (1 + len(self.queue) / (len(self.threads) - 1)))
+        return {**asked, "error_budget": max(float(budget), grown)}
+
+    def _served(self, request: Request) -> Served:
+        with self.baton:
+            if request.cancelled:
+                raise CancelledError("the request was cancelled before it began.")
+            twin = self._twin(request)
+            slot = request.slot = self.slots.join(twin.scheduler, loop=lambda: request.loop, **request.asked)
+            with slot:
+                output = twin(**request.call)
+                report = slot.report()
+        if report.trace is not None:
+            self.counts.executed += float(report.trace.executed.sum())
+            self.counts.uncached += float(report.trace.uncached.sum())
+        return Served(output, report, request.waited, time.monotonic() - request.submitted)
+
+    def _twin(self, request: Request) -> Any:  # noqa: ANN401
+        def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            if not request.loops:
+                request.loop = running.loop()
+            return self._met(request, dict(zip(self.names, args, strict=False)) | kwargs)
+
+        denoiser = module_twin(self.denoiser, forward)
+        twin = pipeline_twin(self.pipe, self.name, denoiser)
+        twin.set_progress_bar_config(disable=True)
+        running = Running(twin, {self.name: denoiser})
+        return twin
+
+    def _met(self, request: Request, inputs: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        """What the denoiser gives, when the conductor has made the call. Others run meanwhile."""
+        waiting = Waiting(request, inputs, self.slots.branch, Future())
+        with self.changed:
+            request.loops = True
+            self.waiting.append(waiting)
+            self.changed.notify_all()
+        self.baton.release()
+        try:
+            output = waiting.output.result()
+        finally:
+            self.baton.acquire()
+        return output
+
+    def _over(self, request: Request) -> None:
+        with self.changed:
+            del self.running[request.id]
+            request.loops = False
+            self.changed.notify_all()
+
+    # The conductor.
+
+    def _conduct(self) -> None:
+        with torch.no_grad():
+            while (meeting := self._meeting()) is not None:
+                started = time.monotonic()
+                self._step(meeting)
+                self.last = time.monotonic() - started
+
+    def _meeting(self) -> list[Waiting] | None:
+        """What has been handed in, once all that are about to call have called or waiting for them takes too long; None
+        where nothing will be.
+        """
+        with self.changed:
+            self.changed.wait_for(lambda: self.waiting or (self.closed and not self.running and not self.queue))
+            patience = time.monotonic() + max(LEAST, SHARE * self.last)
+            while 0 < len(self.waiting) < sum(request.loops for request in self.running.values()):
+                if not self.changed.wait(patience - time.monotonic()) and time.monotonic() >= patience:
+                    break
+            meeting, self.waiting = self.waiting, []
+        return meeting or None
+
+    def _step(self, meeting: list[Waiting]) -> None:
+        for waiting in [waiting for waiting in meeting if waiting.request.cancelled]:
+            meeting.remove(waiting)
+            waiting.output.set_exception(CancelledError("the request was cancelled."))
+        if not meeting:
+            return
+        slots = [waiting.request.slot for waiting in meeting if waiting.request.slot is not None]
+        inputs, branches = [waiting.inputs for waiting in meeting], [waiting.branch for waiting in meeting]
+        try:
+            outputs = self.slots.step(slots, inputs, branches, return_exceptions=True)
+        except BaseException as error:
+            outputs = [error] * len(meeting)
+        self.counts.steps, self.counts.calls = self.counts.steps + 1, self.counts.calls + len(meeting)
+        for waiting, output in zip(meeting, outputs, strict=True):
+            waiting.request.loops = waiting.request.slot is not None and not waiting.request.slot.done
+            if isinstance(output, BaseException):
+                waiting.output.set_exception(output)
+            else:
+                waiting.output.set_result(output)
