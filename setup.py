@@ -121,6 +121,7 @@ setup(
         "bench": ["torchmetrics>=1.5"],
         "search": ["pymoo>=0.6"],
         "ray": ["ray>=2.40"],
+        "serve": ["ray[serve]>=2.40", "fastapi>=0.115", "uvicorn>=0.34", "prometheus-client>=0.21"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
@@ -131,6 +132,9 @@ setup(
             "peft>=0.15",
             "torchao>=0.15",
             "pymoo>=0.6",
+            "fastapi>=0.115",
+            "uvicorn>=0.34",
+            "prometheus-client>=0.21",
         ],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29", "nbformat>=5.10"],
     },

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dicache import presets as presets
     from dicache import ray as ray
     from dicache import reference as reference
+    from dicache import serve as serve
     from dicache.api import disable as disable
     from dicache.api import enable as enable
     from dicache.approximators.fitted.coefficients import Fitted as Fitted
@@ -57,5 +58,5 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.schedules.pareto": ("ParetoSet",),
         "dicache.schedules.schedule": ("Schedule",),
     },
-    packages=("finders", "presets", "ray", "reference"),
+    packages=("finders", "presets", "ray", "reference", "serve"),
 )

@@ -30,7 +30,7 @@ from dicache.models.find_blocks import family_of
 from dicache.promise.choose_profile import AskedProfile
 from dicache.promise.keep_budget import AskedBudget
 from dicache.schedules.schedule import Schedule
-from dicache.slots.slots import Asked, Slots
+from dicache.slots.slots import Slots, Terms
 from dicache.solvers.clock import SchedulerClock
 from dicache.solvers.loop_clock import DeclaredClock, LoopClock
 from dicache.solvers.timeline import Clock
@@ -134,7 +134,7 @@ def disable(target: Any) -> None:  # noqa: ANN401
             attachment.undo()
 
 
-def _asked(target: Any, mode: Mode, **asked: Any) -> Asked:  # noqa: ANN401
+def _asked(target: Any, mode: Mode, **asked: Any) -> Terms:  # noqa: ANN401
     """What a request asks for, of the only denoiser; what the cache was enabled with where that is nothing."""
     (denoiser,) = denoisers(target).values()
     if asked:
@@ -142,7 +142,7 @@ def _asked(target: Any, mode: Mode, **asked: Any) -> Asked:  # noqa: ANN401
         mode = parse_mode(**{**options, **asked})
         check_promised(mode.confidence, not isinstance(target, nn.Module))
     config = mode.config_of(denoiser)
-    return Asked(config, mode.budget(config))
+    return Terms(config, mode.budget(config))
 
 
 def _own_scheduler(target: Any) -> Any:  # noqa: ANN401

@@ -87,8 +87,8 @@ class Cache(Reported):
         """
         asked: dict[str, Any] = {"error_budget": error_budget, "speedup": speedup, "evaluations": evaluations}
         asked |= {"confidence": confidence, "profile": profile}
-        given = {name: value for name, value in asked.items() if value is not None}
-        return self._open_slots().join(scheduler, timesteps, **given)
+        options = {name: value for name, value in asked.items() if value is not None}
+        return self._open_slots().join(scheduler, timesteps, **options)
 
     def step(
         self,

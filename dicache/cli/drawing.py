@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from dicache.api import enable
-from dicache.cli.load import Ready, refusals_of, taken_by
+from dicache.cli.load import Ready, refusals_of
 from dicache.cli.options import PipelineCall
 from dicache.errors import PipelineError
 from dicache.files.atomic import replacing
+from dicache.hosts.pipeline_call import taken_by
 from dicache.promise.metrics import relative_error
 from dicache.reporting.progress import progress
 from dicache.reporting.report import Report

@@ -2,10 +2,9 @@
 called with. What diffusers and a pipeline refuse is one clear line.
 """
 
-import inspect
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +13,9 @@ import diffusers
 import torch
 import transformers
 
-from dicache.api import denoisers
 from dicache.cli.options import Offload, PipelineCall, Source
 from dicache.errors import DicacheError, ModeError, PipelineError
+from dicache.hosts.pipeline_call import guided, taken_by
 from dicache.reference import assembly
 from dicache.reference.assembly import GUIDANCE, STEPS
 
@@ -68,12 +67,7 @@ def arguments_of(pipe: Any, call: PipelineCall, guidance: float | None) -> dict[
         )
     wanted: dict[str, Any] = {"height": call.height, "width": call.width, "negative_prompt": call.negative_prompt}
     if guidance is not None:
-        name = guidance_name(pipe)
-        wanted[name] = guidance
-        if name == "true_cfg_scale" and call.negative_prompt is None:  # without one, that scale does nothing
-            wanted["negative_prompt"] = "" if guidance > 1 else None
-        if name == "true_cfg_scale" and guidance <= 1:
-            del wanted[name]
+        wanted |= guided(pipe, guidance, call.negative_prompt)
     arguments = {name: value for name, value in wanted.items() if value is not None}
     arguments |= dict(_argument(text) for text in call.argument or [])
     if strange := [name for name in arguments if name not in taken]:
@@ -81,18 +75,6 @@ def arguments_of(pipe: Any, call: PipelineCall, guidance: float | None) -> dict[
             f"{type(pipe).__name__} takes no {strange[0]}. It takes {', '.join(sorted(set(taken) - set(OWN)))}."
         )
     return arguments
-
-
-def guidance_name(pipe: Any) -> str:  # noqa: ANN401
-    """What the scale of its guidance by a second branch is called; where a model was trained to be told its scale, and
-    needs no second branch, that one.
-    """
-    embedded = any(_config(denoiser, "guidance_embeds") for denoiser in denoisers(pipe).values())
-    return "true_cfg_scale" if "true_cfg_scale" in taken_by(pipe) and not embedded else "guidance_scale"
-
-
-def taken_by(pipe: Any) -> Mapping[str, inspect.Parameter]:  # noqa: ANN401
-    return inspect.signature(pipe.__call__).parameters
 
 
 @contextmanager
@@ -115,10 +97,6 @@ def brief(error: BaseException) -> str:
     """In one line of bounded length."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
-
-
-def _config(module: Any, name: str) -> Any:  # noqa: ANN401
-    return getattr(getattr(module, "config", None), name, None)
 
 
 def _argument(text: str) -> tuple[str, Any]:

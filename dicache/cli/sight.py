@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from dicache.api import denoisers, enable
 from dicache.cache import Cache
-from dicache.cli.load import Ready, refusals_of, taken_by
+from dicache.cli.load import Ready, refusals_of
 from dicache.errors import DicacheError
 from dicache.finders.by_name import SITES, sites_named
 from dicache.hosts.checks import check_free
+from dicache.hosts.pipeline_call import taken_by
 from dicache.measuring.recording import Recorder
 from dicache.models.family import Family
 from dicache.models.find_blocks import family_of, find

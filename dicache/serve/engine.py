@@ -15,86 +15,34 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from inspect import signature
-from typing import Any, NamedTuple
-from uuid import uuid4
+from math import isfinite
+from random import Random
+from typing import Any
 
 import torch
 
 from dicache.api import denoisers, enable
-from dicache.errors import BusyError, DicacheError, ModeError, PipelineError
+from dicache.enable_options import parse_audit
+from dicache.errors import BusyError, ModeError, PipelineError
+from dicache.hosts.audit import Audited
 from dicache.hosts.running_pipeline import Running
+from dicache.promise.metrics import relative_error
+from dicache.reporting.log import LOGGER
 from dicache.reporting.report import Report
+from dicache.serve.request import CancelledError, Request, Served, Totals, Waiting, again
 from dicache.serve.twin import module_twin, pipeline_twin
-from dicache.slots.slot import Slot
-from dicache.solvers.clock import Loop
 
 SHARE, LEAST = 0.25, 0.005
 """How long the conductor waits for others: this share of the last step, and seconds at least."""
-
-
-class CancelledError(DicacheError):
-    """The request was cancelled."""
-
-
-class Served(NamedTuple):
-    """What a request got."""
-
-    output: Any
-    """What the pipeline returned."""
-    report: Report
-    waited: float
-    """Seconds in the queue."""
-    seconds: float
-    """From when it was submitted until it was done."""
-
-
-class Request:
-    """One that was submitted. `result` waits for it, and raises what it raised."""
-
-    def __init__(self, call: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-        self.id, self.call, self.asked = uuid4().hex, dict(call), dict(asked)
-        self.future: Future[Served] = Future()
-        self.cancelled, self.loops = False, False
-        self.slot: Slot | None = None
-        self.loop = Loop()
-        self.submitted, self.waited = time.monotonic(), 0.0
-
-    def result(self, timeout: float | None = None) -> Served:
-        """Raises CancelledError, TimeoutError, or what the pipeline raised."""
-        return self.future.result(timeout)
-
-    def cancel(self) -> None:
-        """It ends before its next denoiser call; where it is done already nothing happens."""
-        self.cancelled = True
-
-
-class Waiting(NamedTuple):
-    """A denoiser call that was handed in."""
-
-    request: Request
-    inputs: Mapping[str, Any]
-    branch: str | None
-    output: "Future[Any]"
-
-
-class Counts:
-    """What an engine has done so far, for those who watch it."""
-
-    def __init__(self) -> None:
-        self.served = self.failed = self.cancelled = self.refused = 0
-        self.steps = self.calls = 0
-        """Steps of the conductor, and the calls of requests that were made in them."""
-        self.executed = self.uncached = 0.0
-        """MACs of the denoiser."""
-        self.seconds: deque[float] = deque(maxlen=1000)
-        """Of the last requests, from submitted to done."""
 
 
 class Engine:
     """Around a pipeline; `asked` are arguments of `dicache.enable`, and what a request asks for stands in their place.
 
     At most `slots` requests run at once and `queue` wait. `largest_budget` lets requests by `error_budget` spend more,
-    never above it, when some wait: as much more as there are requests for a slot, and the report says so.
+    never above it, when some wait: as much more as there are requests for a slot, and the report says so. A share of
+    `audit` of the requests that bring a generator is drawn again uncached, once they are served, and its true error
+    noted down in `audits`.
 
     Raises what `enable` raises, and ModeError for a pipeline of two denoisers or one that is moved between devices as a
     whole (`enable_model_cpu_offload`).
@@ -107,6 +55,7 @@ class Engine:
         slots: int = 8,
         queue: int = 64,
         largest_budget: float | None = None,
+        audit: float = 0.0,
         **asked: Any,  # noqa: ANN401
     ) -> None:
         if slots < 1 or queue < 0:
@@ -116,14 +65,15 @@ class Engine:
                 "the pipeline's parts take turns on the device (enable_model_cpu_offload), and requests that run at "
                 "once need all of them there. Call remove_all_hooks() and to(device), or enable_group_offload."
             )
-        self.pipe, self.largest = pipe, largest_budget
+        self.pipe, self.largest, self.audit, self.chance = pipe, largest_budget, parse_audit(audit, True), Random(0)
+        self.audits: list[Audited] = []
         self.cache = enable(pipe, **(asked or {"error_budget": 0.05}))
         self.slots = self.cache._open_slots()
         ((self.name, self.denoiser),) = denoisers(pipe).items()
         self.names = tuple(signature(type(self.denoiser).forward).parameters)[1:]
         self.most, self.queue = queue, deque[Request]()
         self.running: dict[str, Request] = {}
-        self.counts = Counts()
+        self.counts = Totals()
         self.baton = threading.Lock()
         """Held by the one request that runs outside of the denoiser."""
         self.changed = threading.Condition()
@@ -152,7 +102,7 @@ class Engine:
         with self.changed:
             if self.closed:
                 raise BusyError("the engine was closed. Make another one.")
-            if len(self.queue) >= self.most and len(self.running) + len(self.queue) >= len(self.threads) - 1:
+            if len(self.queue) >= self.most and len(self.running) + len(self.queue) >= self.most_at_once:
                 self.counts.refused += 1
                 raise BusyError(f"{len(self.queue)} requests wait already. Try again when some are done.")
             self.queue.append(request)
@@ -162,6 +112,16 @@ class Engine:
     def __call__(self, call: Mapping[str, Any], **asked: Any) -> Served:  # noqa: ANN401
         """Submit it, and wait."""
         return self.submit(call, **asked).result()
+
+    @property
+    def most_at_once(self) -> int:
+        """Its slots."""
+        return len(self.threads) - 1
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still serves."""
+        return not self.closed and all(thread.is_alive() for thread in self.threads)
 
     def close(self) -> None:
         """Cancel what waits, let what runs end, and take dicache off the pipeline."""
@@ -195,6 +155,7 @@ class Engine:
                 self.counts.served += 1
                 self.counts.seconds.append(served.seconds)
                 request.future.set_result(served)
+                self._audit(request, served)
             finally:
                 self._over(request)
 
@@ -215,10 +176,19 @@ class Engine:
         budget = asked.get("error_budget")
         if self.largest is None or not isinstance(budget, int | float) or asked.get("confidence") is not None:
             return asked
-        grown = min(self.largest, budget * (1 + len(self.queue) / (len(self.threads) - 1)))
+        grown = min(self.largest, budget * (1 + len(self.queue) / self.most_at_once))
         return {**asked, "error_budget": max(float(budget), grown)}
 
     def _served(self, request: Request) -> Served:
+        audited = self.audit > 0 and self.chance.random() < self.audit
+        request.again = again(request.call) if audited else None
+        output, report = self._drawn(request)
+        if report.trace is not None:
+            self.counts.executed += float(report.trace.executed.sum())
+            self.counts.uncached += float(report.trace.uncached.sum())
+        return Served(output, report, request.waited, time.monotonic() - request.submitted)
+
+    def _drawn(self, request: Request) -> tuple[Any, Report]:
         with self.baton:
             if request.cancelled:
                 raise CancelledError("the request was cancelled before it began.")
@@ -226,11 +196,24 @@ class Engine:
             slot = request.slot = self.slots.join(twin.scheduler, loop=lambda: request.loop, **request.asked)
             with slot:
                 output = twin(**request.call)
-                report = slot.report()
-        if report.trace is not None:
-            self.counts.executed += float(report.trace.executed.sum())
-            self.counts.uncached += float(report.trace.uncached.sum())
-        return Served(output, report, request.waited, time.monotonic() - request.submitted)
+                request.latent = twin.scheduler.latent
+                return output, slot.report()
+
+    def _audit(self, request: Request, served: Served) -> None:
+        """Draw it once more, uncached."""
+        if request.again is None or request.latent is None:
+            return
+        exact = Request(request.again, {"error_budget": 0.0})
+        try:
+            self._drawn(exact)
+        except Exception:
+            LOGGER.exception("a request that was served could not be audited")
+            return
+        assert exact.latent is not None
+        budgets = served.report.budget
+        for i, error in enumerate(relative_error(request.latent, exact.latent).tolist()):
+            if isfinite(error):
+                self.audits.append(Audited(error, None if budgets is None else float(budgets[i])))
 
     def _twin(self, request: Request) -> Any:  # noqa: ANN401
         def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401

@@ -5,10 +5,12 @@ its loop may run beside those of others. What a pipeline notes down of a run lie
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 from torch import nn
+
+from dicache.tensors.tree import plain
 
 _OWN = ("_diffusers_hook", "_hf_hook", "_old_forward", "forward")
 """What others have put on the module itself; it is still on the one that the twin's `forward` leads to."""
@@ -25,8 +27,23 @@ def module_twin(module: nn.Module, forward: Callable[..., Any]) -> nn.Module:
 
 
 def pipeline_twin(pipe: Any, name: str, denoiser: nn.Module) -> Any:  # noqa: ANN401
-    """With another denoiser of this name."""
-    twin = copy.copy(pipe)
-    vars(twin)["scheduler"] = copy.deepcopy(pipe.scheduler)  # not by setattr, which writes to the configuration
-    vars(twin)[name] = denoiser
+    """With another denoiser of this name. Its scheduler has the latent that its last step gave, `latent`."""
+    twin, scheduler = copy.copy(pipe), copy.deepcopy(pipe.scheduler)
+    scheduler.__class__ = _remembering(type(scheduler))  # type: ignore[arg-type]
+    vars(twin)["scheduler"], vars(twin)[name] = scheduler, denoiser  # not by setattr, which writes to the configuration
     return twin
+
+
+@cache
+def _remembering(kind: Any) -> type:  # noqa: ANN401
+    """The same class of scheduler, which keeps what its last step gave. One of its own for each class, since what is
+    worked out of a scheduler is remembered by its class.
+    """
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        result = kind.step(self, *args, **kwargs)
+        self.latent = plain(result)[0]
+        return result
+
+    named = {"step": wraps(kind.step)(step), "__module__": kind.__module__, "latent": None}
+    return type(kind.__name__, (kind,), named)

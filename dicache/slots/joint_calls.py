@@ -18,7 +18,7 @@ from dicache.tensors.tree import Tree, is_shared
 from dicache.types import Rows
 
 
-class Part(NamedTuple):
+class CallRows(NamedTuple):
     """Rows of one call that are to be computed."""
 
     inputs: Mapping[str, Tree]
@@ -62,12 +62,12 @@ def _kind(name: str, value: Tree, rows: int, times: Times) -> Hashable:
     return "value", type(value).__name__, str(value) if isinstance(value, bool | int | float | str | None) else ""
 
 
-def alike(one: Part, other: Part) -> bool:
+def alike(one: CallRows, other: CallRows) -> bool:
     """Whether two calls of one kind share what is to be shared."""
     return all(_alike(name, value, other.inputs[name], one, other) for name, value in one.inputs.items())
 
 
-def _alike(name: str, value: Tree, its: Tree, one: Part, other: Part) -> bool:
+def _alike(name: str, value: Tree, its: Tree, one: CallRows, other: CallRows) -> bool:
     if isinstance(value, Tensor):
         return _belongs(name, value, one.rows) or not value.ndim or value is its or torch.equal(value, its)
     if isinstance(value, Mapping):
@@ -82,14 +82,14 @@ def _alike(name: str, value: Tree, its: Tree, one: Part, other: Part) -> bool:
     return value is its
 
 
-def joined(parts: Sequence[Part], times: Times) -> dict[str, Tree]:
+def joined(parts: Sequence[CallRows], times: Times) -> dict[str, Tree]:
     """What the denoiser is called with for all parts, which are of one kind and alike."""
     alone = len(parts) == 1 and parts[0].some is None
     first = parts[0].inputs
     return {n: v if alone else _joined(n, [p.inputs[n] for p in parts], parts, times) for n, v in first.items()}
 
 
-def _joined(name: str, values: Sequence[Tree], parts: Sequence[Part], times: Times) -> Tree:
+def _joined(name: str, values: Sequence[Tree], parts: Sequence[CallRows], times: Times) -> Tree:
     value, rows = values[0], parts[0].rows
     if name in times and _without_rows(value):
         return torch.cat([_for_rows(each, part) for each, part in zip(values, parts, strict=True)])
@@ -102,20 +102,20 @@ def _joined(name: str, values: Sequence[Tree], parts: Sequence[Part], times: Tim
     return value
 
 
-def times_of(parts: Sequence[Part], times: Times) -> list[Tensor]:
+def times_of(parts: Sequence[CallRows], times: Times) -> list[Tensor]:
     """Of each part, one for each of its rows: (r,), or (r, ...) where tokens have times of their own."""
     named = [next((n for n in part.inputs if n in times), None) for part in parts]
     return [torch.zeros(0) if n is None else _time(p.inputs[n], p) for n, p in zip(named, parts, strict=True)]
 
 
-def at_time_of(part: Part, other: Part, times: Times) -> Part:
+def at_time_of(part: CallRows, other: CallRows, times: Times) -> CallRows:
     """The same call at the time of the other's first row."""
     (name,) = (n for n in part.inputs if n in times and part.inputs[n] is not None)
     time = _time(other.inputs[name], other)[:1]
     return part._replace(inputs={**part.inputs, name: time.expand(part.rows, *time.shape[1:]).contiguous()})
 
 
-def cut(output: Tree, parts: Sequence[Part]) -> list[Tree]:
+def cut(output: Tree, parts: Sequence[CallRows]) -> list[Tree]:
     """What each part's rows gave, apart from that of the others."""
     if len(parts) == 1:
         return [output]
@@ -139,7 +139,7 @@ def _cut(output: Tree, rows: slice, total: int) -> Tree:
     return output
 
 
-def spread(like: Tree, output: Tree, part: Part | None, rows: int, device: torch.device) -> Tree:
+def spread(like: Tree, output: Tree, part: CallRows | None, rows: int, device: torch.device) -> Tree:
     """As an output for all rows, shaped `like` meta tensors, of what the part's rows gave; zeros elsewhere."""
     if isinstance(like, Tensor):
         if part is not None and not (like.ndim and len(like) == rows):
@@ -152,8 +152,8 @@ def spread(like: Tree, output: Tree, part: Part | None, rows: int, device: torch
         return type(like)(**made)
     if isinstance(like, list) and len(like) == rows and all(isinstance(each, Tensor) for each in like):
         some = [] if part is None or part.some is None else part.some.tolist()
-        given = dict(zip(some, output, strict=True)) if some else {}
-        return [given.get(i, torch.zeros(t.shape, dtype=t.dtype, device=device)) for i, t in enumerate(like)]
+        computed = dict(zip(some, output, strict=True)) if some else {}
+        return [computed.get(i, torch.zeros(t.shape, dtype=t.dtype, device=device)) for i, t in enumerate(like)]
     if isinstance(like, tuple | list):
         outputs = [None] * len(like) if part is None else output
         return type(like)(spread(mine, each, part, rows, device) for mine, each in zip(like, outputs, strict=True))
@@ -182,11 +182,11 @@ def _type_of_time(value: Tree) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else str(torch.tensor(value).dtype)
 
 
-def _time(value: Tree, part: Part) -> Tensor:
+def _time(value: Tree, part: CallRows) -> Tensor:
     return _for_rows(value, part) if _without_rows(value) else _of(value, part.some)
 
 
-def _for_rows(value: Tree, part: Part) -> Tensor:
+def _for_rows(value: Tree, part: CallRows) -> Tensor:
     """A time of all rows, (computed,)."""
     return torch.as_tensor(value, device=part.device).reshape(1).expand(part.computed)
 
@@ -195,5 +195,5 @@ def _of(value: Tensor, some: Tensor | None) -> Tensor:
     return value if some is None else value.index_select(0, some.to(value.device))
 
 
-def _entries(value: Sequence[Tree], part: Part) -> Sequence[Tree]:
+def _entries(value: Sequence[Tree], part: CallRows) -> Sequence[Tree]:
     return value if part.some is None else [value[i] for i in part.some.tolist()]

@@ -30,12 +30,12 @@ from dicache.runtime.module_call import RowsToRun
 from dicache.runtime.owner import Owner
 from dicache.runtime.run_state import Inputs
 from dicache.runtime.session import Session
-from dicache.slots.joint_calls import Part, rows_apart, spread
+from dicache.slots.joint_calls import CallRows, rows_apart, spread
 from dicache.solvers.timeline import Clock
 from dicache.tensors.tree import Tree, filled
 from dicache.types import Kind, Site
 
-WHOLE = (Site("", Kind.EVALUATION, ("",)),)
+DENOISER = (Site("", Kind.EVALUATION, ("",)),)
 """The denoiser, which is the one module that a slot runs or does not."""
 
 
@@ -54,7 +54,7 @@ class Slot(Reported):
     """One request; made by `Cache.join`. Also a context manager: leaving it leaves the batch."""
 
     def __init__(self, attachment: Attachment, config: Config, clock: Clock, budget: Budget | None) -> None:
-        self._session = Session(config, clock, WHOLE, Unowned())
+        self._session = Session(config, clock, DENOISER, Unowned())
         strategy = self._session.strategy
         if (
             type(strategy) is not EvaluationSite
@@ -115,7 +115,7 @@ class SlotCall:
         self.slot, self.inputs, self.named = slot, inputs, named
         self.latent = latent_of(slot.family, named)
         self.branch, self.key = branch, call_key(named)
-        self.part: Part | None = None
+        self.part: CallRows | None = None
         """What is to be computed of it; None for nothing."""
 
     @property
@@ -139,7 +139,7 @@ class SlotCall:
             call.run.overhead += time.perf_counter() - started
         if not rows.none:
             some = rows_apart(rows.computed, self.latent.device)
-            self.part = Part(self.inputs, self.rows, some, self.latent.device)
+            self.part = CallRows(self.inputs, self.rows, some, self.latent.device)
 
     def give_up(self) -> None:
         """The denoiser raised: nothing came of it."""

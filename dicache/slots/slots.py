@@ -25,7 +25,7 @@ from dicache.errors import ModeError, SlotError
 from dicache.hosts.attachment import Attachment
 from dicache.models.family import Batch
 from dicache.planning.budget import Budget
-from dicache.slots.joint_calls import Part, Times, alike, at_time_of, cut, joined, kind_of, times_of
+from dicache.slots.joint_calls import CallRows, Times, alike, at_time_of, cut, joined, kind_of, times_of
 from dicache.slots.slot import Slot, SlotCall
 from dicache.solvers.clock import Loop, SchedulerClock
 from dicache.solvers.loop_clock import DeclaredClock, LoopClock
@@ -37,14 +37,14 @@ CLOSE = 0.1
 """How near the joint call must come to the part's own, in shares of what another time makes."""
 
 
-class Asked(NamedTuple):
+class Terms(NamedTuple):
     """How a slot decides."""
 
     config: Config
     budget: Budget | None
 
 
-Compose = Callable[..., Asked]
+Compose = Callable[..., Terms]
 """From what `Cache.join` is asked for."""
 Branch = str | None
 
@@ -121,16 +121,16 @@ class Slots:
         named = [None] * len(slots) if branches is None else list(branches)
         if not len(slots) == len(inputs) == len(named):
             raise SlotError(
-                f"{len(slots)} slots, {len(inputs)} inputs and {len(named)} branches were given. Expected as many of "
+                f"{len(slots)} slots, {len(inputs)} inputs and {len(named)} branches. Expected as many of "
                 "each: inputs[i] is what the denoiser would be called with for slots[i] alone."
             )
         with self.lock:
             self._check(slots)
             results: dict[int, Any] = {}
             calls = dict[int, SlotCall]()
-            for i, (slot, given, branch) in enumerate(zip(slots, inputs, named, strict=True)):
+            for i, (slot, own_inputs, branch) in enumerate(zip(slots, inputs, named, strict=True)):
                 try:
-                    calls[i] = self._begun(slot, given, branch)
+                    calls[i] = self._begun(slot, own_inputs, branch)
                 except Exception as error:
                     results[i] = error
             with self._resting():
@@ -153,10 +153,10 @@ class Slots:
                 "a slot is there twice. Expected one call of each: guidance branches are rows, or steps of their own."
             )
 
-    def _begun(self, slot: Slot, given: Mapping[str, Tree], branch: Branch) -> SlotCall:
+    def _begun(self, slot: Slot, own_inputs: Mapping[str, Tree], branch: Branch) -> SlotCall:
         """Raises SlotError for inputs that the denoiser does not take."""
         try:
-            named = self.attachment.calls.by_name((), given)
+            named = self.attachment.calls.by_name((), own_inputs)
         except TypeError as error:
             raise SlotError(f"{slot.family.model} is not called like that: {error}.") from error
         changed = self.attachment.calls.look_around(named, begins=slot.session.run is None or slot.done)
@@ -164,7 +164,7 @@ class Slots:
             self.changes, self.change = self.changes + 1, changed
             self.costs, self.takes_times = {}, {}
         before, slot.changes = slot.changes, self.changes
-        call = SlotCall(slot, given, named, branch)
+        call = SlotCall(slot, own_inputs, named, branch)
         call.begin(self.change if before < self.changes else "", self.costs.get(self._kind(call)))
         return call
 
@@ -191,7 +191,7 @@ class Slots:
             outputs.update(zip(group, self._outputs(kind, [parts[i] for i in group]), strict=True))
         return outputs
 
-    def _groups(self, calls: Mapping[int, SlotCall], parts: Mapping[int, Part]) -> list[tuple[Hashable, list[int]]]:
+    def _groups(self, calls: Mapping[int, SlotCall], parts: Mapping[int, CallRows]) -> list[tuple[Hashable, list[int]]]:
         """Which of them may run together: of one kind, sharing what is shared."""
         groups: list[tuple[Hashable, list[int]]] = []
         together = self.attachment.family.batch is Batch.SAMPLE
@@ -205,7 +205,7 @@ class Slots:
                 group.append(i)
         return groups
 
-    def _outputs(self, kind: Hashable, parts: Sequence[Part]) -> list[Any]:
+    def _outputs(self, kind: Hashable, parts: Sequence[CallRows]) -> list[Any]:
         """Of each part, of one kind and alike; an Exception where it cannot be run."""
         times = times_of(parts, self.times)
         at_one = all(bool((time == times[0].flatten()[0]).all()) for time in times if len(time))
@@ -221,13 +221,13 @@ class Slots:
             return [error] if len(parts) == 1 else [self._alone(kind, part) for part in parts]
         return outputs
 
-    def _alone(self, kind: Hashable, part: Part) -> Any:  # noqa: ANN401
+    def _alone(self, kind: Hashable, part: CallRows) -> Any:  # noqa: ANN401
         try:
             return self._joint(kind, [part])[0]
         except Exception as error:
             return error
 
-    def _joint(self, kind: Hashable, parts: Sequence[Part]) -> list[Tree]:
+    def _joint(self, kind: Hashable, parts: Sequence[CallRows]) -> list[Tree]:
         run = partial(self.attachment.denoiser, **joined(parts, self.times))
         if kind in self.costs:
             return cut(run(), parts)
@@ -236,7 +236,7 @@ class Slots:
         self.costs[kind] = counter.total / sum(part.computed for part in parts)
         return cut(output, parts)
 
-    def _at_own_times(self, parts: Sequence[Part], times: Sequence[torch.Tensor], outputs: Sequence[Tree]) -> bool:
+    def _at_own_times(self, parts: Sequence[CallRows], times: Sequence[torch.Tensor], outputs: Sequence[Tree]) -> bool:
         """Whether a part whose time is furthest from the first one's was computed at its own."""
         far = [float((time.double().mean() - times[0].double().mean()).abs()) for time in times]
         i = max(range(len(parts)), key=far.__getitem__)

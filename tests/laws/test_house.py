@@ -36,6 +36,7 @@ LAYERS = [
     ("measuring",),
     ("regressions",),
     ("finders", "importers", "many"),
+    ("serve",),
     ("cli",),
     ("__init__",),
     ("__main__",),

@@ -16,12 +16,12 @@ ROOT = Path(__file__).resolve().parents[2]
 LAZY = [
     "dicache",
     *(f"dicache.{name}" for name in ("approximators", "controllers", "estimators", "finders", "importers", "models")),
-    *(f"dicache.{name}" for name in ("probes", "reference", "schedules")),
+    *(f"dicache.{name}" for name in ("probes", "reference", "schedules", "serve")),
 ]
 PUBLIC = [
     *("Cache", "Config", "Family", "Fitted", "Generated", "Memory", "ParetoSet", "Profile", "Psnr", "Report"),
     *("Schedule", "Ssim", "Within", "__version__", "calibrate", "disable", "enable", "finders", "fit", "generate"),
-    *("load_profile", "presets", "ray", "reference"),
+    *("load_profile", "presets", "ray", "reference", "serve"),
 ]
 
 

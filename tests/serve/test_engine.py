@@ -10,7 +10,8 @@ import torch
 
 import dicache
 from dicache.errors import BudgetError, BusyError, ModeError, PipelineError
-from dicache.serve.engine import CancelledError, Engine, Request
+from dicache.serve.engine import Engine
+from dicache.serve.request import CancelledError, Request
 from helpers.requesting import call_of
 from pipelines import tiny
 from pipelines.controls import draw_unet, make_unet
@@ -187,3 +188,16 @@ def test_many_small_requests_some_cancelled_some_poisoned_lose_none(flux):
         lost = {i for i, each in served.items() if any("not finite" in note for note in each.report.warnings)}
         assert lost == {i for i in range(60) if i % 20 == 7} & served.keys()
         assert not any(slot.on for slot in engine.slots.all)
+
+
+def test_audits_are_the_errors_of_the_latents(flux):
+    call = flux_call(flux)
+    with Engine(flux, slots=2, audit=1.0, error_budget=0.5) as engine:
+        served = engine(call)
+    with dicache.enable(flux, error_budget=0.0):
+        exact = latents(flux(**flux_call(flux)))
+    drawn = latents(served.output)
+    error = float((drawn - exact).norm() / exact.norm())
+    assert error > 0
+    (audited,) = engine.audits
+    assert audited.error == pytest.approx(error, rel=1e-3) and audited.budget == 0.5

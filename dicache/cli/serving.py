@@ -1,0 +1,53 @@
+"""The command `serve`: a pipeline as an HTTP server on this machine."""
+
+from typing import Annotated, Any
+
+import typer
+
+from dicache.cli.arguments import check_budget
+from dicache.cli.options import PipelineCall, Source, spread
+from dicache.errors import ModeError, PipelineError
+
+
+@spread
+def serve(
+    *,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where it listens; 0 for any that is free.")] = 8000,
+    host: Annotated[str, typer.Option(help="Of which of this machine's addresses; 0.0.0.0 for all.")] = "127.0.0.1",
+    slots: Annotated[int, typer.Option(min=1, help="Requests that run at once.")] = 8,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; one more is answered with 429.")] = 64,
+    error_budget: Annotated[
+        float | None, typer.Option(help="Where a client asks for nothing: 0.05 where nothing is said here either.")
+    ] = None,
+    speedup: Annotated[float | None, typer.Option(min=1.0, help="Instead: how much less to compute, as 2.")] = None,
+    largest_budget: Annotated[
+        float | None, typer.Option(help="Up to which budgets may grow when requests wait; without, they do not.")
+    ] = None,
+    audit: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of requests that are drawn again uncached, for /metrics.")
+    ] = 0.0,
+    source: Source,
+    call: PipelineCall,
+) -> None:
+    """Serve a pipeline of yours, or the model that ships, over HTTP: POST /generate, GET /health, GET /metrics."""
+    if error_budget is not None and speedup is not None:
+        raise ModeError("--error-budget and --speedup are both given. Expected one of them.")
+    for budget in (error_budget, largest_budget):
+        if budget is not None:
+            check_budget(budget)
+    try:
+        import uvicorn
+
+        from dicache.serve import app
+    except ImportError as error:
+        raise PipelineError(f"{error.name} is missing. Run pip install 'dicache[serve]'.") from error
+    from dicache.cli.load import ready
+
+    source_ready = ready(source, call)
+    asked: dict[str, Any] = {"error_budget": error_budget, "speedup": speedup}
+    asked = {name: value for name, value in asked.items() if value is not None} or {"error_budget": 0.05}
+    options = {"slots": slots, "queue": queue, "largest_budget": largest_budget, "audit": audit}
+    defaults = {"num_inference_steps": source_ready.steps, **source_ready.call}
+    application = app(source_ready.pipe, defaults=defaults, **options, **asked)
+    print(f"serving {type(source_ready.pipe).__name__}; try: curl http://{host}:{port}/health", flush=True)
+    uvicorn.run(application, host=host, port=port, log_level="warning")

@@ -1,0 +1,188 @@
+"""The server, as clients meet it: a real one on this machine's loopback."""
+
+import base64
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import uvicorn
+from PIL import Image
+
+import dicache
+import dicache.reference
+from dicache.serve import app
+
+LONG = 600.0
+PROMPT = next(iter(dicache.reference.prompts("calibration", 1)))
+
+
+class Server:
+    """On a port of its own, in a thread."""
+
+    def __init__(self, application: Any) -> None:
+        self.application = application
+        self.server = uvicorn.Server(uvicorn.Config(application, host="127.0.0.1", port=0, log_level="error"))
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+        end = time.monotonic() + LONG
+        while not self.server.started and time.monotonic() < end:
+            time.sleep(0.01)
+        self.port = self.server.servers[0].sockets[0].getsockname()[1]
+
+    @property
+    def engine(self) -> Any:
+        return self.application.state.engine
+
+    def ask(self, method: str, path: str, body: Any = None, accept: str = "*/*") -> Any:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=LONG)
+        headers = {"Content-Type": "application/json", "Accept": accept}
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        data = answer.read()
+        connection.close()
+        return SimpleNamespace(status=answer.status, headers=answer.headers, data=data)
+
+    def draw(self, accept: str = "*/*", **body: Any) -> Any:
+        return self.ask("POST", "/generate", {"prompt": PROMPT, "steps": 8, **body}, accept)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(LONG)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    pipe = dicache.reference.pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def server(pipe) -> Iterator[Server]:
+    server = Server(app(pipe, slots=3, queue=2, error_budget=0.05, audit=1.0))
+    yield server
+    server.stop()
+
+
+def drawn(pipe: Any, seed: int, budget: float) -> tuple[Any, dict[str, Any]]:
+    with dicache.enable(pipe, error_budget=budget) as cache:
+        output = pipe(PROMPT, num_inference_steps=8, generator=torch.Generator().manual_seed(seed))
+    return output.images[0], cache.report().to_dict()
+
+
+def test_a_picture_and_what_it_cost(pipe, server):
+    answer = server.draw(seed=3, error_budget=0.2)
+    assert answer.status == 200 and answer.headers["content-type"] == "image/png"
+    picture = Image.open(io.BytesIO(answer.data))
+    assert picture.size == (32, 32)
+    facts = server.draw("application/json", seed=3, error_budget=0.2)
+    content = json.loads(facts.data)
+    report = content["report"]
+    assert float(answer.headers["X-Dicache-Speedup"]) == pytest.approx(report["compute_speedup"], abs=1e-3)
+    assert float(answer.headers["X-Dicache-Budget"]) == report["samples"][0]["budget"] == 0.2
+    assert content["seconds"] >= content["waited"] >= 0
+    same = Image.open(io.BytesIO(base64.b64decode(content["images"][0]["base64"])))
+    assert same.tobytes() == picture.tobytes()
+    expected, alone = drawn(pipe_alone(), 3, 0.2)
+    assert report["samples"][0]["actions"] == alone["samples"][0]["actions"]
+    apart = torch.tensor(list(expected.tobytes())).int() - torch.tensor(list(picture.tobytes())).int()
+    assert int(apart.abs().max()) <= 1
+
+
+def pipe_alone() -> Any:
+    pipe = dicache.reference.pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_many_clients_at_once_are_served_together(server):
+    before, answers = server.engine.counts.steps, dict[int, Any]()
+
+    def ask(seed: int) -> None:
+        while (answer := server.draw(seed=seed, error_budget=0.1)).status == 429:
+            assert int(answer.headers["Retry-After"]) >= 1
+            time.sleep(0.05)
+        answers[seed] = answer
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    assert [answers[seed].status for seed in range(8)] == [200] * 8
+    assert len({answer.data for answer in answers.values()}) == 8
+    assert server.engine.counts.steps - before < 8 * 8 * 2  # with the audits
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        ({"error_budget": -1}, 422, "error_budget"),
+        ({"error_budget": 0.1, "speedup": 2.0}, 422, "exactly one"),
+        ({"no_such_word": 1}, 422, "no_such_word"),
+        ({"arguments": {"no_such_word": 1}}, 422, "no_such_word"),
+        ({"prompt": "what the model has no words for"}, 422, "does not know the word"),
+        ({"confidence": 0.9, "error_budget": 1e-9}, 422, "profile"),
+        ({"arguments": {"output_type": "latent"}}, 422, "pictures of PIL"),
+    ],
+    ids=["budget", "two", "word", "argument", "prompt", "promise", "latent"],
+)
+def test_what_cannot_be_served_says_why(server, body, status, word):
+    answer = server.draw(**body)
+    assert answer.status == status and word in answer.data.decode()
+
+
+def test_health_and_numbers(server):
+    server.draw(seed=1)
+    health = json.loads(server.ask("GET", "/health").data)
+    assert health["ok"] and health["pipeline"] == "FluxPipeline"
+    lines = server.ask("GET", "/metrics").data.decode().splitlines()
+    numbers = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    assert float(numbers['dicache_requests_total{outcome="served"}']) >= 1
+    assert (
+        0
+        < float(numbers['dicache_macs_total{kind="executed"}'])
+        < float(numbers['dicache_macs_total{kind="uncached"}'])
+    )
+    assert float(numbers["dicache_request_seconds_count"]) >= 1
+    audited = [float(numbers[f'dicache_audits_total{{budget="{kind}"}}']) for kind in ("within", "passed")]
+    assert audited[0] > 0
+
+
+def test_a_request_is_cancelled_by_its_name_or_by_hanging_up(server):
+    assert server.ask("DELETE", "/requests/nobody").status == 404
+    before = server.engine.counts.cancelled
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(server.draw(steps=900, error_budget=0.0, id="mine")))
+    thread.start()
+    end = time.monotonic() + LONG
+    while server.ask("DELETE", "/requests/mine").status == 404 and time.monotonic() < end:
+        time.sleep(0.02)
+    thread.join(LONG)
+    assert answers[0].status == 499
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=LONG)
+    body = {"prompt": PROMPT, "steps": 900, "error_budget": 0.0}
+    connection.request("POST", "/generate", json.dumps(body), {"Content-Type": "application/json"})
+    while not server.engine.running and time.monotonic() < end:
+        time.sleep(0.02)
+    connection.close()
+    while server.engine.counts.cancelled < before + 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert server.engine.counts.cancelled == before + 2
+
+
+def test_the_server_leaves_the_pipeline_as_it_was():
+    pipe = pipe_alone()
+    before = {name: dict(vars(module)) for name, module in pipe.transformer.named_modules()}
+    server = Server(app(lambda: pipe, slots=1, error_budget=0.05))
+    assert server.draw(seed=1).status == 200
+    server.stop()
+    after = {name: dict(vars(module)) for name, module in pipe.transformer.named_modules()}
+    assert {n: v.keys() for n, v in before.items()} == {n: v.keys() for n, v in after.items()}
