@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from pydantic import BaseModel, ConfigDict, Field
@@ -97,6 +97,7 @@ def app(
         engine = application.state.engine = Engine(made, **options)
         registry = CollectorRegistry()
         registry.register(Numbers(engine))
+        ProcessCollector(registry=registry)
         application.state.latency = Histogram(
             "dicache_request_seconds", "From when a request came until it was served.", registry=registry
         )
@@ -126,7 +127,9 @@ def app(
                     request.cancel()
             served = future.result()
             application.state.latency.observe(served.seconds)
-            return await asyncio.to_thread(_answer, served, request.id, "application/json" in http.headers["accept"])
+            return await asyncio.to_thread(
+                _answer, served, request.id, "application/json" in http.headers.get("accept", "")
+            )
         except CancelledError as error:
             return _refused(error, HUNG_UP)
         except (DicacheError, TypeError, ValueError) as error:  # what pipelines refuse

@@ -115,6 +115,8 @@ class SlotCall:
         self.slot, self.inputs, self.named = slot, inputs, named
         self.latent = latent_of(slot.family, named)
         self.branch, self.key = branch, call_key(named)
+        self.kind: Hashable = None
+        """What it must have alike with others to run with them."""
         self.part: CallRows | None = None
         """What is to be computed of it; None for nothing."""
 

@@ -133,6 +133,14 @@ class Slots:
                     calls[i] = self._begun(slot, own_inputs, branch)
                 except Exception as error:
                     results[i] = error
+            if calls:
+                self._look_around(list(calls.values()))
+            for i, call in list(calls.items()):
+                try:
+                    self._decide(call)
+                except Exception as error:
+                    results[i] = error
+                    del calls[i]
             with self._resting():
                 outputs = self._run(calls)
             for i, call in calls.items():
@@ -159,24 +167,28 @@ class Slots:
             named = self.attachment.calls.by_name((), own_inputs)
         except TypeError as error:
             raise SlotError(f"{slot.family.model} is not called like that: {error}.") from error
-        changed = self.attachment.calls.look_around(named, begins=slot.session.run is None or slot.done)
+        call = SlotCall(slot, own_inputs, named, branch)
+        call.kind = kind_of(own_inputs, call.rows, self.times)
+        return call
+
+    def _look_around(self, calls: Sequence[SlotCall]) -> None:
+        """Whether the model is another than at the step before; once for all of them."""
+        begins = any(call.slot.session.run is None or call.slot.done for call in calls)
+        changed = self.attachment.calls.look_around(calls[0].named, begins=begins)
         if changed:
             self.changes, self.change = self.changes + 1, changed
             self.costs, self.takes_times = {}, {}
-        before, slot.changes = slot.changes, self.changes
-        call = SlotCall(slot, own_inputs, named, branch)
-        call.begin(self.change if before < self.changes else "", self.costs.get(self._kind(call)))
-        return call
 
-    def _kind(self, call: SlotCall) -> Hashable:
-        return kind_of(call.inputs, call.rows, self.times)
+    def _decide(self, call: SlotCall) -> None:
+        before, call.slot.changes = call.slot.changes, self.changes
+        call.begin(self.change if before < self.changes else "", self.costs.get(call.kind))
 
     def _ended(self, call: SlotCall, output: Tree) -> Any:  # noqa: ANN401
         if isinstance(output, Exception):
             call.give_up()
             return output
         try:
-            return call.end(output, self.costs.get(self._kind(call), 0.0))
+            return call.end(output, self.costs.get(call.kind, 0.0))
         except Exception as error:
             call.give_up()
             return error
@@ -196,7 +208,7 @@ class Slots:
         groups: list[tuple[Hashable, list[int]]] = []
         together = self.attachment.family.batch is Batch.SAMPLE
         for i, part in parts.items():
-            kind = self._kind(calls[i])
+            kind = calls[i].kind
             fitting = (g for k, g in groups if together and k == kind and alike(parts[g[0]], part))
             group = next(fitting, None)
             if group is None:

@@ -40,16 +40,16 @@ class Server:
     def engine(self) -> Any:
         return self.application.state.engine
 
-    def ask(self, method: str, path: str, body: Any = None, accept: str = "*/*") -> Any:
+    def ask(self, method: str, path: str, body: Any = None, accept: str = "") -> Any:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=LONG)
-        headers = {"Content-Type": "application/json", "Accept": accept}
+        headers = {"Content-Type": "application/json", **({"Accept": accept} if accept else {})}
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         answer = connection.getresponse()
         data = answer.read()
         connection.close()
         return SimpleNamespace(status=answer.status, headers=answer.headers, data=data)
 
-    def draw(self, accept: str = "*/*", **body: Any) -> Any:
+    def draw(self, accept: str = "", **body: Any) -> Any:
         return self.ask("POST", "/generate", {"prompt": PROMPT, "steps": 8, **body}, accept)
 
     def stop(self) -> None:
