@@ -35,7 +35,7 @@ from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.owner import Owner
 from dicache.runtime.run_state import Call, Inputs, Run, SiteState, Strategy
 from dicache.runtime.trace import Trace
-from dicache.runtime.watched_loop import as_it_stands, broken_off, holds_others, step_seen
+from dicache.runtime.watched_loop import as_it_stands, broken_off, holds_others, step_seen, tries_a_step
 from dicache.solvers.loop_clock import LoopClock
 from dicache.solvers.timeline import Clock, Reading
 from dicache.tensors.mac_meter import Meter
@@ -103,7 +103,8 @@ class Session:
         if run is None or run.complete or reading.run is not run.key:
             return None
         ahead = reading.step.index - run.step.index
-        if ahead not in (0, 1) or (ahead == 0 and run.guided.came(inputs.branch, reading.part)):
+        came = ahead == 0 and run.guided.came(inputs.branch, reading.part)
+        if ahead not in (0, 1) or (came and not tries_a_step(run, self.clock, latent)):
             return None
         before = run.latent if ahead else run.latent[: len(latent)]  # calls of one step may differ in their rows
         after = latent if ahead else latent[: len(run.latent)]

@@ -13,6 +13,7 @@ from dicache.runtime.end_of_step import end_step
 from dicache.runtime.guidance import denoised
 from dicache.runtime.run_state import Run
 from dicache.solvers.loop_clock import LoopClock
+from dicache.solvers.timeline import Clock
 from dicache.tensors import history
 from dicache.types import Step
 
@@ -44,6 +45,13 @@ def holds_others(run: Run, latent: Tensor) -> bool:
     output, rows = next(iter(run.guided.outputs.values())), min(len(latent), len(run.latent))
     one, other = (denoised(t[:rows], output) for t in (latent, run.latent))
     return one.shape != other.shape or not torch.equal(one, other)
+
+
+def tries_a_step(run: Run, clock: Clock, latent: Tensor) -> bool:
+    """Whether a branch comes twice at one time because the solver of a hand-written loop tries a step; else the loop
+    begins anew.
+    """
+    return isinstance(clock, LoopClock) and run.step.index > 0 and not torch.equal(latent, run.latent)
 
 
 def broken_off(run: Run | None, key: object) -> list[str]:

@@ -12,7 +12,6 @@ import torch
 
 from dicache.config import Config
 from dicache.errors import ModeError
-from dicache.hosts.attachment import Attachment
 from dicache.hosts.denoiser_call import (
     call_key,
     conditions_of,
@@ -23,6 +22,7 @@ from dicache.hosts.denoiser_call import (
     timestep_of,
 )
 from dicache.models.conditioning import fingerprint
+from dicache.models.family import Family
 from dicache.planning.budget import Budget
 from dicache.reporting.of_sessions import Reported
 from dicache.runtime.evaluation_site import EvaluationSite
@@ -53,22 +53,17 @@ class Unowned(Owner):
 class Slot(Reported):
     """One request; made by `Cache.join`. Also a context manager: leaving it leaves the batch."""
 
-    def __init__(self, attachment: Attachment, config: Config, clock: Clock, budget: Budget | None) -> None:
+    def __init__(self, family: Family, config: Config, clock: Clock, budget: Budget | None) -> None:
         self._session = Session(config, clock, DENOISER, Unowned())
         strategy = self._session.strategy
-        if (
-            type(strategy) is not EvaluationSite
-            or strategy.depth
-            or strategy.probing.looks
-            or attachment.compilation.options
-        ):
+        if type(strategy) is not EvaluationSite or strategy.depth or strategy.probing.looks:
             raise ModeError(
-                "a slot holds whole evaluations, decided on by what it remembers: sites and probes inside the "
-                "denoiser, and compiled blocks, are for a batch in step. Give an error_budget, a speedup or "
-                "evaluations, or a Config with sites=Evaluation() and no probe."
+                "a slot holds whole evaluations, decided on by what it remembers; sites and probes inside the denoiser "
+                "are for a batch in step. Give an error_budget, a speedup or evaluations, or a Config with "
+                "sites=Evaluation() and no probe."
             )
-        super().__init__([self._session], attachment.family.model, budget)
-        self.family, self.strategy = attachment.family, strategy
+        super().__init__([self._session], family.model, budget)
+        self.family, self.strategy = family, strategy
         self.scheduler: Any = None
         """The request's own, whose `step` its loop calls; None for a bare denoiser."""
         self.outputs: dict[tuple[Hashable, ...], Tree] = {}
@@ -142,6 +137,12 @@ class SlotCall:
         if not rows.none:
             some = rows_apart(rows.computed, self.latent.device)
             self.part = CallRows(self.inputs, self.rows, some, self.latent.device)
+
+    def compute_all_or_none(self, everything: CallRows) -> None:
+        """Where some of the rows compute, `everything` does."""
+        call = self.slot._session.call
+        if self.part is not None and call is not None:
+            self.part, call.rows_to_run = everything, RowsToRun(self.rows)
 
     def give_up(self) -> None:
         """The denoiser raised: nothing came of it."""

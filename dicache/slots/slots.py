@@ -81,9 +81,11 @@ class Slots:
             raise ModeError(
                 "timesteps are those of a scheduler. Pass scheduler=..., or name them in a Family(times=...)."
             )
+        if self.attachment.compilation.options is not None:
+            raise ModeError("compiled blocks run for a batch in step. Enable without compile_blocks to join slots.")
         config, budget = self.compose(**asked)
         with self.lock:
-            slot = Slot(self.attachment, config, self._clock(own, loop), budget)
+            slot = Slot(self.attachment.family, config, self._clock(own, loop), budget)
             slot.scheduler, slot.changes = own, self.changes
             self.all = [each for each in self.all if each.on] + [slot]
         if isinstance(timesteps, int):

@@ -36,7 +36,7 @@ LAYERS = [
     ("measuring",),
     ("regressions",),
     ("finders", "importers", "many"),
-    ("serve",),
+    ("serve", "integrations"),
     ("cli",),
     ("__init__",),
     ("__main__",),
