@@ -20,6 +20,9 @@ def serve(
         float | None, typer.Option(help="Where a client asks for nothing: 0.05 where nothing is said here either.")
     ] = None,
     speedup: Annotated[float | None, typer.Option(min=1.0, help="Instead: how much less to compute, as 2.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="What `dicache calibrate` wrote: clients may then ask for a confidence.")
+    ] = None,
     largest_budget: Annotated[
         float | None, typer.Option(help="Up to which budgets may grow when requests wait; without, they do not.")
     ] = None,
@@ -32,6 +35,8 @@ def serve(
     """Serve a pipeline of yours, or the model that ships, over HTTP: POST /generate, GET /health, GET /metrics."""
     if error_budget is not None and speedup is not None:
         raise ModeError("--error-budget and --speedup are both given. Expected one of them.")
+    if profile is not None and speedup is not None:
+        raise ModeError("--profile goes with --error-budget, and --speedup is given. Leave one of them out.")
     for budget in (error_budget, largest_budget):
         if budget is not None:
             check_budget(budget)
@@ -44,8 +49,13 @@ def serve(
     from dicache.cli.load import ready
 
     source_ready = ready(source, call)
-    asked: dict[str, Any] = {"error_budget": error_budget, "speedup": speedup}
-    asked = {name: value for name, value in asked.items() if value is not None} or {"error_budget": 0.05}
+    asked: dict[str, Any] = (
+        {"speedup": speedup}
+        if speedup is not None
+        else {"error_budget": 0.05 if error_budget is None else error_budget}
+    )
+    if profile is not None and speedup is None:
+        asked["profile"] = profile
     options = {"slots": slots, "queue": queue, "largest_budget": largest_budget, "audit": audit}
     defaults = {"num_inference_steps": source_ready.steps, **source_ready.call}
     application = app(source_ready.pipe, defaults=defaults, **options, **asked)

@@ -13,7 +13,7 @@ new noise) an error budget computes everything, and the report says so: there a 
 A step is skipped for a whole batch or not at all. Control networks run before the wrapper, at every step.
 
     custom_nodes/dicache/__init__.py
-        from dicache.integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+        from dicache.integrations import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +36,6 @@ from dicache.tensors.mac_meter import MacCounter
 Apply = Callable[..., Tensor]
 LATENT, TIME = "x", "t"
 """What `apply_model` calls its first two arguments."""
-NO_TIMES: frozenset[str] = frozenset()
 
 
 class ComfyCache:
@@ -57,7 +56,7 @@ class ComfyCache:
         watched = {name: value for name, value in inputs.items() if name != "transformer_options"}
         call = SlotCall(slot, inputs, watched, _branch(arguments.get("cond_or_uncond"), options))
         call.begin("", self.costs.get(call.key))
-        everything = CallRows(inputs, call.rows, None, call.latent.device)
+        everything = CallRows(inputs, call.layout, None, call.latent.device)
         call.compute_all_or_none(everything)
         try:
             output = None if call.part is None else self._run(apply_model, call)
@@ -69,7 +68,7 @@ class ComfyCache:
 
     def _run(self, apply_model: Apply, call: SlotCall) -> Tensor:
         assert call.part is not None
-        inputs = joined([call.part], NO_TIMES)
+        inputs = joined([call.part])
         latent, time = inputs.pop(LATENT), inputs.pop(TIME)
         if call.key in self.costs:
             return apply_model(latent, time, **inputs)

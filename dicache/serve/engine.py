@@ -13,13 +13,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Future
-from inspect import signature
+from inspect import Parameter, signature
 from math import isfinite
 from random import Random
 from typing import Any
-
-import torch
 
 from dicache.api import denoisers, enable
 from dicache.enable_options import parse_audit
@@ -29,11 +26,16 @@ from dicache.hosts.running_pipeline import Running
 from dicache.promise.metrics import relative_error
 from dicache.reporting.log import LOGGER
 from dicache.reporting.report import Report
-from dicache.serve.request import CancelledError, Request, Served, Totals, Waiting, again
+from dicache.serve.conductor import Conductor
+from dicache.serve.request import CancelledError, Request, Served, Totals, again
 from dicache.serve.twin import module_twin, pipeline_twin
 
-SHARE, LEAST = 0.25, 0.005
-"""How long the conductor waits for others: this share of the last step, and seconds at least."""
+CHANGES = (
+    "{} changes how the model's attention computes while it runs (perturbed attention), for all requests that run at "
+    "that time. Call the pipeline itself, for one after the other."
+)
+STEERS = "controlnet"
+"""In the names of parts that run beside the denoiser."""
 
 
 class Engine:
@@ -65,9 +67,12 @@ class Engine:
                 "the pipeline's parts take turns on the device (enable_model_cpu_offload), and requests that run at "
                 "once need all of them there. Call remove_all_hooks() and to(device), or enable_group_offload."
             )
+        if hasattr(pipe, "_set_pag_attn_processor"):
+            raise ModeError(CHANGES.format(type(pipe).__name__))
         self.pipe, self.largest, self.audit, self.chance = pipe, largest_budget, parse_audit(audit, True), Random(0)
         self.audits: list[Audited] = []
-        self.cache = enable(pipe, **(asked or {"error_budget": 0.05}))
+        self.asked = asked or {"error_budget": 0.05}
+        self.cache = enable(pipe, **self.asked)
         self.slots = self.cache._open_slots()
         ((self.name, self.denoiser),) = denoisers(pipe).items()
         self.names = tuple(signature(type(self.denoiser).forward).parameters)[1:]
@@ -77,9 +82,9 @@ class Engine:
         self.baton = threading.Lock()
         """Held by the one request that runs outside of the denoiser."""
         self.changed = threading.Condition()
-        self.waiting: list[Waiting] = []
-        self.closed, self.last = False, LEAST
-        self.threads = [threading.Thread(target=self._conduct, daemon=True, name="dicache conductor")]
+        self.closed = False
+        self.conductor = Conductor(self.slots, self.changed, self.baton, self.running, self.counts, self._is_over)
+        self.threads = [threading.Thread(target=self.conductor.conduct, daemon=True, name="dicache conductor")]
         self.threads += [threading.Thread(target=self._work, daemon=True, name=f"dicache {i}") for i in range(slots)]
         for thread in self.threads:
             thread.start()
@@ -93,12 +98,14 @@ class Engine:
         what `Cache.join` raises.
         """
         taken = signature(type(self.pipe).__call__).parameters
-        if strange := [name for name in call if name not in taken or name == "self"]:
+        anything = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in taken.values())
+        if strange := [name for name in call if name == "self" or not (anything or name in taken)]:
             raise PipelineError(
                 f"{type(self.pipe).__name__} takes no {', '.join(strange)}. It takes {', '.join(taken)}."
             )
-        self.slots.compose(**asked)  # raises for what cannot be had
-        request = Request(call, asked)
+        terms = self._terms(asked)
+        self.slots.compose(**terms)  # raises for what cannot be had
+        request = Request(call, terms)
         with self.changed:
             if self.closed:
                 raise BusyError("the engine was closed. Make another one.")
@@ -108,6 +115,12 @@ class Engine:
             self.queue.append(request)
             self.changed.notify_all()
         return request
+
+    def _terms(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """What is asked for, and the engine's own profile with a budget that names none."""
+        profile = self.asked.get("profile")
+        names = "error_budget" in asked and "profile" not in asked and profile is not None
+        return {**asked, "profile": profile} if names else asked
 
     def __call__(self, call: Mapping[str, Any], **asked: Any) -> Served:  # noqa: ANN401
         """Submit it, and wait."""
@@ -194,6 +207,8 @@ class Engine:
                 raise CancelledError("the request was cancelled before it began.")
             twin = self._twin(request)
             slot = request.slot = self.slots.join(twin.scheduler, loop=lambda: request.loop, **request.asked)
+            if steered := [name for name in vars(self.pipe) if STEERS in name and getattr(self.pipe, name) is not None]:
+                slot.session.note(f"{', '.join(steered)}: runs for every request at every step, and is in no count.")
             with slot:
                 output = twin(**request.call)
                 request.latent = twin.scheduler.latent
@@ -219,7 +234,7 @@ class Engine:
         def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             if not request.loops:
                 request.loop = running.loop()
-            return self._met(request, dict(zip(self.names, args, strict=False)) | kwargs)
+            return self.conductor.met(request, dict(zip(self.names, args, strict=False)) | kwargs)
 
         denoiser = module_twin(self.denoiser, forward)
         twin = pipeline_twin(self.pipe, self.name, denoiser)
@@ -227,64 +242,12 @@ class Engine:
         running = Running(twin, {self.name: denoiser})
         return twin
 
-    def _met(self, request: Request, inputs: Mapping[str, Any]) -> Any:  # noqa: ANN401
-        """What the denoiser gives, when the conductor has made the call. Others run meanwhile."""
-        waiting = Waiting(request, inputs, self.slots.branch, Future())
-        with self.changed:
-            request.loops = True
-            self.waiting.append(waiting)
-            self.changed.notify_all()
-        self.baton.release()
-        try:
-            output = waiting.output.result()
-        finally:
-            self.baton.acquire()
-        return output
+    def _is_over(self) -> bool:
+        """Whether nothing will call the denoiser any more."""
+        return self.closed and not self.running and not self.queue
 
     def _over(self, request: Request) -> None:
         with self.changed:
             del self.running[request.id]
             request.loops = False
             self.changed.notify_all()
-
-    # The conductor.
-
-    def _conduct(self) -> None:
-        with torch.no_grad():
-            while (meeting := self._meeting()) is not None:
-                started = time.monotonic()
-                self._step(meeting)
-                self.last = time.monotonic() - started
-
-    def _meeting(self) -> list[Waiting] | None:
-        """What has been handed in, once all that are about to call have called or waiting for them takes too long; None
-        where nothing will be.
-        """
-        with self.changed:
-            self.changed.wait_for(lambda: self.waiting or (self.closed and not self.running and not self.queue))
-            patience = time.monotonic() + max(LEAST, SHARE * self.last)
-            while 0 < len(self.waiting) < sum(request.loops for request in self.running.values()):
-                if not self.changed.wait(patience - time.monotonic()) and time.monotonic() >= patience:
-                    break
-            meeting, self.waiting = self.waiting, []
-        return meeting or None
-
-    def _step(self, meeting: list[Waiting]) -> None:
-        for waiting in [waiting for waiting in meeting if waiting.request.cancelled]:
-            meeting.remove(waiting)
-            waiting.output.set_exception(CancelledError("the request was cancelled."))
-        if not meeting:
-            return
-        slots = [waiting.request.slot for waiting in meeting if waiting.request.slot is not None]
-        inputs, branches = [waiting.inputs for waiting in meeting], [waiting.branch for waiting in meeting]
-        try:
-            outputs = self.slots.step(slots, inputs, branches, return_exceptions=True)
-        except BaseException as error:
-            outputs = [error] * len(meeting)
-        self.counts.steps, self.counts.calls = self.counts.steps + 1, self.counts.calls + len(meeting)
-        for waiting, output in zip(meeting, outputs, strict=True):
-            waiting.request.loops = waiting.request.slot is not None and not waiting.request.slot.done
-            if isinstance(output, BaseException):
-                waiting.output.set_exception(output)
-            else:
-                waiting.output.set_result(output)

@@ -56,15 +56,6 @@ class Request:
         self.cancelled = True
 
 
-class Waiting(NamedTuple):
-    """A denoiser call that was handed in."""
-
-    request: Request
-    inputs: Mapping[str, Any]
-    branch: str | None
-    output: "Future[Any]"
-
-
 class Totals:
     """What an engine has done so far, for those who watch it."""
 

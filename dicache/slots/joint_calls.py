@@ -1,11 +1,13 @@
 """One call of the denoiser for the rows of several: what each would be called with alone, row upon row.
 
     tensors whose first axis has a call's rows     upon each other, those rows that are asked for
-    lists of as many entries                       behind each other
+    lists of as many entries                       the same
     a time without rows                            one for each row of its call
     tables that all rows share, switches, None     one for all: calls in which they differ do not run together
 
-What comes out is cut at the same places.
+Row k of part i of n is row k * n + i: the first rows of all parts, then the second ones. So guidance branches that lie
+upon each other in every part do in the joint call, too, and what treats a third of a batch in its own way (perturbed
+attention) does so of each part.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -18,13 +20,38 @@ from dicache.tensors.tree import Tree, is_shared
 from dicache.types import Rows
 
 
+class Layout(NamedTuple):
+    """How rows lie in what one call is made with."""
+
+    rows: int
+    times: frozenset[str]
+    """The names of arguments that are times."""
+    lists: bool = False
+    """Whether samples come as a list of tensors. Then other lists are of samples, too; else of something else, as one
+    entry for each adapter.
+    """
+
+    def belongs(self, name: str, value: Tensor) -> bool:
+        """Whether it has an entry for each row. Tables of positions are shared whatever they hold."""
+        shared = is_shared(name) and name != SIZES and value.ndim <= 2
+        return value.ndim > 0 and len(value) == self.rows and not shared
+
+    def listed(self, name: str, value: Tree) -> bool:
+        """The same of a list: of numbers and shapes, or of samples."""
+        fits = isinstance(value, list) and len(value) == self.rows and not is_shared(name) and LAYERS not in name
+        return fits and (self.lists or not any(isinstance(each, Tensor) for each in value))
+
+
+SIZES, LAYERS = "time_ids", "layer"
+"""An argument that is called like a table of positions and is none, and what is in the names of lists of switches."""
+
+
 class CallRows(NamedTuple):
     """Rows of one call that are to be computed."""
 
     inputs: Mapping[str, Tree]
     """What it would be called with alone, by name."""
-    rows: int
-    """How many it has."""
+    layout: Layout
     some: Tensor | None
     """The indices of those that are computed, None for all."""
     device: torch.device
@@ -33,97 +60,97 @@ class CallRows(NamedTuple):
     @property
     def computed(self) -> int:
         """How many are."""
-        return self.rows if self.some is None else len(self.some)
+        return self.layout.rows if self.some is None else len(self.some)
 
 
-Times = frozenset[str]
-"""The names of arguments that are times."""
+def layout_of(inputs: Mapping[str, Tree], rows: int, times: Sequence[str]) -> Layout:
+    first = next(iter(inputs.values()), None)
+    lists = isinstance(first, list) and bool(first) and isinstance(first[0], Tensor)
+    return Layout(rows, frozenset(times), lists)
 
 
-def kind_of(inputs: Mapping[str, Tree], rows: int, times: Times) -> Hashable:
+def kind_of(inputs: Mapping[str, Tree], layout: Layout) -> Hashable:
     """What calls must have alike to run together, but for the contents of what they share."""
-    return tuple(sorted((name, _kind(name, value, rows, times)) for name, value in inputs.items()))
+    return tuple(sorted((name, _kind(name, value, layout)) for name, value in inputs.items()))
 
 
-def _kind(name: str, value: Tree, rows: int, times: Times) -> Hashable:
-    if name in times and _without_rows(value):
+def _kind(name: str, value: Tree, layout: Layout) -> Hashable:
+    if name in layout.times and _without_rows(value):
         return "rows", "()", _type_of_time(value), ""
     if isinstance(value, Tensor):
-        belongs = _belongs(name, value, rows)
+        belongs = layout.belongs(name, value)
         shape = value.shape[1:] if belongs else value.shape
         return "rows" if belongs else "shared", str(tuple(shape)), str(value.dtype), str(value.device)
     if isinstance(value, Mapping):
-        return "mapping", *((str(key), _kind(str(key), each, rows, times)) for key, each in value.items())
+        return "mapping", *((str(key), _kind(str(key), each, layout)) for key, each in value.items())
     if isinstance(value, tuple | list):
-        kinds = [_kind(name, each, -1, times) for each in value]
-        if _listed(name, value, rows):
-            return "list", *sorted(set(map(str, kinds)))
-        return type(value).__name__, *map(str, kinds)
+        kinds = [str(_kind(name, each, layout)) for each in value]
+        return ("list", *sorted(set(kinds))) if layout.listed(name, value) else (type(value).__name__, *kinds)
     return "value", type(value).__name__, str(value) if isinstance(value, bool | int | float | str | None) else ""
 
 
 def alike(one: CallRows, other: CallRows) -> bool:
     """Whether two calls of one kind share what is to be shared."""
-    return all(_alike(name, value, other.inputs[name], one, other) for name, value in one.inputs.items())
+    return all(_alike(name, value, other.inputs[name], one.layout) for name, value in one.inputs.items())
 
 
-def _alike(name: str, value: Tree, its: Tree, one: CallRows, other: CallRows) -> bool:
+def _alike(name: str, value: Tree, its: Tree, layout: Layout) -> bool:
     if isinstance(value, Tensor):
-        return _belongs(name, value, one.rows) or not value.ndim or value is its or torch.equal(value, its)
+        return layout.belongs(name, value) or not value.ndim or value is its or torch.equal(value, its)
     if isinstance(value, Mapping):
-        return all(_alike(str(key), each, its[key], one, other) for key, each in value.items())
+        return all(_alike(str(key), each, its[key], layout) for key, each in value.items())
     if isinstance(value, tuple | list):
-        if _listed(name, value, one.rows):
-            return True
-        alone = one._replace(rows=-1), other._replace(rows=-1)
-        return all(_alike(name, mine, each, *alone) for mine, each in zip(value, its, strict=True))
+        return layout.listed(name, value) or all(
+            _alike(name, mine, each, layout) for mine, each in zip(value, its, strict=True)
+        )
     if value is None or isinstance(value, bool | int | float | str):
         return True  # its kind says which
     return value is its
 
 
-def joined(parts: Sequence[CallRows], times: Times) -> dict[str, Tree]:
+def joined(parts: Sequence[CallRows]) -> dict[str, Tree]:
     """What the denoiser is called with for all parts, which are of one kind and alike."""
     alone = len(parts) == 1 and parts[0].some is None
     first = parts[0].inputs
-    return {n: v if alone else _joined(n, [p.inputs[n] for p in parts], parts, times) for n, v in first.items()}
+    return {
+        name: value if alone else _joined(name, [p.inputs[name] for p in parts], parts) for name, value in first.items()
+    }
 
 
-def _joined(name: str, values: Sequence[Tree], parts: Sequence[CallRows], times: Times) -> Tree:
-    value, rows = values[0], parts[0].rows
-    if name in times and _without_rows(value):
-        return torch.cat([_for_rows(each, part) for each, part in zip(values, parts, strict=True)])
-    if isinstance(value, Tensor) and _belongs(name, value, rows):
-        return torch.cat([_of(each, part.some) for each, part in zip(values, parts, strict=True)])
+def _joined(name: str, values: Sequence[Tree], parts: Sequence[CallRows]) -> Tree:
+    value, layout = values[0], parts[0].layout
+    if name in layout.times and _without_rows(value):
+        return _upon_each_other([_for_rows(each, part) for each, part in zip(values, parts, strict=True)])
+    if isinstance(value, Tensor) and layout.belongs(name, value):
+        return _upon_each_other([_of(each, part.some) for each, part in zip(values, parts, strict=True)])
     if isinstance(value, Mapping):
-        return {key: _joined(str(key), [each[key] for each in values], parts, times) for key in value}
-    if isinstance(value, tuple | list) and _listed(name, value, rows):
-        return type(value)(entry for each, part in zip(values, parts, strict=True) for entry in _entries(each, part))
+        return {key: _joined(str(key), [each[key] for each in values], parts) for key in value}
+    if isinstance(value, tuple | list):
+        if layout.listed(name, value):
+            entries = [_entries(each, part) for each, part in zip(values, parts, strict=True)]
+            return [each[k] for k in range(len(entries[0])) for each in entries]
+        entries = [_joined(name, [each[i] for each in values], parts) for i in range(len(value))]
+        return type(value)(entries) if type(value) in (tuple, list) else value
     return value
 
 
-def times_of(parts: Sequence[CallRows], times: Times) -> list[Tensor]:
+def times_of(parts: Sequence[CallRows]) -> list[Tensor]:
     """Of each part, one for each of its rows: (r,), or (r, ...) where tokens have times of their own."""
-    named = [next((n for n in part.inputs if n in times), None) for part in parts]
+    named = [next((n for n in part.inputs if n in part.layout.times), None) for part in parts]
     return [torch.zeros(0) if n is None else _time(p.inputs[n], p) for n, p in zip(named, parts, strict=True)]
 
 
-def at_time_of(part: CallRows, other: CallRows, times: Times) -> CallRows:
+def at_time_of(part: CallRows, other: CallRows) -> CallRows:
     """The same call at the time of the other's first row."""
-    (name,) = (n for n in part.inputs if n in times and part.inputs[n] is not None)
+    (name,) = (n for n in part.inputs if n in part.layout.times and part.inputs[n] is not None)
     time = _time(other.inputs[name], other)[:1]
-    return part._replace(inputs={**part.inputs, name: time.expand(part.rows, *time.shape[1:]).contiguous()})
+    return part._replace(inputs={**part.inputs, name: time.expand(part.layout.rows, *time.shape[1:]).contiguous()})
 
 
 def cut(output: Tree, parts: Sequence[CallRows]) -> list[Tree]:
     """What each part's rows gave, apart from that of the others."""
-    if len(parts) == 1:
-        return [output]
-    ends, total = [], 0
-    for part in parts:
-        ends.append(slice(total, total + part.computed))
-        total += part.computed
-    return [_cut(output, rows, total) for rows in ends]
+    n = len(parts)
+    return [output] if n == 1 else [_cut(output, slice(i, None, n), n * parts[0].computed) for i in range(n)]
 
 
 def _cut(output: Tree, rows: slice, total: int) -> Tree:
@@ -165,15 +192,6 @@ def rows_apart(computed: Rows | None, device: torch.device) -> Tensor | None:
     return None if computed is None else computed.nonzero().flatten().to(device)
 
 
-def _belongs(name: str, value: Tensor, rows: int) -> bool:
-    """Whether it has an entry for each row. Tables of positions are shared whatever they hold."""
-    return value.ndim > 0 and len(value) == rows and not (is_shared(name) and value.ndim <= 2)
-
-
-def _listed(name: str, value: Sequence[Tree], rows: int) -> bool:
-    return isinstance(value, list) and len(value) == rows and not is_shared(name)
-
-
 def _without_rows(value: Tree) -> bool:
     return isinstance(value, int | float) or (isinstance(value, Tensor) and (not value.ndim or value.shape == (1,)))
 
@@ -189,6 +207,10 @@ def _time(value: Tree, part: CallRows) -> Tensor:
 def _for_rows(value: Tree, part: CallRows) -> Tensor:
     """A time of all rows, (computed,)."""
     return torch.as_tensor(value, device=part.device).reshape(1).expand(part.computed)
+
+
+def _upon_each_other(values: Sequence[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(list(values), dim=1).flatten(0, 1)
 
 
 def _of(value: Tensor, some: Tensor | None) -> Tensor:

@@ -30,7 +30,7 @@ from dicache.runtime.module_call import RowsToRun
 from dicache.runtime.owner import Owner
 from dicache.runtime.run_state import Inputs
 from dicache.runtime.session import Session
-from dicache.slots.joint_calls import CallRows, rows_apart, spread
+from dicache.slots.joint_calls import CallRows, layout_of, rows_apart, spread
 from dicache.solvers.timeline import Clock
 from dicache.tensors.tree import Tree, filled
 from dicache.types import Kind, Site
@@ -110,6 +110,7 @@ class SlotCall:
         self.slot, self.inputs, self.named = slot, inputs, named
         self.latent = latent_of(slot.family, named)
         self.branch, self.key = branch, call_key(named)
+        self.layout = layout_of(inputs, self.rows, slot.family.time)
         self.kind: Hashable = None
         """What it must have alike with others to run with them."""
         self.part: CallRows | None = None
@@ -136,7 +137,7 @@ class SlotCall:
             call.run.overhead += time.perf_counter() - started
         if not rows.none:
             some = rows_apart(rows.computed, self.latent.device)
-            self.part = CallRows(self.inputs, self.rows, some, self.latent.device)
+            self.part = CallRows(self.inputs, self.layout, some, self.latent.device)
 
     def compute_all_or_none(self, everything: CallRows) -> None:
         """Where some of the rows compute, `everything` does."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dicache.integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from dicache.integrations import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
 STEPS, SCALE = 20, 4.0
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAZY = [
     "dicache",
     *(f"dicache.{name}" for name in ("approximators", "controllers", "estimators", "finders", "importers", "models")),
-    *(f"dicache.{name}" for name in ("probes", "reference", "schedules", "serve")),
+    *(f"dicache.{name}" for name in ("probes", "reference", "schedules", "serve", "integrations")),
 ]
 PUBLIC = [
     *("Cache", "Config", "Family", "Fitted", "Generated", "Memory", "ParetoSet", "Profile", "Psnr", "Report"),

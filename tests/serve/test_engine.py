@@ -16,8 +16,13 @@ from helpers.requesting import call_of
 from pipelines import tiny
 from pipelines.controls import draw_unet, make_unet
 from pipelines.neighbours import quiet
+from pipelines.table import PIPELINES
 
 LONG = 600.0
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),  # Mochi, at every run
+    pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning"),  # the autoencoder of Stable Audio
+]
 MADE: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "flux": (tiny.make_flux, tiny.draw_flux, {"guided": True}),
     "sd3": (tiny.make_sd3, tiny.draw_sd3, {}),
@@ -27,8 +32,16 @@ MADE: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 
 
+APART = {
+    *("SD3 perturbed attention", "PixArt perturbed attention", "Wan 2.2, two experts"),  # refused
+    *("Bria", "HunyuanDiT ControlNet"),  # what draws them changes the pipeline between its calls
+}
+
+
 def latents(output: Any) -> torch.Tensor:
-    return torch.as_tensor(output[0] if isinstance(output, tuple) else next(iter(output.values())))
+    """The first thing that a pipeline gave, of all samples."""
+    first = output[0] if isinstance(output, tuple) else next(iter(output.values()))
+    return torch.stack([torch.as_tensor(each) for each in first]) if isinstance(first, list) else torch.as_tensor(first)
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +214,51 @@ def test_audits_are_the_errors_of_the_latents(flux):
     assert error > 0
     (audited,) = engine.audits
     assert audited.error == pytest.approx(error, rel=1e-3) and audited.budget == 0.5
+
+
+@pytest.mark.parametrize("name", sorted(PIPELINES.keys() - APART))
+def test_requests_of_every_pipeline_are_as_alone(name):
+    tiny_one = PIPELINES[name]
+    pipe, jobs = quiet(tiny_one.make()), [(1, 0.5, 3), (2, 0.0, 5)]
+    alone = []
+    for sample, budget, steps in jobs:
+        with dicache.enable(pipe, error_budget=budget) as cache:
+            output = pipe(**call_of(pipe, tiny_one.draw, sample, steps))
+            alone.append((latents(output), cache.report().to_dict()["samples"][0]["actions"]))
+    with Engine(pipe, slots=2) as engine:
+        calls = [call_of(pipe, tiny_one.draw, sample, steps) for sample, _, steps in jobs]
+        served = [engine.submit(call, error_budget=job[1]) for call, job in zip(calls, jobs, strict=True)]
+        for request, (expected, actions) in zip(served, alone, strict=True):
+            result = request.result(LONG)
+            assert result.report.to_dict()["samples"][0]["actions"] == actions
+            assert torch.allclose(latents(result.output), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_what_changes_the_model_while_it_runs_is_refused():
+    pipe = quiet(PIPELINES["SD3 perturbed attention"].make())
+    with pytest.raises(ModeError, match="while it runs"):
+        Engine(pipe)
+    pipe = quiet(PIPELINES["Wan 2.2, two experts"].make())
+    with pytest.raises(ModeError, match="one denoiser"):
+        Engine(pipe)
+
+
+def test_the_precision_that_a_pipeline_runs_in_is_its_own():
+    """Autocast belongs to a thread: the one that makes the calls takes it over."""
+
+    class Autocast(type(quiet(tiny.make_flux()))):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().__call__(*args, **kwargs)
+
+    pipe = quiet(tiny.make_flux())
+    plain = latents(pipe(**flux_call(pipe)))
+    pipe.__class__ = Autocast
+    seen = list[torch.dtype]()
+    handle = pipe.transformer.register_forward_pre_hook(
+        lambda *_: seen.append(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else None
+    )
+    with Engine(pipe, slots=2, error_budget=0.0) as engine:
+        drawn = latents(engine(flux_call(pipe)).output)
+    handle.remove()
+    assert seen and set(seen) == {torch.bfloat16} and not torch.equal(drawn.float(), plain.float())
