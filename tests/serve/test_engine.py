@@ -243,6 +243,7 @@ def test_what_changes_the_model_while_it_runs_is_refused():
         Engine(pipe)
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # of torch, as without dicache
 def test_the_precision_that_a_pipeline_runs_in_is_its_own():
     """Autocast belongs to a thread: the one that makes the calls takes it over."""
 
