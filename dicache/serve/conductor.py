@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dicache.errors import BusyError
 from dicache.serve.request import CancelledError, Request, Totals
 from dicache.slots.slots import Slots
 
@@ -67,12 +68,14 @@ class Conductor:
         self.slots, self.changed, self.baton, self.running = slots, changed, baton, running
         self.counts, self.is_over = counts, is_over
         self.waiting: list[Waiting] = []
-        self.last = LEAST
+        self.last, self.ended = LEAST, False
 
     def met(self, request: Request, inputs: Mapping[str, Any]) -> Any:  # noqa: ANN401
         """What the denoiser gives, when the conductor has made the call. Others run meanwhile."""
         waiting = Waiting(request, inputs, self.slots.branch, mode(), Future())
         with self.changed:
+            if self.ended:
+                raise BusyError("the engine has ended: nobody calls the denoiser any more.")
             request.loops = True
             self.waiting.append(waiting)
             self.changed.notify_all()
@@ -84,11 +87,20 @@ class Conductor:
         return output
 
     def conduct(self) -> None:
-        with torch.no_grad():
-            while (meeting := self._meeting()) is not None:
-                started = time.monotonic()
-                self._step(meeting)
-                self.last = time.monotonic() - started
+        """Until all is over. Nobody waits for it after that."""
+        meeting: list[Waiting] | None = []
+        try:
+            with torch.no_grad():
+                while (meeting := self._meeting()) is not None:
+                    started = time.monotonic()
+                    self._step(meeting)
+                    self.last = time.monotonic() - started
+        finally:
+            with self.changed:
+                self.ended = True
+                for waiting in [*(meeting or []), *self.waiting]:
+                    if not waiting.output.done():
+                        waiting.output.set_exception(BusyError("the engine has ended."))
 
     def _meeting(self) -> list[Waiting] | None:
         """What has been handed in, once all that are about to call have called or waiting for them takes too long; None

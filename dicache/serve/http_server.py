@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -107,6 +108,11 @@ def app(
 
     application = FastAPI(title="dicache", lifespan=life)
 
+    @application.exception_handler(RequestValidationError)
+    async def unreadable(_: Request, error: RequestValidationError) -> Response:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in error.errors())
+        return _refused(PipelineError(wrong), 422)
+
     @application.post("/generate")
     async def generate(asked: GenerateBody, http: Request) -> Response:
         engine: Engine = application.state.engine
@@ -130,6 +136,9 @@ def app(
             return await asyncio.to_thread(
                 _answer, served, request.id, "application/json" in http.headers.get("accept", "")
             )
+        except asyncio.CancelledError:  # the server ends
+            request.cancel()
+            raise
         except CancelledError as error:
             return _refused(error, HUNG_UP)
         except (DicacheError, TypeError, ValueError) as error:  # what pipelines refuse

@@ -38,6 +38,7 @@ class Request:
     def __init__(self, call: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
         self.id, self.call, self.asked = uuid4().hex, dict(call), dict(asked)
         self.future: Future[Served] = Future()
+        self.future.set_running_or_notify_cancel()  # who waits for it cannot end it but by `cancel`
         self.cancelled, self.loops = False, False
         self.slot: Slot | None = None
         self.loop = Loop()

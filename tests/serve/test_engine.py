@@ -263,3 +263,19 @@ def test_the_precision_that_a_pipeline_runs_in_is_its_own():
         drawn = latents(engine(flux_call(pipe)).output)
     handle.remove()
     assert seen and set(seen) == {torch.bfloat16} and not torch.equal(drawn.float(), plain.float())
+
+
+def test_where_the_conductor_ends_nobody_waits_for_it(flux, monkeypatch):
+    engine = Engine(flux, slots=2, error_budget=0.1)
+
+    def fails(_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(engine.conductor, "_step", fails)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    requests = [engine.submit(flux_call(flux)) for _ in range(3)]
+    for request in requests:
+        with pytest.raises(BusyError, match="has ended"):
+            request.result(LONG)
+    assert not engine.alive
+    engine.close()

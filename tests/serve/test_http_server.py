@@ -136,7 +136,7 @@ def test_many_clients_at_once_are_served_together(server):
 )
 def test_what_cannot_be_served_says_why(server, body, status, word):
     answer = server.draw(**body)
-    assert answer.status == status and word in answer.data.decode()
+    assert answer.status == status and word in json.loads(answer.data)["error"]
 
 
 def test_health_and_numbers(server):
