@@ -97,6 +97,7 @@ class Cache(Reported):
         *,
         branches: Sequence[str | None] | None = None,
         return_exceptions: bool = False,
+        group: int | None = None,
     ) -> list[Any]:
         """One denoiser call of each of the slots, at whatever step each is: `inputs[i]` is what the denoiser would be
         called with for `slots[i]` alone, by name, and `result[i]` what it would return.
@@ -105,12 +106,17 @@ class Cache(Reported):
         same shapes, devices and switches), each at its own time, and no call is made where none does. Guidance branches
         are rows of a slot's call, or calls of their own in steps of their own, then best with a name in `branches`.
 
+        With a `group` exactly so many calls run together, padded with copies where there are fewer: a slot then gets
+        the same bits whatever runs beside it. Padding is in no report.
+
         Raises SlotError for slots that left, are not of this cache or are there twice, and for inputs that the denoiser
         does not take; else whatever the denoiser raises, after the other slots were served: what they were to get is
         lost unless `return_exceptions`, which puts errors in the places of results. A slot that failed may repeat its
-        call.
+        call. ModeError for a group that is no whole number of 1 or more.
         """
-        return self._open_slots().step(slots, inputs, branches, return_exceptions=return_exceptions)
+        if group is not None and (isinstance(group, bool) or not isinstance(group, int) or group < 1):
+            raise ModeError(f"group is {group!r}. Expected a whole number of 1 or more, for example 4.")
+        return self._open_slots().step(slots, inputs, branches, return_exceptions=return_exceptions, group=group)
 
     def _open_slots(self) -> Slots:
         if not self._attachments:

@@ -29,6 +29,10 @@ def serve(
     audit: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of requests that are drawn again uncached, for /metrics.")
     ] = 0.0,
+    batch_invariant: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many requests in every call, padded: the same bits whatever runs beside them."),
+    ] = None,
     source: Source,
     call: PipelineCall,
 ) -> None:
@@ -56,7 +60,8 @@ def serve(
     )
     if profile is not None and speedup is None:
         asked["profile"] = profile
-    options = {"slots": slots, "queue": queue, "largest_budget": largest_budget, "audit": audit}
+    options: dict[str, Any] = {"slots": slots, "queue": queue, "largest_budget": largest_budget, "audit": audit}
+    options["batch_invariant"] = batch_invariant
     defaults = {"num_inference_steps": source_ready.steps, **source_ready.call}
     application = app(source_ready.pipe, defaults=defaults, **options, **asked)
     print(f"serving {type(source_ready.pipe).__name__}; try: curl http://{host}:{port}/health", flush=True)

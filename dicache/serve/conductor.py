@@ -64,9 +64,10 @@ class Conductor:
         running: Mapping[str, Request],
         counts: Totals,
         is_over: Callable[[], bool],
+        group: int | None,
     ) -> None:
         self.slots, self.changed, self.baton, self.running = slots, changed, baton, running
-        self.counts, self.is_over = counts, is_over
+        self.counts, self.is_over, self.group = counts, is_over, group
         self.waiting: list[Waiting] = []
         self.last, self.ended = LEAST, False
 
@@ -139,6 +140,6 @@ class Conductor:
         inputs, branches = [waiting.inputs for waiting in meeting], [waiting.branch for waiting in meeting]
         try:
             with kind.entered():
-                return self.slots.step(slots, inputs, branches, return_exceptions=True)
+                return self.slots.step(slots, inputs, branches, return_exceptions=True, group=self.group)
         except BaseException as error:
             return [error] * len(meeting)

@@ -44,7 +44,8 @@ class Engine:
     At most `slots` requests run at once and `queue` wait. `largest_budget` lets requests by `error_budget` spend more,
     never above it, when some wait: as much more as there are requests for a slot, and the report says so. A share of
     `audit` of the requests that bring a generator is drawn again uncached, once they are served, and its true error
-    noted down in `audits`.
+    noted down in `audits`. With `batch_invariant` exactly so many requests run in one call, padded where there are
+    fewer, so that a request draws the same bits whatever runs beside it; how much was padding stands in `padding`.
 
     Raises what `enable` raises, and ModeError for a pipeline of two denoisers or one that is moved between devices as a
     whole (`enable_model_cpu_offload`).
@@ -58,10 +59,14 @@ class Engine:
         queue: int = 64,
         largest_budget: float | None = None,
         audit: float = 0.0,
+        batch_invariant: int | None = None,
         **asked: Any,  # noqa: ANN401
     ) -> None:
-        if slots < 1 or queue < 0:
-            raise ModeError(f"slots={slots}, queue={queue}: expected a slot or more, and 0 or more that wait.")
+        if slots < 1 or queue < 0 or (batch_invariant is not None and batch_invariant < 1):
+            raise ModeError(
+                f"slots={slots}, queue={queue}, batch_invariant={batch_invariant}: expected a slot or more, 0 or more "
+                "that wait, and groups of 1 or more."
+            )
         if getattr(pipe, "_all_hooks", None):
             raise ModeError(
                 "the pipeline's parts take turns on the device (enable_model_cpu_offload), and requests that run at "
@@ -69,7 +74,8 @@ class Engine:
             )
         if hasattr(pipe, "_set_pag_attn_processor"):
             raise ModeError(CHANGES.format(type(pipe).__name__))
-        self.pipe, self.largest, self.audit, self.chance = pipe, largest_budget, parse_audit(audit, True), Random(0)
+        self.pipe, self.largest, self.chance = pipe, largest_budget, Random(0)
+        self.audit = parse_audit(audit, True)
         self.audits: list[Audited] = []
         self.asked = asked or {"error_budget": 0.05}
         self.cache = enable(pipe, **self.asked)
@@ -83,7 +89,9 @@ class Engine:
         """Held by the one request that runs outside of the denoiser."""
         self.changed = threading.Condition()
         self.closed = False
-        self.conductor = Conductor(self.slots, self.changed, self.baton, self.running, self.counts, self._is_over)
+        self.conductor = Conductor(
+            self.slots, self.changed, self.baton, self.running, self.counts, self._is_over, batch_invariant
+        )
         self.threads = [threading.Thread(target=self.conductor.conduct, daemon=True, name="dicache conductor")]
         self.threads += [threading.Thread(target=self._work, daemon=True, name=f"dicache {i}") for i in range(slots)]
         for thread in self.threads:
@@ -130,6 +138,12 @@ class Engine:
     def most_at_once(self) -> int:
         """Its slots."""
         return len(self.threads) - 1
+
+    @property
+    def padding(self) -> float:
+        """The share of all rows so far that filled groups."""
+        runs = self.slots.runs
+        return runs.padding / runs.rows if runs.rows else 0.0
 
     @property
     def alive(self) -> bool:

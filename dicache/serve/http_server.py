@@ -207,6 +207,7 @@ class Numbers(Collector):
                 "dicache_steps", "Joint calls of the denoiser, or none where all skipped.", counts.steps
             ),
             CounterMetricFamily("dicache_calls", "Denoiser calls that requests made in them.", counts.calls),
+            GaugeMetricFamily("dicache_padding", "Share of all rows that filled groups.", engine.padding),
             GaugeMetricFamily("dicache_running", "Requests that run.", len(engine.running)),
             GaugeMetricFamily("dicache_waiting", "Requests that wait.", len(engine.queue)),
         ]

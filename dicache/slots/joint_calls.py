@@ -120,7 +120,7 @@ def joined(parts: Sequence[CallRows]) -> dict[str, Tree]:
 def _joined(name: str, values: Sequence[Tree], parts: Sequence[CallRows]) -> Tree:
     value, layout = values[0], parts[0].layout
     if name in layout.times and _without_rows(value):
-        return _upon_each_other([_for_rows(each, part) for each, part in zip(values, parts, strict=True)])
+        return _upon_each_other([_time(each, part) for each, part in zip(values, parts, strict=True)])
     if isinstance(value, Tensor) and layout.belongs(name, value):
         return _upon_each_other([_of(each, part.some) for each, part in zip(values, parts, strict=True)])
     if isinstance(value, Mapping):
@@ -142,9 +142,22 @@ def times_of(parts: Sequence[CallRows]) -> list[Tensor]:
 
 def at_time_of(part: CallRows, other: CallRows) -> CallRows:
     """The same call at the time of the other's first row."""
-    (name,) = (n for n in part.inputs if n in part.layout.times and part.inputs[n] is not None)
-    time = _time(other.inputs[name], other)[:1]
-    return part._replace(inputs={**part.inputs, name: time.expand(part.layout.rows, *time.shape[1:]).contiguous()})
+    return _at(part, _time(other.inputs[_named(part)], other)[:1])
+
+
+def at_half_its_time(part: CallRows) -> CallRows:
+    """The same call at half the time of its first row."""
+    time = _time(part.inputs[_named(part)], part)[:1]
+    return _at(part, (time / 2).to(time.dtype))
+
+
+def _named(part: CallRows) -> str:
+    return next(name for name in part.inputs if name in part.layout.times and part.inputs[name] is not None)
+
+
+def _at(part: CallRows, time: Tensor) -> CallRows:
+    everywhere = time.expand(part.layout.rows, *time.shape[1:]).contiguous()
+    return part._replace(inputs={**part.inputs, _named(part): everywhere})
 
 
 def cut(output: Tree, parts: Sequence[CallRows]) -> list[Tree]:

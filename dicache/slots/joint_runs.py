@@ -4,16 +4,21 @@ Whether a denoiser treats every row as it would alone is tried at the first join
 again by itself. Whether it takes a time for each row is tried where they first differ: that part runs at its own time
 and at the first row's, and what the joint call gave must be the former. Where it is not, calls run one by one. What
 fails together is tried one by one too, so that a request that cannot be run harms no other.
+
+In a `group` exactly so many run together, with copies of the last one where there are fewer: kernels then meet the same
+shapes whatever else there is, and an output has the same bits in any company. Which rows may run together is tried
+before anything else then, on the first part and a copy of it at half its time.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
+from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from dicache.slots.joint_calls import CallRows, alike, at_time_of, cut, joined, times_of
+from dicache.slots.joint_calls import CallRows, alike, at_half_its_time, at_time_of, cut, joined, times_of
 from dicache.slots.slot import SlotCall
 from dicache.tensors.mac_meter import MacCounter
 from dicache.tensors.tree import Tree, plain, tensors
@@ -38,6 +43,8 @@ class JointRuns:
 
     def __init__(self, denoiser: nn.Module, *, together: bool) -> None:
         self.denoiser, self.together = denoiser, together
+        self.rows = self.padding = 0
+        """That were computed so far, and how many more to fill groups."""
         self.forget()
 
     def forget(self) -> None:
@@ -49,12 +56,14 @@ class JointRuns:
         self.takes_times: dict[Kind, bool] = {}
         """The same of parts at other times."""
 
-    def run(self, calls: Mapping[int, SlotCall]) -> dict[int, Any]:
+    def run(self, calls: Mapping[int, SlotCall], group: int | None = None) -> dict[int, Any]:
         """What each call's rows give, an Exception where that failed; None where none computes."""
         outputs = dict.fromkeys(calls)
         parts = {i: call.part for i, call in calls.items() if call.part is not None}
-        for kind, group in self._groups(calls, parts):
-            outputs.update(zip(group, self._outputs(kind, [parts[i] for i in group]), strict=True))
+        for kind, indices in self._groups(calls, parts):
+            some = [parts[i] for i in indices]
+            results = self._outputs(kind, some) if group is None else self._grouped(kind, some, group)
+            outputs.update(zip(indices, results, strict=True))
         return outputs
 
     def _groups(self, calls: Mapping[int, SlotCall], parts: Mapping[int, CallRows]) -> list[tuple[Kind, list[int]]]:
@@ -84,13 +93,41 @@ class JointRuns:
             tried = False
         return outputs if tried else [self._alone(kind, part) for part in parts]
 
-    def _alone(self, kind: Kind, part: CallRows) -> Any:  # noqa: ANN401
+    def _alone(self, kind: Kind, part: CallRows, group: int = 1) -> Any:  # noqa: ANN401
         try:
-            return self._joint(kind, [part])[0]
+            return self._filled(kind, [part], group)[0]
         except Exception as error:
             return error
 
+    def _grouped(self, kind: Kind, parts: Sequence[CallRows], group: int) -> list[Any]:
+        """The same, of groups of always as many."""
+        if not self.together or not self._takes_groups(kind, parts[0]):
+            return [self._alone(kind, part) for part in parts]
+        outputs: list[Any] = []
+        for k in range(0, len(parts), group):
+            some = parts[k : k + group]
+            try:
+                outputs += self._filled(kind, some, group)
+            except Exception:
+                outputs += [self._alone(kind, part, group) for part in some]
+        return outputs
+
+    def _filled(self, kind: Kind, parts: Sequence[CallRows], group: int) -> list[Tree]:
+        missing = group - len(parts)
+        self.padding += missing * parts[0].computed
+        return self._joint(kind, [*parts, *[parts[-1]] * missing])[: len(parts)]
+
+    def _takes_groups(self, kind: Kind, part: CallRows) -> bool:
+        if kind not in self.takes_times:
+            parts = [part, at_half_its_time(part)]
+            try:
+                self._as_alone(kind, parts, times_of(parts), self._joint(kind, parts), at_one=False)
+            except Exception:
+                return False
+        return self.takes_times.get(kind, False)
+
     def _joint(self, kind: Kind, parts: Sequence[CallRows]) -> list[Tree]:
+        self.rows += sum(part.computed for part in parts)
         run = partial(self.denoiser, **joined(parts))
         if kind.inputs in self.costs:
             return cut(run(), parts)
@@ -117,6 +154,8 @@ class JointRuns:
         i = len(parts) - 1 if at_one else max(range(len(parts)), key=far.__getitem__)
         own = self.denoiser(**joined([parts[i]]))
         missed, length = _apart(outputs[i], own), _length(own)
+        if not isfinite(length):  # of what is no number nothing can be told
+            return True
         if at_one:
             rounding = max(torch.finfo(t.dtype).eps for t in tensors(plain(own)) if t.is_floating_point())
             self.takes_rows[kind] = missed <= max(LEAST, ROUNDED * rounding) * length

@@ -105,6 +105,7 @@ class Slots:
         branches: Sequence[Branch] | None = None,
         *,
         return_exceptions: bool = False,
+        group: int | None = None,
     ) -> list[Tree]:
         """As `Cache.step`."""
         named = [None] * len(slots) if branches is None else list(branches)
@@ -131,7 +132,7 @@ class Slots:
                     results[i] = error
                     del calls[i]
             with self._resting():
-                outputs = self.runs.run(calls)
+                outputs = self.runs.run(calls, group)
             for i, call in calls.items():
                 results[i] = self._ended(call, outputs[i])
         failed = [results[i] for i in range(len(slots)) if isinstance(results[i], Exception)]

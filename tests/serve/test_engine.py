@@ -12,6 +12,7 @@ import dicache
 from dicache.errors import BudgetError, BusyError, ModeError, PipelineError
 from dicache.serve.engine import Engine
 from dicache.serve.request import CancelledError, Request
+from helpers.fuzzing import LONG as LONGER
 from helpers.requesting import call_of
 from pipelines import tiny
 from pipelines.controls import draw_unet, make_unet
@@ -279,3 +280,25 @@ def test_where_the_conductor_ends_nobody_waits_for_it(flux, monkeypatch):
             request.result(LONG)
     assert not engine.alive
     engine.close()
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "unet"])
+def test_in_groups_a_request_draws_the_same_bits_in_any_company(name):
+    make, draw, options = MADE[name]
+    pipe, chance = quiet(make()), random.Random(2)
+    jobs = [(sample, chance.choice([0.0, 0.1, 0.5]), chance.choice([3, 4, 6])) for sample in range(4)]
+
+    def submitted(engine: Engine, job: tuple[int, float, int]) -> Request:
+        return engine.submit(call_of(pipe, draw, job[0], job[2], **options), error_budget=job[1])
+
+    with Engine(pipe, slots=4, queue=100, batch_invariant=3) as engine:
+        alone = [latents(submitted(engine, job).result(LONG).output) for job in jobs]
+        assert engine.padding == pytest.approx(2 / 3, abs=0.1)
+        for _ in range(3 * LONGER):
+            mixed = [chance.randrange(len(jobs)) for _ in range(8)]
+            requests = [submitted(engine, jobs[i]) for i in mixed]
+            for i, request in zip(mixed, requests, strict=True):
+                assert torch.equal(latents(request.result(LONG).output), alone[i])
+        assert engine.padding < 0.6
+    with pytest.raises(ModeError, match="batch_invariant=0"):
+        Engine(pipe, batch_invariant=0)
