@@ -19,7 +19,7 @@ SHARE, LEAST = 0.25, 0.005
 """How long it waits for others: this share of the last step, and seconds at least."""
 
 
-class Mode(NamedTuple):
+class Precision(NamedTuple):
     """In which precision a request's thread is about to compute: autocast is a thread's own."""
 
     autocast: tuple[tuple[str, torch.dtype], ...]
@@ -30,15 +30,15 @@ class Mode(NamedTuple):
         if not self.autocast:
             yield
             return
-        (device, dtype), *others = self.autocast
-        with torch.autocast(device, dtype), Mode(tuple(others)).entered():
+        (device, dtype), *further = self.autocast
+        with torch.autocast(device, dtype), Precision(tuple(further)).entered():
             yield
 
 
-def mode() -> Mode:
+def precision() -> Precision:
     """Of this thread."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    return Mode(tuple((d, torch.get_autocast_dtype(d)) for d in devices if torch.is_autocast_enabled(d)))
+    return Precision(tuple((d, torch.get_autocast_dtype(d)) for d in devices if torch.is_autocast_enabled(d)))
 
 
 class Waiting(NamedTuple):
@@ -47,7 +47,7 @@ class Waiting(NamedTuple):
     request: Request
     inputs: Mapping[str, Any]
     branch: str | None
-    mode: Mode
+    precision: Precision
     output: "Future[Any]"
 
 
@@ -73,7 +73,7 @@ class Conductor:
 
     def met(self, request: Request, inputs: Mapping[str, Any]) -> Any:  # noqa: ANN401
         """What the denoiser gives, when the conductor has made the call. Others run meanwhile."""
-        waiting = Waiting(request, inputs, self.slots.branch, mode(), Future())
+        waiting = Waiting(request, inputs, self.slots.branch, precision(), Future())
         with self.changed:
             if self.ended:
                 raise BusyError("the engine has ended: nobody calls the denoiser any more.")
@@ -123,8 +123,8 @@ class Conductor:
         if not meeting:
             return
         outputs: dict[int, Any] = {}
-        for kind in dict.fromkeys(waiting.mode for waiting in meeting):
-            some = [i for i, waiting in enumerate(meeting) if waiting.mode == kind]
+        for kind in dict.fromkeys(waiting.precision for waiting in meeting):
+            some = [i for i, waiting in enumerate(meeting) if waiting.precision == kind]
             outputs.update(zip(some, self._outputs(kind, [meeting[i] for i in some]), strict=True))
         self.counts.steps, self.counts.calls = self.counts.steps + 1, self.counts.calls + len(meeting)
         for i, waiting in enumerate(meeting):
@@ -135,7 +135,7 @@ class Conductor:
             else:
                 waiting.output.set_result(output)
 
-    def _outputs(self, kind: Mode, meeting: Sequence[Waiting]) -> list[Any]:
+    def _outputs(self, kind: Precision, meeting: Sequence[Waiting]) -> list[Any]:
         slots = [waiting.request.slot for waiting in meeting if waiting.request.slot is not None]
         inputs, branches = [waiting.inputs for waiting in meeting], [waiting.branch for waiting in meeting]
         try:

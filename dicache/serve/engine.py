@@ -221,7 +221,7 @@ class Engine:
                 raise CancelledError("the request was cancelled before it began.")
             twin = self._twin(request)
             slot = request.slot = self.slots.join(twin.scheduler, loop=lambda: request.loop, **request.asked)
-            if steered := [name for name in vars(self.pipe) if STEERS in name and getattr(self.pipe, name) is not None]:
+            if steered := [n for n, part in vars(self.pipe).items() if STEERS in n and part is not None]:
                 slot.session.note(f"{', '.join(steered)}: runs for every request at every step, and is in no count.")
             with slot:
                 output = twin(**request.call)

@@ -24,12 +24,14 @@ import torch
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from PIL.Image import Image
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from pydantic import BaseModel, ConfigDict, Field
 
 from dicache.errors import BusyError, DicacheError, PipelineError
+from dicache.fanout.workers import is_factory
 from dicache.hosts.pipeline_call import guided, taken_by
 from dicache.serve.engine import Engine
 from dicache.serve.request import CancelledError, Served
@@ -65,8 +67,7 @@ class GenerateBody(BaseModel):
 
     def options(self) -> dict[str, Any]:
         """As `Engine.submit` takes them."""
-        named = ("error_budget", "speedup", "evaluations", "confidence")
-        return {name: value for name in named if (value := getattr(self, name)) is not None}
+        return self.model_dump(include={"error_budget", "speedup", "evaluations", "confidence"}, exclude_none=True)
 
     def call(self, pipe: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
         """As the pipeline takes it; the noise is that of the seed, on the host."""
@@ -94,7 +95,7 @@ def app(
 
     @asynccontextmanager
     async def life(application: FastAPI) -> AsyncIterator[None]:
-        made = pipe() if _is_factory(pipe) else pipe
+        made = pipe() if is_factory(pipe) else pipe
         engine = application.state.engine = Engine(made, **options)
         registry = CollectorRegistry()
         registry.register(Numbers(engine))
@@ -191,7 +192,7 @@ class Numbers(Collector):
         engine, counts = self.engine, self.engine.counts
         requests = CounterMetricFamily("dicache_requests", "Requests by what became of them.", labels=["outcome"])
         for outcome in ("served", "failed", "cancelled", "refused"):
-            requests.add_metric([outcome], getattr(counts, outcome))
+            requests.add_metric([outcome], vars(counts)[outcome])
         work = CounterMetricFamily("dicache_macs", "Multiply-accumulates of the denoiser.", labels=["kind"])
         work.add_metric(["executed"], counts.executed)
         work.add_metric(["uncached"], counts.uncached)
@@ -211,10 +212,6 @@ class Numbers(Collector):
             GaugeMetricFamily("dicache_running", "Requests that run.", len(engine.running)),
             GaugeMetricFamily("dicache_waiting", "Requests that wait.", len(engine.queue)),
         ]
-
-
-def _is_factory(pipe: Any) -> bool:  # noqa: ANN401
-    return callable(pipe) and not hasattr(pipe, "scheduler")
 
 
 def _worth_while_after(engine: Engine) -> int:
@@ -256,7 +253,7 @@ def _pictures(output: Any) -> list[Any]:  # noqa: ANN401
     values = output if isinstance(output, tuple) else tuple(output.values())
     pictures = values[0] if values else []
     first = pictures[0] if isinstance(pictures, list) and pictures else None
-    if not (hasattr(first, "save") or (isinstance(first, list) and first and hasattr(first[0], "save"))):
+    if not isinstance(first[0] if isinstance(first, list) and first else first, Image):
         raise PipelineError(
             f"the pipeline gave a {type(pictures).__name__}. Expected pictures of PIL: output_type='pil'."
         )

@@ -29,7 +29,7 @@ LEAST, ROUNDED = 1e-3, 8.0
 """How far it may be off by rounding: relative, and in steps of the precision."""
 
 
-class Kind(NamedTuple):
+class RowKind(NamedTuple):
     """What parts have alike that may run together."""
 
     inputs: Hashable
@@ -51,9 +51,9 @@ class JointRuns:
         """The model is another."""
         self.costs: dict[Hashable, float] = {}
         """What one row of a kind of call costs."""
-        self.takes_rows: dict[Kind, bool] = {}
+        self.takes_rows: dict[RowKind, bool] = {}
         """Of a kind, whether parts may run together; as far as that was tried."""
-        self.takes_times: dict[Kind, bool] = {}
+        self.takes_times: dict[RowKind, bool] = {}
         """The same of parts at other times."""
 
     def run(self, calls: Mapping[int, SlotCall], group: int | None = None) -> dict[int, Any]:
@@ -66,11 +66,11 @@ class JointRuns:
             outputs.update(zip(indices, results, strict=True))
         return outputs
 
-    def _groups(self, calls: Mapping[int, SlotCall], parts: Mapping[int, CallRows]) -> list[tuple[Kind, list[int]]]:
+    def _groups(self, calls: Mapping[int, SlotCall], parts: Mapping[int, CallRows]) -> list[tuple[RowKind, list[int]]]:
         """Which of them may run together: of one kind, sharing what is shared."""
-        groups: list[tuple[Kind, list[int]]] = []
+        groups: list[tuple[RowKind, list[int]]] = []
         for i, part in parts.items():
-            kind = Kind(calls[i].kind, part.layout.rows, part.computed)
+            kind = RowKind(calls[i].kind, part.layout.rows, part.computed)
             fitting = (g for k, g in groups if self.together and k == kind and alike(parts[g[0]], part))
             group = next(fitting, None)
             if group is None:
@@ -79,7 +79,7 @@ class JointRuns:
                 group.append(i)
         return groups
 
-    def _outputs(self, kind: Kind, parts: Sequence[CallRows]) -> list[Any]:
+    def _outputs(self, kind: RowKind, parts: Sequence[CallRows]) -> list[Any]:
         """Of each part, of one kind and alike; an Exception where it cannot be run."""
         times = times_of(parts)
         at_one = all(bool((time == times[0].flatten()[0]).all()) for time in times if len(time))
@@ -93,13 +93,13 @@ class JointRuns:
             tried = False
         return outputs if tried else [self._alone(kind, part) for part in parts]
 
-    def _alone(self, kind: Kind, part: CallRows, group: int = 1) -> Any:  # noqa: ANN401
+    def _alone(self, kind: RowKind, part: CallRows, group: int = 1) -> Any:  # noqa: ANN401
         try:
             return self._filled(kind, [part], group)[0]
         except Exception as error:
             return error
 
-    def _grouped(self, kind: Kind, parts: Sequence[CallRows], group: int) -> list[Any]:
+    def _grouped(self, kind: RowKind, parts: Sequence[CallRows], group: int) -> list[Any]:
         """The same, of groups of always as many."""
         if not self.together or not self._takes_groups(kind, parts[0]):
             return [self._alone(kind, part) for part in parts]
@@ -112,12 +112,12 @@ class JointRuns:
                 outputs += [self._alone(kind, part, group) for part in some]
         return outputs
 
-    def _filled(self, kind: Kind, parts: Sequence[CallRows], group: int) -> list[Tree]:
+    def _filled(self, kind: RowKind, parts: Sequence[CallRows], group: int) -> list[Tree]:
         missing = group - len(parts)
         self.padding += missing * parts[0].computed
         return self._joint(kind, [*parts, *[parts[-1]] * missing])[: len(parts)]
 
-    def _takes_groups(self, kind: Kind, part: CallRows) -> bool:
+    def _takes_groups(self, kind: RowKind, part: CallRows) -> bool:
         if kind not in self.takes_times:
             parts = [part, at_half_its_time(part)]
             try:
@@ -126,7 +126,7 @@ class JointRuns:
                 return False
         return self.takes_times.get(kind, False)
 
-    def _joint(self, kind: Kind, parts: Sequence[CallRows]) -> list[Tree]:
+    def _joint(self, kind: RowKind, parts: Sequence[CallRows]) -> list[Tree]:
         self.rows += sum(part.computed for part in parts)
         run = partial(self.denoiser, **joined(parts))
         if kind.inputs in self.costs:
@@ -138,7 +138,7 @@ class JointRuns:
 
     def _as_alone(
         self,
-        kind: Kind,
+        kind: RowKind,
         parts: Sequence[CallRows],
         times: Sequence[torch.Tensor],
         outputs: Sequence[Tree],
