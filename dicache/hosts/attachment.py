@@ -11,12 +11,14 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from dicache.config import Config
 from dicache.hosts.checks import check_apart, check_eager, check_free, check_offloaded
 from dicache.hosts.compiled_blocks import Compilation, refuse_wrapped
 from dicache.hosts.denoiser_call import DenoiserCalls
 from dicache.hosts.module_hook import NAME, FirstHook, Hooks, SessionHook, Uncopied, registry_of
+from dicache.parallel.ranks import Ranks
 from dicache.hosts.running_pipeline import loop_of
 from dicache.models.family import Family
 from dicache.models.find_blocks import check_streams, family_of, find
@@ -31,7 +33,7 @@ from dicache.tokens.token_site import TokenSite
 class Attachment(Uncopied):
     """A session on a denoiser; `compiling` are the options of `torch.compile` for its blocks, None to compile none.
 
-    Raises UnsupportedModelError, AlreadyEnabledError or ModeError, and then has changed nothing.
+    Raises UnsupportedModelError, AlreadyEnabledError, ModeError or RanksError, and then has changed nothing.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Attachment(Uncopied):
         clock: Clock,
         compiling: Mapping[str, Any] | None = None,
         family: Family | None = None,
+        ranks: ProcessGroup | None = None,
     ) -> None:
         self.family = family_of(denoiser, family)
         parts = find(denoiser, self.family)
@@ -63,6 +66,7 @@ class Attachment(Uncopied):
             check_eager(denoiser, parts.blocks.values(), compiling)
             make = partial(TokenSite, self.family)
         self.denoiser, self.session = denoiser, Session(config, clock, sites, owner, make)
+        self.session.sums_of = Ranks(denoiser, config, ranks).begin_run
         if config.judged_by_others:
             self.session.note(f"the estimate is as good as your own {', '.join(config.judged_by_others)}.")
         self.hooks, self.handles = Hooks(denoiser, self.session), list[Any]()

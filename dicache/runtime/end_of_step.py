@@ -46,6 +46,7 @@ def end_step(config: Config, run: Run, after: Tensor | None) -> list[str]:
         state.share = truth.share
         state.controller, state.estimator = _learn(config, state, judgement, truth)
     run.records.append(_record(run, judgements, truths))
+    run.sums.next_step(run.step.index + 1)
     if run.guided.changed:
         _forget(config, run)
     elif run.guided.mixture is None and after is not None:
@@ -160,7 +161,7 @@ def _truths(
     truths = before.copy()
     if not sums:
         return truths, scale, not_finite
-    for i, grid in zip(summed, torch.stack(sums).double().cpu(), strict=True):  # one wait for all sites
+    for i, grid in zip(summed, run.sums.added(torch.stack(sums)).double().cpu(), strict=True):  # one wait for all
         site_errors, share = realised_errors(grid, n_approximators)
         truths[i] = Truth(site_errors, _where(judgements[i].computed, share, before[i].share), before[i].value)
     return truths, scale, not_finite

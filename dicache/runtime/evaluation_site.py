@@ -19,6 +19,7 @@ from dicache.runtime.decide import (
     approximators_to_fill,
     decide_site,
     evidence_of,
+    foresee,
     guesses,
     rows_to_compute,
     rows_to_remember,
@@ -91,7 +92,9 @@ class EvaluationSite:
             histories = state.histories.get(call.branch)
             if histories is not None and rows != ALL:
                 histories = _rows_of(histories, rows)
-            evidence = evidence_of(self.config, run, self.meter, histories, _target(call, rows, difference))
+            target = _target(call, rows, difference)
+            evidence = evidence_of(self.config, run, self.meter, histories, target)
+            foresee(self.config, state, evidence, histories, target)
             state.judgement, state.controller = decide_site(self.config, run, state, evidence)
         return rows_to_compute(self.config, run, state, call.branch)
 
@@ -155,8 +158,9 @@ class EvaluationSite:
 
 def _target(call: Call, rows: slice, difference: bool) -> Target:
     feature, step = call.feature, call.run.step
-    feature = feature if feature is None else feature[rows]
-    return Target(step.sigma, feature, call.latent[rows], step.noise, step.timetable, difference=difference)
+    feature = feature if feature is None or rows == ALL else feature[rows]
+    latent, sums = call.latent[rows], call.run.sums
+    return Target(step.sigma, feature, latent, step.noise, step.timetable, difference=difference, sums=sums)
 
 
 def _rows_of(histories: Histories, rows: slice) -> Histories:
