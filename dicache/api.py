@@ -22,13 +22,13 @@ from dicache.errors import UnsupportedModelError
 from dicache.hosts.attachment import Attachment, attached_to
 from dicache.hosts.audit import Auditor
 from dicache.hosts.compiled_blocks import refuse_whole
-from dicache.parallel.ranks import parse_ranks
 from dicache.hosts.running_pipeline import DENOISERS, Running
 from dicache.hosts.side_networks import SideNetworks
 from dicache.memory.encoders import Encoders, parse_memory
 from dicache.memory.store import Memory
 from dicache.models.family import Family
 from dicache.models.find_blocks import family_of
+from dicache.parallel.ranks import parse_ranks
 from dicache.promise.choose_profile import AskedProfile
 from dicache.promise.keep_budget import AskedBudget
 from dicache.schedules.schedule import Schedule
@@ -86,8 +86,9 @@ def enable(
     other processes: for the same token ids, encoder and weights they do not run again (`cache.memory` says how often,
     and the seconds saved). What is remembered are an encoder's own outputs, to the bit.
 
-    `ranks` is the torch.distributed group over which the tokens of one sample are spread, where it is not diffusers'
-    context parallelism, whose group is found: they then decide alike (`dicache.parallel.ranks`).
+    `ranks` is the torch.distributed group of those that compute the same samples, each a part of the tokens, or a part
+    of the weights (FSDP2): they decide alike (`dicache.parallel.ranks`), and weights of blocks that are skipped are not
+    gathered. The group of diffusers' context parallelism is found.
 
     A LoRA that is loaded, scaled or fused later is noticed: the next call begins a new run. Offload may be turned on
     before or after.

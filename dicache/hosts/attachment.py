@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from dicache.config import Config
@@ -18,16 +18,18 @@ from dicache.hosts.checks import check_apart, check_eager, check_free, check_off
 from dicache.hosts.compiled_blocks import Compilation, refuse_wrapped
 from dicache.hosts.denoiser_call import DenoiserCalls
 from dicache.hosts.module_hook import NAME, FirstHook, Hooks, SessionHook, Uncopied, registry_of
-from dicache.parallel.ranks import Ranks
 from dicache.hosts.running_pipeline import loop_of
 from dicache.models.family import Family
 from dicache.models.find_blocks import check_streams, family_of, find
+from dicache.parallel.ranks import Ranks
+from dicache.ranks.sums import Sums, alone
 from dicache.runtime.owner import Owner
 from dicache.runtime.session import Session
 from dicache.sites import Tokens
 from dicache.solvers.timeline import Clock
 from dicache.tokens.fit import check_family
 from dicache.tokens.token_site import TokenSite
+from dicache.types import Step
 
 
 class Attachment(Uncopied):
@@ -66,7 +68,7 @@ class Attachment(Uncopied):
             check_eager(denoiser, parts.blocks.values(), compiling)
             make = partial(TokenSite, self.family)
         self.denoiser, self.session = denoiser, Session(config, clock, sites, owner, make)
-        self.session.sums_of = Ranks(denoiser, config, ranks).begin_run
+        self.ranks, self.session.sums_of = Ranks(denoiser, config, ranks), self._begin_run
         if config.judged_by_others:
             self.session.note(f"the estimate is as good as your own {', '.join(config.judged_by_others)}.")
         self.hooks, self.handles = Hooks(denoiser, self.session), list[Any]()
@@ -93,12 +95,21 @@ class Attachment(Uncopied):
         self.handles.append(self.denoiser.register_forward_pre_hook(calls.before, with_kwargs=True))
         self.handles.append(self.denoiser.register_forward_hook(calls.after, with_kwargs=True))
 
+    def _begin_run(self, latent: Tensor, step: Step) -> Sums:
+        sums, probe = self.ranks.begin_run(latent, step), self.session.config.probe
+        if self.ranks.group is not None:
+            runs_in_probe = probe.sees_tokens and probe.depth == 0  # a part of the first block, before that is called
+            for hook in self.hooks.deciding[runs_in_probe:]:
+                hook.gather_late(self.ranks.group)
+        return sums
+
     def detach(self) -> None:
         for handle in self.handles:
             handle.remove()
         self.handles = []
         self.compilation.undo()
         self.hooks.remove()
+        self.session.sums_of = alone
         self.session.release()
 
 

@@ -14,6 +14,8 @@ from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from torch import nn
 
 from dicache.errors import CopyError
+from dicache.parallel.sharded import Sharded, is_sharded
+from dicache.ranks.group import Group
 from dicache.runtime.module_call import ModuleCall
 from dicache.runtime.run_state import Call
 from dicache.runtime.session import Session
@@ -44,10 +46,13 @@ class SessionHook(Uncopied, ModelHook):
     def __init__(self, session: Session, run: Callable[[Call, ModuleCall], Tree], path: str) -> None:
         super().__init__()
         self.session, self.run, self.path = session, run, path
+        self.sharded: Sharded | None = None
 
     @eager
     def new_forward(self, module: nn.Module, *args: Tree, **kwargs: Tree) -> Tree:
         call, forward = self.session.call, self.fn_ref.original_forward
+        if self.sharded is not None:
+            forward = self.sharded.around(forward)
         if call is None:
             return forward(*args, **kwargs)
         return self.run(call, ModuleCall(self.path, module, forward, args, kwargs))
@@ -97,11 +102,19 @@ class FirstHook(SessionHook):
 class ModuleHook:
     """A hook of the registry, put on when this is made."""
 
-    def __init__(self, module: nn.Module, hook: ModelHook) -> None:
+    def __init__(self, module: nn.Module, hook: SessionHook) -> None:
         self.module, self.hook = module, hook
         self.had = {"forward", "_diffusers_hook"} & set(vars(module))
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
+        registry = HookRegistry.check_if_exists_or_initialize(module)
+        # What parts tokens over ranks stays outside: what a site is given and gives are both this rank's part.
+        outside = [name for name in registry._hook_order if name.startswith("cp_")]
+        parting = {name: registry.hooks[name] for name in outside}
+        for name in outside:
+            registry.remove_hook(name, recurse=False)
+        registry.register_hook(hook, NAME)
         self.worn, self.runs = module.forward, hook.fn_ref.forward
+        for name, each in parting.items():
+            registry.register_hook(each, name)
 
     def put_back(self) -> None:
         """Where a hook inside of it was taken off: diffusers then has the next one outside call what was inside, in the
@@ -125,7 +138,15 @@ class ModuleHook:
         registry.register_hook(self.hook, NAME)
         self.worn, self.runs = self.module.forward, self.hook.fn_ref.forward
 
+    def gather_late(self, group: Group) -> None:
+        """Where its weights lie on these ranks."""
+        if self.hook.sharded is None and is_sharded(self.module, group):
+            self.hook.sharded = Sharded(self.module)
+
     def remove(self) -> None:
+        if self.hook.sharded is not None:
+            self.hook.sharded.undo()
+            self.hook.sharded = None
         self.put_back()
         registry, state = registry_of(self.module), vars(self.module)
         wrapped, inside = self.module.forward, self.hook.fn_ref.original_forward

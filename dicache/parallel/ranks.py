@@ -1,4 +1,4 @@
-"""Denoisers whose samples lie on several ranks: who they are, and what can be decided over them.
+"""Ranks that compute the same samples, each a part of the tokens or all: who they are, what can be decided over them.
 
 Under diffusers' context parallelism the latent is whole on every rank, and so is what the denoiser gives; between them
 a rank has its part of the tokens. So whole evaluations that are decided without a look at tokens are decided alike
@@ -60,8 +60,8 @@ def parse_ranks(ranks: Any) -> dist.ProcessGroup | None:  # noqa: ANN401
     if ranks is None or (dist.is_available() and isinstance(ranks, dist.ProcessGroup)):
         return ranks
     raise ModeError(
-        f"ranks is {ranks!r:.80}. Expected the torch.distributed process group over which the tokens of one sample "
-        "are spread, for example dist.group.WORLD; under diffusers' context parallelism leave it out."
+        f"ranks is {ranks!r:.80}. Expected the torch.distributed process group of those that compute the same samples, "
+        "for example dist.group.WORLD; under diffusers' context parallelism leave it out."
     )
 
 

@@ -89,6 +89,7 @@ def foresee(config: Config, state: SiteState, evidence: Evidence, histories: His
     """All that this call's decision and guesses hold against each other, in one exchange between the ranks."""
     if not evidence.sums.shared or histories is None:
         return
+    # What guesses hold against each other is asked for here, so that it need not be when they are made.
     enough = [a for a in config.approximators if len(histories.outputs.values) >= a.needs]
     pairs = (pair for approximator in enough for pair in approximator.pairs(histories, target))
     evidence.sums.foresee([*config.estimator.pairs(evidence, state.estimator), *pairs])

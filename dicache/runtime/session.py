@@ -24,7 +24,7 @@ from torch import Tensor
 from dicache.config import Config
 from dicache.errors import DicacheError
 from dicache.models.watched_inputs import controls_among
-from dicache.ranks.sums import ALONE, Sums
+from dicache.ranks.sums import Sums, alone
 from dicache.runtime.branch_site import BranchSite
 from dicache.runtime.end_of_step import begin_anew, end_step, remembered_bytes
 from dicache.runtime.evaluation_site import EvaluationSite
@@ -55,7 +55,7 @@ class Session:
         self.on_call: Callable[[Session], object] = bool
         """Called when the first call of a run has begun, and when the next one has if it is `expected`."""
         self.expected = False
-        self.sums_of: Callable[[Tensor, Step], Sums] = lambda latent, step: ALONE
+        self.sums_of: Callable[[Tensor, Step], Sums] = alone
         """What a run that begins adds up by, over the ranks that compute it."""
         self.run: Run | None = None
         self.call: Call | None = None
