@@ -6,7 +6,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from dicache.ranks.sums import ALONE, Pair, Sums
+from dicache.ranks.sums import ALONE, Pair, SharedSums
 from dicache.types import Grid, Rows, Step
 
 S = TypeVar("S")
@@ -42,7 +42,7 @@ class Evidence(NamedTuple):
     """
     timetable: bool = True
     """Whether the rest of the run is known; in hand-written loops it is not."""
-    sums: Sums = ALONE
+    sums: SharedSums = ALONE
     """Sums of two tensors of the model: over all ranks, where each of them has a part."""
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from dicache.errors import PartError
-from dicache.ranks.sums import ALONE, Pair, Sums
+from dicache.ranks.sums import ALONE, Pair, SharedSums
 from dicache.tensors.history import History
 from dicache.types import Action, Rows, Site, Timetable
 
@@ -49,7 +49,7 @@ class Target(NamedTuple):
     difference: bool = False
     """Whether it is by how much a guidance branch differs from the strongest one that is guessed."""
 
-    sums: Sums = ALONE
+    sums: SharedSums = ALONE
     """Sums of two tensors of the model: over all ranks, where each of them has a part."""
 
     @property

@@ -22,7 +22,7 @@ from dicache.hosts.running_pipeline import loop_of
 from dicache.models.family import Family
 from dicache.models.find_blocks import check_streams, family_of, find
 from dicache.parallel.ranks import Ranks
-from dicache.ranks.sums import Sums, alone
+from dicache.ranks.sums import SharedSums, alone
 from dicache.runtime.owner import Owner
 from dicache.runtime.session import Session
 from dicache.sites import Tokens
@@ -62,13 +62,13 @@ class Attachment(Uncopied):
         deciding = {**parts.blocks, **{path: denoiser.get_submodule(path) for path in inside}}
         check_apart(deciding)
         owner = Owner(self.family.model, partial(loop_of, denoiser))
-        make = None
+        self.ranks, make = Ranks(denoiser, config, ranks), None
         if isinstance(config.sites, Tokens):
             check_family(self.family)
             check_eager(denoiser, parts.blocks.values(), compiling)
             make = partial(TokenSite, self.family)
         self.denoiser, self.session = denoiser, Session(config, clock, sites, owner, make)
-        self.ranks, self.session.sums_of = Ranks(denoiser, config, ranks), self._begin_run
+        self.session.sums_of = self._begin_run
         if config.judged_by_others:
             self.session.note(f"the estimate is as good as your own {', '.join(config.judged_by_others)}.")
         self.hooks, self.handles = Hooks(denoiser, self.session), list[Any]()
@@ -95,7 +95,7 @@ class Attachment(Uncopied):
         self.handles.append(self.denoiser.register_forward_pre_hook(calls.before, with_kwargs=True))
         self.handles.append(self.denoiser.register_forward_hook(calls.after, with_kwargs=True))
 
-    def _begin_run(self, latent: Tensor, step: Step) -> Sums:
+    def _begin_run(self, latent: Tensor, step: Step) -> SharedSums:
         sums, probe = self.ranks.begin_run(latent, step), self.session.config.probe
         if self.ranks.group is not None:
             runs_in_probe = probe.sees_tokens and probe.depth == 0  # a part of the first block, before that is called

@@ -12,10 +12,11 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from dicache.errors import CopyError
 from dicache.parallel.sharded import Sharded, is_sharded
-from dicache.ranks.group import Group
+from dicache.ranks.group import Group, check_lost
 from dicache.runtime.module_call import ModuleCall
 from dicache.runtime.run_state import Call
 from dicache.runtime.session import Session
@@ -55,7 +56,11 @@ class SessionHook(Uncopied, ModelHook):
             forward = self.sharded.around(forward)
         if call is None:
             return forward(*args, **kwargs)
-        return self.run(call, ModuleCall(self.path, module, forward, args, kwargs))
+        try:
+            return self.run(call, ModuleCall(self.path, module, forward, args, kwargs))
+        except RuntimeError as error:
+            check_lost(error)
+            raise
 
 
 class _Context(threading.local):
@@ -140,7 +145,7 @@ class ModuleHook:
 
     def gather_late(self, group: Group) -> None:
         """Where its weights lie on these ranks."""
-        if self.hook.sharded is None and is_sharded(self.module, group):
+        if self.hook.sharded is None and isinstance(self.module, FSDPModule) and is_sharded(self.module, group):
             self.hook.sharded = Sharded(self.module)
 
     def remove(self) -> None:

@@ -16,7 +16,7 @@ from dicache.config import Config
 from dicache.errors import ModeError, RanksError
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.ranks.group import Group, digest
-from dicache.ranks.sums import ALONE, Sums
+from dicache.ranks.sums import ALONE, SharedSums
 from dicache.sites import Tokens
 from dicache.types import Step
 
@@ -31,7 +31,7 @@ class Ranks:
         self.group: Group | None = None
         self.look()
 
-    def begin_run(self, latent: Tensor, step: Step) -> Sums:
+    def begin_run(self, latent: Tensor, step: Step) -> SharedSums:
         """What a run adds up by, once the ranks are known to begin the same one. Raises RanksError."""
         group = self.look()
         if group is None:
@@ -40,7 +40,7 @@ class Ranks:
         sizes = tuple(latent.shape), latent.dtype
         facts = {"arguments of dicache.enable": named, "size": sizes, "latents": digest(latent)}
         group.check_same(facts | {"steps": (step.index, step.total)}, step.index, latent.device)
-        return Sums(group) if looks_at_parts(self.config) else ALONE
+        return SharedSums(group) if looks_at_parts(self.config) else ALONE
 
     def look(self) -> Group | None:
         """Raises RanksError where what decides cannot do so over several ranks."""
@@ -74,7 +74,7 @@ def context_of(denoiser: nn.Module) -> dist.ProcessGroup | None:
 
 def looks_at_parts(config: Config) -> bool:
     """Whether what decides sees the part of the tokens that its rank has."""
-    return config.sites.inside_denoiser or config.probe.sees_tokens
+    return config.sites.inside_denoiser or isinstance(config.sites, Tokens) or config.probe.sees_tokens
 
 
 def check_parts(config: Config, size: int) -> None:

@@ -30,12 +30,12 @@ class Sharded:
 
     def __init__(self, module: FSDPModule) -> None:
         state = module._get_fsdp_state()
-        self.places = (
+        self.positions = (
             (module._forward_pre_hooks, state._pre_forward_hook_handle.id),
             (module._forward_hooks, state._post_forward_hook_handle.id),
         )
-        self.module, (self.gather, self.free) = module, [hooks[number] for hooks, number in self.places]
-        for hooks, number in self.places:
+        self.module, (self.gather, self.free) = module, [hooks[number] for hooks, number in self.positions]
+        for hooks, number in self.positions:
             hooks[number] = _nothing
 
     def around(self, forward: Forward) -> Forward:
@@ -48,16 +48,16 @@ class Sharded:
         return with_weights
 
     def undo(self) -> None:
-        for (hooks, number), hook in zip(self.places, (self.gather, self.free), strict=True):
+        for (hooks, number), hook in zip(self.positions, (self.gather, self.free), strict=True):
             if number in hooks:
                 hooks[number] = hook
 
 
-def is_sharded(module: nn.Module, group: Group) -> bool:
+def is_sharded(module: FSDPModule, group: Group) -> bool:
     """Whether its weights are gathered for its call, from ranks of the group alone, and not those of several modules
     together.
     """
-    if not isinstance(module, FSDPModule) or len(module._get_fsdp_state()._modules) > 1:
+    if not isinstance(module, nn.Module) or len(module._get_fsdp_state()._modules) > 1:
         return False
     ranks = set(dist.get_process_group_ranks(group.process_group))
     meshes = [parameter.device_mesh for parameter in module.parameters() if isinstance(parameter, DTensor)]

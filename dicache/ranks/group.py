@@ -80,14 +80,24 @@ class Group:
     def _check_heads(self, heads: Tensor) -> None:
         if bool((heads == heads[0]).all()):
             return
-        places = [
+        positions = [
             f"rank {rank} at step {int(step)}, {PURPOSES.get(int(purpose), 'elsewhere')} ({int(length)} numbers)"
             for rank, (_, step, purpose, length) in enumerate(heads.tolist())
         ]
         raise RanksError(
-            f"the ranks that compute a sample together are at different places: {'; '.join(places)}. Expected the same "
-            "calls on each of them, with the same steps, prompts and sizes."
+            f"the ranks that compute a sample together are at different places: {'; '.join(positions)}. Expected the "
+            "same calls on each of them, with the same steps, prompts and sizes."
         )
+
+
+def check_lost(error: RuntimeError) -> None:
+    """Raises RanksError in the place of an error of a collective, of the model's own among them."""
+    about_ranks = isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
+    if about_ranks and not isinstance(error, RanksError):
+        raise RanksError(
+            f"a rank was lost, or does not make the calls that this one makes ({str(error).splitlines()[0]:.200}). "
+            "Look for the first error among the outputs of the ranks."
+        ) from error
 
 
 def digest(tensor: Tensor) -> str:

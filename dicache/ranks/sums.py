@@ -20,7 +20,7 @@ from dicache.types import Step
 Pair = tuple[Tensor, Tensor]
 
 
-class Sums:
+class SharedSums:
     """Of one run; `group` None where each rank, or the only one, has whole tensors."""
 
     def __init__(self, group: Group | None = None) -> None:
@@ -59,9 +59,9 @@ class Sums:
         return sums if self.group is None else self.group.added(sums, self.step)
 
 
-ALONE = Sums()
+ALONE = SharedSums()
 
 
-def alone(latent: Tensor, step: Step) -> Sums:
+def alone(latent: Tensor, step: Step) -> SharedSums:
     """What a run adds up by where one process computes it."""
     return ALONE

@@ -20,7 +20,7 @@ from dicache.estimators.base import Evidence
 from dicache.models.conditioning import Prints
 from dicache.models.watched_inputs import Conditions
 from dicache.probes.base import View
-from dicache.ranks.sums import ALONE, Sums
+from dicache.ranks.sums import ALONE, SharedSums
 from dicache.runtime.guidance import Guided
 from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.trace import Record, SideWork, Trace
@@ -122,7 +122,7 @@ class Run:
     """Progress before the run's first step: a second expert begins half-way."""
     states: list[SiteState]
     guided: Guided = field(default_factory=Guided)
-    sums: Sums = ALONE
+    sums: SharedSums = ALONE
     displaced: object = None
     """The key of the run that was going on when this one began, where there was one."""
     samples: int = 0

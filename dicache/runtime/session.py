@@ -24,7 +24,7 @@ from torch import Tensor
 from dicache.config import Config
 from dicache.errors import DicacheError
 from dicache.models.watched_inputs import controls_among
-from dicache.ranks.sums import Sums, alone
+from dicache.ranks.sums import SharedSums, alone
 from dicache.runtime.branch_site import BranchSite
 from dicache.runtime.end_of_step import begin_anew, end_step, remembered_bytes
 from dicache.runtime.evaluation_site import EvaluationSite
@@ -55,7 +55,7 @@ class Session:
         self.on_call: Callable[[Session], object] = bool
         """Called when the first call of a run has begun, and when the next one has if it is `expected`."""
         self.expected = False
-        self.sums_of: Callable[[Tensor, Step], Sums] = alone
+        self.sums_of: Callable[[Tensor, Step], SharedSums] = alone
         """What a run that begins adds up by, over the ranks that compute it."""
         self.run: Run | None = None
         self.call: Call | None = None
@@ -191,8 +191,8 @@ class Session:
     def around(self, call: Call, module_call: ModuleCall) -> Tree:
         """A module around the blocks: always runs, and is counted."""
         # It may serve streams of several sizes, one after another, and in calls of one key always in the same order.
-        part = path, place = module_call.path, call.around.get(module_call.path, 0)
-        call.around[path] = place + 1
+        part = path, number = module_call.path, call.around.get(module_call.path, 0)
+        call.around[path] = number + 1
         if part not in self.meter.costs:
             output = self.meter.counted(part, module_call.run)
             self.meter.ran(part)
