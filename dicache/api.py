@@ -31,6 +31,7 @@ from dicache.models.find_blocks import family_of
 from dicache.parallel.ranks import parse_ranks
 from dicache.promise.choose_profile import AskedProfile
 from dicache.promise.keep_budget import AskedBudget
+from dicache.ranks.branches import BranchRanks
 from dicache.schedules.schedule import Schedule
 from dicache.slots.slots import Slots, Terms
 from dicache.solvers.clock import SchedulerClock
@@ -52,7 +53,7 @@ def enable(
     audit: float = 0.0,
     compile_blocks: bool | Mapping[str, Any] = False,
     memory: str | Path | Memory | None = None,
-    ranks: ProcessGroup | None = None,
+    ranks: ProcessGroup | BranchRanks | None = None,
 ) -> Cache:
     """Skip denoiser evaluations that can be predicted, on a diffusers pipeline or a bare denoiser module.
 
@@ -88,7 +89,8 @@ def enable(
 
     `ranks` is the torch.distributed group of those that compute the same samples, each a part of the tokens, or a part
     of the weights (FSDP2): they decide alike (`dicache.parallel.ranks`), and weights of blocks that are skipped are not
-    gathered. The group of diffusers' context parallelism is found.
+    gathered. The group of diffusers' context parallelism is found. `dicache.BranchRanks(group)` says
+    instead that each rank calls the denoiser for a guidance branch of its own.
 
     A LoRA that is loaded, scaled or fused later is noticed: the next call begins a new run. Offload may be turned on
     before or after.

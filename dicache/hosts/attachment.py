@@ -22,6 +22,7 @@ from dicache.hosts.running_pipeline import loop_of
 from dicache.models.family import Family
 from dicache.models.find_blocks import check_streams, family_of, find
 from dicache.parallel.ranks import Ranks
+from dicache.ranks.branches import BranchRanks
 from dicache.ranks.sums import SharedSums, alone
 from dicache.runtime.owner import Owner
 from dicache.runtime.session import Session
@@ -45,7 +46,7 @@ class Attachment(Uncopied):
         clock: Clock,
         compiling: Mapping[str, Any] | None = None,
         family: Family | None = None,
-        ranks: ProcessGroup | None = None,
+        ranks: ProcessGroup | BranchRanks | None = None,
     ) -> None:
         self.family = family_of(denoiser, family)
         parts = find(denoiser, self.family)
@@ -85,6 +86,7 @@ class Attachment(Uncopied):
     def _attach(self, deciding: dict[str, nn.Module], around: dict[str, nn.Module]) -> None:
         session, (first, *_) = self.session, deciding
         ear = FirstHook(session, first, self)
+        ear.branch.of_rank = self.ranks.branch
         for path, module in deciding.items():
             self.hooks.put_on(module, ear if path == first else SessionHook(session, session.strategy.block, path))
         self.hooks.surround(around)

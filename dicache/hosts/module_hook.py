@@ -12,7 +12,6 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from dicache.errors import CopyError
 from dicache.parallel.sharded import Sharded, is_sharded
@@ -74,6 +73,8 @@ class BranchName(StateManager):
 
     def __init__(self) -> None:
         self._own = _Context()
+        self.of_rank: str | None = None
+        """What the branch of this rank is called, where each has one of its own."""
         super().__init__(BaseState)
 
     @property  # type: ignore[override]
@@ -86,7 +87,7 @@ class BranchName(StateManager):
 
     @property
     def name(self) -> str | None:
-        return None if self._context is None else self._context.name
+        return self.of_rank or (None if self._context is None else self._context.name)
 
 
 class FirstHook(SessionHook):
@@ -145,7 +146,7 @@ class ModuleHook:
 
     def gather_late(self, group: Group) -> None:
         """Where its weights lie on these ranks."""
-        if self.hook.sharded is None and isinstance(self.module, FSDPModule) and is_sharded(self.module, group):
+        if self.hook.sharded is None and is_sharded(self.module, group):
             self.hook.sharded = Sharded(self.module)
 
     def remove(self) -> None:

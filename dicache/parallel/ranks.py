@@ -15,21 +15,29 @@ from torch import Tensor, nn
 from dicache.config import Config
 from dicache.errors import ModeError, RanksError
 from dicache.probes.first_blocks import FirstBlocks
+from dicache.ranks.branches import BranchesApart, BranchRanks
 from dicache.ranks.group import Group, digest
 from dicache.ranks.sums import ALONE, SharedSums
-from dicache.sites import Tokens
+from dicache.sites import Evaluation, Tokens
 from dicache.types import Step
 
 NO_PROBE = FirstBlocks(depth=0)
+Asked = dist.ProcessGroup | BranchRanks | None
 
 
 class Ranks:
     """Those that compute the samples of one denoiser; looked for whenever a run begins."""
 
-    def __init__(self, denoiser: nn.Module, config: Config, asked: dist.ProcessGroup | None) -> None:
-        self.denoiser, self.config, self.asked = denoiser, config, asked
+    def __init__(self, denoiser: nn.Module, config: Config, asked: Asked) -> None:
+        self.denoiser, self.config, self.by_branch = denoiser, config, isinstance(asked, BranchRanks)
+        self.asked = asked.process_group if isinstance(asked, BranchRanks) else asked
         self.group: Group | None = None
         self.look()
+
+    @property
+    def branch(self) -> str | None:
+        """What the guidance branch of this rank is called, where each has one of its own."""
+        return BranchesApart(self.group).name(self.group.rank) if self.by_branch and self.group is not None else None
 
     def begin_run(self, latent: Tensor, step: Step) -> SharedSums:
         """What a run adds up by, once the ranks are known to begin the same one. Raises RanksError."""
@@ -40,6 +48,8 @@ class Ranks:
         sizes = tuple(latent.shape), latent.dtype
         facts = {"arguments of dicache.enable": named, "size": sizes, "latents": digest(latent)}
         group.check_same(facts | {"steps": (step.index, step.total)}, step.index, latent.device)
+        if self.by_branch:
+            return SharedSums(apart=BranchesApart(group))
         return SharedSums(group) if looks_at_parts(self.config) else ALONE
 
     def look(self) -> Group | None:
@@ -50,14 +60,14 @@ class Ranks:
         elif self.group is None or self.group.process_group is not process_group:
             group = Group(process_group)
             if group.size > 1:
-                check_parts(self.config, group.size)
+                (check_branches if self.by_branch else check_parts)(self.config, group.size)
             self.group = group if group.size > 1 else None
         return self.group
 
 
-def parse_ranks(ranks: Any) -> dist.ProcessGroup | None:  # noqa: ANN401
+def parse_ranks(ranks: Any) -> Asked:  # noqa: ANN401
     """Raises ModeError for anything but a process group."""
-    if ranks is None or (dist.is_available() and isinstance(ranks, dist.ProcessGroup)):
+    if ranks is None or isinstance(ranks, dist.ProcessGroup | BranchRanks):
         return ranks
     raise ModeError(
         f"ranks is {ranks!r:.80}. Expected the torch.distributed process group of those that compute the same samples, "
@@ -87,6 +97,19 @@ def check_parts(config: Config, size: int) -> None:
             f"the tokens of a sample lie on {size} ranks, and {wrong}, so ranks would decide differently. Use whole "
             "evaluations without a probe, dicache.enable(pipe, error_budget=0.05), or a preset such as dicache() or "
             "first_block_cache()."
+        )
+
+
+def check_branches(config: Config, size: int) -> None:
+    """Raises RanksError by name where ranks that have guidance branches would decide by their own."""
+    unsaid = next((part for part in (config.estimator, *config.approximators) if not part.over_ranks), None)
+    wrong = f"{config.sites} are decided by what one branch shows" if type(config.sites) is not Evaluation else ""
+    wrong = wrong or (f"{config.probe} looks at one branch" if config.probe != NO_PROBE else "")
+    wrong = wrong or (f"{type(unsaid).__name__} does not say over_ranks" if unsaid is not None else "")
+    if wrong:
+        raise RanksError(
+            f"the guidance branches of a sample lie on {size} ranks, and {wrong}, so ranks would decide differently. "
+            "Use whole evaluations without a probe, for example dicache.enable(..., error_budget=0.05)."
         )
 
 

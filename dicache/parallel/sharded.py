@@ -28,7 +28,7 @@ Forward = Callable[..., Any]
 class Sharded:
     """One block's hooks, out of their place until `undo`."""
 
-    def __init__(self, module: FSDPModule) -> None:
+    def __init__(self, module: Any) -> None:  # noqa: ANN401  # FSDPModule is typed as no module
         state = module._get_fsdp_state()
         self.positions = (
             (module._forward_pre_hooks, state._pre_forward_hook_handle.id),
@@ -53,11 +53,11 @@ class Sharded:
                 hooks[number] = hook
 
 
-def is_sharded(module: FSDPModule, group: Group) -> bool:
+def is_sharded(module: nn.Module, group: Group) -> bool:
     """Whether its weights are gathered for its call, from ranks of the group alone, and not those of several modules
     together.
     """
-    if not isinstance(module, nn.Module) or len(module._get_fsdp_state()._modules) > 1:
+    if not isinstance(module, FSDPModule) or len(module._get_fsdp_state()._modules) > 1:
         return False
     ranks = set(dist.get_process_group_ranks(group.process_group))
     meshes = [parameter.device_mesh for parameter in module.parameters() if isinstance(parameter, DTensor)]

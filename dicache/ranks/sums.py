@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dicache.extension import residual_sums
+from dicache.ranks.branches import BranchesApart
 from dicache.ranks.group import Group
 from dicache.types import Step
 
@@ -21,10 +22,12 @@ Pair = tuple[Tensor, Tensor]
 
 
 class SharedSums:
-    """Of one run; `group` None where each rank, or the only one, has whole tensors."""
+    """Of one run; `group` None where each rank, or the only one, has whole tensors; `apart` where ranks have guidance
+    branches.
+    """
 
-    def __init__(self, group: Group | None = None) -> None:
-        self.group, self.step = group, 0
+    def __init__(self, group: Group | None = None, apart: BranchesApart | None = None) -> None:
+        self.group, self.apart, self.step = group, apart, 0
         self.seen: dict[tuple[int, int], tuple[Pair, Tensor]] = {}
         """This step's, by the identity of the tensors, which are held so that no other gets it."""
 

@@ -15,6 +15,7 @@ from dicache.approximators.base import Histories, Target
 from dicache.approximators.noise import noise_of, predicted
 from dicache.config import Config
 from dicache.extension import combine
+from dicache.ranks.branches import Handed
 from dicache.runtime.decide import (
     approximators_to_fill,
     decide_site,
@@ -114,7 +115,7 @@ class EvaluationSite:
         it is by how much the output differs from it that is guessed and remembered, but for rows that are always
         `fresh`, (R,) bool.
         """
-        run, state, rows_to_run = call.run, call.run.states[0], call.rows_to_run
+        state, rows_to_run = call.run.states[0], call.rows_to_run
         exact = torch.ones(len(output), dtype=torch.bool) if rows_to_run.computed is None else rows_to_run.computed
         histories = state.histories.get(call.branch) or self.memory.nothing(state, len(output))
         # Exact rows ask all approximators: that is what the next predictions are learned from.
@@ -124,13 +125,27 @@ class EvaluationSite:
         if base is not None:
             guessed = {i: base + guess for i, guess in guessed.items()}
         result = output if rows_to_run.computed is None else self._filled(state, guessed, output, exact)
+        self._tell(call, result, output, {} if rows_to_run.none else guessed)
         if not rows_to_run.none:
-            own = {i: predicted(guess, call.latent) for i, guess in guessed.items()}
-            run.guided.add(call.branch, predicted(output, call.latent), own)
             value = output if base is None else output - base
             self._remember(call, histories, value, exact if fresh is None else exact & ~fresh)
-        run.guided.handed(call.branch, predicted(result, call.latent))
         return result
+
+    def _tell(self, call: Call, result: Tensor, output: Tensor, guessed: dict[int, Tensor]) -> None:
+        """What the mixture is made of: of this branch, and of those that other ranks called at the same time."""
+        run, computed, apart = call.run, not call.rows_to_run.none, call.run.sums.apart
+        own = {i: predicted(guess, call.latent) for i, guess in guessed.items()}
+        handed = [Handed(call.branch, predicted(result, call.latent), predicted(output, call.latent), own)]
+        if apart is not None and run.samples == 0:
+            for rank, (prints, controls) in enumerate(apart.all_prints(run.prints[call.branch], run.controls)):
+                run.prints[apart.name(rank)], run.controls = prints, run.controls | controls
+        if apart is not None:
+            contents = run.guided.mixture is None or run.guided.watched
+            handed = apart.all_of(handed[0], computed=computed, contents=contents)
+        for each in handed:
+            if computed:
+                run.guided.add(each.branch, each.output, dict(each.guesses))
+            run.guided.handed(each.branch, each.result)
 
     def _filled(self, state: SiteState, guessed: dict[int, Tensor], output: Tensor, exact: Rows) -> Tensor:
         """`output` where computed, else the guess that was decided on."""
