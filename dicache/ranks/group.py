@@ -90,6 +90,11 @@ class Group:
         )
 
 
+def is_one_of_several() -> bool:
+    """Whether this process is one of a job of several."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def check_lost(error: RuntimeError) -> None:
     """Raises RanksError in the place of an error of a collective, of the model's own among them."""
     about_ranks = isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
