@@ -74,8 +74,8 @@ def end_step(config: Config, run: Run, after: Tensor | None) -> list[str]:
 def _mixed_elsewhere(run: Run, after: Tensor) -> list[str]:
     """Guidance branches may lie on other ranks, of which nobody has told: a budget would be that of one branch."""
     outputs, solved = list(run.guided.outputs.values()), run.step.solved
-    known = solved is not None and run.step.alone and (run.step.timetable is None or not run.step.timetable.random)
-    if len(outputs) > 1 or len(outputs[0]) != run.samples or not known or not is_one_of_several():
+    certain = solved is not None and run.step.alone and (run.step.timetable is None or not run.step.timetable.random)
+    if len(outputs) > 1 or len(outputs[0]) != run.samples or not certain or not is_one_of_several():
         return []
     assert solved is not None
     before = denoised(run.latent[: run.samples], outputs[0])
