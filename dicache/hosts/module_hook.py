@@ -108,8 +108,9 @@ class FirstHook(SessionHook):
 class ModuleHook:
     """A hook of the registry, put on when this is made."""
 
-    def __init__(self, module: nn.Module, hook: SessionHook) -> None:
+    def __init__(self, module: nn.Module, hook: ModelHook) -> None:
         self.module, self.hook = module, hook
+        self.sharded: Sharded | None = None
         self.had = {"forward", "_diffusers_hook"} & set(vars(module))
         registry = HookRegistry.check_if_exists_or_initialize(module)
         # What parts tokens over ranks stays outside: what a site is given and gives are both this rank's part.
@@ -146,13 +147,12 @@ class ModuleHook:
 
     def gather_late(self, group: Group) -> None:
         """Where its weights lie on these ranks."""
-        if self.hook.sharded is None and is_sharded(self.module, group):
-            self.hook.sharded = Sharded(self.module)
+        if self.sharded is None and isinstance(self.hook, SessionHook) and is_sharded(self.module, group):
+            self.sharded = self.hook.sharded = Sharded(self.module)
 
     def remove(self) -> None:
-        if self.hook.sharded is not None:
-            self.hook.sharded.undo()
-            self.hook.sharded = None
+        if self.sharded is not None:
+            self.sharded.undo()
         self.put_back()
         registry, state = registry_of(self.module), vars(self.module)
         wrapped, inside = self.module.forward, self.hook.fn_ref.original_forward

@@ -36,7 +36,7 @@ class BranchRanks:
             )
 
 
-class Handed(NamedTuple):
+class BranchOutputs(NamedTuple):
     """What one branch gave in a step."""
 
     branch: str
@@ -55,7 +55,7 @@ class BranchesApart:
     def name(self, rank: int) -> str:
         return f"rank {rank}"
 
-    def all_of(self, own: Handed, *, computed: bool, contents: bool) -> list[Handed]:
+    def all_of(self, own: BranchOutputs, *, computed: bool, contents: bool) -> list[BranchOutputs]:
         """Of all ranks, in their order. Whether something was `computed`, and whether the `contents` of results are
         read. Raises RanksError where they are of other sizes, or one does not come.
         """
@@ -64,14 +64,16 @@ class BranchesApart:
         received = self._gathered(torch.stack([t.to(own.result.dtype) for t in sent])) if sent else None
         return [self._handed(rank, own, received, computed, contents) for rank in range(self.group.size)]
 
-    def _handed(self, rank: int, own: Handed, received: list[Tensor] | None, computed: bool, contents: bool) -> Handed:
+    def _handed(
+        self, rank: int, own: BranchOutputs, received: list[Tensor] | None, computed: bool, contents: bool
+    ) -> BranchOutputs:
         """`own` in the place of what nobody reads."""
         parts = iter(own.result[None] if received is None else received[rank])
         result = next(parts) if contents else own.result
         output = next(parts) if computed else own.output
         guesses = {i: next(parts) for i in own.guesses} if computed else own.guesses
         part = own.branch.removeprefix(self.name(self.group.rank))  # which of the solver's calls in a step it is
-        return Handed(self.name(rank) + part, result, output, guesses)
+        return BranchOutputs(self.name(rank) + part, result, output, guesses)
 
     def all_prints(self, prints: Mapping[str, Any], controls: frozenset[str]) -> list[tuple[dict[str, Any], Any]]:
         """What each rank's branch is conditioned by, and steered by; once a run."""

@@ -15,7 +15,7 @@ from dicache.approximators.base import Histories, Target
 from dicache.approximators.noise import noise_of, predicted
 from dicache.config import Config
 from dicache.extension import combine
-from dicache.ranks.branches import Handed
+from dicache.ranks.branches import BranchOutputs
 from dicache.runtime.decide import (
     approximators_to_fill,
     decide_site,
@@ -135,7 +135,7 @@ class EvaluationSite:
         """What the mixture is made of: of this branch, and of those that other ranks called at the same time."""
         run, computed, apart = call.run, not call.rows_to_run.none, call.run.sums.apart
         own = {i: predicted(guess, call.latent) for i, guess in guessed.items()}
-        handed = [Handed(call.branch, predicted(result, call.latent), predicted(output, call.latent), own)]
+        handed = [BranchOutputs(call.branch, predicted(result, call.latent), predicted(output, call.latent), own)]
         if apart is not None and run.samples == 0:
             for rank, (prints, controls) in enumerate(apart.all_prints(run.prints[call.branch], run.controls)):
                 run.prints[apart.name(rank)], run.controls = prints, run.controls | controls
