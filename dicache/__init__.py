@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dicache.promise.metrics import Within as Within
     from dicache.promise.profile import Profile as Profile
     from dicache.promise.profile import load_profile as load_profile
+    from dicache.ranks.branches import BranchRanks as BranchRanks
     from dicache.regressions.fit_coefficients import fit as fit
     from dicache.reporting.report import Report as Report
     from dicache.schedules.pareto import ParetoSet as ParetoSet
@@ -52,6 +53,7 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.regressions.fit_coefficients": ("fit",),
         "dicache.memory.store": ("Memory",),
         "dicache.models.family": ("Family",),
+        "dicache.ranks.branches": ("BranchRanks",),
         "dicache.promise.metrics": ("Psnr", "Ssim", "Within"),
         "dicache.promise.profile": ("Profile", "load_profile"),
         "dicache.reporting.report": ("Report",),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from dicache.cache import Cache
 from dicache.config import Config
@@ -27,8 +28,10 @@ from dicache.memory.encoders import Encoders, parse_memory
 from dicache.memory.store import Memory
 from dicache.models.family import Family
 from dicache.models.find_blocks import family_of
+from dicache.parallel.ranks import parse_ranks
 from dicache.promise.choose_profile import AskedProfile
 from dicache.promise.keep_budget import AskedBudget
+from dicache.ranks.branches import BranchRanks
 from dicache.schedules.schedule import Schedule
 from dicache.slots.slots import Slots, Terms
 from dicache.solvers.clock import SchedulerClock
@@ -50,6 +53,7 @@ def enable(
     audit: float = 0.0,
     compile_blocks: bool | Mapping[str, Any] = False,
     memory: str | Path | Memory | None = None,
+    ranks: ProcessGroup | BranchRanks | None = None,
 ) -> Cache:
     """Skip denoiser evaluations that can be predicted, on a diffusers pipeline or a bare denoiser module.
 
@@ -83,6 +87,11 @@ def enable(
     other processes: for the same token ids, encoder and weights they do not run again (`cache.memory` says how often,
     and the seconds saved). What is remembered are an encoder's own outputs, to the bit.
 
+    `ranks` is the torch.distributed group of those that compute the same samples, each a part of the tokens, or a part
+    of the weights (FSDP2): they decide alike (`dicache.parallel.ranks`), and weights of blocks that are skipped are not
+    gathered. The group of diffusers' context parallelism is found. `dicache.BranchRanks(group)` says
+    instead that each rank calls the denoiser for a guidance branch of its own.
+
     A LoRA that is loaded, scaled or fused later is noticed: the next call begins a new run. Offload may be turned on
     before or after.
 
@@ -93,7 +102,8 @@ def enable(
     BudgetError for a budget that is not a finite number >= 0 (and, in the run, for a list of budgets or speed-ups of
     the wrong length), ProfileError for a profile that is damaged or of another model, or a confidence that none can
     give (of a bare denoiser none can; in the run, where it does not fit it), MemoryFileError for a memory that cannot
-    be used, AlreadyEnabledError if a cache is on the model, UnsupportedModelError if nothing in it can be skipped
+    be used, RanksError for parts that cannot decide over several ranks (in the run, where ranks do not agree or one is
+    lost), AlreadyEnabledError if a cache is on the model, UnsupportedModelError if nothing in it can be skipped
     safely. The model is then as it was. A model that shows only when it runs that it cannot be cached raises
     UnsupportedModelError at its first call.
     """
@@ -101,14 +111,14 @@ def enable(
     scheduled = not isinstance(target, nn.Module) and getattr(target, "scheduler", None) is not None
     share, compiling = parse_audit(audit, scheduled), parse_compile_blocks(compile_blocks)
     check_promised(mode.confidence, scheduled)
-    remembered = parse_memory(memory, target)
+    remembered, group = parse_memory(memory, target), parse_ranks(ranks)
     attachments: dict[str, Attachment] = {}
     try:
         for name, denoiser in denoisers(target).items():
             composed = mode.config_of(denoiser)
             refuse_whole(denoiser)
             clock = _clock(target, family_of(denoiser, family), scheduled)
-            attachments[name] = Attachment(denoiser, composed, clock, compiling, family)
+            attachments[name] = Attachment(denoiser, composed, clock, compiling, family, group)
         if not isinstance(target, nn.Module):
             SideNetworks(Running(target, denoisers(target)), attachments.values())
     except BaseException:

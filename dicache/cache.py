@@ -150,7 +150,7 @@ class Cache(Reported):
             self._encoders.remove()
         for attachment in self._attachments.values():
             attachment.detach()
-        self._attachments = {}
+        self._attachments, self._slots = {}, None  # slots know the pipeline
 
     def __repr__(self) -> str:
         state = "on" if self._attachments else "disabled, was on"

@@ -77,6 +77,10 @@ class WorkerError(DicacheError, RuntimeError):
     """Work cannot be handed to an executor's workers, or was lost with one of them."""
 
 
+class RanksError(DicacheError, RuntimeError):
+    """Ranks that compute one sample together do not agree, one of them is lost, or a part cannot decide over them."""
+
+
 class SlotError(DicacheError, ValueError):
     """A slot is called with what is no call of its denoiser, twice in one step, or after it has left."""
 

@@ -6,12 +6,14 @@ SeaCache hold against a threshold.
 The sum overestimates a feature that swings to and fro (triangle inequality), and it is what those methods use.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
 from dicache.estimators.base import Estimator, Evidence
+from dicache.ranks.sums import Pair
 from dicache.types import Grid, Rows
 
 S = TypeVar("S")
@@ -27,6 +29,10 @@ class Sum(NamedTuple, Generic[S]):
 class Accumulated(Estimator[Sum[Any]]):
     inner: Estimator[Any]
 
+    @property
+    def over_ranks(self) -> bool:
+        return self.inner.over_ranks
+
     def own_bytes(self, feature: int, output: int, latent: int) -> int:
         return self.inner.own_bytes(feature, output, latent)
 
@@ -34,6 +40,9 @@ class Accumulated(Estimator[Sum[Any]]):
         return Sum(
             self.inner.init(samples, n_approximators), torch.zeros(samples, n_approximators, dtype=torch.float64)
         )
+
+    def pairs(self, evidence: Evidence, state: Sum[Any]) -> Sequence[Pair]:
+        return self.inner.pairs(evidence, state.inner)
 
     def predict(self, evidence: Evidence, state: Sum[Any]) -> Grid:
         return state.total + self.inner.predict(evidence, state.inner)

@@ -56,6 +56,10 @@ class Amplitude(Estimator[Amplitudes]):
     fresh: float = 0.3
     """How much one more observation says that those before it did not."""
 
+    @property
+    def over_ranks(self) -> bool:
+        return True
+
     def init(self, samples: int, n_approximators: int) -> Amplitudes:
         zero = torch.zeros(samples, n_approximators, dtype=torch.float64)
         return Amplitudes(zero, zero.clone())

@@ -1,11 +1,12 @@
 """The contract of an estimator: predict before, observe after, state in and out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from dicache.ranks.sums import ALONE, Pair, SharedSums
 from dicache.types import Grid, Rows, Step
 
 S = TypeVar("S")
@@ -41,9 +42,22 @@ class Evidence(NamedTuple):
     """
     timetable: bool = True
     """Whether the rest of the run is known; in hand-written loops it is not."""
+    sums: SharedSums = ALONE
+    """Sums of two tensors of the model: over all ranks, where each of them has a part."""
 
 
 class Estimator(ABC, Generic[S]):
+    @property
+    def over_ranks(self) -> bool:
+        """Whether it reads tensors of the model through `evidence.sums` alone, so that ranks which have parts of the
+        tokens are told the same.
+        """
+        return False
+
+    def pairs(self, evidence: Evidence, state: S) -> Sequence[Pair]:
+        """What `predict` will hold against each other; asked for only where that lies on several ranks."""
+        return ()
+
     @property
     def reads_innovation(self) -> bool:
         """Whether it asks how well the probe itself could be extrapolated: two features are kept for that."""

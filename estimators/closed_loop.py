@@ -33,6 +33,10 @@ class ClosedLoop(Estimator[Constants]):
     trust: float = 0.0
 
     @property
+    def over_ranks(self) -> bool:
+        return True
+
+    @property
     def reads_innovation(self) -> bool:
         return self.trust != 0
 

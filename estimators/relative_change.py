@@ -5,6 +5,7 @@
 Against the previous step it is meant to be added up (`dicache.estimators.accumulated`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dicache.estimators.base import Estimator, Evidence
+from dicache.ranks.sums import Pair
 from dicache.tensors.norms import relative_change, relative_change_l1
 from dicache.types import Grid, Rows
 
@@ -27,17 +29,24 @@ class RelativeChange(Estimator[Reference]):
     against: Literal["previous", "computed"] = "previous"
     norm: Literal["l1", "l2"] = "l1"
 
+    @property
+    def over_ranks(self) -> bool:
+        return True
+
     def own_bytes(self, feature: int, output: int, latent: int) -> int:
         return feature
 
     def init(self, samples: int, n_approximators: int) -> Reference:
         return Reference(n_approximators, None)
 
+    def pairs(self, evidence: Evidence, state: Reference) -> Sequence[Pair]:
+        return () if evidence.feature is None or state.feature is None else ((evidence.feature, state.feature),)
+
     def predict(self, evidence: Evidence, state: Reference) -> Grid:
         if evidence.feature is None or state.feature is None:
             return torch.full((len(evidence.growth), state.n_approximators), torch.inf, dtype=torch.float64)
         measure = relative_change_l1 if self.norm == "l1" else relative_change
-        return finite(measure(evidence.feature, state.feature), state.n_approximators)
+        return finite(measure(evidence.feature, state.feature, evidence.sums.of), state.n_approximators)
 
     def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: Reference) -> Reference:
         if evidence.feature is None:

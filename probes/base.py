@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -31,6 +31,13 @@ class Probe(ABC):
     """How many blocks must have run, 0 for none."""
     local: bool = False
     """Whether it looks at every site's own input instead of the denoiser's."""
+    over_ranks: ClassVar[bool] = True
+    """Whether parts of the tokens give parts of the feature: not where it makes one thing of all of them."""
+
+    @property
+    def sees_tokens(self) -> bool:
+        """Whether it looks at more than the latent, at all: what several ranks may have parts of."""
+        return True
 
     @abstractmethod
     def __call__(self, view: View) -> Tensor | None:

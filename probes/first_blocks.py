@@ -24,5 +24,9 @@ class FirstBlocks(Probe):
         if self.depth < 0:
             raise ValueError(f"FirstBlocks(depth={self.depth}): expected 0 (no probe) or more.")
 
+    @property
+    def sees_tokens(self) -> bool:
+        return self.depth > 0
+
     def __call__(self, view: View) -> Tensor | None:
         return view.after.detach().clone() if self.depth else None

@@ -15,5 +15,9 @@ class RawLatent(Probe):
 
     depth = 0
 
+    @property
+    def sees_tokens(self) -> bool:
+        return False
+
     def __call__(self, view: View) -> Tensor:
         return view.latent.detach().clone()

@@ -7,13 +7,14 @@ interpolating and from going more than `limit - 1` past the newest value. Where 
 1, that is plain reuse.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from dicache.approximators.base import Approximator, Histories, Target, per_row
 from dicache.approximators.linear import Extrapolate
-from dicache.extension import residual_sums
+from dicache.ranks.sums import Pair
 from dicache.types import Action, Rows
 
 
@@ -24,12 +25,16 @@ class Align(Approximator):
     action = Action.ALIGN
     needs = 2
     reads_feature = True
+    over_ranks = True
+
+    def pairs(self, histories: Histories, target: Target) -> Sequence[Pair]:
+        assert target.feature is not None, "alignment needs a probe; Config checks this"
+        newest, before = histories.features.values[:2]
+        return (target.feature, before), (newest, before)
 
     def guess(self, histories: Histories, target: Target) -> Tensor:
         newest, before = histories.outputs.values[:2]
-        assert target.feature is not None, "alignment needs a probe; Config checks this"
-        travelled = residual_sums(target.feature, histories.features.values[1])[:, 0]
-        spacing = residual_sums(histories.features.values[0], histories.features.values[1])[:, 0]
+        travelled, spacing = (target.sums.of(*pair)[:, 0] for pair in self.pairs(histories, target))
         gamma = (travelled / spacing).nan_to_num(1.0, self.limit, 1.0).clamp(1.0, self.limit)
         return before + (newest - before) * per_row(gamma, newest)
 

@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from dicache.errors import PartError
+from dicache.ranks.sums import ALONE, Pair, SharedSums
 from dicache.tensors.history import History
 from dicache.types import Action, Rows, Site, Timetable
 
@@ -48,6 +49,9 @@ class Target(NamedTuple):
     difference: bool = False
     """Whether it is by how much a guidance branch differs from the strongest one that is guessed."""
 
+    sums: SharedSums = ALONE
+    """Sums of two tensors of the model: over all ranks, where each of them has a part."""
+
     @property
     def passed(self) -> float:
         """Share of the run's steps that lie behind; nan where its timetable is unknown."""
@@ -65,6 +69,8 @@ class Approximator(ABC):
     """Whether `Histories.noises` must be stored."""
     reads_feature: ClassVar[bool] = False
     """Whether it reads what the probe measured."""
+    over_ranks: ClassVar[bool] = False
+    """Whether parts of a value give parts of its guess: every element by itself, or through `target.sums`."""
     multiplies: ClassVar[bool] = False
     """Whether a guess takes matrix products, which count as work."""
 
@@ -76,6 +82,10 @@ class Approximator(ABC):
     @abstractmethod
     def guess(self, histories: Histories, target: Target) -> Tensor:
         """(R, ...), a new tensor. Undefined for rows with fewer than `needs` values."""
+
+    def pairs(self, histories: Histories, target: Target) -> Sequence[Pair]:
+        """What `guess` will hold against each other; asked for only where that lies on several ranks."""
+        return ()
 
     @abstractmethod
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:

@@ -26,6 +26,7 @@ class Gained(Approximator):
 
     action = Action.EXTRAPOLATE
     needs = 2
+    over_ranks = True
 
     def guess(self, histories: Histories, target: Target) -> Tensor:
         newest, before = histories.outputs.values[:2]

@@ -11,6 +11,7 @@ class Reuse(Approximator):
 
     action = Action.REUSE
     needs = 1
+    over_ranks = True
 
     def guess(self, histories: Histories, target: Target) -> Tensor:
         return histories.outputs.values[0].clone()

@@ -25,6 +25,7 @@ class Extrapolate(Approximator):
 
     action = Action.EXTRAPOLATE
     needs = 2
+    over_ranks = True
 
     def guess(self, histories: Histories, target: Target) -> Tensor:
         return extrapolate(histories.outputs, target.sigma)

@@ -21,6 +21,7 @@ class Newton(Approximator):
     order: int = 2
 
     action = Action.EXTRAPOLATE
+    over_ranks = True
 
     def __post_init__(self) -> None:
         if self.order < 1:

@@ -51,6 +51,7 @@ class ExtrapolateNoise(Approximator):
     action = Action.EXTRAPOLATE
     needs = 2
     reads_noise = True
+    over_ranks = True
 
     def guess(self, histories: Histories, target: Target) -> Tensor:
         (newest, before), sigmas = histories.noises.values[:2], histories.noises.sigmas

@@ -24,6 +24,7 @@ class Taylor(Approximator):
     order: int = 1
 
     action = Action.EXTRAPOLATE
+    over_ranks = True
 
     def __post_init__(self) -> None:
         if self.order < 1:

@@ -12,6 +12,7 @@ class Zero(Approximator):
 
     action = Action.ZERO
     needs = 1
+    over_ranks = True
 
     def guess(self, histories: Histories, target: Target) -> Tensor:
         return torch.zeros_like(histories.outputs.values[0])

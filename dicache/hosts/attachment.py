@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from dicache.config import Config
 from dicache.hosts.checks import check_apart, check_eager, check_free, check_offloaded
@@ -20,18 +21,22 @@ from dicache.hosts.module_hook import NAME, FirstHook, Hooks, SessionHook, Uncop
 from dicache.hosts.running_pipeline import loop_of
 from dicache.models.family import Family
 from dicache.models.find_blocks import check_streams, family_of, find
+from dicache.parallel.ranks import Ranks
+from dicache.ranks.branches import BranchRanks
+from dicache.ranks.sums import SharedSums, alone
 from dicache.runtime.owner import Owner
 from dicache.runtime.session import Session
 from dicache.sites import Tokens
 from dicache.solvers.timeline import Clock
 from dicache.tokens.fit import check_family
 from dicache.tokens.token_site import TokenSite
+from dicache.types import Step
 
 
 class Attachment(Uncopied):
     """A session on a denoiser; `compiling` are the options of `torch.compile` for its blocks, None to compile none.
 
-    Raises UnsupportedModelError, AlreadyEnabledError or ModeError, and then has changed nothing.
+    Raises UnsupportedModelError, AlreadyEnabledError, ModeError or RanksError, and then has changed nothing.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class Attachment(Uncopied):
         clock: Clock,
         compiling: Mapping[str, Any] | None = None,
         family: Family | None = None,
+        ranks: ProcessGroup | BranchRanks | None = None,
     ) -> None:
         self.family = family_of(denoiser, family)
         parts = find(denoiser, self.family)
@@ -57,12 +63,13 @@ class Attachment(Uncopied):
         deciding = {**parts.blocks, **{path: denoiser.get_submodule(path) for path in inside}}
         check_apart(deciding)
         owner = Owner(self.family.model, partial(loop_of, denoiser))
-        make = None
+        self.ranks, make = Ranks(denoiser, config, ranks), None
         if isinstance(config.sites, Tokens):
             check_family(self.family)
             check_eager(denoiser, parts.blocks.values(), compiling)
             make = partial(TokenSite, self.family)
         self.denoiser, self.session = denoiser, Session(config, clock, sites, owner, make)
+        self.session.sums_of = self._begin_run
         if config.judged_by_others:
             self.session.note(f"the estimate is as good as your own {', '.join(config.judged_by_others)}.")
         self.hooks, self.handles = Hooks(denoiser, self.session), list[Any]()
@@ -79,6 +86,7 @@ class Attachment(Uncopied):
     def _attach(self, deciding: dict[str, nn.Module], around: dict[str, nn.Module]) -> None:
         session, (first, *_) = self.session, deciding
         ear = FirstHook(session, first, self)
+        ear.branch.of_rank = self.ranks.branch
         for path, module in deciding.items():
             self.hooks.put_on(module, ear if path == first else SessionHook(session, session.strategy.block, path))
         self.hooks.surround(around)
@@ -89,12 +97,21 @@ class Attachment(Uncopied):
         self.handles.append(self.denoiser.register_forward_pre_hook(calls.before, with_kwargs=True))
         self.handles.append(self.denoiser.register_forward_hook(calls.after, with_kwargs=True))
 
+    def _begin_run(self, latent: Tensor, step: Step) -> SharedSums:
+        sums, probe = self.ranks.begin_run(latent, step), self.session.config.probe
+        if self.ranks.group is not None:
+            runs_in_probe = probe.sees_tokens and probe.depth == 0  # a part of the first block, before that is called
+            for hook in self.hooks.deciding[runs_in_probe:]:
+                hook.gather_late(self.ranks.group)
+        return sums
+
     def detach(self) -> None:
         for handle in self.handles:
             handle.remove()
         self.handles = []
         self.compilation.undo()
         self.hooks.remove()
+        self.session.sums_of = alone
         self.session.release()
 
 

@@ -14,6 +14,8 @@ from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from torch import nn
 
 from dicache.errors import CopyError
+from dicache.parallel.sharded import Sharded, is_sharded
+from dicache.ranks.group import Group, check_lost
 from dicache.runtime.module_call import ModuleCall
 from dicache.runtime.run_state import Call
 from dicache.runtime.session import Session
@@ -44,13 +46,20 @@ class SessionHook(Uncopied, ModelHook):
     def __init__(self, session: Session, run: Callable[[Call, ModuleCall], Tree], path: str) -> None:
         super().__init__()
         self.session, self.run, self.path = session, run, path
+        self.sharded: Sharded | None = None
 
     @eager
     def new_forward(self, module: nn.Module, *args: Tree, **kwargs: Tree) -> Tree:
         call, forward = self.session.call, self.fn_ref.original_forward
+        if self.sharded is not None:
+            forward = self.sharded.around(forward)
         if call is None:
             return forward(*args, **kwargs)
-        return self.run(call, ModuleCall(self.path, module, forward, args, kwargs))
+        try:
+            return self.run(call, ModuleCall(self.path, module, forward, args, kwargs))
+        except RuntimeError as error:
+            check_lost(error)
+            raise
 
 
 class _Context(threading.local):
@@ -64,6 +73,8 @@ class BranchName(StateManager):
 
     def __init__(self) -> None:
         self._own = _Context()
+        self.of_rank: str | None = None
+        """What the branch of this rank is called, where each has one of its own."""
         super().__init__(BaseState)
 
     @property  # type: ignore[override]
@@ -76,7 +87,7 @@ class BranchName(StateManager):
 
     @property
     def name(self) -> str | None:
-        return None if self._context is None else self._context.name
+        return self.of_rank or (None if self._context is None else self._context.name)
 
 
 class FirstHook(SessionHook):
@@ -99,9 +110,18 @@ class ModuleHook:
 
     def __init__(self, module: nn.Module, hook: ModelHook) -> None:
         self.module, self.hook = module, hook
+        self.sharded: Sharded | None = None
         self.had = {"forward", "_diffusers_hook"} & set(vars(module))
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
+        registry = HookRegistry.check_if_exists_or_initialize(module)
+        # What parts tokens over ranks stays outside: what a site is given and gives are both this rank's part.
+        outside = [name for name in registry._hook_order if name.startswith("cp_")]
+        parting = {name: registry.hooks[name] for name in outside}
+        for name in outside:
+            registry.remove_hook(name, recurse=False)
+        registry.register_hook(hook, NAME)
         self.worn, self.runs = module.forward, hook.fn_ref.forward
+        for name, each in parting.items():
+            registry.register_hook(each, name)
 
     def put_back(self) -> None:
         """Where a hook inside of it was taken off: diffusers then has the next one outside call what was inside, in the
@@ -125,7 +145,14 @@ class ModuleHook:
         registry.register_hook(self.hook, NAME)
         self.worn, self.runs = self.module.forward, self.hook.fn_ref.forward
 
+    def gather_late(self, group: Group) -> None:
+        """Where its weights lie on these ranks."""
+        if self.sharded is None and isinstance(self.hook, SessionHook) and is_sharded(self.module, group):
+            self.sharded = self.hook.sharded = Sharded(self.module)
+
     def remove(self) -> None:
+        if self.sharded is not None:
+            self.sharded.undo()
         self.put_back()
         registry, state = registry_of(self.module), vars(self.module)
         wrapped, inside = self.module.forward, self.hook.fn_ref.original_forward

@@ -40,6 +40,7 @@ def no_evidence(config: Config, run: Run, feature: Tensor | None = None) -> Evid
         step=run.step,
         latent=run.latent[: run.samples],
         feature=None if feature is None else feature[: run.samples],
+        sums=run.sums,
     )
 
 
@@ -69,7 +70,8 @@ def evidence_of(config: Config, run: Run, meter: Meter, histories: Histories | N
     features = histories.features
     if target.feature is None or len(features.values) < 2 or not config.estimator.reads_innovation:
         return evidence
-    moved = relative_change(extrapolate(features, run.step.sigma), target.feature)[: run.samples].double().cpu()
+    expected = extrapolate(features, run.step.sigma)
+    moved = relative_change(expected, target.feature, run.sums.of)[: run.samples].double().cpu()
     growth = Extrapolate().growth(features.times[:, : run.samples], run.time)
     return evidence._replace(innovation=moved, innovation_growth=growth)
 
@@ -81,6 +83,16 @@ def _typical(step: Step) -> float | None:
     if step.timetable is None:
         return error_rate(step.half_log_snr) * step.gain
     return error_rates(step.timetable)[step.index]
+
+
+def foresee(config: Config, state: SiteState, evidence: Evidence, histories: Histories | None, target: Target) -> None:
+    """All that this call's decision and guesses hold against each other, in one exchange between the ranks."""
+    if not evidence.sums.shared or histories is None:
+        return
+    # What guesses hold against each other is asked for here, so that it need not be when they are made.
+    enough = [a for a in config.approximators if len(histories.outputs.values) >= a.needs]
+    pairs = (pair for approximator in enough for pair in approximator.pairs(histories, target))
+    evidence.sums.foresee([*config.estimator.pairs(evidence, state.estimator), *pairs])
 
 
 def _growth(approximator: Approximator, times: Tensor, time: float) -> Rows:
@@ -98,6 +110,8 @@ def guesses(
 ) -> dict[int, Tensor]:
     """What these approximators guess, (R, ...) each, where the history is long enough; their matrix products booked."""
     enough = [i for i in indices if len(histories.outputs.values) >= config.approximators[i].needs]
+    if target.sums.shared:
+        target.sums.foresee(pair for i in enough for pair in config.approximators[i].pairs(histories, target))
     return {i: _guess(config.approximators[i], meter, histories, target) for i in enough}
 
 

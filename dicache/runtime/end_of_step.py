@@ -13,12 +13,19 @@ from torch import Tensor
 
 from dicache.config import Config
 from dicache.errors import DicacheError, UnsupportedModelError
+from dicache.ranks.group import is_one_of_several
 from dicache.runtime.decide import decide_site, no_evidence, realised_errors
-from dicache.runtime.guidance import samples_of
+from dicache.runtime.guidance import denoised, samples_of
 from dicache.runtime.run_state import Judgement, Run, SiteState, not_finite_of
 from dicache.runtime.trace import Record
+from dicache.solvers.mixture import made_elsewhere
 from dicache.tensors.tree import tensors
 from dicache.types import Grid, Rows
+
+MIXED_ELSEWHERE = (
+    "steps make latents of more than the outputs of this process, as guidance with branches on several ranks does, "
+    "so everything was computed: enable with ranks=dicache.BranchRanks(group)."
+)
 
 
 class Truth(NamedTuple):
@@ -46,12 +53,14 @@ def end_step(config: Config, run: Run, after: Tensor | None) -> list[str]:
         state.share = truth.share
         state.controller, state.estimator = _learn(config, state, judgement, truth)
     run.records.append(_record(run, judgements, truths))
+    run.sums.next_step(run.step.index + 1)
     if run.guided.changed:
         _forget(config, run)
     elif run.guided.mixture is None and after is not None:
         guided = run.guided.fitted(run.latent[: run.samples], after[: run.samples], run.step)
         if guided.mixture is not None:
             run.know_mixture(guided)
+            return _mixed_elsewhere(run, after[: run.samples])
     elif after is not None:
         remeasured = run.guided.remeasured(run.latent[: run.samples], after[: run.samples], run.step)
         if remeasured is not None:
@@ -60,6 +69,18 @@ def end_step(config: Config, run: Run, after: Tensor | None) -> list[str]:
                 config, run, "the guidance scale was changed half-way", "its branches were weighed anew there"
             )
     return []
+
+
+def _mixed_elsewhere(run: Run, after: Tensor) -> list[str]:
+    """Guidance branches may lie on other ranks, of which nobody has told: a budget would be that of one branch."""
+    outputs, solved = list(run.guided.outputs.values()), run.step.solved
+    certain = solved is not None and run.step.alone and (run.step.timetable is None or not run.step.timetable.random)
+    if len(outputs) > 1 or len(outputs[0]) != run.samples or not certain or not is_one_of_several():
+        return []
+    assert solved is not None
+    before = denoised(run.latent[: run.samples], outputs[0])
+    run.apart = made_elsewhere(before, denoised(after, outputs[0]), outputs[0], solved)
+    return [MIXED_ELSEWHERE] if run.apart else []
 
 
 # The run's first step shows how many samples there are.
@@ -160,7 +181,7 @@ def _truths(
     truths = before.copy()
     if not sums:
         return truths, scale, not_finite
-    for i, grid in zip(summed, torch.stack(sums).double().cpu(), strict=True):  # one wait for all sites
+    for i, grid in zip(summed, run.sums.added(torch.stack(sums)).double().cpu(), strict=True):  # one wait for all
         site_errors, share = realised_errors(grid, n_approximators)
         truths[i] = Truth(site_errors, _where(judgements[i].computed, share, before[i].share), before[i].value)
     return truths, scale, not_finite

@@ -15,10 +15,12 @@ from dicache.approximators.base import Histories, Target
 from dicache.approximators.noise import noise_of, predicted
 from dicache.config import Config
 from dicache.extension import combine
+from dicache.ranks.branches import BranchOutputs
 from dicache.runtime.decide import (
     approximators_to_fill,
     decide_site,
     evidence_of,
+    foresee,
     guesses,
     rows_to_compute,
     rows_to_remember,
@@ -91,7 +93,9 @@ class EvaluationSite:
             histories = state.histories.get(call.branch)
             if histories is not None and rows != ALL:
                 histories = _rows_of(histories, rows)
-            evidence = evidence_of(self.config, run, self.meter, histories, _target(call, rows, difference))
+            target = _target(call, rows, difference)
+            evidence = evidence_of(self.config, run, self.meter, histories, target)
+            foresee(self.config, state, evidence, histories, target)
             state.judgement, state.controller = decide_site(self.config, run, state, evidence)
         return rows_to_compute(self.config, run, state, call.branch)
 
@@ -111,7 +115,7 @@ class EvaluationSite:
         it is by how much the output differs from it that is guessed and remembered, but for rows that are always
         `fresh`, (R,) bool.
         """
-        run, state, rows_to_run = call.run, call.run.states[0], call.rows_to_run
+        state, rows_to_run = call.run.states[0], call.rows_to_run
         exact = torch.ones(len(output), dtype=torch.bool) if rows_to_run.computed is None else rows_to_run.computed
         histories = state.histories.get(call.branch) or self.memory.nothing(state, len(output))
         # Exact rows ask all approximators: that is what the next predictions are learned from.
@@ -121,13 +125,27 @@ class EvaluationSite:
         if base is not None:
             guessed = {i: base + guess for i, guess in guessed.items()}
         result = output if rows_to_run.computed is None else self._filled(state, guessed, output, exact)
+        self._tell(call, result, output, {} if rows_to_run.none else guessed)
         if not rows_to_run.none:
-            own = {i: predicted(guess, call.latent) for i, guess in guessed.items()}
-            run.guided.add(call.branch, predicted(output, call.latent), own)
             value = output if base is None else output - base
             self._remember(call, histories, value, exact if fresh is None else exact & ~fresh)
-        run.guided.handed(call.branch, predicted(result, call.latent))
         return result
+
+    def _tell(self, call: Call, result: Tensor, output: Tensor, guessed: dict[int, Tensor]) -> None:
+        """What the mixture is made of: of this branch, and of those that other ranks called at the same time."""
+        run, computed, apart = call.run, not call.rows_to_run.none, call.run.sums.apart
+        own = {i: predicted(guess, call.latent) for i, guess in guessed.items()}
+        handed = [BranchOutputs(call.branch, predicted(result, call.latent), predicted(output, call.latent), own)]
+        if apart is not None and run.samples == 0:
+            for rank, (prints, controls) in enumerate(apart.all_prints(run.prints[call.branch], run.controls)):
+                run.prints[apart.name(rank)], run.controls = prints, run.controls | controls
+        if apart is not None:
+            contents = run.guided.mixture is None or run.guided.watched
+            handed = apart.all_of(handed[0], computed=computed, contents=contents)
+        for each in handed:
+            if computed:
+                run.guided.add(each.branch, each.output, dict(each.guesses))
+            run.guided.handed(each.branch, each.result)
 
     def _filled(self, state: SiteState, guessed: dict[int, Tensor], output: Tensor, exact: Rows) -> Tensor:
         """`output` where computed, else the guess that was decided on."""
@@ -155,8 +173,9 @@ class EvaluationSite:
 
 def _target(call: Call, rows: slice, difference: bool) -> Target:
     feature, step = call.feature, call.run.step
-    feature = feature if feature is None else feature[rows]
-    return Target(step.sigma, feature, call.latent[rows], step.noise, step.timetable, difference=difference)
+    feature = feature if feature is None or rows == ALL else feature[rows]
+    latent, sums = call.latent[rows], call.run.sums
+    return Target(step.sigma, feature, latent, step.noise, step.timetable, difference=difference, sums=sums)
 
 
 def _rows_of(histories: Histories, rows: slice) -> Histories:

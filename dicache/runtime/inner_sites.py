@@ -232,7 +232,7 @@ class InnerSites:
         first = run.states[0]
         if not call.first or call.again or first.judgement is None:
             return
-        sums = residual_sums(_combined(first, guessed), value)
+        sums = run.sums.of(_combined(first, guessed), value)
         error = (sums[:, 2] / sums[:, 3]).sqrt().double().cpu()
         failed = drafted & ~(error <= rule.tolerance(run.step.progress))  # nan fails
         chunks = len(failed) // run.samples
@@ -255,4 +255,4 @@ def _combined(state: SiteState, guessed: dict[int, Tensor]) -> Tensor:
 
 
 def _target(run: Run, state: SiteState, feature: Tensor | None) -> Target:
-    return Target(run.step.sigma, feature, timetable=run.step.timetable, site=state.site.path)
+    return Target(run.step.sigma, feature, timetable=run.step.timetable, site=state.site.path, sums=run.sums)

@@ -20,6 +20,7 @@ from dicache.estimators.base import Evidence
 from dicache.models.conditioning import Prints
 from dicache.models.watched_inputs import Conditions
 from dicache.probes.base import View
+from dicache.ranks.sums import ALONE, SharedSums
 from dicache.runtime.guidance import Guided
 from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.trace import Record, SideWork, Trace
@@ -51,9 +52,7 @@ class Inputs(NamedTuple):
     gathered: bool = True
     """Whether parts may run for some of the rows."""
     other_weights: str = ""
-    """What was changed of the model since the call before ("the LoRA was changed"), of which what is remembered is
-    not; costs may be others too. Empty for nothing.
-    """
+    """What was changed of the model since the call before ("the LoRA was changed"), costs with it; or empty."""
     conditioning: Mapping[str, Tree] = MappingProxyType({})
     """What else it is called with, but for the time, by name."""
     marks: Marks | None = None
@@ -123,6 +122,7 @@ class Run:
     """Progress before the run's first step: a second expert begins half-way."""
     states: list[SiteState]
     guided: Guided = field(default_factory=Guided)
+    sums: SharedSums = ALONE
     displaced: object = None
     """The key of the run that was going on when this one began, where there was one."""
     samples: int = 0

@@ -12,8 +12,7 @@ The strategy is that of the sites: the whole evaluation (`dicache.runtime.evalua
 The rows of one call are samples, or, where the pipeline puts its guidance branches into one batch, a multiple of them:
 row c * B + b is chunk c of sample b. Calls of one step may hold different numbers of chunks. Branches in calls of their
 own are told apart by the name the pipeline gives them, else by their place within the step. All branches of a sample
-are decided together, at the step's first call. A run's first step computes: only the second shows which rows are
-branches of one sample.
+are decided together, at the step's first call. A run's first step computes: the second shows which rows are branches.
 """
 
 import time
@@ -25,6 +24,7 @@ from torch import Tensor
 from dicache.config import Config
 from dicache.errors import DicacheError
 from dicache.models.watched_inputs import controls_among
+from dicache.ranks.sums import SharedSums, alone
 from dicache.runtime.branch_site import BranchSite
 from dicache.runtime.end_of_step import begin_anew, end_step, remembered_bytes
 from dicache.runtime.evaluation_site import EvaluationSite
@@ -55,6 +55,8 @@ class Session:
         self.on_call: Callable[[Session], object] = bool
         """Called when the first call of a run has begun, and when the next one has if it is `expected`."""
         self.expected = False
+        self.sums_of: Callable[[Tensor, Step], SharedSums] = alone
+        """What a run that begins adds up by, over the ranks that compute it."""
         self.run: Run | None = None
         self.call: Call | None = None
         self.notes: dict[str, bool] = {}
@@ -67,8 +69,6 @@ class Session:
             return InnerSites(config, self.sites, meter, memory, self.note)
         of_branches = any(site.kind is Kind.BRANCH for site in self.sites)
         return (BranchSite if of_branches else EvaluationSite)(config, meter, memory)
-
-    # One call.
 
     def begin(self, inputs: Inputs) -> None:
         """The denoiser is about to run."""
@@ -147,7 +147,8 @@ class Session:
         states = [SiteState(site, self.config.rule_at(site, self.sites), site.inside_denoiser) for site in self.sites]
         step = _released(reading.step, before)
         guided = Guided(watched=isinstance(self.clock, LoopClock))
-        self.run = Run(reading.run, step, step.time, inputs.latent, before, states, guided, displaced)
+        sums = self.sums_of(inputs.latent, reading.step)
+        self.run = Run(reading.run, step, step.time, inputs.latent, before, states, guided, sums, displaced)
         if inputs.timestep is not None or not guided.watched:  # that there is none is noted where it is looked for
             self._note_unpriced()
         return self.run
@@ -191,9 +192,8 @@ class Session:
     def around(self, call: Call, module_call: ModuleCall) -> Tree:
         """A module around the blocks: always runs, and is counted."""
         # It may serve streams of several sizes, one after another, and in calls of one key always in the same order.
-        path = module_call.path
-        part = path, call.around.get(path, 0)
-        call.around[path] = part[1] + 1
+        part = path, number = module_call.path, call.around.get(module_call.path, 0)
+        call.around[path] = number + 1
         if part not in self.meter.costs:
             output = self.meter.counted(part, module_call.run)
             self.meter.ran(part)

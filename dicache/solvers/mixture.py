@@ -14,6 +14,12 @@ PARALLEL = 1e-9
 """Squared sine under which vectors count as parallel, with their rounding."""
 
 
+LEAST, ELSEWHERE = 0.25, 1e-3
+"""All but this share of the elements are off by this much, relative and beyond rounding, where a step mixed in what
+nobody saw.
+"""
+
+
 def fit(before: Tensor, after: Tensor, outputs: Sequence[Tensor], solved: tuple[float, float] | None = None) -> Tensor:
     """The mixture (len(outputs), B) float64, from latents and outputs of one step, all (B, ...). Where p and the sum of
     all c are known, only how the sum is shared out is measured: noise that is drawn anew hides the rest.
@@ -31,6 +37,20 @@ def fit(before: Tensor, after: Tensor, outputs: Sequence[Tensor], solved: tuple[
         coefficients = torch.cat([made - shares.sum(1, keepdim=True), shares], dim=1)
     mixture = coefficients / coefficients.sum(1, keepdim=True)
     return torch.where(mixture.isfinite().all(1, keepdim=True), mixture, 1.0).T
+
+
+def made_elsewhere(before: Tensor, after: Tensor, output: Tensor, solved: tuple[float, float]) -> bool:
+    """Whether a step made `after` of more than the latent and this output, (B, ...) each, in all of some sample: what
+    is blended in or masked leaves a part as the solver makes it, a guidance branch of another process leaves none.
+    """
+    if not before.shape == after.shape == output.shape:
+        return False
+    from_latent, made = solved
+    own = (made * output.double()).flatten(1)
+    left = (after.double() - from_latent * before.double()).flatten(1) - own
+    rounded = after.double().abs().flatten(1) * torch.finfo(after.dtype).eps / 2
+    least = (left.abs() - rounded).kthvalue(1 + int(LEAST * own.shape[1]), dim=1).values
+    return bool((least > ELSEWHERE * own.square().mean(1).sqrt()).any())
 
 
 def _least_squares(terms: Sequence[Tensor], total: Tensor, moved: Tensor) -> Tensor:

@@ -5,12 +5,16 @@ not finite.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
 
 from dicache.extension import residual_sums
 from dicache.types import Rows
+
+SumsOf = Callable[[Tensor, Tensor], Tensor]
+"""`residual_sums`, or what stands in its place."""
 
 
 class Alignment(NamedTuple):
@@ -20,15 +24,15 @@ class Alignment(NamedTuple):
     """cos^2 of the two: the share of a, squared, that lies along b."""
 
 
-def relative_change(after: Tensor, before: Tensor) -> Rows:
-    """||after - before|| / ||before||, both L2."""
-    sums = residual_sums(after, before)
+def relative_change(after: Tensor, before: Tensor, sums_of: SumsOf = residual_sums) -> Rows:
+    """||after - before|| / ||before||, both L2; `sums_of` where the tensors are parts of larger ones."""
+    sums = sums_of(after, before)
     return (sums[:, 2] / sums[:, 3]).sqrt()
 
 
-def relative_change_l1(after: Tensor, before: Tensor) -> Rows:
+def relative_change_l1(after: Tensor, before: Tensor, sums_of: SumsOf = residual_sums) -> Rows:
     """|after - before|_1 / |before|_1, the measure of DiCache and TeaCache."""
-    sums = residual_sums(after, before)
+    sums = sums_of(after, before)
     return sums[:, 0] / sums[:, 1]
 
 

@@ -20,6 +20,7 @@ from dicache.types import Action, Rows
 
 class FoCa(Approximator):
     action = Action.EXTRAPOLATE
+    over_ranks = True
     needs = 3
 
     def guess(self, histories: Histories, target: Target) -> Tensor:

@@ -27,6 +27,7 @@ class Hermite(Approximator):
     contraction: float = 0.5
 
     action = Action.EXTRAPOLATE
+    over_ranks = True
 
     def __post_init__(self) -> None:
         if self.order < 1:

@@ -26,6 +26,8 @@ class SpectrumFiltered(Probe):
     size: tuple[int, int] | None = None
     """Rows and columns of tokens; None for a square."""
 
+    over_ranks = False
+
     @property
     def depth(self) -> int:  # type: ignore[override]
         return self.inner.depth

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dicache.estimators.base import Estimator, Evidence
+from dicache.ranks.sums import Pair
 from dicache.types import Grid, Rows
 
 TEACACHE_FLUX = (498.65, -283.78, 55.86, -3.82, 0.264)
@@ -32,6 +33,13 @@ class Polynomial(Estimator[Any]):
 
     def init(self, samples: int, n_approximators: int) -> Any:  # noqa: ANN401
         return self.inner.init(samples, n_approximators)
+
+    @property
+    def over_ranks(self) -> bool:
+        return self.inner.over_ranks
+
+    def pairs(self, evidence: Evidence, state: Any) -> Sequence[Pair]:  # noqa: ANN401
+        return self.inner.pairs(evidence, state)
 
     def predict(self, evidence: Evidence, state: Any) -> Grid:  # noqa: ANN401
         x = self.inner.predict(evidence, state)

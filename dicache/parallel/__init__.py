@@ -1,0 +1,1 @@
+"""Denoisers that several ranks run together: context parallelism, sharded weights."""
