@@ -104,7 +104,7 @@ def check_parts(config: Config, size: int) -> None:
 
 def check_branches(config: Config, size: int) -> None:
     """Raises RanksError by name where ranks that have guidance branches would decide by their own."""
-    parts: list[Estimator | Approximator] = [config.estimator, *config.approximators]
+    parts: list[Estimator[Any] | Approximator] = [config.estimator, *config.approximators]
     unsaid = next((part for part in parts if not part.over_ranks), None)
     wrong = f"{config.sites} are decided by what one branch shows" if type(config.sites) is not Evaluation else ""
     wrong = wrong or (f"{config.probe} looks at one branch" if config.probe != NO_PROBE else "")
@@ -117,7 +117,7 @@ def check_branches(config: Config, size: int) -> None:
 
 
 def _refused(config: Config) -> Any:  # noqa: ANN401
-    parts: list[Estimator | Approximator] = [config.estimator, *config.approximators]
+    parts: list[Estimator[Any] | Approximator] = [config.estimator, *config.approximators]
     if isinstance(config.sites, Tokens):
         yield "sites=Tokens() chooses among those of one rank"
     if config.sites.inside_denoiser and config.probe != NO_PROBE:

@@ -75,6 +75,7 @@ def _mixed_elsewhere(run: Run, after: Tensor) -> list[str]:
     """Guidance branches may lie on other ranks, of which nobody has told: a budget would be that of one branch."""
     outputs, solved = list(run.guided.outputs.values()), run.step.solved
     certain = solved is not None and run.step.alone and (run.step.timetable is None or not run.step.timetable.random)
+    # Several branches are here to be seen, and what a solver makes of one is only held against one that is certain.
     if len(outputs) > 1 or len(outputs[0]) != run.samples or not certain or not is_one_of_several():
         return []
     assert solved is not None

@@ -95,6 +95,7 @@ class EvaluationSite:
                 histories = _rows_of(histories, rows)
             target = _target(call, rows, difference)
             evidence = evidence_of(self.config, run, self.meter, histories, target)
+            # Where tokens lie on several ranks, all that is going to be read of them is added up in one exchange.
             foresee(self.config, state, evidence, histories, target)
             state.judgement, state.controller = decide_site(self.config, run, state, evidence)
         return rows_to_compute(self.config, run, state, call.branch)

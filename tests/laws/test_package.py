@@ -19,7 +19,19 @@ LAZY = [
     *(f"dicache.{name}" for name in ("probes", "reference", "schedules", "serve", "integrations")),
 ]
 PUBLIC = [
-    *("Cache", "Config", "Family", "Fitted", "Generated", "Memory", "ParetoSet", "Profile", "Psnr", "Report"),
+    *(
+        "BranchRanks",
+        "Cache",
+        "Config",
+        "Family",
+        "Fitted",
+        "Generated",
+        "Memory",
+        "ParetoSet",
+        "Profile",
+        "Psnr",
+        "Report",
+    ),
     *("Schedule", "Ssim", "Within", "__version__", "calibrate", "disable", "enable", "finders", "fit", "generate"),
     *("load_profile", "presets", "ray", "reference", "serve"),
 ]
