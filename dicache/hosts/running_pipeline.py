@@ -15,7 +15,8 @@ from dicache.solvers.clock import Loop
 DENOISERS = ("transformer", "transformer_2", "unet")
 """What pipelines call them."""
 _FAR = 40
-_NAMES = ("self", "components", "pipe", "pipeline")
+_OWN_NAMES = ("self", "components")
+_NAMES = (*_OWN_NAMES, "pipe", "pipeline")
 _OPTIONS = "extra_step_kwargs"
 """What pipelines call that which they hand to every step of the scheduler."""
 _PASSED_BY = ("torch.", "accelerate.", "dicache.")
@@ -33,40 +34,45 @@ class Running:
     @property
     def pipeline(self) -> Any:  # noqa: ANN401
         """The one that runs."""
-        pipe, _ = self._running()
-        return pipe
+        pipe, _, _ = self._running()
+        return pipe or self.pipe
 
     def loop(self) -> Loop:
-        """What its loop does with the scheduler."""
-        pipe, frame = self._running()
-        calls = vars(pipe).get("_num_timesteps")
+        """What its loop does with the scheduler. Of a loop by hand nothing is known: what the pipeline has noted down
+        is of a run of its own, before.
+        """
+        pipe, frame, by_itself = self._running()
+        calls = vars(pipe).get("_num_timesteps") if by_itself else None
         options = {} if frame is None else frame.f_locals.get(_OPTIONS, {})
         return Loop(calls, {name: value for name, value in options.items() if name != "generator"})
 
-    def _running(self) -> tuple[Any, FrameType | None]:
-        """The pipeline that runs, and the frame of its loop; that which dicache was enabled on where none is found."""
+    def _running(self) -> tuple[Any, FrameType | None, bool]:
+        """The pipeline that runs, and the frame of its loop; None where none is found. Whether the loop is its own."""
         frame: FrameType | None = sys._getframe(1)
-        running = None
+        running, by_itself = None, False
         for _ in range(_FAR):
             if frame is None:
                 break
-            running = running or self._in(frame)
+            if running is None:
+                running, by_itself = self._in(frame)
             if running is not None and _OPTIONS in frame.f_code.co_varnames:
-                return running, frame
+                return running, frame, by_itself
             frame = frame.f_back
-        return running or self.pipe, None
+        return running, None, by_itself
 
-    def _in(self, frame: FrameType) -> Any:  # noqa: ANN401
-        """What holds the denoiser and a scheduler among the frame's variables; None if nothing does."""
+    def _in(self, frame: FrameType) -> tuple[Any, bool]:
+        """What holds the denoiser and a scheduler among the frame's variables, and whether the frame is one of its own;
+        None if nothing does.
+        """
         if _passed_by(frame):
-            return None
+            return None, False
         for name in _NAMES:
             if name not in frame.f_code.co_varnames:
                 continue
             holder = frame.f_locals.get(name)
             if _drives(holder, self.denoisers, self.denoisers.values()):
-                return holder
-        return None
+                return holder, name in _OWN_NAMES
+        return None, False
 
 
 def loop_of(denoiser: nn.Module, frame: FrameType) -> FrameType:

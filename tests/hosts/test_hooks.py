@@ -21,8 +21,10 @@ from dicache.sites import Evaluation, Spans
 from dicache.solvers.clock import Loop
 from dicache.solvers.loop_clock import LoopClock
 from dicache.tensors.mac_meter import MacCounter
+from helpers.requesting import Requested
 from helpers.watching import snapshot
-from pipelines.tiny import make_flux
+from pipelines.neighbours import quiet
+from pipelines.tiny import draw_flux, make_flux
 
 ORDERS = list(itertools.permutations(["ours", "first", "second"]))
 IDS = ["-".join(order) for order in ORDERS]
@@ -273,7 +275,8 @@ def test_what_a_loop_hands_to_every_step_is_found_in_its_frame_without_its_gener
     running = Running(pipe, {"transformer": denoiser})
     assert pipe.asked(running.loop, eta=0.3) == Loop(None, {"eta": 0.3})
     pipe._num_timesteps = 7
-    assert running.loop() == Loop(7, {}), "outside of the loop nothing is handed over"
+    assert pipe.asked(running.loop, eta=0.3) == Loop(7, {"eta": 0.3})
+    assert running.loop() == Loop(None, {}), "of a loop by hand nothing is known: it was another that made 7"
 
 
 def test_whatever_else_is_called_pipe_is_asked_and_not_believed():
@@ -290,3 +293,15 @@ def test_whatever_else_is_called_pipe_is_asked_and_not_believed():
     module.transformer, module.scheduler = denoiser, "a module's"
     assert calls(module) == "its", "a model that holds the denoiser drives nothing"
     assert calls(0, SimpleNamespace(scheduler="modular", transformer=denoiser)) == "modular"
+
+
+def test_a_loop_by_hand_after_a_run_of_the_pipeline_counts_its_own_steps():
+    pipe = quiet(make_flux())
+    request = Requested(pipe, 1, 8)
+    draw_flux(pipe, [1], 1)
+    pipe.scheduler = request.scheduler
+    with dicache.enable(pipe, error_budget=0.5) as cache, torch.no_grad():
+        while not request.over:
+            request.advance(pipe.transformer(**request.inputs))
+    report = cache.report()
+    assert len(report.to_dict()["steps"]) == 8 and report.compute_speedup > 1.5
