@@ -21,6 +21,7 @@ from torch import nn
 from dicache.slots.joint_calls import CallRows, alike, at_half_its_time, at_time_of, cut, joined, times_of
 from dicache.slots.slot import SlotCall
 from dicache.tensors.mac_meter import MacCounter
+from dicache.tensors.norms import length
 from dicache.tensors.tree import Tree, plain, tensors
 
 CLOSE = 0.1
@@ -153,12 +154,12 @@ class JointRuns:
         far = [float((time.double().mean() - times[0].double().mean()).abs()) for time in times]
         i = len(parts) - 1 if at_one else max(range(len(parts)), key=far.__getitem__)
         own = self.denoiser(**joined([parts[i]]))
-        missed, length = _apart(outputs[i], own), _length(own)
-        if not isfinite(length):  # of what is no number nothing can be told
+        missed, size = _apart(outputs[i], own), _length(own)
+        if not isfinite(size):  # of what is no number nothing can be told
             return True
         if at_one:
             rounding = max(torch.finfo(t.dtype).eps for t in tensors(plain(own)) if t.is_floating_point())
-            self.takes_rows[kind] = missed <= max(LEAST, ROUNDED * rounding) * length
+            self.takes_rows[kind] = missed <= max(LEAST, ROUNDED * rounding) * size
             return self.takes_rows[kind]
         other = self.denoiser(**joined([at_time_of(parts[i], parts[0])]))
         self.takes_times[kind] = missed <= CLOSE * _apart(other, own) or not far[i]
@@ -167,8 +168,8 @@ class JointRuns:
 
 def _apart(one: Tree, other: Tree) -> float:
     pairs = zip(tensors(plain(one)), tensors(plain(other)), strict=True)
-    return sum(float((a.double() - b.double()).norm()) for a, b in pairs)
+    return sum(float(length(a - b).sum()) for a, b in pairs)
 
 
 def _length(output: Tree) -> float:
-    return sum(float(t.double().norm()) for t in tensors(plain(output)))
+    return sum(float(length(t).sum()) for t in tensors(plain(output)))

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dicache.tensors.norms import root_mean_square
+
 PARALLEL = 1e-9
 """Squared sine under which vectors count as parallel, with their rounding."""
 
@@ -50,7 +52,7 @@ def made_elsewhere(before: Tensor, after: Tensor, output: Tensor, solved: tuple[
     left = (after.double() - from_latent * before.double()).flatten(1) - own
     rounded = after.double().abs().flatten(1) * torch.finfo(after.dtype).eps / 2
     least = (left.abs() - rounded).kthvalue(1 + int(LEAST * own.shape[1]), dim=1).values
-    return bool((least > ELSEWHERE * own.square().mean(1).sqrt()).any())
+    return bool((least > ELSEWHERE * abs(made) * root_mean_square(output)).any())
 
 
 def _least_squares(terms: Sequence[Tensor], total: Tensor, moved: Tensor) -> Tensor:

@@ -22,15 +22,20 @@ from dicache.reference.scenes import Scene, scenes
 BATCH = 32
 SAVE_EVERY = 180.0
 GAMMA = 5.0
+EXCESS = 0.2
 
 
 def noised(pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Pictures (B, 3, 32, 32) in [0, 1] with noise: x_t, eps, t (B,), and the weights of the loss (B, 1, 1, 1),
 
     x_t = a_t x_0 + s_t eps,    w_t = min(1, GAMMA s_t^2 / a_t^2)    (Hang et al. 2023, arXiv 2303.09556)
+
+    and eps of a deviation of 1 + EXCESS |n|, n normal: what a small model's own errors add to a latent on its way is
+    more noise than t stands for, and one that never saw such takes it for texture and leaves it there.
     """
     x0 = F.pixel_unshuffle(pictures * 2 - 1, 2)
     t, eps = torch.randint(0, NOISE["num_train_timesteps"], (len(x0),)), torch.randn_like(x0)
+    eps = eps * (1 + EXCESS * torch.randn(len(x0), 1, 1, 1).abs())
     square = DDIMScheduler(**NOISE).alphas_cumprod[t][:, None, None, None]
     weight = (GAMMA * (1 - square) / square).clamp(max=1.0)
     return square.sqrt() * x0 + (1 - square).sqrt() * eps, eps, t, weight
