@@ -3,9 +3,10 @@
     python -m dicache.bench.studies.serving                 8 clients, uncached and with budgets from .02 to .2 mixed
     python -m dicache.bench.studies.serving --soak 10000    small requests: 5 % are cancelled, 1 % cannot be served
 
-The server runs in a process of its own, which has all cores; the clients only wait. Each client asks for the next
-request when it has the answer to the one before. Both arms draw the same captions with the same seeds. Printed are
-images a second, the seconds of a request in the median and in nine of ten, and executed work as the server counts it.
+It needs `pip install 'dicache[serve]'`. The server runs in a process of its own, which has all cores; the clients only
+wait. Each client asks for the next request when it has the answer to the one before. Both arms draw the same captions
+with the same seeds. Printed are images a second, the seconds of a request in the median and in nine of ten, and
+executed work as the server counts it.
 """
 
 import argparse

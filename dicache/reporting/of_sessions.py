@@ -2,6 +2,7 @@
 of a slot.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from dicache.runtime.trace import Trace, joined
 from dicache.types import Rows
 
 
-class Reported:
+class Reported(ABC):
     """Hears of every run of its sessions, and logs each when it is over."""
 
     def __init__(self, sessions: Sequence[Session], models: str, budget: Budget | None) -> None:
@@ -25,9 +26,9 @@ class Reported:
         self._logged: object = None
 
     @property
+    @abstractmethod
     def _on(self) -> bool:
         """Whether it still caches."""
-        raise NotImplementedError
 
     @property
     def _sessions(self) -> list[Session]:

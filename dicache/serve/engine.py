@@ -23,6 +23,7 @@ from dicache.enable_options import parse_audit
 from dicache.errors import BusyError, ModeError, PipelineError
 from dicache.hosts.audit import Audited
 from dicache.hosts.running_pipeline import Running
+from dicache.planning.budget import per_sample, validate
 from dicache.promise.metrics import relative_error
 from dicache.reporting.log import LOGGER
 from dicache.reporting.report import Report
@@ -47,8 +48,9 @@ class Engine:
     noted down in `audits`. With `batch_invariant` exactly so many requests run in one call, padded where there are
     fewer, so that a request draws the same bits whatever runs beside it; how much was padding stands in `padding`.
 
-    Raises what `enable` raises, and ModeError for a pipeline of two denoisers or one that is moved between devices as a
-    whole (`enable_model_cpu_offload`).
+    Raises what `enable` raises, BudgetError for a `largest_budget` that is none, and ModeError for a pipeline of two
+    denoisers, one that is moved between devices as a whole (`enable_model_cpu_offload`), or one that changes the model
+    while it runs.
     """
 
     def __init__(
@@ -74,7 +76,8 @@ class Engine:
             )
         if hasattr(pipe, "_set_pag_attn_processor"):
             raise ModeError(CHANGES.format(type(pipe).__name__))
-        self.pipe, self.largest, self.chance = pipe, largest_budget, Random(0)
+        largest = None if largest_budget is None else per_sample(validate(largest_budget, "largest_budget"), 1)
+        self.pipe, self.largest, self.chance = pipe, None if largest is None else float(largest), Random(0)
         self.audit = parse_audit(audit, True)
         self.audits: list[Audited] = []
         self.asked = asked or {"error_budget": 0.05}
@@ -195,16 +198,18 @@ class Engine:
             request = self.queue.popleft()
             self.running[request.id] = request
             request.waited = time.monotonic() - request.submitted
-            request.asked = self._loosened(request.asked)
+            self._loosen(request)
             return request
 
-    def _loosened(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """With a budget that grows with the queue, where that may be."""
-        budget = asked.get("error_budget")
-        if self.largest is None or not isinstance(budget, int | float) or asked.get("confidence") is not None:
-            return asked
-        grown = min(self.largest, budget * (1 + len(self.queue) / self.most_at_once))
-        return {**asked, "error_budget": max(float(budget), grown)}
+    def _loosen(self, request: Request) -> None:
+        """Its budget grows with the queue, where that may be."""
+        budget, n = request.asked.get("error_budget"), len(self.queue)
+        if self.largest is None or not isinstance(budget, int | float) or request.asked.get("confidence") is not None:
+            return
+        grown = min(self.largest, budget * (1 + n / self.most_at_once))
+        if grown > budget:
+            request.note = f"{n} requests waited, so its error budget is {grown:.4g} where {budget:.4g} was asked for."
+            request.asked = {**request.asked, "error_budget": grown}
 
     def _served(self, request: Request) -> Served:
         audited = self.audit > 0 and self.chance.random() < self.audit
@@ -223,6 +228,8 @@ class Engine:
             slot = request.slot = self.slots.join(twin.scheduler, loop=lambda: request.loop, **request.asked)
             if steered := [n for n, part in vars(self.pipe).items() if STEERS in n and part is not None]:
                 slot.session.note(f"{', '.join(steered)}: runs for every request at every step, and is in no count.")
+            if request.note:
+                slot.session.note(request.note)
             with slot:
                 output = twin(**request.call)
                 request.latent = twin.scheduler.latent

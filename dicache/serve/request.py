@@ -42,6 +42,8 @@ class Request:
         self.cancelled, self.loops = False, False
         self.slot: Slot | None = None
         self.loop = Loop()
+        self.note = ""
+        """What its report must say."""
         self.again: dict[str, Any] | None = None
         """The same call once more, where it is to be audited."""
         self.latent: Tensor | None = None

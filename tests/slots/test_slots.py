@@ -219,6 +219,25 @@ def test_of_a_hand_written_loop_without_a_scheduler_as_of_enable():
         assert slot.report().to_dict()["samples"][0]["actions"][: len(decisions)] == decisions
 
 
+def test_a_group_is_filled_and_holds_the_same_bits_whoever_is_in_it(pipe):
+    with dicache.enable(pipe, error_budget=0.0) as cache, torch.no_grad():
+        runs, drawn = cache._slots.runs, list[list[torch.Tensor]]()
+        for company in ((1,), (1, 2), (3, 1, 2), (2, 3, 4, 1)):
+            jobs = [Requested(pipe, sample, 4, error_budget=0.0) for sample in company]
+            slots = [job.join(cache) for job in jobs]
+            before = runs.padding
+            while not jobs[0].over:
+                outputs = cache.step(slots, [job.inputs for job in jobs], group=3)
+                for job, output in zip(jobs, outputs, strict=True):
+                    job.advance(output)
+            assert runs.padding - before == 4 * (-len(company) % 3)
+            drawn.append([job.latent for job, sample in zip(jobs, company, strict=True) if sample == 1])
+        assert all(torch.equal(latent, drawn[0][0]) for (latent,) in drawn)
+        for odd in (0, -1, 2.5, True):
+            with pytest.raises(ModeError, match="group is"):
+                cache.step(slots, [job.kwargs for job in jobs], group=odd)
+
+
 @examples(8)
 @given(st.data())
 def test_joins_leaves_cancellations_and_failures_in_any_order(data):
