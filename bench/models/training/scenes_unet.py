@@ -17,7 +17,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from dicache.bench.models.scenes_unet import MODEL, text_encoder, unet
-from dicache.bench.models.training.trainer import Trainer, averaged, loss_of, noised, train
+from dicache.bench.models.training.trainer import Trainer, averaged, loss_of, noised, of_scenes, train
 from dicache.reference.render import render
 from dicache.reference.scenes import Scene, caption
 from dicache.reference.text import sentence_encoder, tokenizer
@@ -84,7 +84,7 @@ def main() -> None:
         predicted = modules["unet"](xt, t, words, return_dict=False)[0]
         return loss_of(predicted - eps, weight)
 
-    train(Trainer(modules), loss, args.samples, path)
+    train(Trainer(modules), of_scenes(loss), args.samples, path)
 
 
 if __name__ == "__main__":

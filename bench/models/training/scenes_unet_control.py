@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dicache.bench.models.scenes_unet import CONTROL, MODEL, controlnet, edges, text_encoder, unet
 from dicache.bench.models.training.scenes_unet import token_ids
-from dicache.bench.models.training.trainer import Trainer, averaged, loss_of, noised, train
+from dicache.bench.models.training.trainer import Trainer, averaged, loss_of, noised, of_scenes, train
 from dicache.reference.render import render
 from dicache.reference.scenes import Scene
 from dicache.reference.weights import load, save
@@ -54,7 +54,7 @@ def main() -> None:
         predicted = frozen["unet"](xt, t, words, **residuals, return_dict=False)[0]
         return loss_of(predicted - eps, weight)
 
-    train(Trainer({"controlnet": network}), loss, args.samples, path)
+    train(Trainer({"controlnet": network}), of_scenes(loss), args.samples, path)
 
 
 if __name__ == "__main__":

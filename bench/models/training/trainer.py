@@ -1,12 +1,12 @@
-"""A training that can be stopped at any moment: Muon for the blocks' matrices and convolutions, AdamW for the rest, a
-running average of the weights, which is what ships, and scenes that are drawn as they are needed and never repeat.
+"""A training that can be stopped at any moment: Muon for the blocks' matrices and convolutions, AdamW for the rest, and
+a running average of the weights, which is what ships.
 
 The rate rises over 100 updates, stays, and falls over the last 40 % of the samples.
 """
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -62,12 +62,12 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
 class Trainer:
     """Of some modules by their names, all float32. Text encoders learn at a third of the rate."""
 
-    def __init__(self, modules: dict[str, nn.Module]) -> None:
+    def __init__(self, modules: dict[str, nn.Module], *, batch: int = BATCH) -> None:
         named = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters()}
         matrices = [p for n, p in named.items() if is_matrix(n, p)]
         text = [p for n, p in named.items() if n.startswith("text.")]
         rest = [p for n, p in named.items() if not is_matrix(n, p) and not n.startswith("text.")]
-        self.seen, self.clipped, self.masters = 0, rest + text, list(named.values())
+        self.seen, self.batch, self.clipped, self.masters = 0, batch, rest + text, list(named.values())
         self.average = [p.detach().clone() for p in self.masters]
         groups = [{"params": rest, "lr": 1.5e-3}, {"params": text, "lr": 5e-4}]
         self.optimizers: list[torch.optim.Optimizer] = [
@@ -79,8 +79,8 @@ class Trainer:
         smooth(modules)
 
     @torch.no_grad()
-    def update(self, scale: float, count: int) -> None:
-        """With the gradients of `count` samples, at `scale` of the full rate."""
+    def update(self, scale: float) -> None:
+        """With the gradients of a batch, at `scale` of the full rate."""
         nn.utils.clip_grad_norm_(self.clipped, 1.0)
         for rate, group in zip(self.rates, (g for o in self.optimizers for g in o.param_groups), strict=True):
             group["lr"] = rate * scale
@@ -88,8 +88,8 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad()
         smooth(self.modules)
-        self.seen += count
-        share = min(0.998, self.seen / (self.seen + 20 * BATCH))
+        self.seen += self.batch
+        share = min(0.998, self.seen / (self.seen + 20 * self.batch))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.masters], 1 - share)
 
     def save(self, path: Path) -> None:
@@ -127,17 +127,34 @@ def smooth(modules: dict[str, nn.Module]) -> None:
             parameter[:, SMOOTHED] = 0
 
 
-def train(trainer: Trainer, loss: Callable[[Sequence[Scene]], Tensor], samples: int, path: Path) -> None:
-    """Up to `samples` in all, from the checkpoint at `path` if there is one."""
+def of_scenes(loss: Callable[[Sequence[Scene]], Tensor]) -> Callable[[int], Tensor]:
+    """The loss of BATCH scenes, which are drawn as they are needed and never repeat; given how many were seen before,
+    where the stream begins.
+    """
+    streams: list[Iterator[Scene]] = []
+
+    def drawn(seen: int) -> Tensor:
+        if not streams:
+            streams.append(scenes("train", seed=2 + seen))
+        return loss(list(itertools.islice(streams[0], BATCH)))
+
+    return drawn
+
+
+def train(trainer: Trainer, loss: Callable[[int], Tensor], samples: int, path: Path) -> None:
+    """Up to `samples` in all, from the checkpoint at `path` if there is one. `loss` is that of a further batch, given
+    how many samples were seen.
+    """
+    torch.set_flush_denormal(True)  # averages of gradients that fade take ten times as long below 1e-38
     if path.exists():
         trainer.load(path)
     torch.manual_seed(trainer.seen)
-    stream = scenes("train", seed=2 + trainer.seen)
     start, first, saved, losses = time.monotonic(), trainer.seen, time.monotonic(), []
     while trainer.seen < samples:
-        value = loss(list(itertools.islice(stream, BATCH)))
+        value = loss(trainer.seen)
         value.backward()
-        trainer.update(min(1.0, (trainer.seen + BATCH) / (100 * BATCH), 2.5 * (1 - trainer.seen / samples)), BATCH)
+        rising = (trainer.seen + trainer.batch) / (100 * trainer.batch)
+        trainer.update(min(1.0, rising, 2.5 * (1 - trainer.seen / samples)))
         losses.append(value.item())
         if len(losses) % 50 == 0:
             rate = (trainer.seen - first) / (time.monotonic() - start)
