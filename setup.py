@@ -118,7 +118,7 @@ setup(
     extras_require={
         "cuda": ["cupy-cuda12x>=13"],
         "cuda13": ["cupy-cuda13x>=13.6"],
-        "bench": ["torchmetrics>=1.5"],
+        "bench": ["torchmetrics>=1.5", "scikit-learn>=1.5"],
         "search": ["pymoo>=0.6"],
         "ray": ["ray>=2.40"],
         "serve": ["ray[serve]>=2.40", "fastapi>=0.115", "uvicorn>=0.34", "prometheus-client>=0.21"],

@@ -1,4 +1,4 @@
-"""`python -m dicache.bench pareto | schedules | coverage | show | warmup | ablation | kernels | overhead | gpu`."""
+"""`python -m dicache.bench pareto | zoo | schedules | coverage | show | warmup | ablation | kernels | overhead | gpu`"""
 
 import argparse
 import sys
@@ -11,13 +11,15 @@ from dicache.bench.harness.store import RESULTS, load
 from dicache.bench.showing import pages, show
 from dicache.bench.showing.tables import markdown, summary_table
 from dicache.bench.studies import ablation, coverage, kernels, overhead, pareto, peer_warmup, schedules
+from dicache.bench.zoo import command as zoo
 from dicache.files.atomic import write_text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dicache.bench", description="Measurements on the reference model.")
+    parser = argparse.ArgumentParser(prog="python -m dicache.bench", description="Measurements.")
     commands = parser.add_subparsers(dest="command", required=True)
     pareto.add_arguments(commands.add_parser("pareto", help="every arm over its knob, at one setting"))
+    zoo.add_arguments(commands.add_parser("zoo", help="all arms on all models"))
     peer_warmup.add_arguments(commands.add_parser("warmup", help="the best warm-up of every peer that has one"))
     schedules.add_arguments(commands.add_parser("schedules", help="what every finder finds, at equal executed work"))
     coverage.add_arguments(commands.add_parser("coverage", help="is the promise kept, and what does it cost?"))
@@ -43,6 +45,8 @@ def main() -> None:
         kernels.run(args)
     elif args.command == "overhead":
         overhead.run(args)
+    elif args.command == "zoo":
+        zoo.run(args)
     elif args.command == "gpu":
         sys.exit(gpu.run(args))
     elif args.command == "show":

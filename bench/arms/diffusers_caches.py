@@ -18,10 +18,8 @@ from diffusers import FluxPipeline
 from torch import Tensor, nn
 
 from dicache.bench.arms.arm import Arm
-from dicache.bench.models.reference import Setting, draw
-from dicache.reference.scenes import prompts
+from dicache.bench.models.reference import Setting
 
-CALIBRATION_CAPTIONS = 4
 CacheConfig = Any
 """One of the config classes of diffusers, which have no common base."""
 Prepare = Callable[[FluxPipeline, Any, Setting], AbstractContextManager[Setting]]
@@ -37,7 +35,7 @@ def warm_up(setting: Setting) -> int:
 
 def calibration_run(pipe: FluxPipeline, setting: Setting) -> None:
     """Draws calibration captions, which the bench never scores, under the setting."""
-    draw(pipe, prompts("calibration", CALIBRATION_CAPTIONS), setting)
+    setting.calibrate(pipe)
 
 
 @contextmanager

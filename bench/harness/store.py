@@ -39,9 +39,14 @@ def circumstances(setting: Setting, captions: Sequence[str], *, trials: int) -> 
         "setting": drawn,
         "captions": list(captions),
         "trials": trials,
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": versions(),
         "threads": torch.get_num_threads(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of PACKAGES, as they are installed."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str | None:

@@ -1,5 +1,5 @@
-"""Emoji, drawn from their names in the shape of PixArt: a stock transformer that predicts v under noise of that model's
-kind, and a stock T5 encoder, small and trained here (`weights/emoji/README.md`), run by the stock `PixArtAlphaPipeline`.
+"""Emoji, drawn from their names in the shape of PixArt: a stock transformer that predicts v under that model's noise,
+and a stock T5 encoder, small and trained here (`weights/emoji/README.md`), run by the stock `PixArtAlphaPipeline`.
 
     x_t = a_t x_0 + s_t eps,    v = a_t eps - s_t x_0,    a_t^2 = prod(1 - beta),    beta even from 0.0001 to 0.02
 
@@ -41,6 +41,13 @@ NOISE: dict[str, Any] = {
     "timestep_spacing": "trailing",
 }
 SIDE, WIDTH = 48, 96
+CALL = {
+    "guidance_scale": GUIDANCE,
+    "clean_caption": False,
+    "use_resolution_binning": False,
+    "max_sequence_length": LENGTH,
+}
+"""What the pipeline is called with beside captions."""
 
 
 def transformer() -> PixArtTransformer2DModel:
@@ -95,7 +102,7 @@ def scheduler(solver: Solver) -> Any:  # noqa: ANN401
 
 def pipeline(*, solver: Solver = "dpm++") -> PixArtAlphaPipeline:
     """A stock pipeline that draws 48 x 48 pictures of names (`dicache.bench.models.emoji_names`), in float32 on the
-    CPU: `pipe("flat waving hand", guidance_scale=GUIDANCE, clean_caption=False, use_resolution_binning=False)`.
+    CPU: `pipe("flat waving hand", **CALL)`.
 
     Raises ReferenceModelError if the weights are missing or damaged, ValueError for an unknown solver.
     """
@@ -123,12 +130,9 @@ def draw(
     latents: Tensor = pipe(
         list(captions),
         num_inference_steps=steps,
-        guidance_scale=guidance,
         generator=[torch.Generator().manual_seed(first + i) for i in range(len(captions))],
-        clean_caption=False,
-        use_resolution_binning=False,
-        max_sequence_length=LENGTH,
         output_type="latent",
+        **{**CALL, "guidance_scale": guidance},
     ).images
     return latents
 

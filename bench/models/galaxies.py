@@ -112,6 +112,12 @@ def _own_times() -> np.ndarray:
 OWN_TIMES = _own_times()
 
 
+def betas() -> np.ndarray:
+    """Of schedulers that count in these times."""
+    signal = np.exp(-OWN_TIMES)
+    return 1 - signal / np.concatenate([[1.0], signal[:-1]])
+
+
 def net(name: str, solver: Solver) -> GalaxyNet:
     """A trained one of NETS. Raises FileNotFoundError where galaxygrad is not installed."""
     spec = find_spec("galaxygrad")
@@ -156,10 +162,8 @@ class Galaxies(NamedTuple):
         if self.solver.startswith("flow"):
             shift = 3.0 if self.solver == "flow 3" else 1.0
             return FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAINED, shift=shift)
-        signal = np.exp(-OWN_TIMES)
-        betas = 1 - signal / np.concatenate([[1.0], signal[:-1]])
         prediction = {"eps": "epsilon", "v": "v_prediction"}[self.solver]
-        grid = {"num_train_timesteps": TRAINED, "trained_betas": betas, "timestep_spacing": "trailing"}
+        grid = {"num_train_timesteps": TRAINED, "trained_betas": betas(), "timestep_spacing": "trailing"}
         return DDIMScheduler(clip_sample=False, prediction_type=prediction, **grid)
 
     @torch.no_grad()

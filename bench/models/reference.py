@@ -23,7 +23,11 @@ from torch import Tensor
 from dicache.bench.models.adams_bashforth import AdamsBashforth2
 from dicache.bench.models.batched_guidance import FluxBatchedPipeline
 from dicache.reference.assembly import pipeline
+from dicache.reference.scenes import prompts
 from dicache.tensors.mac_meter import MacCounter
+
+CALIBRATED_ON = 4
+"""Captions that a peer's own calibration sees."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,10 @@ class Setting:
     def name(self) -> str:
         grid = f"{self.solver}-{self.steps}-guidance{self.guidance:g}-shift{self.shift:g}-batch{self.batch}"
         return grid + ("-batched" if self.batched else "")
+
+    def calibrate(self, pipe: FluxPipeline) -> None:
+        """Draws what the bench never scores, for peers that look at runs of their own."""
+        draw(pipe, prompts("calibration", CALIBRATED_ON), self)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def write_names(found: list[Drawing]) -> None:
 
 def picture(svg: str) -> np.ndarray:
     """(3, 48, 48) uint8, on white."""
-    from resvg_py import svg_to_bytes  # noqa: PLC0415  # for training only
+    from resvg_py import svg_to_bytes  # for training only
 
     png = svg_to_bytes(svg_string=svg, width=4 * SIDE, height=4 * SIDE, background="white")
     image = Image.open(io.BytesIO(bytes(png))).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
