@@ -1,4 +1,4 @@
-"""`python -m dicache.bench pareto | zoo | schedules | coverage | show | warmup | ablation | kernels | overhead | gpu`"""
+"""The bench, study by study: `python -m dicache.bench --help`."""
 
 import argparse
 import sys

@@ -11,7 +11,7 @@ and flow; needs scikit-learn (`pip install 'dicache[bench]'`).
 """
 
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 Prediction = Literal["epsilon", "v_prediction", "flow"]
 Data = Literal["digits", "patches"]
-NOISE = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
+NOISE: dict[str, Any] = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
 PATCH, PATCHES = 12, 4096
 
 

@@ -75,12 +75,13 @@ def main() -> None:
     found = drawings(args.packages)
     write_names(found)
     torch.manual_seed(0)
-    modules: dict[str, nn.Module] = {"transformer": transformer(), "text": text_encoder()}
+    network = transformer()
+    modules: dict[str, nn.Module] = {"transformer": network, "text": text_encoder()}
     if not path.exists() and MODEL.exists():
         load(MODEL, modules)
     elif not path.exists():
-        initialise(modules["transformer"])
-    modules["transformer"].set_attn_processor(AttnProcessor())  # the fused one's way back is slow in bfloat16
+        initialise(network)
+    network.set_attn_processor(AttnProcessor())  # the fused one's way back is slow in bfloat16
     pictures, noise, tokens = Pictures(found, "train"), Noise(), tokenizer()
     print(f"{len(pictures.captions)} pictures", flush=True)
 
