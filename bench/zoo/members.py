@@ -16,7 +16,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from dicache.bench.models import emoji, emoji_names, exact, galaxies, reference, scenes_unet
+from dicache.bench.models import clips, emoji, emoji_names, exact, galaxies, reference, scenes_unet
 from dicache.bench.zoo.model import Model, Split
 from dicache.reference import scenes
 
@@ -105,6 +105,37 @@ class Emoji(Model):
 
     def missing(self) -> str | None:
         return None if emoji.MODEL.exists() else "not trained yet: see its model card"
+
+
+class Clips(Model):
+    """Moving things in the shape of Wan: flow, 1,024 tokens, guidance in two calls."""
+
+    name = "clips"
+    solvers = clips.SOLVERS
+    grids = (20, 50)
+    batch = 4
+    calls_per_step = 2
+
+    def fresh(self, solver: Any) -> Any:  # noqa: ANN401
+        return _quiet(clips.pipeline(solver=solver))
+
+    def scheduler(self, solver: Any) -> Any:  # noqa: ANN401
+        return clips.scheduler(solver)
+
+    def networks(self, target: Any) -> Sequence[nn.Module]:  # noqa: ANN401
+        return [target.transformer]
+
+    def conditions(self, split: Split, count: int, seed: int = 0) -> list[str]:
+        return clips.prompts(split, count, seed=seed)
+
+    def draw(self, target: Any, conditions: Sequence[str], steps: int, first: int) -> Tensor:  # noqa: ANN401
+        return clips.draw(target, conditions, steps, first=first)
+
+    def call(self) -> dict[str, Any]:
+        return dict(clips.CALL)
+
+    def missing(self) -> str | None:
+        return None if clips.MODEL.exists() else "not trained yet: see its model card"
 
 
 def _quiet(pipe: Any) -> Any:  # noqa: ANN401
@@ -202,6 +233,6 @@ class Exact(Bare):
 
 def members() -> list[Model]:
     """All of them, those that cannot be drawn here too."""
-    own: list[Model] = [Scenes(), ScenesUnet(), Emoji()]
+    own: list[Model] = [Scenes(), ScenesUnet(), Emoji(), Clips()]
     own += [Galaxies(net, kind) for net in galaxies.NETS for kind in ("eps", "v", "flow")]
     return [*own, Exact("digits", "epsilon"), Exact("digits", "flow"), Exact("patches", "v_prediction")]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+import dicache
 from dicache.bench.arms.arm import Arm
-from dicache.bench.models import emoji, emoji_names, exact
+from dicache.bench.models import clips, emoji, emoji_names, exact
 from dicache.bench.models.emoji_names import prompts, split_of
 from dicache.bench.models.training.emoji_pictures import name_and_tone
 from dicache.bench.zoo import parts as zoo_parts
@@ -19,6 +20,7 @@ from dicache.bench.zoo.members import Exact, members
 from dicache.bench.zoo.model import Setting, counted_macs
 from dicache.bench.zoo.parts import Part, parts
 from dicache.errors import CaptionError
+from dicache.reference.weights import save
 
 needs_sklearn = pytest.mark.skipif(
     Exact("digits", "flow").missing() is not None, reason="scikit-learn is not installed"
@@ -184,3 +186,24 @@ def test_the_command_draws_every_model_quickly_and_writes_the_page(tmp_path):
     for words in ("geometric mean", "scenes", "exact digits", "best of everything", "What did not run"):
         assert words in page
     assert "geometric mean" in done.stdout and len(list(tmp_path.glob("*.png"))) >= 3
+
+
+def test_clips_move_as_their_captions_say_and_are_drawn_by_a_stock_pipeline(tmp_path, monkeypatch):
+    clip = next(c for c in clips.clips("train", 0) if len(c.movers) == 1 and "quickly right" in c.caption)
+    seen = clips.shown([clip])
+    assert seen.shape == (1, 3, 16, 32, 32)
+    torch.testing.assert_close(clips.frames(clips.depth(seen)), seen)
+    away = (seen - seen[..., :1, :1]).abs().sum(1)[0]  # of the background
+    across = (away.sum(1) * torch.arange(32)).sum(1) / away.sum((1, 2))
+    assert across[1] > across[0] + 1 and float(across.max()) < 30
+    words = {word for caption in clips.prompts("test", 50) for word in caption.replace(",", " ").split()}
+    assert words <= set(clips.VOCABULARY)
+    modules = {"transformer": clips.transformer(), "text": clips.text_encoder()}
+    monkeypatch.setattr(clips, "MODEL", tmp_path / "model.safetensors")
+    save(clips.MODEL, modules)
+    assert clips.MODEL.stat().st_size <= 6_000_000
+    pipe = clips.pipeline(solver="unipc")
+    pipe.set_progress_bar_config(disable=True)
+    with dicache.enable(pipe, error_budget=0.0):
+        drawn = clips.draw(pipe, [clip.caption], 3)
+    assert drawn.shape == (1, 12, 16, 16, 16) and torch.equal(drawn, clips.draw(pipe, [clip.caption], 3))
