@@ -92,6 +92,7 @@ setup(
     package_dir=FOLDERS,
     package_data={
         "dicache": ["py.typed", "profiles/*.json", "profiles/*.safetensors"],
+        "dicache.web": ["*.html"],
         "dicache.reference": ["weights/*.safetensors", "weights/*.md"],
         "dicache.extension": ["csrc/*", "csrc/check/*"],
     },
@@ -121,6 +122,7 @@ setup(
         "bench": ["torchmetrics>=1.5"],
         "search": ["pymoo>=0.6"],
         "ray": ["ray>=2.40"],
+        "web": ["fastapi>=0.115", "uvicorn>=0.34"],
         "serve": ["ray[serve]>=2.40", "fastapi>=0.115", "uvicorn>=0.34", "prometheus-client>=0.21"],
         "test": [
             "pytest>=8",
