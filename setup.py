@@ -137,6 +137,7 @@ setup(
             "fastapi>=0.115",
             "uvicorn>=0.34",
             "prometheus-client>=0.21",
+            "selenium>=4.20",
         ],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29", "nbformat>=5.10"],
     },

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -142,9 +142,21 @@ class Report:
         """A matplotlib figure: every sample's decisions over the steps, and its estimated error against its budget."""
         return import_module("dicache.reporting.page").figure(self.to_dict())
 
-    def save_html(self, path: str | Path) -> None:
-        """Write one page with everything in it. Raises FileError where that is impossible."""
-        write_text(path, import_module("dicache.reporting.page").page(self.to_dict()))
+    def save_html(
+        self,
+        path: str | Path,
+        *,
+        pictures: Sequence[Any] | None = None,
+        prompts: Sequence[str] | None = None,
+        uncached: Sequence[Any] | None = None,
+    ) -> None:
+        """Write one page with everything in it; with a picture of PIL per sample (of videos a list of frames), its
+        prompt, and what was drawn without dicache, where they are given. Raises FileError where that is impossible, or
+        there are not as many of them as samples.
+        """
+        facts = self.to_dict()
+        cards = import_module("dicache.reporting.shown").shown(len(facts["samples"]), prompts, pictures, uncached)
+        write_text(path, import_module("dicache.reporting.page").page(facts, cards))
 
     def strip(self, i: int) -> str:
         """The decisions of one sample, a mark per step: # computed, = reused, / extrapolated, ~ aligned, * corrected,
