@@ -129,12 +129,12 @@ def figure(facts: dict[str, Any], *, narrow: bool = False) -> "Figure":
     above.set(ylim=(max(1, len(facts["samples"])) - 0.5, -0.5), ylabel="sample", title="decisions")
     above.yaxis.set_major_locator(MaxNLocator(integer=True))
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
-    beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    right: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
     under: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.02), "fontsize": 8}
     if seen:
-        above.legend(handles=[Patch(color=c, label=name) for name, c in seen.items()], **(under if narrow else beside))
+        above.legend(handles=[Patch(color=c, label=name) for name, c in seen.items()], **(under if narrow else right))
     if 1 < len(facts["samples"]) <= MANY:
-        below.legend(**(under | {"bbox_to_anchor": (0.5, -0.2), "ncol": 3} if narrow else beside))
+        below.legend(**(under | {"bbox_to_anchor": (0.5, -0.2), "ncol": 3} if narrow else right))
     below.margins(y=0.1)
     below.set(xlabel="step", ylabel="estimated error, of the final latent")
     return result

@@ -43,7 +43,7 @@ class Wish(NamedTuple):
     steps: int
 
 
-class UncachedRun(NamedTuple):
+class ExactPicture(NamedTuple):
     """An uncached run."""
 
     latents: Tensor
@@ -59,7 +59,7 @@ class Painter:
     def __init__(self, make: Callable[[], FluxPipeline] = pipeline) -> None:
         self.pipe, self.lock = make(), threading.Lock()
         self.pipe.set_progress_bar_config(disable=True)
-        self.remembered: OrderedDict[Wish, UncachedRun] = OrderedDict()
+        self.remembered: OrderedDict[Wish, ExactPicture] = OrderedDict()
 
     def paint(self, wish: Wish, error_budget: float, tell: Tell) -> None:
         """Both runs; what dicache refuses is told. Raises what `tell` raises."""
@@ -82,7 +82,7 @@ class Painter:
         facts |= {"estimated_error": sample["estimated_error"], "decisions": report.strip(0)}
         tell("done", {"picture": self._picture(latents), **{name: _plain(value) for name, value in facts.items()}})
 
-    def _exact(self, wish: Wish, tell: Tell) -> UncachedRun:
+    def _exact(self, wish: Wish, tell: Tell) -> ExactPicture:
         if wish in self.remembered:
             self.remembered.move_to_end(wish)
             return self.remembered[wish]
@@ -94,7 +94,7 @@ class Painter:
             wish.steps,
             lambda: tell("exact", {"step": next(over), "steps": wish.steps}),
         )
-        exact = self.remembered[wish] = UncachedRun(latents, self._picture(latents), seconds)
+        exact = self.remembered[wish] = ExactPicture(latents, self._picture(latents), seconds)
         while len(self.remembered) > REMEMBERED:
             self.remembered.popitem(last=False)
         return exact

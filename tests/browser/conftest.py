@@ -69,13 +69,16 @@ class Browser:
             self.width,
         )
 
-    def screenshot(self, name: str) -> bytes:
-        """Of the whole page; into the folder DICACHE_SCREENSHOTS too, where that is set: the docs' are made so."""
+    def screenshot(self, name: str = "") -> bytes:
+        """Of the whole page; under this name into the folder DICACHE_SCREENSHOTS too, where that is set: the docs'
+        pictures are made so.
+        """
         height = self.run("return document.documentElement.scrollHeight")
         clip = {"x": 0, "y": 0, "width": self.width, "height": height, "scale": 1}
         asked = {"captureBeyondViewport": True, "clip": clip}
         data = base64.b64decode(self.driver.execute_cdp_cmd("Page.captureScreenshot", asked)["data"])
-        if folder := os.environ.get("DICACHE_SCREENSHOTS"):
+        folder = os.environ.get("DICACHE_SCREENSHOTS")
+        if folder and name:
             Path(folder, f"{name}.png").write_bytes(data)
         return data
 

@@ -66,7 +66,7 @@ def test_both_pictures_stand_side_by_side_above_the_decisions(page, size):
     assert left[2] - left[0] > (150 if phone else 300)
     assert len(strip(page)) == STEPS and strip(page)[0] == "compute" and len(set(strip(page))) > 1
     assert text(page, "budget") == "10.00 %" and text(page, "speedup").endswith("x")
-    page.screenshot(f"demo-{size}")
+    page.screenshot("" if phone else "demo-desktop")
 
 
 def test_the_slider_decides_what_is_drawn(page):
