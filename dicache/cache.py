@@ -40,7 +40,8 @@ class Cache(Reported):
         again: "Callable[[], Cache]",
     ) -> None:
         """`again` enables as this one was."""
-        self._attachments, self._confidence, self._again = dict(attachments), confidence, again
+        self._attachments, self._confidence = dict(attachments), confidence
+        self._again: Callable[[], Cache] | None = again
         self._auditors, self._encoders, self._slots = auditors, encoders, slots
         models = ", ".join(attachment.family.model for attachment in attachments.values())
         super().__init__([attachment.session for attachment in attachments.values()], models, budget, callbacks)
@@ -157,7 +158,7 @@ class Cache(Reported):
         users = [each.leave for each in [self._slots] if each is not None]
         users += [auditor.release for auditor in self._auditors]
         users += [each.remove for each in [self._encoders] if each is not None]
-        self._attachments, self._slots = {}, None  # slots know the pipeline
+        self._attachments, self._slots, self._again = {}, None, None  # the last two know the pipeline
         tell([*users, *undone])
 
     def __repr__(self) -> str:
@@ -176,7 +177,8 @@ class Cache(Reported):
         """As a decorator, `@dicache.enable(pipe, error_budget=0.05)`: each call of the function is an `enable` of its
         own, and between its calls the model is as it was. `on_report` is told of the runs.
 
-        Raises ModeError for functions that are not over when they return: generators and coroutines.
+        Raises ModeError for functions that are not over when they return, generators and coroutines, and where this
+        Cache was disabled.
         """
         unfinished = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
         if any(is_such(function) for is_such in unfinished):
@@ -184,11 +186,14 @@ class Cache(Reported):
                 f"{function!r:.80} cannot be decorated: it is a generator or a coroutine, which goes on after it has "
                 "returned. Use `with dicache.enable(...)` inside of it."
             )
+        again = self._again
+        if again is None:
+            raise ModeError("this Cache was disabled. Call dicache.enable again.")
         self.disable()
 
         @wraps(function)
         def cached(*args: P.args, **kwargs: P.kwargs) -> Result:
-            with self._again():
+            with again():
                 return function(*args, **kwargs)
 
         return cached

@@ -185,6 +185,8 @@ def test_what_is_not_over_when_it_returns_cannot_be_decorated(pipe):
         with pytest.raises(ModeError, match="a generator or a coroutine"):
             cache(function)
     cache.disable()
+    with pytest.raises(ModeError, match=r"this Cache was disabled\. Call dicache\.enable again"):
+        cache(len)
 
 
 SETTINGS = {
