@@ -92,6 +92,7 @@ setup(
     package_dir=FOLDERS,
     package_data={
         "dicache": ["py.typed", "profiles/*.json", "profiles/*.safetensors"],
+        "dicache.web": ["*.html"],
         "dicache.reference": ["weights/*.safetensors", "weights/*.md"],
         "dicache.extension": ["csrc/*", "csrc/check/*"],
     },
@@ -121,6 +122,7 @@ setup(
         "bench": ["torchmetrics>=1.5", "scikit-learn>=1.5"],
         "search": ["pymoo>=0.6"],
         "ray": ["ray>=2.40"],
+        "web": ["fastapi>=0.115", "uvicorn>=0.34"],
         "serve": ["ray[serve]>=2.40", "fastapi>=0.115", "uvicorn>=0.34", "prometheus-client>=0.21"],
         "test": [
             "pytest>=8",
@@ -135,6 +137,7 @@ setup(
             "fastapi>=0.115",
             "uvicorn>=0.34",
             "prometheus-client>=0.21",
+            "selenium>=4.20",
         ],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29", "nbformat>=5.10"],
     },

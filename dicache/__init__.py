@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dicache.promise.profile import load_profile as load_profile
     from dicache.ranks.branches import BranchRanks as BranchRanks
     from dicache.regressions.fit_coefficients import fit as fit
+    from dicache.reporting.callbacks import StepReport as StepReport
     from dicache.reporting.report import Report as Report
     from dicache.schedules.pareto import ParetoSet as ParetoSet
     from dicache.schedules.schedule import Schedule as Schedule
@@ -56,6 +57,7 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.ranks.branches": ("BranchRanks",),
         "dicache.promise.metrics": ("Psnr", "Ssim", "Within"),
         "dicache.promise.profile": ("Profile", "load_profile"),
+        "dicache.reporting.callbacks": ("StepReport",),
         "dicache.reporting.report": ("Report",),
         "dicache.schedules.pareto": ("ParetoSet",),
         "dicache.schedules.schedule": ("Schedule",),

@@ -12,11 +12,13 @@ from torch.distributed import ProcessGroup
 from dicache.cache import Cache
 from dicache.config import Config
 from dicache.enable_options import (
+    Asked,
     Mode,
     check_promised,
     parse_audit,
     parse_compile_blocks,
     parse_mode,
+    with_settings,
 )
 from dicache.errors import UnsupportedModelError
 from dicache.hosts.attachment import Attachment, attached_to
@@ -32,6 +34,7 @@ from dicache.parallel.ranks import parse_ranks
 from dicache.promise.choose_profile import AskedProfile
 from dicache.promise.keep_budget import AskedBudget
 from dicache.ranks.branches import BranchRanks
+from dicache.reporting.callbacks import OnReport, OnStep, parse_callbacks
 from dicache.schedules.schedule import Schedule
 from dicache.slots.slots import Slots, Terms
 from dicache.solvers.clock import SchedulerClock
@@ -50,10 +53,13 @@ def enable(
     schedule: str | Path | Schedule | None = None,
     config: Config | None = None,
     family: Family | None = None,
-    audit: float = 0.0,
-    compile_blocks: bool | Mapping[str, Any] = False,
+    audit: float | None = None,
+    compile_blocks: bool | Mapping[str, Any] | None = None,
     memory: str | Path | Memory | None = None,
     ranks: ProcessGroup | BranchRanks | None = None,
+    settings: str | Path | Mapping[str, Any] | None = None,
+    on_step: OnStep | None = None,
+    on_report: OnReport | None = None,
 ) -> Cache:
     """Skip denoiser evaluations that can be predicted, on a diffusers pipeline or a bare denoiser module.
 
@@ -92,6 +98,18 @@ def enable(
     gathered. The group of diffusers' context parallelism is found. `dicache.BranchRanks(group)` says
     instead that each rank calls the denoiser for a guidance branch of its own.
 
+    `settings` is a file in TOML or JSON, or a mapping, with any of error_budget, speedup, evaluations, confidence,
+    profile, schedule, preset, audit, compile_blocks and memory; arguments that are given beside it win. Relative paths
+    in a file begin at its folder. `preset` is the name of a preset, or a table of it and its options:
+    {name = "teacache", threshold = 0.4}.
+
+    `on_step` is called with a `dicache.StepReport` when a step is over, which is when the next one begins or the run
+    ends (of two denoisers that take turns, the first one's last step is told at the end); `on_report` once for each run
+    that is over, with its Report. What they raise comes out of the pipeline's call: the run has ended, the cache is
+    still on, and the next run is as any. Requests (`Cache.join`) call them too.
+
+    The Cache is a context manager, and a decorator: each call of the function is then an `enable` of its own.
+
     A LoRA that is loaded, scaled or fused later is noticed: the next call begins a new run. Offload may be turned on
     before or after.
 
@@ -102,16 +120,32 @@ def enable(
     BudgetError for a budget that is not a finite number >= 0 (and, in the run, for a list of budgets or speed-ups of
     the wrong length), ProfileError for a profile that is damaged or of another model, or a confidence that none can
     give (of a bare denoiser none can; in the run, where it does not fit it), MemoryFileError for a memory that cannot
-    be used, RanksError for parts that cannot decide over several ranks (in the run, where ranks do not agree or one is
-    lost), AlreadyEnabledError if a cache is on the model, UnsupportedModelError if nothing in it can be skipped
-    safely. The model is then as it was. A model that shows only when it runs that it cannot be cached raises
-    UnsupportedModelError at its first call.
+    be used, SettingsError for settings that cannot be read or that name what is no setting, RanksError for parts that
+    cannot decide over several ranks (in the run, where ranks do not agree or one is lost), AlreadyEnabledError if a
+    cache is on the model, UnsupportedModelError if nothing in it can be skipped safely. The model is then as it was. A
+    model that shows only when it runs that it cannot be cached raises UnsupportedModelError at its first call.
     """
-    mode = parse_mode(error_budget, speedup, confidence, profile, schedule, config, family, evaluations)
+    arguments = {name: value for name, value in locals().items() if name not in ("target", "settings")}
+    return _enabled(target, Asked(**with_settings(settings, arguments)))
+
+
+def _enabled(target: Any, asked: Asked) -> Cache:  # noqa: ANN401
+    family = asked.family
+    mode = parse_mode(
+        asked.error_budget,
+        asked.speedup,
+        asked.confidence,
+        asked.profile,
+        asked.schedule,
+        asked.config,
+        family,
+        asked.evaluations,
+    )
+    callbacks = parse_callbacks(asked.on_step, asked.on_report)
     scheduled = not isinstance(target, nn.Module) and getattr(target, "scheduler", None) is not None
-    share, compiling = parse_audit(audit, scheduled), parse_compile_blocks(compile_blocks)
+    share, compiling = parse_audit(asked.audit, scheduled), parse_compile_blocks(asked.compile_blocks)
     check_promised(mode.confidence, scheduled)
-    remembered, group = parse_memory(memory, target), parse_ranks(ranks)
+    remembered, group = parse_memory(asked.memory, target), parse_ranks(asked.ranks)
     attachments: dict[str, Attachment] = {}
     try:
         for name, denoiser in denoisers(target).items():
@@ -130,8 +164,9 @@ def enable(
     auditors = [Auditor(attachment, Running(target, denoisers(target)), share, budget) for attachment in audited]
     encoders = None if remembered is None else Encoders(target, remembered)
     own = partial(_asked, target, mode), partial(_own_scheduler, target)
-    slots = None if len(attachments) > 1 else Slots(next(iter(attachments.values())), *own)
-    return Cache(attachments, budget, mode.confidence, auditors, encoders, slots)
+    slots = None if len(attachments) > 1 else Slots(next(iter(attachments.values())), *own, callbacks)
+    again = partial(_enabled, target, asked)
+    return Cache(attachments, budget, mode.confidence, auditors, encoders, slots, callbacks, again=again)
 
 
 def disable(target: Any) -> None:  # noqa: ANN401

@@ -1,8 +1,10 @@
 """One `enable`: it reports, resets and undoes."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from dicache.errors import ModeError
 from dicache.hosts.attachment import Attachment
@@ -11,14 +13,19 @@ from dicache.memory.encoders import Encoders, MemoryUse
 from dicache.planning.budget import Budget
 from dicache.promise.choose_profile import AskedProfile
 from dicache.promise.keep_budget import AskedBudget
+from dicache.reporting.callbacks import Callbacks
 from dicache.reporting.of_sessions import Reported
 from dicache.reporting.report import one_line
+from dicache.runtime.end_of_step import tell
 from dicache.slots.slot import Slot
 from dicache.slots.slots import Slots
 
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
 
 class Cache(Reported):
-    """One `enable`. Also a context manager: leaving it disables."""
+    """One `enable`. Also a context manager: leaving it disables; and a decorator."""
 
     def __init__(
         self,
@@ -28,11 +35,16 @@ class Cache(Reported):
         auditors: Sequence[Auditor] = (),
         encoders: Encoders | None = None,
         slots: Slots | None = None,
+        callbacks: Callbacks | None = None,
+        *,
+        again: "Callable[[], Cache]",
     ) -> None:
+        """`again` enables as this one was."""
         self._attachments, self._confidence = dict(attachments), confidence
+        self._again: Callable[[], Cache] | None = again
         self._auditors, self._encoders, self._slots = auditors, encoders, slots
         models = ", ".join(attachment.family.model for attachment in attachments.values())
-        super().__init__([attachment.session for attachment in attachments.values()], models, budget)
+        super().__init__([attachment.session for attachment in attachments.values()], models, budget, callbacks)
         for attachment in attachments.values():
             attachment.undo = self.disable
 
@@ -142,15 +154,12 @@ class Cache(Reported):
         """
         for attachment in self._attachments.values():
             attachment.session.check_idle()
-        if self._slots is not None:
-            self._slots.leave()
-        for auditor in self._auditors:
-            auditor.release()
-        if self._encoders is not None:
-            self._encoders.remove()
-        for attachment in self._attachments.values():
-            attachment.detach()
-        self._attachments, self._slots = {}, None  # slots know the pipeline
+        undone = [attachment.detach for attachment in self._attachments.values()]
+        users = [each.leave for each in [self._slots] if each is not None]
+        users += [auditor.release for auditor in self._auditors]
+        users += [each.remove for each in [self._encoders] if each is not None]
+        self._attachments, self._slots, self._again = {}, None, None  # the last two know the pipeline
+        tell([*users, *undone])
 
     def __repr__(self) -> str:
         state = "on" if self._attachments else "disabled, was on"
@@ -163,6 +172,31 @@ class Cache(Reported):
         if not self._attachments:
             raise ModeError("this Cache was disabled. Call dicache.enable again.")
         return self
+
+    def __call__(self, function: Callable[P, Result]) -> Callable[P, Result]:
+        """As a decorator, `@dicache.enable(pipe, error_budget=0.05)`: each call of the function is an `enable` of its
+        own, and between its calls the model is as it was. `on_report` is told of the runs.
+
+        Raises ModeError for functions that are not over when they return, generators and coroutines, and where this
+        Cache was disabled.
+        """
+        unfinished = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+        if any(is_such(function) for is_such in unfinished):
+            raise ModeError(
+                f"{function!r:.80} cannot be decorated: it is a generator or a coroutine, which goes on after it has "
+                "returned. Use `with dicache.enable(...)` inside of it."
+            )
+        again = self._again
+        if again is None:
+            raise ModeError("this Cache was disabled. Call dicache.enable again.")
+        self.disable()
+
+        @wraps(function)
+        def cached(*args: P.args, **kwargs: P.kwargs) -> Result:
+            with again():
+                return function(*args, **kwargs)
+
+        return cached
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -9,20 +9,76 @@ from typing import Any
 
 from torch import nn
 
+from dicache import presets
 from dicache.config import Config
 from dicache.defaults import for_budget, for_evaluations, for_profile, for_speedup
-from dicache.errors import BudgetError, ModeError, ProfileError
+from dicache.errors import BudgetError, ModeError, ProfileError, SettingsError
+from dicache.files.settings_file import check_known, read_settings
 from dicache.models.family import Family
 from dicache.models.identity import identity, offloaded, outline
 from dicache.planning.budget import Budget, plain, validate
 from dicache.promise.choose_profile import HOW_TO, AskedProfile, ProfileChoice, may_have_shipped, profiles_for
 from dicache.promise.keep_budget import AskedBudget, BudgetDemand, parse_budget
+from dicache.reporting.callbacks import OnReport, OnStep
 from dicache.schedules.schedule import Schedule
 
 BARE = (
     "a promise needs a pipeline with a scheduler, whose steps are known before a run and which draws prompts again; of "
     "a bare denoiser errors are estimated and nothing is promised"
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The arguments of `enable`, as they came; None for those that were not given."""
+
+    error_budget: AskedBudget | None = None
+    speedup: float | Sequence[float] | None = None
+    evaluations: int | Sequence[int] | None = None
+    confidence: float | None = None
+    profile: AskedProfile | None = None
+    schedule: str | Path | Schedule | None = None
+    config: Config | None = None
+    family: Family | None = None
+    audit: float | None = None
+    compile_blocks: bool | Mapping[str, Any] | None = None
+    memory: Any = None
+    ranks: Any = None
+    on_step: OnStep | None = None
+    on_report: OnReport | None = None
+
+
+MODES = ("error_budget", "speedup", "evaluations", "schedule", "config")
+SETTINGS = (*MODES[:-1], "preset", "confidence", "profile", "audit", "compile_blocks", "memory")
+"""What a file of settings may hold."""
+
+
+def with_settings(settings: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+    """What `enable` was given, and what its settings say where it was given nothing. Raises SettingsError for settings
+    that are none, ModeError where they and the arguments ask for different things.
+    """
+    asked = {name: value for name, value in arguments.items() if value is not None}
+    if settings is None:
+        return asked
+    saved = read_settings(settings, SETTINGS)
+    if "preset" in saved:
+        saved["config"] = _preset(saved.pop("preset"))
+    for said, wanted in ((one, other) for one in MODES for other in MODES if one != other):
+        if said in saved and wanted in asked and wanted not in saved:
+            raise ModeError(f"the settings say {said} and enable was given {wanted}. Leave one of them out.")
+    return saved | asked
+
+
+def _preset(named: Any) -> Config:  # noqa: ANN401
+    """By its name, or by a table of its name and options. Raises SettingsError."""
+    options = dict(named) if isinstance(named, Mapping) else {"name": named}
+    name = options.pop("name", None)
+    check_known([name], dir(presets), "no preset")
+    try:
+        config: Config = getattr(presets, name)(**options)
+    except TypeError as error:
+        raise SettingsError(f"preset {name} does not take its options: {error}. See docs/presets.md.") from error
+    return config
 
 
 @dataclass(frozen=True)
@@ -133,6 +189,7 @@ def parse_config(config: Any) -> Config:  # noqa: ANN401
 
 def parse_audit(audit: Any, pipeline: bool) -> float:  # noqa: ANN401
     """The share of samples to audit. Raises ModeError for anything else, and without a pipeline for any above 0."""
+    audit = 0.0 if audit is None else audit
     if isinstance(audit, bool) or not isinstance(audit, int | float) or not 0 <= audit <= 1:
         raise ModeError(f"audit is {audit!r}. Expected the share of samples to run uncached too, from 0 to 1.")
     if audit > 0 and not pipeline:
@@ -142,7 +199,7 @@ def parse_audit(audit: Any, pipeline: bool) -> float:  # noqa: ANN401
 
 def parse_compile_blocks(compile_blocks: Any) -> Mapping[str, Any] | None:  # noqa: ANN401
     """Options of `torch.compile`; None to compile nothing. Raises ModeError for anything else."""
-    if isinstance(compile_blocks, bool):
+    if compile_blocks is None or isinstance(compile_blocks, bool):
         return {} if compile_blocks else None
     if isinstance(compile_blocks, Mapping):
         return compile_blocks

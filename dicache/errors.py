@@ -17,6 +17,10 @@ class ModeError(DicacheError, ValueError):
     """The arguments of `enable` contradict each other or name nothing to do."""
 
 
+class SettingsError(DicacheError, ValueError):
+    """A file of settings cannot be read, or names what is no setting."""
+
+
 class AlreadyEnabledError(DicacheError, ValueError):
     """The model is already wrapped, by dicache or by a cache of diffusers."""
 

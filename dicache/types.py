@@ -181,6 +181,10 @@ class Step(NamedTuple):
         """Along which errors grow evenly: half log SNR where it is known, else sigma."""
         return self.sigma if self.half_log_snr is None else self.half_log_snr
 
+    def released(self, before: float) -> "Step":
+        """In a run that began when this share of the trajectory lay behind."""
+        return self._replace(progress=self.progress - before)
+
 
 @dataclass(frozen=True, eq=False)
 class RunFacts:

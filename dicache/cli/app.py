@@ -1,4 +1,5 @@
-"""The command line: `dicache demo | generate | serve | inspect | tune | calibrate | search | report | models | doctor`.
+"""The command line: `dicache demo | generate | serve | inspect | tune | calibrate | search | share | report |
+models | doctor`.
 A user's mistake is one clear line and exit code 2.
 """
 
@@ -15,9 +16,9 @@ from rich.table import Table
 from dicache._version import __version__
 from dicache.cli.arguments import INTERRUPTED, AsJson, Budget, check_budget, check_picture, console
 from dicache.cli.generate import generate
-from dicache.cli.looking import inspect, report
+from dicache.cli.looking import inspect, report, share
 from dicache.cli.measure import calibrate, search, tune
-from dicache.cli.serving import serve
+from dicache.cli.serving import serve, serve_demo
 from dicache.errors import DicacheError
 from dicache.reporting.progress import progress
 
@@ -62,10 +63,18 @@ def demo(
     out: Annotated[Path, typer.Option(help="The picture; a .json of the same name is written beside it.")] = Path(
         "demo.png"
     ),
+    web: Annotated[
+        bool, typer.Option("--web", help="Instead: a page with a slider for the budget, on this machine.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0 for any that is free.")] = 7860,
+    host: Annotated[str, typer.Option(help="Of which of this machine's addresses; 0.0.0.0 for all.")] = "127.0.0.1",
     as_json: AsJson = False,
 ) -> None:
     """Draw eight captions from easy to hard, uncached and cached, and show what each cost and lost."""
     check_budget(error_budget)
+    if web:
+        serve_demo(error_budget, steps, host, port)
+        return
     check_picture(out)
     from dicache.cli import demo as demonstration
     from dicache.files.atomic import replacing, write_text
@@ -100,7 +109,7 @@ def _table(outcome: "Outcome") -> Table:
     return table
 
 
-for command in (generate, serve, inspect, tune, calibrate, report):
+for command in (generate, serve, inspect, tune, calibrate, share, report):
     app.command()(command)
 
 

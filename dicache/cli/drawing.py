@@ -69,7 +69,12 @@ class Drawing:
         numbered = [path.with_stem(f"{path.stem}-{k}") for k in range(len(self.batches))]
         paths = numbered if len(self.batches) > 1 else [path]
         for batch, each in zip(self.batches, paths, strict=True):
-            (batch.report.save_html if each.suffix == ".html" else batch.report.save)(each)
+            if each.suffix == ".html":
+                shown, uncached = batch.cached.shown, None if batch.uncached is None else batch.uncached.shown
+                prompts = [prompt for prompt in batch.prompts for _ in range(len(shown) // len(batch.prompts))]
+                batch.report.save_html(each, pictures=shown, prompts=prompts, uncached=uncached)
+            else:
+                batch.report.save(each)
         return paths
 
     def lines(self) -> list[str]:

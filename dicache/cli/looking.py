@@ -1,4 +1,6 @@
-"""The commands that look: `inspect` at a pipeline, `report` at what a run left. What is heavy is imported then."""
+"""The commands that look: `inspect` at a pipeline, `report` at what a run left; and `share`, which shows others what
+was measured. What is heavy is imported then.
+"""
 
 import json
 from pathlib import Path
@@ -62,3 +64,23 @@ def report(
     written = [str(path) for path in (html, plot) if path is not None]
     if written and not as_json:
         print(f"wrote {', '.join(written)}")
+
+
+def share(
+    file: Annotated[Path, typer.Argument(help="What `dicache calibrate`, `dicache tune` or `dicache search` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="Where it goes, with a model card; made where it is not.")],
+    base_model: Annotated[str | None, typer.Option(help="The repository of the model, for the card.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="What the prompts were, in words, for the card.")] = None,
+) -> None:
+    """Write a profile or a schedule into a folder with a model card, as a repository of the Hugging Face hub has it."""
+    if not file.is_file():
+        raise FileError(f"{file} does not exist. Expected a profile or a schedule that was saved.")
+    from dicache.files.checked import read_json, refusing
+    from dicache.promise.profile import Profile
+    from dicache.schedules.schedule import Schedule
+
+    with refusing(FileError, f"{file} is neither a profile nor a schedule", "Expected what dicache saved as one."):
+        kind = read_json(file).text("format")
+    shared = (Profile if kind.startswith("dicache.profile/") else Schedule).load(file)
+    shared.share(folder, base_model=base_model, prompts=prompts)
+    print(f"wrote {folder}; `hf upload USER/REPOSITORY {folder}` puts it on the hub")

@@ -1,5 +1,6 @@
-"""The command `serve`: a pipeline as an HTTP server on this machine."""
+"""The command `serve`, a pipeline as an HTTP server on this machine, and the page of `dicache demo --web`."""
 
+import socket
 from typing import Annotated, Any
 
 import typer
@@ -66,3 +67,23 @@ def serve(
     application = app(source_ready.pipe, defaults=defaults, **options, **asked)
     print(f"serving {type(source_ready.pipe).__name__}; try: curl http://{host}:{port}/health", flush=True)
     uvicorn.run(application, host=host, port=port, log_level="warning")
+
+
+def serve_demo(error_budget: float, steps: int, host: str, port: int) -> None:
+    """The page that begins with this budget and so many steps, until Ctrl-C. Raises PipelineError where what it needs
+    is missing or the port is taken.
+    """
+    try:
+        import uvicorn
+
+        from dicache.web.application import demo
+    except ImportError as error:
+        raise PipelineError(f"{error.name} is missing. Run pip install 'dicache[web]'.") from error
+    server = uvicorn.Server(uvicorn.Config(demo(error_budget=error_budget, steps=steps), log_level="warning"))
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise PipelineError(f"{host}:{port} cannot be listened on: {error.strerror}. Use --port 0.") from error
+    with listening:
+        print(f"the demo is at http://{host}:{listening.getsockname()[1]}; Ctrl-C ends it", flush=True)
+        server.run([listening])

@@ -6,6 +6,7 @@ it wrapped in `_old_forward`. Taking off a hook must leave both in place, and le
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from dicache.ranks.group import Group, check_lost
 from dicache.runtime.module_call import ModuleCall
 from dicache.runtime.run_state import Call
 from dicache.runtime.session import Session
+from dicache.tensors.mac_meter import Meter
 from dicache.tensors.tree import Tree
 
 NAME = "dicache"
@@ -197,7 +199,9 @@ class Hooks:
                 continue
             if before is not None:
                 before.remove()
-            self.around[path] = ModuleHook(module, SessionHook(self.session, self.session.around, path))
+            self.around[path] = ModuleHook(
+                module, SessionHook(self.session, partial(_around, self.session.meter), path)
+            )
         self.forget_registries()
 
     def put_back(self) -> bool:
@@ -220,6 +224,19 @@ class Hooks:
         registry = registry_of(self.denoiser)
         if registry is not None:
             registry.invalidate_child_registries_cache()
+
+
+def _around(meter: Meter, call: Call, module_call: ModuleCall) -> Tree:
+    """A module around the blocks: always runs, and is counted."""
+    # It may serve streams of several sizes, one after another, and in calls of one key always in the same order.
+    part = path, number = module_call.path, call.around.get(module_call.path, 0)
+    call.around[path] = number + 1
+    if part not in meter.costs:
+        output = meter.counted(part, module_call.run)
+        meter.ran(part)
+        return output
+    meter.for_all_rows += meter.costs[part]
+    return module_call.forward(*module_call.args, **module_call.kwargs)
 
 
 def registry_of(module: nn.Module) -> Any:  # noqa: ANN401

@@ -17,9 +17,12 @@ class Plan:
     """
 
     def __init__(self, timetable: Timetable, longest: int, last: int, decay: float = DECAY) -> None:
-        self.time, self.longest, self.last = np.array(timetable.half_log_snrs), longest, last
-        self.unit, self.random = np.array(timetable.coefficients) * error_rates(timetable), timetable.random
-        self.surviving_share = np.array(
+        self.time: np.ndarray = np.array(timetable.half_log_snrs)
+        self.longest: int = longest
+        self.last: int = last
+        self.unit: np.ndarray = np.array(timetable.coefficients) * error_rates(timetable)
+        self.random: bool = timetable.random
+        self.surviving_share: np.ndarray = np.array(
             [surviving_share(half_log_snr, decay) for half_log_snr in timetable.half_log_snrs]
         )
         self._weigh()
@@ -77,8 +80,9 @@ class Plan:
         inf where there is none. The anchor before a gap's lies as far back as the gap is long.
         """
         steps = len(self.time)
-        self.lost, self.cost = (np.full((steps + 1, steps + 1), np.inf) for _ in range(2))
-        self.first = np.zeros((steps + 1, steps + 1), dtype=np.int64)
+        self.lost: np.ndarray = np.full((steps + 1, steps + 1), np.inf)
+        self.cost: np.ndarray = np.full((steps + 1, steps + 1), np.inf)
+        self.first: np.ndarray = np.zeros((steps + 1, steps + 1), dtype=np.int64)
         self.lost[steps, 0] = self.cost[steps, 0] = 0.0
         for i in range(steps - 1, 0, -1):
             for g in range(self.most(i + 1) + 1):

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from dicache.errors import ProfileError
 from dicache.files.bound_arrays import settled
 from dicache.files.checked import refusing
+from dicache.files.hub import located
 from dicache.models.conditioning import Prints, alike
 from dicache.planning.error_law import RULE
 from dicache.promise import profile_file
@@ -27,6 +29,8 @@ from dicache.promise.metrics import asked
 from dicache.solvers.same_steps import differs
 from dicache.types import LATENT, Rows, RunFacts, Wanted
 
+PROFILE = "profile.json"
+"""What a shared one is called."""
 USUAL = 0.9
 """Share of prompts that keep a budget for which no confidence was given."""
 CLOSE = 0.01
@@ -168,12 +172,28 @@ class Profile:
         """Write `path` (.json) and the arrays beside it (.safetensors). Raises ProfileError if that is impossible."""
         profile_file.save(self.facts, self.arrays, self.about, Path(path))
 
+    def share(self, folder: str | Path, *, base_model: str | None = None, prompts: str | None = None) -> None:
+        """Write the profile into a folder, as profile.json with its arrays, and a model card, README.md: what it is of,
+        what it promises, how it was made. `base_model` is the repository of the model, `prompts` says in words what the
+        prompts were. `hf upload USER/REPOSITORY FOLDER` then puts it on the hub, from where `profile="USER/REPOSITORY"`
+        takes it. Raises ProfileError where that is impossible, or a README.md lies there that dicache did not write.
+        """
+        import_module("dicache.promise.profile_card").share(self, Path(folder), base_model, prompts)
+
+    @staticmethod
+    def load(path: str | Path) -> "Profile":
+        """As `dicache.load_profile`."""
+        return load_profile(path)
+
 
 def load_profile(path: str | Path) -> Profile:
-    """Read what `Profile.save` wrote. Raises ProfileError, whatever is wrong with the files; nothing is loaded then."""
+    """Read what `Profile.save` or `Profile.share` wrote: a file, a folder, or "user/repository" of the Hugging Face hub
+    (with @revision behind it for another than its newest). Raises ProfileError, whatever is wrong with it; nothing is
+    loaded then.
+    """
     remedy = "Calibrate again: dicache.calibrate(...)."
     with refusing(ProfileError, f"{path} is no profile that can be used", remedy):
-        return Profile(*settled(Path(path), profile_file.read))
+        return Profile(*settled(located(path, PROFILE, "arrays"), profile_file.read))
 
 
 def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:

@@ -35,9 +35,10 @@ class Group:
 
     def __init__(self, process_group: dist.ProcessGroup) -> None:
         self.process_group = process_group
-        self.size, self.rank = dist.get_world_size(process_group), dist.get_rank(process_group)
-        self.on_host = dist.get_backend(process_group) == "gloo"
-        self.exchanges = 0
+        self.size: int = dist.get_world_size(process_group)
+        self.rank: int = dist.get_rank(process_group)
+        self.on_host: bool = dist.get_backend(process_group) == "gloo"
+        self.exchanges: int = 0
 
     def added(self, sums: Tensor, step: int) -> Tensor:
         """(...) to (...), float64: added up over the ranks. Raises RanksError where they are not at the same place."""

@@ -27,7 +27,9 @@ class SharedSums:
     """
 
     def __init__(self, group: Group | None = None, apart: BranchesApart | None = None) -> None:
-        self.group, self.apart, self.step = group, apart, 0
+        self.group: Group | None = group
+        self.apart: BranchesApart | None = apart
+        self.step: int = 0
         self.seen: dict[tuple[int, int], tuple[Pair, Tensor]] = {}
         """This step's, by the identity of the tensors, which are held so that no other gets it."""
 

@@ -4,26 +4,34 @@ of a slot.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dicache.controllers.base import FinishedRun, ProfileUse
 from dicache.planning.budget import Budget, per_sample
 from dicache.reporting import notes as reported
+from dicache.reporting.callbacks import Callbacks, OnStep, report_step
 from dicache.reporting.log import log
 from dicache.reporting.report import Report, Setting
 from dicache.runtime.session import Session
 from dicache.runtime.trace import Trace, joined
+from dicache.solvers.loop_clock import LoopClock
 from dicache.types import Rows
 
 
 class Reported(ABC):
     """Hears of every run of its sessions, and logs each when it is over."""
 
-    def __init__(self, sessions: Sequence[Session], models: str, budget: Budget | None) -> None:
+    def __init__(
+        self, sessions: Sequence[Session], models: str, budget: Budget | None, callbacks: Callbacks | None = None
+    ) -> None:
         self._all, self._models, self._budget = list(sessions), models, budget
+        self._callbacks = callbacks or Callbacks()
         for session in self._all:
-            session.on_over.append(self._log)
-        self._logged: object = None
+            session.on_over.append(self._tell_of_run)
+            if self._callbacks.on_step is not None:
+                session.on_step.append(partial(self._tell_of_step, session, self._callbacks.on_step))
+        self._told_of: object = None
 
     @property
     @abstractmethod
@@ -60,12 +68,27 @@ class Reported(ABC):
         """What the last run did, or what the one going on has done so far."""
         return self._report(self.trace)
 
-    def _log(self) -> None:
-        """Once for each run, when all denoisers that took part in it are through; the host does not wait for it."""
-        run = self.session.run
-        if run is not self._logged and all(session.run and session.run.complete for session in self._sessions):
-            self._logged = run
-            log(self._report(self._trace(waits=False)))
+    def _tell_of_run(self) -> None:
+        """Once for each run, when all denoisers that took part in it are through. The host waits for the device only
+        where somebody is called back.
+        """
+        run, on_report = self.session.run, self._callbacks.on_report
+        if run is self._told_of or not all(session.run and session.run.complete for session in self._sessions):
+            return
+        self._told_of = run
+        report = self._report(self._trace(waits=on_report is not None))
+        log(report)
+        if on_report is not None:
+            on_report(report)
+
+    def _tell_of_step(self, session: Session, on_step: OnStep) -> None:
+        """Whatever the host knows by then."""
+        run, trace = session.run, self._trace(waits=False)
+        assert run is not None and trace is not None
+        total = None if isinstance(session.clock, LoopClock) else run.step.total
+        own = run.records[-1]  # of two denoisers, the newest record may be the other's
+        record = next((each for each in trace.records if each.index == own.index), own)
+        on_step(report_step(trace, record, self._profile_use(), total))
 
     def _report(self, trace: Trace | None) -> Report:
         budgets = None if trace is None else self._budgets(len(trace.executed))

@@ -3,7 +3,8 @@
 import base64
 import io
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 
@@ -39,8 +40,18 @@ _TEMPLATES = jinja2.Environment(
     loader=jinja2.DictLoader(
         {
             "fragment": """<style>.dicache td,.dicache th{padding:.2em .8em;text-align:right}
-.dicache .step{display:inline-block;width:1em;height:1.2em;margin-right:1px}</style>
+.dicache .step{display:inline-block;width:1em;height:1.2em;margin-right:1px}
+.dicache th:last-child,.dicache td:last-child{text-align:left;line-height:1}
+.dicache .named{display:inline-block;margin-right:1em}
+.dicache .named .step{vertical-align:middle}</style>
 <div class="dicache"><h3>{{ headline }}</h3>
+{% if cards %}<div class="shown">{% for card in cards %}<figure>
+{%- if card.pictures %}<div{% if card.pictures | length > 1 %} class="both"{% endif %}>
+{%- for title, data, small in card.pictures %}
+<img src="{{ data }}" alt="{{ title }}" title="{{ title }}"{% if small %} class="small"{% endif %}>{% endfor %}</div>
+{%- endif %}
+<figcaption>{{ loop.index0 }}{% if card.prompt %}: {{ card.prompt }}{% endif %}</figcaption></figure>{% endfor %}</div>
+{% endif -%}
 <table><tr><th>sample<th>budget<th>estimated error{% if audited %}<th>true error{% endif %}<th>work<th>decisions</tr>
 {% for s in samples %}<tr><td>{{ loop.index0 }}<td>{{ s.budget }}<td>{{ s.error }}
 {%- if audited %}<td>{{ s.true_error }}{% endif %}<td>{{ s.work }}<td>
@@ -48,28 +59,59 @@ _TEMPLATES = jinja2.Environment(
 <span class="step" style="background:{{ step.colour }}" title="{{ step.why }}"></span>
 {%- endfor %}
 </tr>{% endfor %}</table>
-<p>{% for name, colour in legend %}
-<span class="step" style="background:{{ colour }}"></span> {{ name }}{% endfor %}</p>
+<p class="legend">{% for name, colour in legend %}
+<span class="named"><span class="step" style="background:{{ colour }}"></span> {{ name }}</span>{% endfor %}</p>
 {% for warning in warnings %}<p>note: {{ warning }}</p>{% endfor %}</div>
 """,
-            "page": """<!doctype html><meta charset="utf-8"><title>dicache</title>
-<style>body{font:15px sans-serif;max-width:60em;margin:2em auto}</style>
+            "page": """<!doctype html><html lang="en"><meta charset="utf-8"><title>dicache</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>body{font:15px/1.4 sans-serif;max-width:60em;margin:1em auto;padding:0 1em;overflow-wrap:anywhere}
+img{max-width:100%;height:auto}
+.shown{margin-bottom:1em;display:grid;grid-template-columns:repeat(auto-fill,minmax(11em,1fr));gap:1em}
+.shown figure{margin:0;min-width:0}
+.shown img{width:100%}
+.shown .both{display:grid;grid-template-columns:1fr 1fr;gap:2px}
+.shown .small{image-rendering:pixelated}
+.facts th{white-space:nowrap;vertical-align:top;padding-right:1em}
+@media (max-width:40em){
+.dicache table{display:block}
+.dicache tbody{display:block}
+.dicache tr{display:grid;grid-template-columns:repeat({{ 5 if audited else 4 }},minmax(0,1fr));margin-bottom:.6em}
+body .dicache td,body .dicache th{padding:.1em .2em;text-align:left;overflow-wrap:normal}
+.dicache td:last-child,.dicache th:last-child{grid-column:1/-1}
+.dicache td .step{width:.72em}
+.facts th{white-space:normal;overflow-wrap:normal;padding-right:.5em}
+}</style>
 {% include "fragment" %}
+<h3>Timeline</h3>
+<picture><source media="(max-width:40em)" srcset="data:image/png;base64,{{ narrow }}">
+<img src="data:image/png;base64,{{ image }}" alt="decisions and estimated error over the steps"></picture>
 <table class="facts">{% for name, value in facts %}
-<tr><th align="left">{{ name }}<td>{{ value }}</tr>{% endfor %}</table>
-<img src="data:image/png;base64,{{ image }}">""",
+<tr><th align="left">{{ name }}<td>{{ value }}</tr>{% endfor %}</table></html>""",
         }
     ),
 )
+MANY = 10
+"""More lines than these have no legend."""
 
 
-def figure(facts: dict[str, Any]) -> "Figure":
-    """Above, every sample's decisions over the steps; below, the error estimated so far, with the budgets dashed."""
+class Shown(NamedTuple):
+    """What a page shows of a sample beside its numbers."""
+
+    prompt: str = ""
+    pictures: Sequence[tuple[str, str, bool]] = ()
+    """Titles, data URLs, and whether pixels are to be seen."""
+
+
+def figure(facts: dict[str, Any], *, narrow: bool = False) -> "Figure":
+    """Above, every sample's decisions over the steps; below, the error estimated so far, with the budgets dashed, both
+    in units of the final latent. `narrow` for a phone.
+    """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch, Rectangle
     from matplotlib.ticker import MaxNLocator
 
-    result = Figure(figsize=(9, 5), layout="constrained")
+    result = Figure(figsize=(4.2, 6) if narrow else (9, 5), layout="constrained")
     above, below = result.subplots(2, 1, sharex=True)
     seen: dict[str, str] = {}
     named: set[float] = set()
@@ -77,7 +119,8 @@ def figure(facts: dict[str, Any]) -> "Figure":
         for i, actions in enumerate(sample["actions"]):
             above.add_patch(Rectangle((i - 0.45, row - 0.4), 0.9, 0.8, color=_colour(actions)))
             seen[_word(actions)] = _colour(actions)
-        (line,) = below.plot([_drawn(step["estimated_error"][row]) for step in facts["steps"]], linewidth=1)
+        errors = [_drawn(step["estimated_error"][row]) for step in facts["steps"]]
+        (line,) = below.plot(errors, linewidth=1, label=f"sample {row}")
         if sample["budget"] is not None:
             below.axhline(sample["budget"], color=line.get_color(), linestyle="--", linewidth=0.8)
             if sample["budget"] not in named:
@@ -86,11 +129,14 @@ def figure(facts: dict[str, Any]) -> "Figure":
     above.set(ylim=(max(1, len(facts["samples"])) - 0.5, -0.5), ylabel="sample", title="decisions")
     above.yaxis.set_major_locator(MaxNLocator(integer=True))
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    under: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.02), "fontsize": 8}
     if seen:
-        above.legend(
-            handles=[Patch(color=c, label=name) for name, c in seen.items()], loc="center left", bbox_to_anchor=(1, 0.5)
-        )
-    below.set(xlabel="step", ylabel="estimated error")
+        above.legend(handles=[Patch(color=c, label=name) for name, c in seen.items()], **(under if narrow else right))
+    if 1 < len(facts["samples"]) <= MANY:
+        below.legend(**(under | {"bbox_to_anchor": (0.5, -0.2), "ncol": 3} if narrow else right))
+    below.margins(y=0.1)
+    below.set(xlabel="step", ylabel="estimated error, of the final latent")
     return result
 
 
@@ -98,13 +144,16 @@ def _drawn(number: float | None) -> float:
     return math.nan if number is None else number
 
 
-def page(facts: dict[str, Any]) -> str:
-    """One page with everything in it."""
+def page(facts: dict[str, Any], shown: Sequence[Shown] = ()) -> str:
+    """One page with everything in it, and of each sample what is shown."""
+    drawn = {"image": _png(figure(facts)), "narrow": _png(figure(facts, narrow=True))}
+    return _TEMPLATES.get_template("page").render(**_shown(facts), **drawn, cards=shown)
+
+
+def _png(drawn: "Figure") -> str:
     image = io.BytesIO()
-    figure(facts).savefig(image, format="png", dpi=110)
-    return _TEMPLATES.get_template("page").render(
-        **_shown(facts), image=base64.b64encode(image.getvalue()).decode("ascii")
-    )
+    drawn.savefig(image, format="png", dpi=110)
+    return base64.b64encode(image.getvalue()).decode("ascii")
 
 
 def fragment(facts: dict[str, Any]) -> str:

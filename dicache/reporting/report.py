@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +19,20 @@ from dicache.types import Action, Grid, Reason, Rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_ATTRIBUTES = {
+    "speedup": "compute_speedup",
+    **{name: name for name in ("model", "scheduler", "complete", "denoiser_speedup", "executed_macs", "uncached_macs")},
+    **{name: name for name in ("cache_bytes", "overhead_seconds", "profile", "profile_fits", "confidence")},
+}
+"""By what they are called in `Report.attributes`: keys of `Report.to_dict`."""
+_OF_SAMPLES = {
+    "budgets": "budget",
+    "estimated_errors": "estimated_error",
+    "true_errors": "true_error",
+    "work": "computed_fraction",
+}
+"""The same of each sample."""
 
 
 class Setting(NamedTuple):
@@ -106,6 +120,20 @@ class Report:
             "audit": self.audit,
         }
 
+    def attributes(self) -> dict[str, bool | int | float | str | list[str] | list[float]]:
+        """The run in a flat dict, for `span.set_attributes` of OpenTelemetry or a line of a log: names that begin with
+        "dicache.", values that are numbers, strings or lists of one of them. What is not known is left out, and a list
+        where it is not known of all samples.
+        """
+        facts = self.to_dict()
+        samples, trace = facts["samples"], self.trace
+        named = {name: facts[key] for name, key in _ATTRIBUTES.items()}
+        named |= {"samples": len(samples), "steps": len(facts["steps"])}
+        named |= {name: [sample[key] for sample in samples] for name, key in _OF_SAMPLES.items()}
+        named |= {"decisions": [self.strip(i) for i in range(len(samples))], "warnings": list(map(str, self.warnings))}
+        named |= {"not_finite_samples": len(trace.not_finite) if trace else 0}
+        return {f"dicache.{name}": value for name, value in named.items() if not _is_unknown(value)}
+
     def save(self, path: str | Path) -> None:
         """Write `to_dict` as JSON. Raises FileError where that is impossible."""
         write_text(path, json.dumps(self.to_dict(), indent=1))
@@ -114,9 +142,21 @@ class Report:
         """A matplotlib figure: every sample's decisions over the steps, and its estimated error against its budget."""
         return import_module("dicache.reporting.page").figure(self.to_dict())
 
-    def save_html(self, path: str | Path) -> None:
-        """Write one page with everything in it. Raises FileError where that is impossible."""
-        write_text(path, import_module("dicache.reporting.page").page(self.to_dict()))
+    def save_html(
+        self,
+        path: str | Path,
+        *,
+        pictures: Sequence[Any] | None = None,
+        prompts: Sequence[str] | None = None,
+        uncached: Sequence[Any] | None = None,
+    ) -> None:
+        """Write one page with everything in it; with a picture of PIL per sample (of videos a list of frames), its
+        prompt, and what was drawn without dicache, where they are given. Raises FileError where that is impossible, or
+        there are not as many of them as samples.
+        """
+        facts = self.to_dict()
+        cards = import_module("dicache.reporting.shown").shown(len(facts["samples"]), prompts, pictures, uncached)
+        write_text(path, import_module("dicache.reporting.page").page(facts, cards))
 
     def strip(self, i: int) -> str:
         """The decisions of one sample, a mark per step: # computed, = reused, / extrapolated, ~ aligned, * corrected,
@@ -139,7 +179,7 @@ class Report:
         """None before the first step is over: only then it is known how many there are."""
         if self.trace is None or not self.trace.records:
             return []
-        errors = self._estimates(self.trace, self.trace.records[-1])
+        errors = estimates(self.trace, self.trace.records[-1], self.profile)
         return [self._sample(self.trace, i, error) for i, error in enumerate(errors.tolist())]
 
     def _sample(self, trace: Trace, i: int, error: float) -> dict[str, Any]:
@@ -156,26 +196,15 @@ class Report:
 
     def _step(self, trace: Trace, record: Record) -> dict[str, Any]:
         numbers = {"predicted": record.predicted, "realised": record.realised, "spent": record.spent}
-        numbers["estimated_error"] = self._estimates(trace, record)
+        numbers["estimated_error"] = estimates(trace, record, self.profile)
         finite = {name: [float(x) if x.isfinite() else None for x in values] for name, values in numbers.items()}
         return {"index": record.index, "sigma": record.sigma, **finite}
-
-    def _estimates(self, trace: Trace, upto: Record) -> Rows:
-        """(B,), so far; through the profile's map where there is one. nan for samples that are not finite."""
-        lost = torch.tensor([sample in trace.not_finite for sample in range(len(upto.spent))])
-        spent = torch.where(lost, torch.nan, upto.spent)
-        if self.profile is None:
-            return spent
-        return torch.tensor(
-            [math.nan if error.isnan() else self.profile.true_error(float(error)) for error in spent],
-            dtype=torch.float64,
-        )
 
     def _warnings(self) -> list[str]:
         trace = self.trace
         if trace is None:
             return ["nothing has run yet." if self.setting.on else "nothing ran before the cache was taken off."]
-        estimates = self._estimates(trace, trace.records[-1]) if trace.records else None
+        errors = estimates(trace, trace.records[-1], self.profile) if trace.records else None
         warnings = [*notes.worth(trace, self.budget, self.profile), *notes.large(self.budget)]
         warnings += [*notes.not_finite(trace), *notes.audits(self.audit)]
         if trace.refusal:
@@ -183,7 +212,19 @@ class Report:
         elif not trace.complete:
             warnings.append("the run is not over, or was interrupted.")
         warnings += [*notes.beside_denoiser(_side_networks(trace), self.denoiser_speedup)]
-        return [*warnings, *notes.never_engaged(trace), *notes.over(self.budget, estimates, self.true_errors)]
+        return [*warnings, *notes.never_engaged(trace), *notes.over(self.budget, errors, self.true_errors)]
+
+
+def estimates(trace: Trace, upto: Record, profile: ProfileUse | None) -> Rows:
+    """Errors of the final latent, (B,), up to this step; through the profile's map where there is one. nan for samples
+    that are not finite.
+    """
+    lost = torch.tensor([sample in trace.not_finite for sample in range(len(upto.spent))])
+    spent = torch.where(lost, torch.nan, upto.spent)
+    if profile is None:
+        return spent
+    mapped = [math.nan if error.isnan() else profile.true_error(float(error)) for error in spent]
+    return torch.tensor(mapped, dtype=torch.float64)
 
 
 def speedup(trace: Trace | None) -> float:
@@ -224,6 +265,10 @@ def _side_networks(trace: Trace) -> list[dict[str, Any]]:
         {"name": name, "macs": macs, "uncached_macs": uncached, "share": macs / executed}
         for name, macs, uncached in networks
     ]
+
+
+def _is_unknown(value: object) -> bool:
+    return value is None or (isinstance(value, list) and None in value)
 
 
 def _names(numbers: Grid, kind: type[Action] | type[Reason]) -> list[str]:

@@ -5,7 +5,8 @@ held against the truth. Estimator and controller learn of it. Guidance is measur
 latents, and held against later ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ MIXED_ELSEWHERE = (
     "steps make latents of more than the outputs of this process, as guidance with branches on several ranks does, "
     "so everything was computed: enable with ranks=dicache.BranchRanks(group)."
 )
+Listener = Callable[[], object]
 
 
 class Truth(NamedTuple):
@@ -227,6 +229,13 @@ def _record(run: Run, judgements: list[Judgement], truths: list[Truth]) -> Recor
         realised=_worst(real),
         spent=spent[:, 0] if len(judgements) == 1 else spent.square().sum(1).sqrt(),
     )
+
+
+def tell(listeners: Sequence[Listener]) -> None:
+    """One after another, and all of them whatever one raises. Raises what the last of those did."""
+    with ExitStack() as calls:  # an ExitStack begins with the last one
+        for listener in reversed(listeners):
+            calls.callback(listener)
 
 
 def _worst(errors: Grid) -> Rows:

@@ -25,21 +25,20 @@ from dicache.config import Config
 from dicache.errors import DicacheError
 from dicache.models.watched_inputs import controls_among
 from dicache.ranks.sums import SharedSums, alone
+from dicache.runtime import watched_loop
 from dicache.runtime.branch_site import BranchSite
-from dicache.runtime.end_of_step import begin_anew, end_step, remembered_bytes
+from dicache.runtime.end_of_step import Listener, begin_anew, end_step, remembered_bytes, tell
 from dicache.runtime.evaluation_site import EvaluationSite
 from dicache.runtime.guidance import Guided
 from dicache.runtime.inner_sites import InnerSites
 from dicache.runtime.memory_plan import MemoryPlan
-from dicache.runtime.module_call import ModuleCall, RowsToRun
+from dicache.runtime.module_call import RowsToRun
 from dicache.runtime.owner import Owner
 from dicache.runtime.run_state import Call, Inputs, Run, SiteState, Strategy
 from dicache.runtime.trace import Trace
-from dicache.runtime.watched_loop import as_it_stands, broken_off, holds_others, step_seen, tries_a_step
 from dicache.solvers.loop_clock import LoopClock
 from dicache.solvers.timeline import Clock, Reading
 from dicache.tensors.mac_meter import Meter
-from dicache.tensors.tree import Tree
 from dicache.types import Kind, Site, Step
 
 Make = Callable[[Config, Meter, MemoryPlan], Strategy]
@@ -50,8 +49,8 @@ class Session:
         self, config: Config, clock: Clock, sites: tuple[Site, ...], owner: Owner | None = None, of: Make | None = None
     ) -> None:
         self.config, self.clock, self.sites, self.meter, self.owner = config, clock, sites, Meter(), owner or Owner()
-        self.on_over: list[Callable[[], object]] = []
-        """Called when a run is over."""
+        self.on_step, self.on_over = list[Listener](), list[Listener]()
+        """Called when a step is over and noted down, and when a run is over."""
         self.on_call: Callable[[Session], object] = bool
         """Called when the first call of a run has begun, and when the next one has if it is `expected`."""
         self.expected = False
@@ -87,7 +86,7 @@ class Session:
         self.go_on(run, reading, inputs.latent)
         if run.step.index == 0:
             self.owner.claim()
-        if run.samples == 0 and reading.part == 0 and holds_others(run, inputs.latent):
+        if run.samples == 0 and reading.part == 0 and watched_loop.holds_others(run, inputs.latent):
             self._take_apart(run, "calls of one step hold different latents, as tiles and windows do")
         self.call = self._opened(run, reading.part, inputs)
         if self.expected or continued is None:
@@ -100,20 +99,17 @@ class Session:
         leap, a branch that was called already.
         """
         run, latent = self.run, inputs.latent
-        if run is None or run.complete or reading.run is not run.key:
+        if run is None or run.complete or run.gone or reading.run is not run.key:
             return None
         ahead = reading.step.index - run.step.index
         came = ahead == 0 and run.guided.came(inputs.branch, reading.part)
-        if ahead not in (0, 1) or (came and not tries_a_step(run, self.clock, latent)):
+        if ahead not in (0, 1) or (came and not watched_loop.tries_a_step(run, self.clock, latent)):
             return None
-        before = run.latent if ahead else run.latent[: len(latent)]  # calls of one step may differ in their rows
-        after = latent if ahead else latent[: len(run.latent)]
-        if (before.shape, before.dtype, before.device) != (after.shape, after.dtype, after.device):
-            sizes = f"from {tuple(run.latent.shape)} to {tuple(latent.shape)}"
-            self.note(f"the batch changed {sizes} half-way: the cache began anew there.", of_run=True)
+        if resized := watched_loop.is_resized(run, latent, ahead):
+            self.note(resized, of_run=True)
             return None
         # Time may stand still between two loops of one step each; the branches of one step share their latent.
-        if ahead == 0 and isinstance(self.clock, LoopClock) and not torch.equal(after, before):
+        if ahead == 0 and isinstance(self.clock, LoopClock) and not watched_loop.share_latent(run, latent):
             if run.step.index == 0:
                 return None
             self._take_apart(run, "calls at one time hold different latents, as solvers do that try a step")
@@ -135,7 +131,9 @@ class Session:
         self.config.controller.check(reading.step)
         if self.run and (reading.run is not self.run.key or (reading.run is None and reading.step.index == 0)):
             self.notes = {text: of_run for text, of_run in self.notes.items() if not of_run}
-        self.note(*broken_off(self.run, reading.run), of_run=True)
+        if self.run is not None and self.run.at_last_step and self.run.guided.outputs:
+            self.finish()  # nobody said that it was over
+        self.note(*watched_loop.broken_off(self.run, reading.run), of_run=True)
         self.strategy.forget()
         self.meter.begin_run()
         self.memory.begin_run()
@@ -145,7 +143,7 @@ class Session:
             self.run.forget()
         before = reading.step.progress - reading.share
         states = [SiteState(site, self.config.rule_at(site, self.sites), site.inside_denoiser) for site in self.sites]
-        step = _released(reading.step, before)
+        step = reading.step.released(before)
         guided = Guided(watched=isinstance(self.clock, LoopClock))
         sums = self.sums_of(inputs.latent, reading.step)
         self.run = Run(reading.run, step, step.time, inputs.latent, before, states, guided, sums, displaced)
@@ -164,13 +162,14 @@ class Session:
             return
         self._end_step(run, latent)
         if isinstance(self.clock, LoopClock) and run.samples:
-            step = step_seen(self.config, run, self.clock, latent)
+            step = watched_loop.step_seen(self.config, run, self.clock, latent)
             self._note_unpriced()
-        run.step, run.latent = _released(step, run.before), latent
+        run.step, run.latent = step.released(run.before), latent
         run.time = step.sigma if step.half_log_snr is None else step.half_log_snr
         run.guided, run.strongest, run.anew = run.guided.next_step(len(step.weights)), None, False
         for state in run.states:
             state.judgement, state.sums, state.value = None, None, None
+        self._tell(run, self.on_step)
 
     def _opened(self, run: Run, part: int, inputs: Inputs) -> Call:
         """`part` says which of the calls it is that the solver makes in this step."""
@@ -188,18 +187,6 @@ class Session:
                 self.note(*begin_anew(self.config, run, branch, changed), of_run=True)
         everything = RowsToRun(rows, gathered=inputs.gathered)
         return Call(run, branch, inputs.latent, inputs.key, everything, first=not run.guided.outputs)
-
-    def around(self, call: Call, module_call: ModuleCall) -> Tree:
-        """A module around the blocks: always runs, and is counted."""
-        # It may serve streams of several sizes, one after another, and in calls of one key always in the same order.
-        part = path, number = module_call.path, call.around.get(module_call.path, 0)
-        call.around[path] = number + 1
-        if part not in self.meter.costs:
-            output = self.meter.counted(part, module_call.run)
-            self.meter.ran(part)
-            return output
-        self.meter.for_all_rows += self.meter.costs[part]
-        return module_call.forward(*module_call.args, **module_call.kwargs)
 
     def end(self, output: Tensor) -> Tensor:
         """The denoiser's output, (R, ...), with guesses in the rows that skipped."""
@@ -239,8 +226,17 @@ class Session:
             self._end_step(run, None)
             run.complete = True
             run.forget()
-            for hears in self.on_over:
-                hears()
+            self._tell(run, self.on_step + self.on_over)
+
+    def _tell(self, run: Run, listeners: list[Listener]) -> None:
+        """Where one of them raises, the run is over."""
+        try:
+            tell(listeners)
+        except BaseException:
+            run.let_go()
+            self.strategy.forget()
+            self.owner.free()
+            raise
 
     def reset(self) -> None:
         """Forget the run that is going on; the next call begins a new one. Raises BusyError as `check_idle`."""
@@ -258,9 +254,14 @@ class Session:
 
     def release(self) -> None:
         """Let go of the model and its pipeline; what was noted down stays."""
+        tell([self._end_unsaid, self._let_go])
+
+    def _end_unsaid(self) -> None:
         self.trace()  # ends a run that is over
         if isinstance(self.clock, LoopClock) and self.clock.ends_unseen and self.run and self.run.guided.outputs:
             self.finish()
+
+    def _let_go(self) -> None:
         self.call, self.clock, self.owner = None, LoopClock(), Owner()  # the pipeline's refer to it
         self.strategy.forget()
         if self.run:
@@ -287,14 +288,9 @@ class Session:
             return None
         going_on = self.call is None and not run.gone and not run.complete and not self.owner.elsewhere
         if going_on and isinstance(self.clock, LoopClock) and self.clock.ends_unseen and run.guided.outputs:
-            run = as_it_stands(self.config, run)
+            run = watched_loop.as_it_stands(self.config, run)
         elif going_on and run.at_last_step and run.guided.outputs:
             self.finish()
         if waits:
             run.look()
         return run.trace(self.meter, self.sites, tuple(self.meter.of_sites(self.sites)), self.memory.planned)
-
-
-def _released(step: Step, before: float) -> Step:
-    """In a run that began when this share of the trajectory lay behind."""
-    return step._replace(progress=step.progress - before)

@@ -36,6 +36,28 @@ def step_seen(config: Config, run: Run, clock: LoopClock, latent: Tensor) -> Ste
     return step
 
 
+def is_resized(run: Run, latent: Tensor, ahead: int) -> str:
+    """What is to be noted where the latent is of another size, kind or device than that of the run, so many steps
+    later; empty where it is not.
+    """
+    before, after = _rows_of_both(run, latent) if ahead == 0 else (run.latent, latent)
+    if (before.shape, before.dtype, before.device) == (after.shape, after.dtype, after.device):
+        return ""
+    sizes = f"from {tuple(run.latent.shape)} to {tuple(latent.shape)}"
+    return f"the batch changed {sizes} half-way: the cache began anew there."
+
+
+def share_latent(run: Run, latent: Tensor) -> bool:
+    """Whether this call of the step holds what the first one did, as far as both go."""
+    before, after = _rows_of_both(run, latent)
+    return torch.equal(after, before)
+
+
+def _rows_of_both(run: Run, latent: Tensor) -> tuple[Tensor, Tensor]:
+    """Calls of one step may differ in their rows."""
+    return run.latent[: len(latent)], latent[: len(run.latent)]
+
+
 def holds_others(run: Run, latent: Tensor) -> bool:
     """Whether a later call of a step holds other samples than the first: guidance branches share their latent, tiles
     and windows do not.

@@ -20,17 +20,23 @@ from dicache.approximators.fitted.coefficients import Fitted
 from dicache.config import Config
 from dicache.errors import ScheduleError
 from dicache.files.bound_arrays import settled
+from dicache.files.card import sharing, write_card
 from dicache.files.checked import refusing
+from dicache.files.hub import located
 from dicache.models.family import Family
 from dicache.models.find_blocks import family_of, find
 from dicache.models.identity import identity
 from dicache.schedules import schedule_file
 from dicache.schedules.action_table import LETTERS, Table, lines_of, macs, repaired
 from dicache.schedules.provenance import Provenance
+from dicache.schedules.schedule_card import schedule_card
 from dicache.schedules.schedule_file import Content
 from dicache.schedules.setting import Basis, Dynamic, Origin, config_of
 from dicache.sites import Sites
 from dicache.types import Action
+
+SCHEDULE = "schedule.json"
+"""What a shared one is called."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,9 +167,22 @@ class Schedule:
         """Write JSON, and fitted coefficients beside it. Raises ScheduleError where that is impossible."""
         schedule_file.save([self.content], Path(path), several=False)
 
+    def share(self, folder: str | Path, *, base_model: str | None = None, prompts: str | None = None) -> None:
+        """Write the schedule into a folder, as schedule.json with its coefficients, and a model card, README.md: what
+        it is of, what it costs and loses, how it was found. `base_model` is the repository of the model, `prompts` says
+        in words what the prompts were. Raises ScheduleError where that is impossible, or a README.md lies there that
+        dicache did not write.
+        """
+        with sharing(ScheduleError, "schedule", Path(folder)):
+            self.save(Path(folder) / SCHEDULE)
+            card = schedule_card(self.content, self.work, prompts)
+            write_card(Path(folder), card.text(["diffusion", "schedule"], base_model))
+
     @staticmethod
     def load(path: str | Path) -> "Schedule":
-        """Read what `save` wrote. Raises ScheduleError, whatever is wrong with the file."""
+        """Read what `save` or `share` wrote: a file, a folder, or "user/repository" of the Hugging Face hub (with
+        @revision behind it for another than its newest). Raises ScheduleError, whatever is wrong with the file.
+        """
         return load_schedules(Path(path), several=False)[0]
 
     @property
@@ -178,7 +197,8 @@ def load_schedules(path: Path, *, several: bool) -> list[Schedule]:
     if not path.exists():
         remedy = "Give the path of a schedule that was saved; letters become one by Schedule.from_letters."
     with refusing(ScheduleError, f"{path} is no schedule that can be used", remedy):
-        return [_with_its_macs(content) for content in settled(path, partial(schedule_file.read, several=several))]
+        file = path if several else located(path, SCHEDULE, "fitted")
+        return [_with_its_macs(content) for content in settled(file, partial(schedule_file.read, several=several))]
 
 
 def _with_its_macs(content: Content) -> Schedule:

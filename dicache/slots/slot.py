@@ -24,6 +24,7 @@ from dicache.hosts.denoiser_call import (
 from dicache.models.conditioning import fingerprint
 from dicache.models.family import Family
 from dicache.planning.budget import Budget
+from dicache.reporting.callbacks import Callbacks
 from dicache.reporting.of_sessions import Reported
 from dicache.runtime.evaluation_site import EvaluationSite
 from dicache.runtime.module_call import RowsToRun
@@ -53,7 +54,9 @@ class Unowned(Owner):
 class Slot(Reported):
     """One request; made by `Cache.join`. Also a context manager: leaving it leaves the batch."""
 
-    def __init__(self, family: Family, config: Config, clock: Clock, budget: Budget | None) -> None:
+    def __init__(
+        self, family: Family, config: Config, clock: Clock, budget: Budget | None, callbacks: Callbacks | None = None
+    ) -> None:
         self._session = Session(config, clock, DENOISER, Unowned())
         strategy = self._session.strategy
         if type(strategy) is not EvaluationSite or strategy.depth or strategy.probing.looks:
@@ -62,7 +65,7 @@ class Slot(Reported):
                 "are for a batch in step. Give an error_budget, a speedup or evaluations, or a Config with "
                 "sites=Evaluation() and no probe."
             )
-        super().__init__([self._session], family.model, budget)
+        super().__init__([self._session], family.model, budget, callbacks)
         self.family, self.strategy = family, strategy
         self.scheduler: Any = None
         """The request's own, whose `step` its loop calls; None for a bare denoiser."""
@@ -85,8 +88,8 @@ class Slot(Reported):
     def leave(self) -> None:
         """Let go of what is remembered. The report stays. Doing it twice does nothing."""
         if self.on:
-            self._session.release()
             self.on, self.outputs = False, {}
+            self._session.release()
 
     def __enter__(self) -> "Slot":
         return self

@@ -19,6 +19,8 @@ from dicache.errors import ModeError, SlotError
 from dicache.hosts.attachment import Attachment
 from dicache.models.family import Batch
 from dicache.planning.budget import Budget
+from dicache.reporting.callbacks import Callbacks
+from dicache.runtime.end_of_step import tell
 from dicache.slots.joint_calls import kind_of
 from dicache.slots.joint_runs import JointRuns
 from dicache.slots.slot import Slot, SlotCall
@@ -43,8 +45,15 @@ Branch = str | None
 class Slots:
     """`compose` tells what a request's budget means for this denoiser; `scheduler` gives one of its own, or None."""
 
-    def __init__(self, attachment: Attachment, compose: Compose, scheduler: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        attachment: Attachment,
+        compose: Compose,
+        scheduler: Callable[[], Any],
+        callbacks: Callbacks | None = None,
+    ) -> None:
         self.attachment, self.compose, self.scheduler = attachment, compose, scheduler
+        self.callbacks = callbacks
         self.lock, self.all = RLock(), list[Slot]()
         self.runs = JointRuns(attachment.denoiser, together=attachment.family.batch is Batch.SAMPLE)
         self.changes, self.change = 0, ""
@@ -72,7 +81,7 @@ class Slots:
             raise ModeError("compiled blocks run for a batch in step. Enable without compile_blocks to join slots.")
         config, budget = self.compose(**asked)
         with self.lock:
-            slot = Slot(self.attachment.family, config, self._clock(own, loop), budget)
+            slot = Slot(self.attachment.family, config, self._clock(own, loop), budget, self.callbacks)
             slot.scheduler, slot.changes = own, self.changes
             self.all = [each for each in self.all if each.on] + [slot]
         if isinstance(timesteps, int):
@@ -92,9 +101,8 @@ class Slots:
     def leave(self) -> None:
         """All of them."""
         with self.lock:
-            for slot in self.all:
-                slot.leave()
-            self.all = []
+            leaving, self.all = self.all, []
+            tell([slot.leave for slot in leaving])
 
     # One step.
 

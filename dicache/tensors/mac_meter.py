@@ -32,7 +32,7 @@ class MacCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0.0
+        self.total: float = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         packet = func._overloadpacket
@@ -55,12 +55,12 @@ class Meter:
         """The costs of every key's parts."""
         self.costs: Costs = {}
         """Those of the call that is going on."""
-        self.rows = 0
-        self.for_all_rows = 0.0
+        self.rows: int = 0
+        self.for_all_rows: float = 0.0
         """What ran in this call for all rows, per row, and is not in the sums yet. Who runs a part whose cost is known
         for all rows adds it here: most parts of most calls, which are then one addition to the sums.
         """
-        self.own = 0.0
+        self.own: float = 0.0
         """What dicache multiplied itself, in all rows together; a part that is being counted may hold some of it."""
         self._executed = self._uncached = self._before = torch.zeros(0, dtype=torch.float64)
 

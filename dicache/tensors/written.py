@@ -14,10 +14,10 @@ class Unwritten:
     """
 
     def __init__(self, tensors: Sequence[Tensor], *, copied: bool = True) -> None:
-        self.counts = [(t, t._version) for t in tensors if not t.is_inference()]
+        self.counts: list[tuple[Tensor, int]] = [(t, t._version) for t in tensors if not t.is_inference()]
         uncounted = [t for t in tensors if t.is_inference()]
-        self.counted = copied or not uncounted
-        self.copies = [(t, t.clone()) for t in uncounted] if copied else []
+        self.counted: bool = copied or not uncounted
+        self.copies: list[tuple[Tensor, Tensor]] = [(t, t.clone()) for t in uncounted] if copied else []
 
     @property
     def changed(self) -> bool:

@@ -1,16 +1,26 @@
-"""Requests of one pipeline with loops of their own, as an engine has them: hand-written, or the pipeline's."""
+"""Requests of one pipeline with loops of their own, as an engine has them: hand-written, or the pipeline's; and what
+listens to those of clients.
+"""
 
 import copy
 import inspect
+import json
+import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from http.client import HTTPConnection
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import uvicorn
 from torch import Tensor
 
 import dicache
 from pipelines.tiny import draw_flux
+
+LONG = 600.0
 
 
 class DrawnError(Exception):
@@ -95,3 +105,30 @@ def play(cache: dicache.Cache, requests: Sequence[Requested]) -> None:
         for request, output in zip(active, outputs, strict=True):
             request.advance(output)
         active, tick = [each for each in active if not each.over], tick + 1
+
+
+class Listening:
+    """A server of an application, on a port of its own of this machine, in a thread."""
+
+    def __init__(self, application: Any) -> None:
+        self.application = application
+        self.server = uvicorn.Server(uvicorn.Config(application, host="127.0.0.1", port=0, log_level="error"))
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+        end = time.monotonic() + LONG
+        while not self.server.started and time.monotonic() < end:
+            time.sleep(0.01)
+        self.port = self.server.servers[0].sockets[0].getsockname()[1]
+
+    def ask(self, method: str, path: str, body: Any = None, accept: str = "") -> Any:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=LONG)
+        headers = {"Content-Type": "application/json", **({"Accept": accept} if accept else {})}
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        data = answer.read()
+        connection.close()
+        return SimpleNamespace(status=answer.status, headers=answer.headers, data=data)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(LONG)

@@ -119,7 +119,7 @@ def test_a_hook_whose_forward_was_replaced_by_an_older_one_is_dead():
 
 
 def test_modules_that_were_replaced_meanwhile_are_let_go():
-    session = SimpleNamespace(around=None, strategy=SimpleNamespace(block=None), call=None)
+    session = SimpleNamespace(meter=None, strategy=SimpleNamespace(block=None), call=None)
     denoiser, old, new = nn.Module(), nn.Linear(2, 2), nn.Linear(2, 2)
     hooks = Hooks(denoiser, session)
     hooks.surround({"embed": old})

@@ -36,7 +36,7 @@ LAYERS = [
     ("measuring",),
     ("regressions",),
     ("finders", "importers", "many"),
-    ("serve", "integrations"),
+    ("serve", "web", "integrations"),
     ("cli",),
     ("__init__",),
     ("__main__",),

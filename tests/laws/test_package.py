@@ -32,7 +32,8 @@ PUBLIC = [
         "Psnr",
         "Report",
     ),
-    *("Schedule", "Ssim", "Within", "__version__", "calibrate", "disable", "enable", "finders", "fit", "generate"),
+    *("Schedule", "Ssim", "StepReport", "Within", "__version__", "calibrate", "disable", "enable"),
+    *("finders", "fit", "generate"),
     *("load_profile", "presets", "ray", "reference", "serve"),
 ]
 

@@ -1,15 +1,21 @@
 """The page, the picture and the fragment of a report, from facts written by hand."""
 
+import base64
 import html
+import io
 import re
 from types import SimpleNamespace
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+from PIL import Image
 
+from dicache.errors import FileError
 from dicache.reporting.front_plot import figure as front_figure
 from dicache.reporting.page import COLOURS, PARTLY, PARTLY_WORDS, WORDS, figure, fragment, page
+from dicache.reporting.shown import SIDE
+from dicache.reporting.shown import shown as cards_of
 from dicache.schedules.pareto import ParetoSet
 from dicache.types import MARKS, REASONS, Action, Reason
 
@@ -110,3 +116,35 @@ def test_a_front_is_a_line_of_error_over_work_without_what_has_no_error():
     (line,) = axes.lines
     assert list(line.get_xdata()) == [0.6, 0.4] and list(line.get_ydata()) == [0.01, 0.05]
     assert axes.get_yscale() == "log" and line.get_label() == "a finder"
+
+
+def opened(url):
+    kind, _, data = url.partition(";base64,")
+    return kind, Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_pictures_are_in_the_page_no_larger_than_a_screen_needs_and_videos_move():
+    small, large = Image.new("RGBA", (32, 32), "red"), Image.new("RGB", (2048, 1024), "blue")
+    video = [Image.new("RGB", (64, 64), colour) for colour in ("red", "green", "blue")]
+    cards = cards_of(3, ["<one>", "two", "three"], [small, large, video], None)
+    (_, first, tiny), (_, second, fine), (_, third, _) = (card.pictures[0] for card in cards)
+    assert (tiny, fine) == (True, False)
+    assert opened(first)[0] == "data:image/png" and opened(first)[1].getpixel((0, 0)) == (255, 0, 0)
+    assert opened(second)[0] == "data:image/jpeg" and opened(second)[1].size == (SIDE, SIDE // 2)
+    assert opened(third)[0] == "data:image/webp" and opened(third)[1].n_frames == 3
+    text = page(facts(*[sample([["compute"]])] * 3), cards)
+    assert "0: &lt;one&gt;</figcaption>" in text and text.count('class="small"') == 2 and first in text
+
+
+def test_there_is_one_of_each_per_sample_or_an_error():
+    one = Image.new("RGB", (8, 8))
+    assert cards_of(2, None, None, None) == []
+    for lists, message in (
+        ((["a"], None, None), "1 prompts were given for 2 samples"),
+        ((None, [one] * 3, None), "3 pictures were given for 2 samples"),
+        ((None, [one] * 2, [one]), "1 uncached were given for 2 samples"),
+        ((None, [one, "b"], None), "a picture is a str. Expected what a pipeline gives with output_type='pil'"),
+        ((None, [one, []], None), "a picture is a list"),
+    ):
+        with pytest.raises(FileError, match=re.escape(message)):
+            cards_of(2, *lists)

@@ -7,54 +7,27 @@ import threading
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import uvicorn
 from PIL import Image
 
 import dicache
 import dicache.reference
 from dicache.serve import app
+from helpers.requesting import LONG, Listening
 
-LONG = 600.0
 PROMPT = next(iter(dicache.reference.prompts("calibration", 1)))
 
 
-class Server:
-    """On a port of its own, in a thread."""
-
-    def __init__(self, application: Any) -> None:
-        self.application = application
-        self.server = uvicorn.Server(uvicorn.Config(application, host="127.0.0.1", port=0, log_level="error"))
-        self.thread = threading.Thread(target=self.server.run, daemon=True)
-        self.thread.start()
-        end = time.monotonic() + LONG
-        while not self.server.started and time.monotonic() < end:
-            time.sleep(0.01)
-        self.port = self.server.servers[0].sockets[0].getsockname()[1]
-
+class Server(Listening):
     @property
     def engine(self) -> Any:
         return self.application.state.engine
 
-    def ask(self, method: str, path: str, body: Any = None, accept: str = "") -> Any:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=LONG)
-        headers = {"Content-Type": "application/json", **({"Accept": accept} if accept else {})}
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        answer = connection.getresponse()
-        data = answer.read()
-        connection.close()
-        return SimpleNamespace(status=answer.status, headers=answer.headers, data=data)
-
     def draw(self, accept: str = "", **body: Any) -> Any:
         return self.ask("POST", "/generate", {"prompt": PROMPT, "steps": 8, **body}, accept)
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(LONG)
 
 
 @pytest.fixture(scope="module")
