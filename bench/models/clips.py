@@ -82,8 +82,8 @@ class Mover:
         """After this share of the clip."""
         cell = CELLS.index(self.thing.cell)
         start = [cell % 3 * 0.32 + 0.18, cell // 3 * 0.32 + 0.18]
-        places = [_bounced(s + share * v) for s, v in zip(start, self.velocity, strict=True)]
-        shift = (places[0] - start[0], places[1] - start[1])
+        centre = [_bounced(s + share * v) for s, v in zip(start, self.velocity, strict=True)]
+        shift = (centre[0] - start[0], centre[1] - start[1])
         return Thing(self.thing.cell, self.thing.size, "plain", self.thing.colour, self.thing.shape, shift)
 
 
@@ -97,10 +97,10 @@ class Clip:
         return f"{', '.join(mover.caption for mover in self.movers)} on {self.colour} background"
 
 
-def _bounced(place: float) -> float:
+def _bounced(position: float) -> float:
     """Between NEAR and FAR."""
     width = FAR - NEAR
-    inside = (place - NEAR) % (2 * width)
+    inside = (position - NEAR) % (2 * width)
     return NEAR + (inside if inside <= width else 2 * width - inside)
 
 
@@ -166,7 +166,7 @@ class FramesToDepth(ModelMixin, ConfigMixin):
         latents_std: tuple[float, ...] = (1.0,) * 12,
     ) -> None:
         super().__init__()
-        self.register_buffer("place", torch.zeros(()))  # pipelines ask a module for its device and dtype
+        self.register_buffer("device_of", torch.zeros(()))  # pipelines ask a module for its device and dtype
 
     def decode(self, z: Tensor, return_dict: bool = True) -> tuple[Tensor]:
         return (F.pixel_shuffle(z.transpose(1, 2), 2).transpose(1, 2),)

@@ -49,8 +49,8 @@ def vocabulary() -> dict[str, int]:
 
 def split_of(style: str, name: str) -> Split:
     """80 % train, 10 % calibration, 10 % test."""
-    place = hashlib.sha256(f"{style} {name}".encode()).digest()[0] % 10
-    return "train" if place < 8 else "calibration" if place == 8 else "test"
+    tenth = hashlib.sha256(f"{style} {name}".encode()).digest()[0] % 10
+    return "train" if tenth < 8 else "calibration" if tenth == 8 else "test"
 
 
 def prompts(split: Split, n: int, seed: int = 0) -> list[str]:
@@ -70,16 +70,16 @@ class NameTokenizer(PreTrainedTokenizerFast):
     """Words to ids, (B, 16), and which are no padding. Raises CaptionError for a word that no name has."""
 
     def __call__(self, text: Any = None, *args: Any, max_length: int | None = None, **kwargs: Any) -> BatchEncoding:  # noqa: ANN401
-        known = self.get_vocab()
+        vocabulary = self.get_vocab()
         for caption in [text] if isinstance(text, str) else text:
-            check_words(caption, known)
+            check_words(caption, vocabulary)
         return super().__call__(text, *args, max_length=min(max_length or LENGTH, LENGTH), **kwargs)
 
 
-def check_words(caption: str, known: Iterable[str]) -> None:
-    """Raises CaptionError for a caption with a word outside of `known`, or with more than fit."""
+def check_words(caption: str, allowed: Iterable[str]) -> None:
+    """Raises CaptionError for a caption with a word outside of `allowed`, or with more than fit."""
     words = caption.lower().split()
-    if unknown := [word for word in words if word not in known]:
+    if unknown := [word for word in words if word not in allowed]:
         raise CaptionError(
             f"no emoji's name has {', '.join(map(repr, unknown))}, in {caption!r}. Expected words of names, as in "
             f"'flat waving hand' (`dicache.bench.models.emoji_names.names()` has all)."

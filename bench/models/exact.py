@@ -43,16 +43,16 @@ def data(name: Data) -> Tensor:
 class Mean(nn.Module):
     """Of x_0 given x (B, 1, D), at these shares of signal and noise."""
 
-    def __init__(self, known: Tensor) -> None:
+    def __init__(self, points: Tensor) -> None:
         super().__init__()
-        self.known = nn.Parameter(known, requires_grad=False)
-        nearest = torch.cdist(known, known).fill_diagonal_(torch.inf).amin(1)
-        self.variance = nearest.median().square().item() / known.shape[1]
+        self.points = nn.Parameter(points, requires_grad=False)
+        nearest = torch.cdist(points, points).fill_diagonal_(torch.inf).amin(1)
+        self.variance = nearest.median().square().item() / points.shape[1]
 
     def forward(self, hidden_states: Tensor, signal: float, noise: float) -> Tensor:
         spread = signal**2 * self.variance + noise**2
-        near = signal * (hidden_states @ self.known.T) - 0.5 * signal**2 * self.known.square().sum(1)
-        mean = torch.softmax(near / spread, dim=-1) @ self.known
+        near = signal * (hidden_states @ self.points.T) - 0.5 * signal**2 * self.points.square().sum(1)
+        mean = torch.softmax(near / spread, dim=-1) @ self.points
         return (signal * self.variance * hidden_states + noise**2 * mean) / spread
 
 

@@ -128,8 +128,8 @@ def _on_pipelines(prepare: Any, target: Any, value: Any, setting: Any) -> Iterat
 
 def _peers() -> Sequence[Arm]:
     named = {arm.name.partition(" ")[2]: arm for arm in (*CACHE_DIT, *DIFFUSERS)}
-    found = [dataclasses.replace(a, prepare=partial(_on_pipelines, a.prepare)) for a in (named[n] for n in PEERS)]
-    return [*found, DEEPCACHE]
+    wrapped = [dataclasses.replace(a, prepare=partial(_on_pipelines, a.prepare)) for a in (named[n] for n in PEERS)]
+    return [*wrapped, DEEPCACHE]
 
 
 DEEPCACHE = Arm(

@@ -41,7 +41,7 @@ class Cell:
 
 
 def cells(facts: Facts) -> list[Cell]:
-    """Of one part."""
+    """Of one sweep."""
     drawn = {curve.name: curve for curve in curves(facts)}
     setting = ", ".join(str(value) for value in facts["setting"].values())
     return [
@@ -84,8 +84,8 @@ def _worth(curve: Curve, kind: str, target: float) -> float:
 def _resampled(ours: Curve, rivals: Sequence[Curve], kind: str, target: float) -> Iterator[float]:
     random = np.random.default_rng(0)
     for _ in range(DRAWS):
-        chosen = random.integers(ours.errors.shape[1], size=ours.errors.shape[1])
-        again = [replace(curve, errors=curve.errors[:, chosen]) for curve in (ours, *rivals)]
+        rows = random.integers(ours.errors.shape[1], size=ours.errors.shape[1])
+        again = [replace(curve, errors=curve.errors[:, rows]) for curve in (ours, *rivals)]
         worth = [_worth(_rising(curve), kind, target) for curve in again]
         if not (math.isnan(worth[0]) or np.all(np.isnan(worth[1:]))):
             yield worth[0] / float(np.nanmax(worth[1:]))
@@ -94,8 +94,8 @@ def _resampled(ours: Curve, rivals: Sequence[Curve], kind: str, target: float) -
 def _rising(curve: Curve) -> Curve:
     """Without the points that another of the same arm dominates, as medians are now."""
     medians = np.median(curve.errors, axis=1)
-    kept = [i for i in range(len(medians)) if medians[i] > TINY and np.all(medians[i] < medians[i + 1 :])]
-    return replace(curve, speedups=curve.speedups[kept], errors=curve.errors[kept])
+    ahead = [i for i in range(len(medians)) if medians[i] > TINY and np.all(medians[i] < medians[i + 1 :])]
+    return replace(curve, speedups=curve.speedups[ahead], errors=curve.errors[ahead])
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ class Verdict:
     worst: Cell
 
 
-def verdicts(found: Sequence[Cell]) -> list[Verdict]:
+def verdicts(compared: Sequence[Cell]) -> list[Verdict]:
     groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in found:
+    for cell in compared:
         groups.setdefault((cell.ours, cell.rivals), []).append(cell)
     return [
         Verdict(

@@ -1,13 +1,13 @@
-"""`python -m dicache.bench zoo`: all arms on all models, part by part.
+"""`python -m dicache.bench zoo`: all arms on all models, sweep by sweep.
 
     python -m dicache.bench zoo                       draw what is missing, model by model, then write the page
     python -m dicache.bench zoo --models emoji        only models whose name matches
     python -m dicache.bench zoo --main                only every model's first setting
-    python -m dicache.bench zoo --check               draw a stated subset again (dicache.bench.zoo.parts.CHECKED)
+    python -m dicache.bench zoo --check               draw a stated subset again (dicache.bench.zoo.sweeps.CHECKED)
     python -m dicache.bench zoo --quick               four conditions and eight steps, two values of every arm
     python -m dicache.bench zoo --show                write the page from what is there
 
-A part is one model, solver and number of steps, and one file in `bench/results/zoo`; it goes on where it stopped. A
+A sweep is one model, solver and number of steps, and one file in `bench/results/zoo`; it goes on where it stopped. A
 model whose weights or packages are missing is named and left out.
 """
 
@@ -22,7 +22,7 @@ from rich.console import Console
 from dicache.bench.zoo.members import members
 from dicache.bench.zoo.model import Model, Setting
 from dicache.bench.zoo.page import write
-from dicache.bench.zoo.parts import FOLDER, Part, parts
+from dicache.bench.zoo.sweeps import FOLDER, Sweep, sweeps
 
 QUICK_STEPS, QUICK_CONDITIONS = 8, 4
 
@@ -42,16 +42,16 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     console = Console(highlight=False, soft_wrap=True)
     folder = args.out or (Path("zoo-quick") if args.quick else FOLDER)
-    chosen = [part for part in _chosen(args, folder, console) if part.main or not (args.main or args.quick)]
+    asked = [sweep for sweep in _asked(args, folder, console) if sweep.main or not (args.main or args.quick)]
     if args.check:
-        _check(chosen, console)
+        _check(asked, console)
         return
-    for part in () if args.show else chosen:
-        part.draw(console.print)
+    for sweep in () if args.show else asked:
+        sweep.draw(console.print)
     write(folder, console)
 
 
-def _chosen(args: argparse.Namespace, folder: Path, console: Console) -> Sequence[Part]:
+def _asked(args: argparse.Namespace, folder: Path, console: Console) -> Sequence[Sweep]:
     drawable: list[Model] = []
     for model in members():
         if not re.search(args.models, model.name):
@@ -61,9 +61,9 @@ def _chosen(args: argparse.Namespace, folder: Path, console: Console) -> Sequenc
         else:
             drawable.append(model)
     if not args.quick:
-        return parts(drawable, folder)
+        return sweeps(drawable, folder)
     return [
-        Part(
+        Sweep(
             Setting(model, model.solvers[0], QUICK_STEPS),
             main=True,
             folder=folder,
@@ -74,12 +74,12 @@ def _chosen(args: argparse.Namespace, folder: Path, console: Console) -> Sequenc
     ]
 
 
-def _check(chosen: Sequence[Part], console: Console) -> None:
+def _check(asked: Sequence[Sweep], console: Console) -> None:
     drawn = differing = 0
-    for part in chosen:
-        if not part.path.is_file():
+    for sweep in asked:
+        if not sweep.path.is_file():
             continue
-        for name, change in part.check():
+        for name, change in sweep.check():
             drawn, differing = drawn + 1, differing + (change is not None)
             console.print(f"{name}: {change or 'the same'}")
     console.print(f"{drawn} points drawn again, {differing} differ")

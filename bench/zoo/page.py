@@ -23,11 +23,11 @@ def write(folder: Path, console: Console) -> None:
     if not results:
         console.print(f"there are no results in {folder}")
         return
-    found = [cell for facts in results for cell in cells(facts)]
-    summary = summary_table(found)
+    compared = [cell for facts in results for cell in cells(facts)]
+    summary = summary_table(compared)
     parts = ["# The zoo: dicache on all models", INTRODUCTION, markdown(summary)]
     for ours in OURS:
-        table = ratio_table([cell for cell in found if cell.ours == ours and cell.rivals == "best of everything"])
+        table = ratio_table([cell for cell in compared if cell.ours == ours and cell.rivals == "best of everything"])
         if len(table) > 1:
             parts += [f"## {ours}: ratio to the best of everything", markdown(table)]
     parts += ["## Plots", *(plot(facts, folder) for facts in results if facts["main"])]
@@ -43,7 +43,7 @@ share of the work. Intervals are 95 %, from drawing the conditions again. Rivals
 the model, fixed intervals with reuse or a line, cache-dit, diffusers' caches and DeepCache, as far as they run."""
 
 
-def summary_table(found: Sequence[Cell]) -> Table:
+def summary_table(compared: Sequence[Cell]) -> Table:
     head = ["dicache by", "against the", "cells", "geometric mean", "level or better", "worst cell"]
     return [
         head,
@@ -56,17 +56,17 @@ def summary_table(found: Sequence[Cell]) -> Table:
                 f"{v.level:.0%}",
                 f"{v.worst.ratio:.2f} ({v.worst.setting}, {v.worst.kind} {v.worst.target:g}, {v.worst.best})",
             ]
-            for v in verdicts(found)
+            for v in verdicts(compared)
         ),
     ]
 
 
-def ratio_table(found: Sequence[Cell]) -> Table:
+def ratio_table(compared: Sequence[Cell]) -> Table:
     """A row per setting."""
     columns = [("error", target) for target in ERRORS] + [("work", target) for target in WORKS]
     rows = [["setting", *(f"{kind} {target:g}" for kind, target in columns)]]
-    for setting in dict.fromkeys(cell.setting for cell in found):
-        own = {(cell.kind, cell.target): cell for cell in found if cell.setting == setting}
+    for setting in dict.fromkeys(cell.setting for cell in compared):
+        own = {(cell.kind, cell.target): cell for cell in compared if cell.setting == setting}
         rows.append([setting, *(_short(own.get((kind, target))) for kind, target in columns)])  # type: ignore[arg-type]
     return rows
 

@@ -14,11 +14,11 @@ from dicache.bench.arms.arm import Arm
 from dicache.bench.models import clips, emoji, emoji_names, exact
 from dicache.bench.models.emoji_names import prompts, split_of
 from dicache.bench.models.training.emoji_pictures import name_and_tone
-from dicache.bench.zoo import parts as zoo_parts
+from dicache.bench.zoo import sweeps as zoo_sweeps
 from dicache.bench.zoo.cells import cells, verdicts
 from dicache.bench.zoo.members import Exact, members
 from dicache.bench.zoo.model import Setting, counted_macs
-from dicache.bench.zoo.parts import Part, parts
+from dicache.bench.zoo.sweeps import Sweep, sweeps
 from dicache.errors import CaptionError
 from dicache.reference.weights import save
 
@@ -81,10 +81,10 @@ def test_a_posterior_mean_is_that_of_the_density():
     square = DDIMScheduler(**exact.NOISE).alphas_cumprod[700]
     a, s = square.sqrt(), (1 - square).sqrt()
     block = net.blocks[0]
-    known = block.known
-    x0 = known[torch.randint(len(known), (200_000,), generator=random)]
+    points = block.points
+    x0 = points[torch.randint(len(points), (200_000,), generator=random)]
     x0 = x0 + block.variance**0.5 * torch.randn(x0.shape, generator=random)
-    xt = a * known[5] + s * torch.randn(64, generator=random)
+    xt = a * points[5] + s * torch.randn(64, generator=random)
     likely = torch.softmax(-(xt - a * x0).square().sum(1) / (2 * s**2), dim=0)
     sampled = likely @ x0
     mean = (xt - s * net(xt.reshape(1, 1, 8, 8), time).flatten()) / a
@@ -95,9 +95,9 @@ def test_a_posterior_mean_is_that_of_the_density():
 
 @needs_sklearn
 def test_a_part_resumes_and_draws_the_same_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo_parts, "CONDITIONS", 6)
+    monkeypatch.setattr(zoo_sweeps, "CONDITIONS", 6)
     setting = Setting(Exact("digits", "flow"), "euler", 10)
-    part = Part(setting, main=True, folder=tmp_path, conditions=6, quick=True)
+    part = Sweep(setting, main=True, folder=tmp_path, conditions=6, quick=True)
     said = []
     part.draw(said.append)
     points = json.loads(part.path.read_text())["points"]
@@ -129,7 +129,7 @@ def test_every_model_has_a_first_setting_and_names_what_is_missing():
     assert len({model.name for model in found}) == len(found) >= 9
     for model in found:
         assert len(model.solvers) * len(model.grids) >= 6
-        mains = [part for part in parts([model]) if part.main]
+        mains = [part for part in sweeps([model]) if part.main]
         assert len(mains) == 1 and mains[0].setting.solver == model.solvers[0]
         assert not set(model.conditions("test", 8)) & set(model.conditions("calibration", 8))
 
@@ -141,12 +141,12 @@ def test_a_sweep_whose_mildest_value_fails_is_not_gone_on_with(tmp_path, monkeyp
         tried.append(value)
         raise TypeError("not here")
 
-    monkeypatch.setattr(zoo_parts, "arms", lambda setting: [Arm("never", "peer", "k", (1, 2, 3), prepare)])
-    part = Part(Setting(members()[0], "euler", 2), main=True, folder=tmp_path, conditions=1)
-    monkeypatch.setattr(zoo_parts.Comparison, "reference", torch.zeros(1))
-    monkeypatch.setattr(zoo_parts.Comparison, "limit", torch.zeros(1))
-    monkeypatch.setattr(zoo_parts, "relative_error", lambda a, b: torch.zeros(1))
-    monkeypatch.setattr(zoo_parts.Comparison, "reference", type("Drawn", (), {"latents": torch.zeros(1)}))
+    monkeypatch.setattr(zoo_sweeps, "arms", lambda setting: [Arm("never", "peer", "k", (1, 2, 3), prepare)])
+    part = Sweep(Setting(members()[0], "euler", 2), main=True, folder=tmp_path, conditions=1)
+    monkeypatch.setattr(zoo_sweeps.Comparison, "reference", torch.zeros(1))
+    monkeypatch.setattr(zoo_sweeps.Comparison, "limit", torch.zeros(1))
+    monkeypatch.setattr(zoo_sweeps, "relative_error", lambda a, b: torch.zeros(1))
+    monkeypatch.setattr(zoo_sweeps.Comparison, "reference", type("Drawn", (), {"latents": torch.zeros(1)}))
     part.draw(lambda words: None)
     part.draw(lambda words: None)
     assert tried == [1]

@@ -46,7 +46,7 @@ LAYERS = [
     ("bench/harness",),
     ("bench/showing",),
     ("bench/studies",),
-    ("bench/gpu",),
+    ("bench/gpu", "bench/zoo"),
     ("bench",),
 ]
 """From the bottom up. Rooms of one layer do not import each other."""

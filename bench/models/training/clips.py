@@ -81,8 +81,8 @@ def main() -> None:
         drawn = list(itertools.islice(streams[0], AT_ONCE))
         captions = ["" if torch.rand(()) < EMPTY else clip.caption for clip in drawn]
         ids = tokens(captions, padding="max_length", max_length=LENGTH, return_tensors="pt")
-        kept = SHORT if torch.rand(()) < SHARE_SHORT else FRAMES
-        x0 = depth(shown(drawn)[:, :, :kept])
+        count = SHORT if torch.rand(()) < SHARE_SHORT else FRAMES
+        x0 = depth(shown(drawn)[:, :, :count])
         sigma = torch.sigmoid(CENTRE + torch.randn(len(x0)))
         eps, s = torch.randn_like(x0), sigma[:, None, None, None, None]
         with torch.autocast("cpu", torch.bfloat16):

@@ -72,8 +72,8 @@ def main() -> None:
         save(MODEL, averaged(path, {"transformer": transformer(), "text": text_encoder()}))
         print(f"{MODEL.name}: {MODEL.stat().st_size / 1e6:.2f} MB")
         return
-    found = drawings(args.packages)
-    write_names(found)
+    drawn = drawings(args.packages)
+    write_names(drawn)
     torch.manual_seed(0)
     network = transformer()
     modules: dict[str, nn.Module] = {"transformer": network, "text": text_encoder()}
@@ -82,7 +82,7 @@ def main() -> None:
     elif not path.exists():
         initialise(network)
     network.set_attn_processor(AttnProcessor())  # the fused one's way back is slow in bfloat16
-    pictures, noise, tokens = Pictures(found, "train"), Noise(), tokenizer()
+    pictures, noise, tokens = Pictures(drawn, "train"), Noise(), tokenizer()
     print(f"{len(pictures.captions)} pictures", flush=True)
 
     def loss(seen: int) -> Tensor:
@@ -92,8 +92,8 @@ def main() -> None:
         xt, v, t = noise.sample(shown)
         with torch.autocast("cpu", torch.bfloat16):
             words = modules["text"](**ids)[0]
-            given = {"encoder_attention_mask": ids.attention_mask, "return_dict": False}
-            predicted = modules["transformer"](xt, words, t, **given)[0]
+            options = {"encoder_attention_mask": ids.attention_mask, "return_dict": False}
+            predicted = modules["transformer"](xt, words, t, **options)[0]
         return F.mse_loss(predicted.float(), v)
 
     train(Trainer(modules, batch=AT_ONCE), loss, args.samples, path)

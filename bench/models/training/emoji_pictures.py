@@ -45,7 +45,7 @@ class Drawing:
 
 def drawings(folder: Path) -> list[Drawing]:
     """Of both packages in the folder. Raises FileNotFoundError where one is missing."""
-    found = []
+    drawn = []
     for style, pattern in PACKAGES.items():
         paths = sorted(folder.glob(pattern))
         if not paths:
@@ -61,8 +61,8 @@ def drawings(folder: Path) -> list[Drawing]:
             box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
             svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{icon["body"]}</svg>'
             name, tone = name_and_tone(key, icons["icons"])
-            found.append(Drawing(style, name.replace("-", " "), tone.replace("-", " "), svg))
-    return found
+            drawn.append(Drawing(style, name.replace("-", " "), tone.replace("-", " "), svg))
+    return drawn
 
 
 def name_and_tone(key: str, keys: dict[str, object]) -> tuple[str, str]:
@@ -76,9 +76,9 @@ def name_and_tone(key: str, keys: dict[str, object]) -> tuple[str, str]:
     return plain, tones
 
 
-def write_names(found: list[Drawing]) -> None:
+def write_names(drawn: list[Drawing]) -> None:
     styles: dict[str, set[str]] = {}
-    for drawing in found:
+    for drawing in drawn:
         styles.setdefault(drawing.name, set()).add(drawing.style)
     lines = [f"{name}\t{' '.join(s for s in STYLES if s in styles[name])}" for name in sorted(styles)]
     write_text(NAMES, "\n".join(lines) + "\n")
@@ -98,13 +98,13 @@ class Pictures:
     another, half of the time without a tone.
     """
 
-    def __init__(self, found: list[Drawing], split: Split) -> None:
-        kept = [d for d in found if split_of(d.style, d.name) == split]
-        self.captions = [d.caption for d in kept]
-        self.names = [f"{d.style} {d.name}" for d in kept]
-        self.shown = torch.from_numpy(np.stack([picture(d.svg) for d in kept]))
-        toned = Counter(name for name, d in zip(self.names, kept, strict=True) if d.tone)
-        self.weights = torch.tensor([0.5 / toned[n] if d.tone else 1.0 for n, d in zip(self.names, kept, strict=True)])
+    def __init__(self, drawn: list[Drawing], split: Split) -> None:
+        own = [d for d in drawn if split_of(d.style, d.name) == split]
+        self.captions = [d.caption for d in own]
+        self.names = [f"{d.style} {d.name}" for d in own]
+        self.shown = torch.from_numpy(np.stack([picture(d.svg) for d in own]))
+        toned = Counter(name for name, d in zip(self.names, own, strict=True) if d.tone)
+        self.weights = torch.tensor([0.5 / toned[n] if d.tone else 1.0 for n, d in zip(self.names, own, strict=True)])
 
     def sample(self, count: int) -> tuple[Tensor, list[str]]:
         """Pictures (count, 3, 48, 48) in [0, 1] and their captions."""

@@ -1,4 +1,4 @@
-"""A part of the zoo: one model under one solver with one number of steps, in one file.
+"""A sweep of the zoo: one model under one solver with one number of steps, in one file.
 
 Filled point by point, resumed where it stopped; what was measured with other packages, arms or conditions is drawn
 anew. Every point is held against the uncached run of the same seeds, and against a run of LIMIT times the steps.
@@ -28,7 +28,7 @@ CONDITIONS, FEWER = 64, 32
 """Test captions or seeds: at a model's first setting, and at the others."""
 BEST_PEERS, BEST_AT = 3, 0.03
 CHECKED = {"dicache": 2, "dicache, speedup": 2, "fewer steps": 2, "fixed interval, reuse": 1}
-"""What `--check` draws again of every part: arms, and which of their values."""
+"""What `--check` draws again of every sweep: arms, and which of their values."""
 
 
 class Comparison:
@@ -69,7 +69,7 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Sweep:
     setting: Setting
     main: bool
     """Whether all arms are drawn: the model's first solver and grid."""
@@ -159,13 +159,13 @@ def _words(point: Point) -> str:
     return f"work {point.work:.3f}, median error {sorted(point.errors)[len(point.errors) // 2]:.4f}"
 
 
-def parts(models: Sequence[Model], folder: Path = FOLDER) -> list[Part]:
+def sweeps(models: Sequence[Model], folder: Path = FOLDER) -> list[Sweep]:
     """Of these models, each model's first setting first."""
-    found = []
+    listed = []
     for model in models:
         settings = [Setting(model, solver, steps) for steps in model.grids for solver in model.solvers]
-        found += [
-            Part(setting, main=i == 0, folder=folder, conditions=CONDITIONS if i == 0 else FEWER)
+        listed += [
+            Sweep(setting, main=i == 0, folder=folder, conditions=CONDITIONS if i == 0 else FEWER)
             for i, setting in enumerate(settings)
         ]
-    return sorted(found, key=lambda part: not part.main)
+    return sorted(listed, key=lambda sweep: not sweep.main)
