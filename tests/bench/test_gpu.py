@@ -38,6 +38,10 @@ def test_every_part_writes_what_it_measured(tmp_path):
     assert again == 0 and list(json.loads((tmp_path / "gpu-cpu-quick.json").read_text())) == shown
 
 
+def never_ends(name, ask, path):
+    time.sleep(3600)
+
+
 def test_a_part_that_breaks_or_is_late_keeps_its_rows_and_the_command_fails(tmp_path, monkeypatch):
     def breaks(ask):
         yield {"a": 1}
@@ -48,6 +52,7 @@ def test_a_part_that_breaks_or_is_late_keeps_its_rows_and_the_command_fails(tmp_
     command.work("kernels", ask, tmp_path / "kernels.json")
     kept = json.loads((tmp_path / "kernels.json").read_text())
     assert kept == {"rows": [{"a": 1}], "failure": "ValueError: the device is gone"}
+    monkeypatch.setattr(command, "work", never_ends)
     assert command.run(asked(tmp_path, "--parts", "images", "environment", "--minutes", "0.001")) == 1
     written = json.loads((tmp_path / "gpu-cpu-quick.json").read_text())
     assert written["images"]["failure"] == "stopped when its time was up"

@@ -68,7 +68,8 @@ def test_decisions_do_not_depend_on_batch_mates(name, data):
         together = tiny.draw(pipe, [*mates[:place], 1, *mates[place:]], STEPS)
         together_decisions = strips(cache)
     assert together_decisions[place] == alone_decisions[0]
-    torch.testing.assert_close(together[place], alone[0], rtol=1e-3, atol=1e-4)
+    apart = (together[place] - alone[0]).norm() / alone[0].norm()
+    assert apart < 3e-4  # rounding, which lines draw on; single values may be further
 
 
 def test_a_batch_of_budgets_of_zero_is_bitwise_and_a_mixed_one_is_what_it_is_up_to_rounding(tiny):
