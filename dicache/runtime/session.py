@@ -132,7 +132,7 @@ class Session:
         if self.run and (reading.run is not self.run.key or (reading.run is None and reading.step.index == 0)):
             self.notes = {text: of_run for text, of_run in self.notes.items() if not of_run}
         if self.run is not None and self.run.at_last_step and self.run.guided.outputs:
-            self.finish()  # nobody said that it was over
+            self._end_run(self.run)  # nobody said that it was over; the owner is that of the run that begins
         self.note(*watched_loop.broken_off(self.run, reading.run), of_run=True)
         self.strategy.forget()
         self.meter.begin_run()
@@ -222,7 +222,11 @@ class Session:
         """The pipeline said that its run is over."""
         run, self.call = self.run, None
         self.owner.free()
-        if run is not None and not run.complete and not run.gone:
+        if run is not None:
+            self._end_run(run)
+
+    def _end_run(self, run: Run) -> None:
+        if not run.complete and not run.gone:
             self._end_step(run, None)
             run.complete = True
             run.forget()
