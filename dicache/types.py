@@ -229,6 +229,8 @@ class Quote(NamedTuple):
     """How it would be filled in."""
     facts: RunFacts = RunFacts()
     """What the run has shown of itself so far; the same object at every step until it shows more."""
+    fills: Rows | None = None
+    """Whether something can fill in, whatever it costs, (B,) bool; None for where the cost is known."""
 
 
 class Decision(NamedTuple):

@@ -40,6 +40,8 @@ class Evidence(NamedTuple):
     """What the step gave, (B, ...), all branches mixed; only when observing, and None where not all branches were
     computed.
     """
+    weights: Grid | None = None
+    """(B, A): by how much predicted errors count where approximators are compared; None for evenly."""
     timetable: bool = True
     """Whether the rest of the run is known; in hand-written loops it is not."""
     sums: SharedSums = ALONE

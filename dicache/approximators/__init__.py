@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dicache.approximators.linear import Extrapolate as Extrapolate
     from dicache.approximators.newton import Newton as Newton
     from dicache.approximators.noise import ExtrapolateNoise as ExtrapolateNoise
+    from dicache.approximators.noise import HoldNoise as HoldNoise
     from dicache.approximators.taylor import Taylor as Taylor
     from dicache.approximators.zero import Zero as Zero
 
@@ -26,7 +27,7 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.approximators.hold": ("Reuse",),
         "dicache.approximators.linear": ("Extrapolate",),
         "dicache.approximators.newton": ("Newton",),
-        "dicache.approximators.noise": ("ExtrapolateNoise",),
+        "dicache.approximators.noise": ("ExtrapolateNoise", "HoldNoise"),
         "dicache.approximators.taylor": ("Taylor",),
         "dicache.approximators.zero": ("Zero",),
     },

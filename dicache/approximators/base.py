@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from dicache.errors import PartError
@@ -44,6 +45,8 @@ class Target(NamedTuple):
     noise: tuple[float, float] = (0.0, 1.0)
     """(a, b) such that a * latent + b * output is the noise."""
     timetable: Timetable | None = None
+    time: float | None = None
+    """Of the step on the axis of `History.times`, along which outputs turn evenly; None for sigma itself."""
     site: str = ""
     """Path of the site whose value is guessed; empty for the whole evaluation."""
     difference: bool = False
@@ -92,6 +95,13 @@ class Approximator(ABC):
         """How the error grows, (K, R) times of the values and the time to guess -> (R,). nan for rows with fewer than
         `needs` values.
         """
+
+    def weigh(self, times: Tensor, time: float, guidance: Rows) -> Rows:
+        """By how much its predicted error counts where approximators are compared, (B,): (K, B) times of the values,
+        the time to guess, and the guidance scale, (B,), 1 without. Errors of different approximators add up in
+        different ways from gap to gap.
+        """
+        return torch.ones_like(guidance)
 
     @property
     def own_bytes(self) -> int:

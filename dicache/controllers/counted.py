@@ -1,8 +1,11 @@
 """So many steps computed and no more, at the least error: the dual of `Planned`, for a cost instead of a budget.
 
 A sample's way is the best of the plan with n computed steps, from the first step on that is seen (image-to-image begins
-half-way), where n over the steps from there is the share of the work it was given. Where n is not whole, a share of the
-samples gets one step more, so that the mean comes out: those for which
+half-way), where n over the steps from there is the share of the work it was given. What the law says of single steps
+counts with a power of TRUST, since models differ in it more than in anything else: a way half-way between the law's and
+an even one is never far from the best. The first step is held over steps that are nearly where it is, and no gap is
+more than a few times as long as the one before it (`dicache.planning.law_plan`). Where n is not whole, a share of the
+samples gets one step more once something is known of their errors, so that the mean comes out: those for which
 
     TURNS log(cost) mod 1  <  n mod 1
 
@@ -22,14 +25,19 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from dicache.controllers.base import Account, Controller, FinishedRun, decided
+from dicache.controllers.base import Account, Controller, FinishedRun, cost_of, decided
 from dicache.controllers.planned import TINY, Planned
 from dicache.errors import ModeError
 from dicache.planning.budget import Budget, per_sample
+from dicache.planning.error_law import GUIDED_FROM
 from dicache.planning.law_plan import Plan, plan_of
 from dicache.types import Decision, Quote, Reason, Rows, Step
 
 TURNS = 10
+TRUST = 0.6
+"""Power of what is known of single steps."""
+DECAY, GUIDED_DECAY = 0.4, 0.8
+"""That of the signal's share with which errors count: guided runs forget those made in noise."""
 
 
 class Counts(NamedTuple):
@@ -68,15 +76,17 @@ class Counted(Controller[Counts]):
         first = torch.where(state.first < 0, i, state.first)
         lot = torch.where(finite & (state.lot == 0), quote.cost.clamp(min=TINY), state.lot)
         state, due = state._replace(first=first, lot=lot), state.due.clone()
-        for b in (finite & (state.before >= 0)).nonzero().flatten().tolist():
-            due[b] = self._due(step, state, b)
-        skip = finite & (due > i)
-        account = state.account._replace(pending=state.account.pending + torch.where(skip, quote.cost, 0.0))
+        fills = finite & (state.before >= 0) if quote.fills is None or step.timetable is None else quote.fills
+        decay = GUIDED_DECAY if (quote.facts.guidance or 1.0) > GUIDED_FROM else DECAY
+        for b in (fills & (state.last >= 0)).nonzero().flatten().tolist():
+            due[b] = self._due(step, state, b, decay)
+        skip = fills & (due > i)
+        account = state.account._replace(pending=state.account.pending + cost_of(quote, skip))
         last, before = torch.where(skip, state.last, i), torch.where(skip, state.before, state.last)
         decision = decided(quote, skip, account.spent, (finite, Reason.PLANNED), skipped=Reason.SCHEDULED)
         return decision, Counts(account, first, last, before, state.computed + ~skip, due, lot)
 
-    def _due(self, step: Step, state: Counts, b: int) -> int:
+    def _due(self, step: Step, state: Counts, b: int, decay: float) -> int:
         """The step that sample b computes next."""
         i, first, speedup = step.index, int(state.first[b]), float(state.account.budget[b])
         if step.timetable is None:
@@ -84,10 +94,10 @@ class Counted(Controller[Counts]):
             return i if long or int(state.computed[b]) * speedup < i + 1 - first - 1e-9 else i + 1
         if state.due[b] >= i:
             return int(state.due[b])
-        plan = plan_of(step.timetable, self.bounds.longest, self.bounds.last)
-        speedup = self._ratio(float(state.account.budget[b]), step)
-        way = plan.way(dealt(plan, speedup, float(state.lot[b]), first), first)
-        return min(due for due in [*way, len(plan.time)] if due >= i)
+        plan = plan_of(step.timetable, self.bounds.longest, self.bounds.last, decay, TRUST)
+        speedup, lot = self._ratio(float(state.account.budget[b]), step), float(state.lot[b])
+        left = max(0, dealt(plan, speedup, lot, first) - int(state.computed[b]))
+        return i + plan.gap_of(i, int(state.before[b]), left, seen=lot > 0)
 
     def _ratio(self, asked: float, step: Step) -> float:
         """Steps of the run over computed ones, where this was `asked`."""
@@ -142,4 +152,4 @@ def dealt(plan: Plan, speedup: float, lot: float, first: int = 0) -> int:
     """How many steps a sample computes, from its first one on."""
     steps = len(plan.time) - first
     wanted = max(steps / speedup, plan.fewest(first))
-    return min(steps, math.floor(wanted) + (TURNS * math.log(lot) % 1 < wanted % 1))
+    return min(steps, math.floor(wanted) + (lot > 0 and TURNS * math.log(lot) % 1 < wanted % 1))

@@ -46,6 +46,8 @@ REMAINS = 1.6
 """Share of an error of the latent that is left at the end, times the guidance scale."""
 GUIDED = 3.5
 """Beyond this scale errors are forgotten no better."""
+GUIDED_FROM = 1.5
+"""Beyond this scale guidance bends the path."""
 RULE = 2
 """Raised whenever a sample is decided otherwise than before at the same internal budget: here, in the plan, by the
 amplitudes or by what fills in. A profile of another rule promises nothing.

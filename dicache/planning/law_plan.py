@@ -10,17 +10,25 @@ import numpy as np
 from dicache.planning.error_law import DECAY, error_rates, surviving_share
 from dicache.types import Timetable
 
+REACH = 4.0
+"""How many times as far as its anchors lie apart a line is drawn at most: what outputs are rough by is multiplied as
+often.
+"""
+AT_FIRST = 0.3
+"""How far from the last computed step a run may go that has not shown any error yet, in half log signal-to-noise."""
+
 
 class Plan:
     """Of one timetable, with at most `longest` steps skipped in a row and the `last` ones computed. `decay` is the
-    power of the signal's share with which errors count where ways are compared.
+    power of the signal's share with which errors count where ways are compared, `trust` that of all that is known of
+    single steps: at 0 all outputs are taken to turn alike and reach as far.
     """
 
-    def __init__(self, timetable: Timetable, longest: int, last: int, decay: float = DECAY) -> None:
+    def __init__(self, timetable: Timetable, longest: int, last: int, decay: float = DECAY, trust: float = 1.0) -> None:
         self.time: np.ndarray = np.array(timetable.half_log_snrs)
         self.longest: int = longest
         self.last: int = last
-        self.unit: np.ndarray = np.array(timetable.coefficients) * error_rates(timetable)
+        self.unit: np.ndarray = (np.array(timetable.coefficients) * error_rates(timetable)) ** trust
         self.random: bool = timetable.random
         self.surviving_share: np.ndarray = np.array(
             [surviving_share(half_log_snr, decay) for half_log_snr in timetable.half_log_snrs]
@@ -34,6 +42,12 @@ class Plan:
         law = np.sqrt(tau) if self.random else np.abs(tau * (self.time[ahead] - self.time[before]))
         prices = self.unit[ahead] * law
         return np.where(prices > 0, prices, np.inf)  # what costs nothing by the law is not known
+
+    def reuse_prices(self, anchor: int, steps: int) -> np.ndarray:
+        """The same where `anchor` is all that is computed, and held."""
+        ahead = slice(anchor + 1, anchor + 1 + steps)
+        tau = np.abs(self.time[ahead] - self.time[anchor])
+        return self.unit[ahead] * (np.sqrt(tau) if self.random else tau)
 
     def usual(self, anchor: int, before: int) -> float:
         """What the step after `anchor` adds at amplitude 1."""
@@ -52,6 +66,44 @@ class Plan:
         spent = np.append(0.0, self.prices(i - 1, before, self.most(i)).cumsum() ** 2)[gaps]
         fits = np.flatnonzero(spent + self.cost[i + gaps, counts - 1] <= left)
         return int(gaps[fits[0]]) if len(fits) else 0
+
+    def gap_of(self, i: int, before: int, computed: int, *, seen: bool = True) -> int:
+        """How many steps from step i on to skip, after i - 1 was computed and `before` before it, -1 for none: the
+        first gap of the best way that computes so many more. `seen` says whether the run has shown an error.
+        """
+        first = self._gaps(i - 1, before, computed, seen=seen)
+        lost = [
+            own + (self._left(i - 1, i + g, computed) if before < 0 else self.lost[i + g, computed]) for g, own in first
+        ]
+        return first[int(np.argmin(lost))][0] if np.isfinite(lost).any() else first[-1][0]
+
+    def _gaps(self, anchor: int, before: int, computed: int, *, seen: bool = True) -> list[tuple[int, float]]:
+        """The gaps that may follow on `anchor` and what each costs, squared; those that are too far where no other
+        leaves a way.
+        """
+        i, most = anchor + 1, self.most(anchor + 1)
+        prices = (self.prices(anchor, before, most) if before >= 0 else self.reuse_prices(anchor, most)) * self.surviving_share[
+            i : i + most
+        ]
+        costs = np.append(0.0, prices.cumsum() ** 2)
+        reach = self.reach(anchor, before, seen=seen)
+        ways = np.isfinite([self.lost[i + g, computed] for g in range(most + 1)])
+        near = ways[: reach + 1].any()
+        return [(g, float(costs[g])) for g in range(most + 1) if g <= reach or not near]
+
+    def _left(self, before: int, i: int, computed: int) -> float:
+        """V of the ways that begin at the computed step i, after `before`, and compute so many steps."""
+        if computed < 1 or i >= len(self.time):
+            return float(self.lost[i, computed])
+        return min(own + float(self.lost[i + 1 + g, computed - 1]) for g, own in self._gaps(i, before, computed - 1))
+
+    def reach(self, anchor: int, before: int, *, seen: bool = True) -> int:
+        """How many steps after `anchor` may be skipped by what lies behind."""
+        tau = np.abs(self.time[anchor + 1 :] - self.time[anchor])
+        new = before < 0 or not seen
+        far = np.flatnonzero(tau > (AT_FIRST if new else REACH * abs(self.time[anchor] - self.time[before])))
+        steps = int(far[0]) if len(far) else len(tau)
+        return steps if new else max(1, steps)
 
     def fewest(self, first: int = 0) -> int:
         """Computed steps of the shortest way from step `first` on."""
@@ -94,5 +146,5 @@ class Plan:
 
 
 @lru_cache(maxsize=16)
-def plan_of(timetable: Timetable, longest: int, last: int, decay: float = DECAY) -> Plan:
-    return Plan(timetable, longest, last, decay)
+def plan_of(timetable: Timetable, longest: int, last: int, decay: float = DECAY, trust: float = 1.0) -> Plan:
+    return Plan(timetable, longest, last, decay, trust)

@@ -27,6 +27,11 @@ from dicache.tensors.mac_meter import Meter
 from dicache.tensors.norms import relative_change
 from dicache.types import Action, Decision, Grid, Quote, Reason, Rows, Step
 
+UNKNOWN = 1e300
+"""Stands for errors of which nothing is known, of approximators that could fill in: behind every known one, and before
+those that cannot.
+"""
+
 # What is known.
 
 
@@ -66,6 +71,7 @@ def evidence_of(config: Config, run: Run, meter: Meter, histories: Histories | N
         timetable=timetable is not None or not run.guided.watched,
         typical=_typical(run.step),
         guess=guess,
+        weights=_weights(config, run, times),
     )
     features = histories.features
     if target.feature is None or len(features.values) < 2 or not config.estimator.reads_innovation:
@@ -74,6 +80,13 @@ def evidence_of(config: Config, run: Run, meter: Meter, histories: Histories | N
     moved = relative_change(expected, target.feature, run.sums.of)[: run.samples].double().cpu()
     growth = Extrapolate().growth(features.times[:, : run.samples], run.time)
     return evidence._replace(innovation=moved, innovation_growth=growth)
+
+
+def _weights(config: Config, run: Run, times: Tensor) -> Grid | None:
+    if all(type(a).weigh is Approximator.weigh for a in config.approximators):
+        return None
+    scale = torch.ones(run.samples, dtype=torch.float64) if run.guided.strength is None else run.guided.strength
+    return torch.stack([a.weigh(times, run.time, scale) for a in config.approximators], dim=1)
 
 
 def _typical(step: Step) -> float | None:
@@ -178,9 +191,12 @@ def decide_rejected(
 
 
 def _asked(config: Config, run: Run, state: SiteState, evidence: Evidence, predicted: Grid) -> tuple[Judgement, Any]:
-    quote = price_of(config, run, state, predicted)
+    fillable = evidence.growth.isfinite() & (evidence.growth > 0)
+    weighed = predicted if evidence.weights is None else predicted * evidence.weights
+    weighed = torch.where(weighed.isinf() & fillable, UNKNOWN, weighed)
+    quote = price_of(config, run, state, predicted, weighed)._replace(fills=fillable.any(1))
     decision, controller = state.rule.decide(quote, run.step, state.controller)
-    best = choose_approximator(config, predicted, decision)
+    best = choose_approximator(config, weighed, decision)
     judgement = Judgement(evidence, predicted, decision, quote, state.controller, best, *_rows_of(decision))
     return judgement, controller
 
@@ -202,9 +218,10 @@ def _predicted(config: Config, state: SiteState, evidence: Evidence) -> Grid:
     return predicted.masked_fill(torch.tensor([a.needs > state.depth for a in config.approximators]), torch.inf)
 
 
-def price_of(config: Config, run: Run, state: SiteState, predicted: Grid) -> Quote:
-    """By the approximator that is predicted to err least."""
-    error, best = predicted.min(1)
+def price_of(config: Config, run: Run, state: SiteState, predicted: Grid, weighed: Grid) -> Quote:
+    """By the approximator that is predicted to err least, as their errors are `weighed`."""
+    best = weighed.min(1).indices
+    error = predicted.gather(1, best[:, None])[:, 0]
     # Nothing is free for want of a number: what was never measured is nan here, and its cost inf.
     unknown = torch.full_like(error, torch.nan)
     scale = unknown if run.scale is None else run.scale
@@ -218,15 +235,15 @@ def price_of(config: Config, run: Run, state: SiteState, predicted: Grid) -> Quo
     return Quote(error, cost, actions[best], run.facts)
 
 
-def choose_approximator(config: Config, predicted: Grid, decision: Decision) -> Rows:
-    """The approximator with the least predicted error, (B,): of those of the action that was decided on, which need not
-    be the one proposed; of all where it computes.
+def choose_approximator(config: Config, weighed: Grid, decision: Decision) -> Rows:
+    """The approximator with the least error, as they are `weighed`, (B,): of those of the action that was decided on,
+    which need not be the one proposed; of all where it computes.
     """
     actions = torch.tensor([int(a.action) for a in config.approximators])
     fitting = actions == decision.action
     fitting = fitting | ~fitting.any(1, keepdim=True)
-    # Unknown errors are inf; clamped, they still come before the approximators of other actions.
-    return torch.where(fitting, predicted.clamp(max=1e300), torch.inf).min(1).indices
+    # What cannot fill in is inf; clamped, it still comes before the approximators of other actions.
+    return torch.where(fitting, weighed.clamp(max=10 * UNKNOWN), torch.inf).min(1).indices
 
 
 # What that means for approximators and rows.

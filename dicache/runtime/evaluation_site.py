@@ -176,7 +176,9 @@ def _target(call: Call, rows: slice, difference: bool) -> Target:
     feature, step = call.feature, call.run.step
     feature = feature if feature is None or rows == ALL else feature[rows]
     latent, sums = call.latent[rows], call.run.sums
-    return Target(step.sigma, feature, latent, step.noise, step.timetable, difference=difference, sums=sums)
+    return Target(
+        step.sigma, feature, latent, step.noise, step.timetable, call.run.time, difference=difference, sums=sums
+    )
 
 
 def _rows_of(histories: Histories, rows: slice) -> Histories:

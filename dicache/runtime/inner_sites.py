@@ -255,4 +255,6 @@ def _combined(state: SiteState, guessed: dict[int, Tensor]) -> Tensor:
 
 
 def _target(run: Run, state: SiteState, feature: Tensor | None) -> Target:
-    return Target(run.step.sigma, feature, timetable=run.step.timetable, site=state.site.path, sums=run.sums)
+    return Target(
+        run.step.sigma, feature, timetable=run.step.timetable, time=run.time, site=state.site.path, sums=run.sums
+    )

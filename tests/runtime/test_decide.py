@@ -47,7 +47,7 @@ def priced(error, *, share=None, coefficient=0.1, scale=1.0, survives=1.0, watch
     known = {"step": a_step(coefficient=coefficient), "scale": None if scale is None else numbers(scale)}
     run = a_run(config, 1, guided=guided, **known)
     run.states[0].share = None if share is None else numbers(share)
-    return price_of(config, run, run.states[0], numbers(error, error)[None]).cost.item()
+    return price_of(config, run, run.states[0], *[numbers(error, error)[None]] * 2).cost.item()
 
 
 # The price.
@@ -94,7 +94,7 @@ def test_nothing_is_free_for_want_of_a_number(factor, value):
 def test_what_is_quoted_is_the_least_error_and_the_action_of_who_makes_it(first, second):
     config = a_config("===")
     run, predicted = a_run(config, 3), numbers(*first, *second).view(2, 3).T
-    quote = price_of(config, run, run.states[0], predicted)
+    quote = price_of(config, run, run.states[0], predicted, predicted)
     for error, action, one, two in zip(quote.error.tolist(), quote.action.tolist(), first, second, strict=True):
         assert error == min(one, two)
         assert action == (Action.EXTRAPOLATE if two < one else Action.REUSE)

@@ -184,10 +184,11 @@ def test_noise_that_follows_a_line_is_extrapolated_exactly_from_the_latent_as_it
 def test_the_memory_of_a_slope_fades_with_the_way_back_to_its_older_end():
     way, held = even(10), history.empty(2, 1)
     for i in (3, 4):
-        held = history.push(held, torch.full((1, 2), float(i)), way.sigmas[i], torch.ones(1, dtype=torch.bool))
+        rows, time = torch.ones(1, dtype=torch.bool), way.half_log_snrs[i]
+        held = history.push(held, torch.full((1, 2), float(i)), way.sigmas[i], rows, time)
     histories, target = (
         Histories(history.empty(2, 1), history.empty(2, 1), held),
-        Target(way.sigmas[5], None, timetable=way),
+        Target(way.sigmas[5], None, timetable=way, time=way.half_log_snrs[5]),
     )
     faded = ExtrapolateNoise(memory=1.0).guess(histories, target)[0, 0].item()
     assert faded == pytest.approx(4 + math.exp(-(way.half_log_snrs[5] - way.half_log_snrs[3])))

@@ -1,0 +1,89 @@
+"""What `emoji` scores: `python -m dicache.bench.models.training.emoji_card --packages FOLDER` (five minutes).
+
+A test caption's picture is looked for among the real ones of 200 test captions: how many of the others are nearer to
+what was drawn than its own is, by the distance of pictures shrunk to 12 x 12. 0 finds it at once, half of them is
+chance. The drawing of the same name in the other style, which a person made, is looked for likewise. The figures go to
+`scores.json`, a grid to `pictures.png`, both beside the model card.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from dicache.bench.models.emoji import SOLVERS, draw, pictures, pipeline
+from dicache.bench.models.emoji_names import FOLDER, STYLES, names, split_of
+from dicache.bench.models.training.emoji_pictures import Drawing, drawings, picture
+from dicache.files.atomic import replacing, write_text
+
+STEPS, AT_ONCE = 50, 50
+SMALL = 12
+SHOWN = ("red heart", "grinning face", "cat face", "rainbow", "pizza", "green apple", "star", "blue circle")
+"""Asked for in no style, as nobody captioned anything."""
+SCALE = 2
+
+
+def real(drawing: Drawing) -> Tensor:
+    """(3, 48, 48) in [0, 1]."""
+    return torch.from_numpy(picture(drawing.svg).copy()) / 255
+
+
+def nearer(seen: Tensor, shown: Tensor) -> float:
+    """Of pictures (B, 3, 48, 48) and the real ones in the same order: the share of others that are nearer, mean."""
+    small, wanted = (F.adaptive_avg_pool2d(each, SMALL).flatten(1) for each in (seen, shown))
+    distances = torch.cdist(small, wanted)
+    return ((distances < distances.diagonal()[:, None]).sum(1) / (len(seen) - 1)).mean().item()
+
+
+@torch.no_grad()
+def drawn(captions: list[str], solver: str) -> Tensor:
+    """(B, 3, 48, 48); caption i has seed i."""
+    pipe = pipeline(solver=solver)  # type: ignore[arg-type]  # one of SOLVERS
+    pipe.set_progress_bar_config(disable=True)
+    firsts = range(0, len(captions), AT_ONCE)
+    return torch.cat([pictures(draw(pipe, captions[i : i + AT_ONCE], STEPS, first=i)) for i in firsts])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Score emoji.")
+    parser.add_argument("--packages", type=Path, default=Path(), help="where npm pack put the pictures")
+    parser.add_argument("--captions", type=int, default=200)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    plain = {(d.style, d.name): d for d in drawings(args.packages) if not d.tone}
+    both = [name for name, styles in sorted(names().items()) if set(styles) == set(STYLES)]
+    asked = [(s, n) for n in both for s in STYLES if split_of(s, n) == "test" and (s, n) in plain]
+    asked = [key for key in asked if (_other(key[0]), key[1]) in plain][: args.captions]
+    captions, shown = [" ".join(key) for key in asked], torch.stack([real(plain[key]) for key in asked])
+    twins = torch.stack([real(plain[_other(style), name]) for style, name in asked])
+    results: dict[str, float] = {"captions": len(captions), "the other style's": nearer(twins, shown)}
+    for solver in SOLVERS:
+        seen = drawn(captions, solver)
+        results[f"{solver}, {STEPS} steps"] = nearer(seen, shown)
+        if solver == SOLVERS[0]:
+            rows = [torch.stack((seen[i], shown[i])) for i in range(0, len(seen), max(1, len(seen) // 16))][:16]
+    sheet = [*rows, *drawn(list(SHOWN), SOLVERS[0])[None].unflatten(1, (4, 2))[0]]
+    with replacing(FOLDER / "pictures.png") as part:
+        _grid(torch.cat(sheet)).save(part, format="png")
+    write_text(FOLDER / "scores.json", json.dumps(results, indent=1) + "\n")
+    print(results)
+
+
+def _other(style: str) -> str:
+    return STYLES[1 - STYLES.index(style)]  # type: ignore[arg-type]
+
+
+def _grid(seen: Tensor, columns: int = 8) -> Image.Image:
+    """Pairs of what was drawn and the real one, then names in no style."""
+    padded = F.pad(seen, (1, 1, 1, 1), value=0.8).unflatten(0, (-1, columns))
+    sheet = torch.cat([torch.cat(list(row), dim=2) for row in padded], dim=1)
+    pixels = (sheet * 255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels).resize((pixels.shape[1] * SCALE, pixels.shape[0] * SCALE), Image.Resampling.NEAREST)
+
+
+if __name__ == "__main__":
+    main()
