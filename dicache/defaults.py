@@ -19,7 +19,7 @@ from dicache.planning.budget import Budget, validate
 from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.keep_budget import Demand, Promised
 
-EVEN = (ExtrapolateNoise(math.inf, evenly=True), HoldNoise())
+EVEN = (ExtrapolateNoise(math.inf, evenly=True), ExtrapolateNoise(evenly=True), HoldNoise())
 """What fills in where the number of steps is given."""
 
 

@@ -47,7 +47,8 @@ def noise_of(latent: Tensor, output: Tensor, noise: tuple[float, float]) -> Tens
     return mixed if own is output else torch.cat([mixed, output[:, latent.shape[1] :]], dim=1)
 
 
-UNGUIDED, BEND, LEAST = 2.5, 0.6, 0.5
+UNGUIDED, UNGUIDED_FADING = 2.5, 1.3
+BEND, LEAST = 0.6, 0.5
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,13 @@ class ExtrapolateNoise(Approximator):
 
     def growth(self, sigmas: Tensor, sigma: float) -> Rows:
         return ((sigma - sigmas[0]) * (sigma - sigmas[1])).abs()  # as of any line
+
+    def weigh(self, times: Tensor, time: float, guidance: Rows) -> Rows:
+        """A line that fades is half-way to holding (`HoldNoise`)."""
+        even = super().weigh(times, time, guidance)
+        return (
+            even if math.isinf(self.memory) or not self.evenly else even.where(guidance > GUIDED_FROM, UNGUIDED_FADING)
+        )
 
 
 class HoldNoise(Approximator):

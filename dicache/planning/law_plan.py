@@ -82,9 +82,9 @@ class Plan:
         leaves a way.
         """
         i, most = anchor + 1, self.most(anchor + 1)
-        prices = (self.prices(anchor, before, most) if before >= 0 else self.reuse_prices(anchor, most)) * self.surviving_share[
-            i : i + most
-        ]
+        prices = (
+            self.prices(anchor, before, most) if before >= 0 else self.reuse_prices(anchor, most)
+        ) * self.surviving_share[i : i + most]
         costs = np.append(0.0, prices.cumsum() ** 2)
         reach = self.reach(anchor, before, seen=seen)
         ways = np.isfinite([self.lost[i + g, computed] for g in range(most + 1)])

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -193,6 +194,31 @@ def test_the_memory_of_a_slope_fades_with_the_way_back_to_its_older_end():
     faded = ExtrapolateNoise(memory=1.0).guess(histories, target)[0, 0].item()
     assert faded == pytest.approx(4 + math.exp(-(way.half_log_snrs[5] - way.half_log_snrs[3])))
     assert ExtrapolateNoise(memory=math.inf).guess(histories, target)[0, 0].item() == pytest.approx(5.0)
+
+
+@given(
+    gaps=st.lists(st.floats(0.02, 0.8), min_size=12, max_size=24), share=st.floats(0.2, 1.0), trust=st.floats(0.0, 1.0)
+)
+def test_so_many_steps_are_computed_and_no_line_reaches_far_unless_it_must(gaps, share, trust):
+    way = timetable(gaps)
+    plan, steps = Plan(way, longest=8, last=1, trust=trust), len(way.sigmas)
+    count = max(round(share * steps), plan.fewest() + 1)
+    computed, i = [0], 1
+    while i < steps:
+        before = computed[-2] if len(computed) > 1 else -1
+        skipped = plan.gap_of(i, before, count - len(computed), seen=len(computed) > 2)
+        left = count - len(computed)
+        near = [g for g in range(plan.reach(i - 1, before, seen=len(computed) > 2) + 1) if g <= plan.most(i)]
+        assert skipped in near or not np.isfinite([plan.lost[i + g, left] for g in near]).any()
+        computed.append(i := i + skipped)
+        i += 1
+    assert len(computed) == count and computed[-1] == steps - 1
+
+
+def test_a_run_that_begins_in_noise_alone_holds_its_first_step_only_nearby():
+    near, far = timetable([0.08] * 20), timetable([0.9] * 20)
+    assert 1 <= Plan(near, 8, 1).gap_of(1, -1, 8, seen=False) <= 3
+    assert Plan(far, 8, 1).gap_of(1, -1, 12, seen=False) == 0
 
 
 DECIDED = {  # by rule 2: a sample of a third of the usual hardness, a usual one, one of three times that
