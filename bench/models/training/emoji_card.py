@@ -1,6 +1,6 @@
-"""What `emoji` scores: `python -m dicache.bench.models.training.emoji_card --packages FOLDER` (five minutes).
+"""What `emoji` scores: `python -m dicache.bench.models.training.emoji_card --packages FOLDER` (ten minutes).
 
-A test caption's picture is looked for among the real ones of 200 test captions: how many of the others are nearer to
+A test caption's picture is looked for among the real ones of 64 test captions: how many of the others are nearer to
 what was drawn than its own is, by the distance of pictures shrunk to 12 x 12. 0 finds it at once, half of them is
 chance. The drawing of the same name in the other style, which a person made, is looked for likewise. The figures go to
 `scores.json`, a grid to `pictures.png`, both beside the model card.
@@ -20,7 +20,7 @@ from dicache.bench.models.emoji_names import FOLDER, STYLES, names, split_of
 from dicache.bench.models.training.emoji_pictures import Drawing, drawings, picture
 from dicache.files.atomic import replacing, write_text
 
-STEPS, AT_ONCE = 50, 50
+STEPS, AT_ONCE = 20, 50
 SMALL = 12
 SHOWN = ("red heart", "grinning face", "cat face", "rainbow", "pizza", "green apple", "star", "blue circle")
 """Asked for in no style, as nobody captioned anything."""
@@ -51,7 +51,7 @@ def drawn(captions: list[str], solver: str) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score emoji.")
     parser.add_argument("--packages", type=Path, default=Path(), help="where npm pack put the pictures")
-    parser.add_argument("--captions", type=int, default=200)
+    parser.add_argument("--captions", type=int, default=64)
     args = parser.parse_args()
     torch.set_num_threads(1)
     plain = {(d.style, d.name): d for d in drawings(args.packages) if not d.tone}

@@ -1,0 +1,103 @@
+"""What `clips` scores: `python -m dicache.bench.models.training.clips_card` (ten minutes on one core).
+
+Test captions with one thing, against the real clips of the same captions: how many of the others' real clips are nearer
+to what was drawn than its own is, by the distance of frames shrunk to 8 x 8 (half of them is chance); how far the thing
+moves along the way that was asked for, and across it, in shares of the picture's side; and how much changes from frame
+to frame, for captions that ask for something still, slow and quick. The figures go to `scores.json`, a grid to
+`pictures.png`, both beside the model card.
+"""
+
+import argparse
+import itertools
+import json
+from collections import defaultdict
+from statistics import fmean
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from dicache.bench.models.clips import DIRECTIONS, FOLDER, Clip, clips, draw, pictures, pipeline, shown
+from dicache.files.atomic import replacing, write_text
+
+STEPS, AT_ONCE, SMALL = 30, 4, 8
+FRAMES_SHOWN = (0, 5, 10, 15)
+ROWS, SCALE = 8, 3
+
+
+def nearer(seen: Tensor, real: Tensor) -> float:
+    """Of clips (B, 3, F, H, W) and the real ones in the same order: the share of others that are nearer, mean."""
+    small, wanted = (F.adaptive_avg_pool3d(each, (None, SMALL, SMALL)).flatten(1) for each in (seen, real))
+    distances = torch.cdist(small, wanted)
+    return ((distances < distances.diagonal()[:, None]).sum(1) / (len(seen) - 1)).mean().item()
+
+
+def change(clip: Tensor) -> float:
+    """Mean absolute difference of neighbouring frames of a clip (3, F, H, W)."""
+    return clip.diff(dim=1).abs().mean().item()
+
+
+def centres(clip: Tensor) -> Tensor:
+    """Where the thing is, (F, 2) as x and y in shares of the side: the centre of what differs from the corners."""
+    corners = clip[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].median(-1).values
+    weight = ((clip - corners[:, :, None, None]).abs().sum(0) - 0.3).clamp(min=0)
+    at = torch.linspace(0, 1, clip.shape[-1])
+    total = weight.sum((1, 2)).clamp(min=1e-3)
+    return torch.stack([(weight.sum(1) * at).sum(1) / total, (weight.sum(2) * at).sum(1) / total], dim=1)
+
+
+def moved(clip: Tensor, asked: Clip) -> tuple[float, float]:
+    """Along the way that was asked for and across it, in the first third of the clip, where nothing bounces yet."""
+    way = torch.tensor(DIRECTIONS[asked.movers[0].motion.split()[1]])
+    places = centres(clip)
+    step = places[len(places) // 3] - places[0]
+    return float(step @ way), abs(float(step @ way.flip(0)))
+
+
+def measured(drawn: Tensor, asked: list[Clip]) -> dict[str, float]:
+    by_pace, along, across = defaultdict(list), defaultdict(list), defaultdict(list)
+    for clip, wanted in zip(drawn, asked, strict=True):
+        pace = wanted.movers[0].motion.split()[0]
+        by_pace[pace].append(change(clip))
+        if pace != "still":
+            ahead, aside = moved(clip, wanted)
+            along[pace].append(ahead)
+            across[pace].append(aside)
+    result = {f"change from frame to frame, {pace}": fmean(values) for pace, values in sorted(by_pace.items())}
+    result |= {f"moved along, {pace}": fmean(values) for pace, values in sorted(along.items())}
+    return result | {f"moved across, {pace}": fmean(values) for pace, values in sorted(across.items())}
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Score clips.")
+    parser.add_argument("--captions", type=int, default=48)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    single = (clip for clip in clips("test", seed=3) if len(clip.movers) == 1)
+    asked = list(itertools.islice(single, args.captions))
+    real = shown(asked)
+    pipe = pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    firsts = range(0, len(asked), AT_ONCE)
+    drawn = torch.cat(
+        [pictures(draw(pipe, [c.caption for c in asked[i : i + AT_ONCE]], STEPS, first=i)) for i in firsts]
+    )
+    results = {
+        "captions": len(asked),
+        "nearer than its own": nearer(drawn, real),
+        "drawn": measured(drawn, asked),
+        "real": measured(real, asked),
+    }
+    rows = [torch.cat([each[i][:, f] for each in (drawn, real) for f in FRAMES_SHOWN], dim=2) for i in range(ROWS)]
+    pixels = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0).numpy()
+    size = (pixels.shape[1] * SCALE, pixels.shape[0] * SCALE)
+    with replacing(FOLDER / "pictures.png") as part:
+        Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(part, format="png")
+    write_text(FOLDER / "scores.json", json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
