@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dicache.bench.models.clips import DIRECTIONS, FOLDER, Clip, clips, draw, pictures, pipeline, shown
+from dicache.bench.models.clips import DIRECTIONS, FOLDER, Clip, clips, draw, frames, pipeline, shown
 from dicache.files.atomic import replacing, write_text
 
 STEPS, AT_ONCE, SMALL = 30, 4, 8
@@ -81,9 +81,7 @@ def main() -> None:
     pipe = pipeline()
     pipe.set_progress_bar_config(disable=True)
     firsts = range(0, len(asked), AT_ONCE)
-    drawn = torch.cat(
-        [pictures(draw(pipe, [c.caption for c in asked[i : i + AT_ONCE]], STEPS, first=i)) for i in firsts]
-    )
+    drawn = torch.cat([frames(draw(pipe, [c.caption for c in asked[i : i + AT_ONCE]], STEPS, first=i)) for i in firsts])
     results = {
         "captions": len(asked),
         "nearer than its own": nearer(drawn, real),
