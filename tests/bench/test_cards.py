@@ -1,0 +1,30 @@
+"""What model cards measure: real clips and pictures score as they must."""
+
+import itertools
+
+import pytest
+import torch
+
+from dicache.bench.models.clips import PACES, clips, shown
+from dicache.bench.models.training import clips_card, emoji_card
+
+
+def single(count):
+    return list(itertools.islice((c for c in clips("test", seed=3) if len(c.movers) == 1), count))
+
+
+def test_real_clips_move_as_far_as_their_captions_say_and_still_ones_do_not():
+    asked = single(40)
+    real = clips_card.measured(shown(asked), asked)
+    assert real["change from frame to frame, still"] == 0
+    assert real["change from frame to frame, slowly"] < real["change from frame to frame, quickly"]
+    assert all(0.9 < real[f"share of the way, {pace}, median"] < 1.1 for pace in PACES)
+
+
+@pytest.mark.parametrize("card", [clips_card, emoji_card])
+def test_a_real_one_is_found_at_once_and_another_ones_is_not(card):
+    shape = (6, 3, 5, 32, 32) if card is clips_card else (6, 3, 48, 48)
+    real = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    assert card.nearer(real, real) == 0
+    assert card.nearer(real.roll(1, 0), real) > 0.3
+    assert card.nearer(real + 1e-3, real) == 0
