@@ -135,7 +135,7 @@ class Clips(Model):
         return dict(clips.CALL)
 
     def missing(self) -> str | None:
-        return None if clips.MODEL.exists() else "not trained yet: see its model card"
+        return "its clips are not yet what their captions say: see its model card"
 
 
 def _quiet(pipe: Any) -> Any:  # noqa: ANN401
