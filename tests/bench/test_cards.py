@@ -15,7 +15,7 @@ def single(count):
 
 def test_real_clips_move_as_far_as_their_captions_say_and_still_ones_do_not():
     asked = single(40)
-    real = clips_card.measured(shown(asked), asked)
+    real = clips_card.figures(shown(asked), asked)
     assert real["change from frame to frame, still"] == 0
     assert real["change from frame to frame, slowly"] < real["change from frame to frame, quickly"]
     assert all(0.9 < real[f"share of the way, {pace}, median"] < 1.1 for pace in PACES)

@@ -49,13 +49,13 @@ def centres(clip: Tensor) -> Tensor:
 
 def moved(clip: Tensor, asked: Clip) -> float:
     """How much of the way that was asked for the thing goes in the first third of the clip, along it: 1 for all."""
-    places = centres(clip)
-    third = len(places) // 3
-    way = torch.tensor(asked.movers[0].at(third / (len(places) - 1)).jitter, dtype=torch.float32)
-    return float((places[third] - places[0]) @ way / (way @ way))
+    path = centres(clip)
+    third = len(path) // 3
+    way = torch.tensor(asked.movers[0].at(third / (len(path) - 1)).jitter, dtype=torch.float32)
+    return float((path[third] - path[0]) @ way / (way @ way))
 
 
-def measured(drawn: Tensor, asked: list[Clip]) -> dict[str, float]:
+def figures(drawn: Tensor, asked: list[Clip]) -> dict[str, float]:
     changes, ways = defaultdict(list), defaultdict(list)
     for clip, wanted in zip(drawn, asked, strict=True):
         pace = wanted.movers[0].motion.split()[0]
@@ -82,8 +82,8 @@ def main() -> None:
     results = {
         "captions": len(asked),
         "nearer than its own": nearer(drawn, real),
-        "drawn": measured(drawn, asked),
-        "real": measured(real, asked),
+        "drawn": figures(drawn, asked),
+        "real": figures(real, asked),
     }
     rows = [torch.cat([each[i][:, f] for each in (drawn, real) for f in FRAMES_SHOWN], dim=2) for i in range(ROWS)]
     pixels = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0).numpy()
