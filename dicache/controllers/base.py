@@ -188,7 +188,8 @@ def cost_of(quote: Quote, skip: Rows) -> Rows:
 
 def refused(quote: Quote, rows: Rows) -> Quote:
     """The same quote, unknown for `rows`, (B,) bool: those compute, and the controller's state says so."""
-    return quote._replace(error=quote.error.masked_fill(rows, torch.inf), cost=quote.cost.masked_fill(rows, torch.inf))
+    error, cost = (each.masked_fill(rows, torch.inf) for each in (quote.error, quote.cost))
+    return quote._replace(error=error, cost=cost, fills=None if quote.fills is None else quote.fills & ~rows)
 
 
 def overruled(decision: Decision, rows: Rows, why: Reason) -> Decision:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dicache
-from dicache.controllers.base import FinishedRun
+from dicache.controllers.base import FinishedRun, refused
 from dicache.controllers.counted import Counted, Evaluations, dealt
 from dicache.errors import BudgetError, ModeError
 from dicache.planning.law_plan import Plan
@@ -79,6 +79,28 @@ def test_without_a_course_the_share_of_computed_steps_is_met(speedup, steps):
     marks = strip(speedup, steps)
     assert "/" * 9 not in marks
     assert marks.count("#") == max(math.ceil(steps / speedup - 1e-9), 2) or speedup > 8
+
+
+def test_a_step_that_was_computed_after_all_is_paid_from_the_count():
+    """What conditions that change, or a draft that does not stand, make of a skip."""
+    rule, everything = Counted(2.0), torch.ones(1, dtype=torch.bool)
+
+    def draw(refused_at):
+        state, marks = rule.init(1), ""
+        for i in range(LONG):
+            cost = torch.tensor([0.01 if i > 1 else math.inf], dtype=torch.float64)
+            quote = Quote(cost, cost, torch.tensor([int(Action.EXTRAPOLATE)]), fills=torch.tensor([i > 0]))
+            quote = refused(quote, everything) if i == refused_at else quote
+            step = Step(i, LONG, 1 - i / LONG, 1 / LONG, (i + 1) / LONG, (1.0, 0.0), (0.0, 1.0), TIMETABLE)
+            decision, state = rule.decide(quote, step, state)
+            marks += "#" if decision.action.item() == Action.COMPUTE else "/"
+        return marks
+
+    plain = draw(None)
+    skipped = plain.index("/", LONG // 2)
+    again = draw(skipped)
+    assert again[:skipped] == plain[:skipped] and again[skipped] == "#"
+    assert again.count("#") == plain.count("#") == LONG / 2
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
