@@ -63,13 +63,14 @@ def test_decisions_do_not_depend_on_batch_mates(name, data):
     mates = data.draw(st.lists(st.integers(10, 30), max_size=4, unique=True))
     place = data.draw(st.integers(0, len(mates)))
     pipe = tiny.make()
+    if "pixart" in name:  # whose untrained latents are so large that their rounding in float32 is beyond the bound
+        pipe.to(torch.float64)
     with dicache.enable(pipe, error_budget=BUDGET) as cache:
         alone, alone_decisions = tiny.draw(pipe, [1], STEPS), strips(cache)
         together = tiny.draw(pipe, [*mates[:place], 1, *mates[place:]], STEPS)
         together_decisions = strips(cache)
     assert together_decisions[place] == alone_decisions[0]
-    apart = (together[place] - alone[0]).norm() / alone[0].norm()
-    assert apart < 3e-4  # rounding, which lines draw on; single values may be further
+    torch.testing.assert_close(together[place], alone[0], rtol=1e-3, atol=1e-4)
 
 
 def test_a_batch_of_budgets_of_zero_is_bitwise_and_a_mixed_one_is_what_it_is_up_to_rounding(tiny):
