@@ -3,8 +3,7 @@
 Test captions with one thing, against the real clips of the same captions: how many of the others' real clips are nearer
 to what was drawn than its own is, by the distance of frames shrunk to 8 x 8 (half of them is chance); how much of the
 way that was asked for the thing goes; and how much changes from frame to frame, for captions that ask for something
-still, slow and quick. The figures go to `scores.json`, a grid to
-`pictures.png`, both beside the model card.
+still, slow and quick. The figures go to `scores.json`, a grid to `pictures.png`, both beside the model card.
 """
 
 import argparse
@@ -15,22 +14,20 @@ from statistics import fmean, median
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from dicache.bench.models.clips import FOLDER, Clip, clips, draw, frames, pipeline, shown
-from dicache.files.atomic import replacing, write_text
+from dicache.bench.models.training.cards import nearer, save_grid
+from dicache.files.atomic import write_text
 
 STEPS, AT_ONCE, SMALL = 30, 4, 8
 FRAMES_SHOWN = (0, 5, 10, 15)
 ROWS, SCALE = 8, 3
 
 
-def nearer(seen: Tensor, real: Tensor) -> float:
-    """Of clips (B, 3, F, H, W) and the real ones in the same order: the share of others that are nearer, mean."""
-    small, wanted = (F.adaptive_avg_pool3d(each, (None, SMALL, SMALL)).flatten(1) for each in (seen, real))
-    distances = torch.cdist(small, wanted)
-    return ((distances < distances.diagonal()[:, None]).sum(1) / (len(seen) - 1)).mean().item()
+def shrunk(shown: Tensor) -> Tensor:
+    """Clips (B, 3, F, H, W) to (B, 3, F, 8, 8)."""
+    return F.adaptive_avg_pool3d(shown, (None, SMALL, SMALL))
 
 
 def change(clip: Tensor) -> float:
@@ -81,15 +78,12 @@ def main() -> None:
     drawn = torch.cat([frames(draw(pipe, [c.caption for c in asked[i : i + AT_ONCE]], STEPS, first=i)) for i in firsts])
     results = {
         "captions": len(asked),
-        "nearer than its own": nearer(drawn, real),
+        "nearer than its own": nearer(shrunk(drawn), shrunk(real)),
         "drawn": figures(drawn, asked),
         "real": figures(real, asked),
     }
     rows = [torch.cat([each[i][:, f] for each in (drawn, real) for f in FRAMES_SHOWN], dim=2) for i in range(ROWS)]
-    pixels = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0).numpy()
-    size = (pixels.shape[1] * SCALE, pixels.shape[0] * SCALE)
-    with replacing(FOLDER / "pictures.png") as part:
-        Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST).save(part, format="png")
+    save_grid(torch.cat(rows, dim=1), SCALE, FOLDER / "pictures.png")
     write_text(FOLDER / "scores.json", json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from dicache.bench.models.emoji import SOLVERS, draw, pictures, pipeline
 from dicache.bench.models.emoji_names import FOLDER, STYLES, names, split_of
+from dicache.bench.models.training.cards import nearer, save_grid
 from dicache.bench.models.training.emoji_pictures import Drawing, drawings, picture
-from dicache.files.atomic import replacing, write_text
+from dicache.files.atomic import write_text
 
 STEPS, AT_ONCE = 20, 50
 SMALL = 12
@@ -32,11 +32,9 @@ def real(drawing: Drawing) -> Tensor:
     return torch.from_numpy(picture(drawing.svg).copy()) / 255
 
 
-def nearer(seen: Tensor, shown: Tensor) -> float:
-    """Of pictures (B, 3, 48, 48) and the real ones in the same order: the share of others that are nearer, mean."""
-    small, wanted = (F.adaptive_avg_pool2d(each, SMALL).flatten(1) for each in (seen, shown))
-    distances = torch.cdist(small, wanted)
-    return ((distances < distances.diagonal()[:, None]).sum(1) / (len(seen) - 1)).mean().item()
+def shrunk(shown: Tensor) -> Tensor:
+    """Pictures (B, 3, 48, 48) to (B, 3, 12, 12)."""
+    return F.adaptive_avg_pool2d(shown, SMALL)
 
 
 @torch.no_grad()
@@ -60,15 +58,14 @@ def main() -> None:
     asked = [key for key in asked if (_other(key[0]), key[1]) in plain][: args.captions]
     captions, shown = [" ".join(key) for key in asked], torch.stack([real(plain[key]) for key in asked])
     twins = torch.stack([real(plain[_other(style), name]) for style, name in asked])
-    results: dict[str, float] = {"captions": len(captions), "the other style's": nearer(twins, shown)}
+    results: dict[str, float] = {"captions": len(captions), "the other style's": nearer(shrunk(twins), shrunk(shown))}
     for solver in SOLVERS:
         seen = drawn(captions, solver)
-        results[f"{solver}, {STEPS} steps"] = nearer(seen, shown)
+        results[f"{solver}, {STEPS} steps"] = nearer(shrunk(seen), shrunk(shown))
         if solver == SOLVERS[0]:
             rows = [torch.stack((seen[i], shown[i])) for i in range(0, len(seen), max(1, len(seen) // 16))][:16]
-    sheet = [*rows, *drawn(list(SHOWN), SOLVERS[0])[None].unflatten(1, (4, 2))[0]]
-    with replacing(FOLDER / "pictures.png") as part:
-        _grid(torch.cat(sheet)).save(part, format="png")
+    sheet = torch.cat([*rows, drawn(list(SHOWN), SOLVERS[0])])
+    save_grid(_grid(sheet), SCALE, FOLDER / "pictures.png")
     write_text(FOLDER / "scores.json", json.dumps(results, indent=1) + "\n")
     print(results)
 
@@ -77,12 +74,10 @@ def _other(style: str) -> str:
     return STYLES[1 - STYLES.index(style)]  # type: ignore[arg-type]
 
 
-def _grid(seen: Tensor, columns: int = 8) -> Image.Image:
+def _grid(seen: Tensor, columns: int = 8) -> Tensor:
     """Pairs of what was drawn and the real one, then names in no style."""
     padded = F.pad(seen, (1, 1, 1, 1), value=0.8).unflatten(0, (-1, columns))
-    sheet = torch.cat([torch.cat(list(row), dim=2) for row in padded], dim=1)
-    pixels = (sheet * 255).round().byte().permute(1, 2, 0).numpy()
-    return Image.fromarray(pixels).resize((pixels.shape[1] * SCALE, pixels.shape[0] * SCALE), Image.Resampling.NEAREST)
+    return torch.cat([torch.cat(list(row), dim=2) for row in padded], dim=1)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import Image
 from torch import Tensor
 
 from dicache.bench.models.scenes_unet import FOLDER, SOLVERS, Solver, draw, edges, pictures, pipeline
-from dicache.files.atomic import replacing, write_text
+from dicache.bench.models.training.cards import save_grid
+from dicache.files.atomic import write_text
 from dicache.reference.reader import NOTHING, THING, Reader, targets
 from dicache.reference.render import render
 from dicache.reference.scenes import Scene, caption, scenes
@@ -95,7 +95,7 @@ def scores(reader: Reader, count: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def grid(rows: int = 6) -> Image.Image:
+def grid(rows: int = 6) -> Tensor:
     """Eight columns: real scene, the four solvers, edges, and what is drawn with them, with the caption and without."""
     shown = list(itertools.islice(scenes("test", seed=5), rows))
     captions, real = [caption(scene) for scene in shown], render(shown)
@@ -104,8 +104,7 @@ def grid(rows: int = 6) -> Image.Image:
     columns += [image, drawn(quiet(control=True), captions, STEPS["ddim"], image)]
     columns += [drawn(quiet(control=True), [""] * rows, STEPS["ddim"], image)]
     wide = torch.cat([torch.nn.functional.pad(column, (1, 1, 1, 1), value=1.0) for column in columns], dim=3)
-    sheet = (torch.cat(list(wide), dim=1) * 255).round().byte().permute(1, 2, 0).numpy()
-    return Image.fromarray(sheet).resize((sheet.shape[1] * SCALE, sheet.shape[0] * SCALE), Image.Resampling.NEAREST)
+    return torch.cat(list(wide), dim=1)
 
 
 def main() -> None:
@@ -114,8 +113,7 @@ def main() -> None:
     parser.add_argument("--controls", type=int, default=100)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with replacing(FOLDER / "pictures.png") as part:
-        grid().save(part, format="png")
+    save_grid(grid(), SCALE, FOLDER / "pictures.png")
     reader = Reader.shipped()
     results = {"reader": scores(reader, args.captions), "control": obedience(reader, args.controls, 20)}
     write_text(FOLDER / "scores.json", json.dumps(results, indent=1) + "\n")
