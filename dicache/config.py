@@ -90,9 +90,10 @@ class Config:
             raise ModeError(f"{self.probe} looks at sites inside the denoiser. Give sites, for example Spans().")
 
     def _check_sites(self) -> None:
-        if not self.sites.holds_output and any(a.reads_noise for a in self.approximators):
+        reading = [type(a).__name__ for a in self.approximators if a.reads_noise]
+        if reading and not self.sites.holds_output:
             raise ModeError(
-                "ExtrapolateNoise guesses the denoiser's output, these sites are parts of one. Use Extrapolate()."
+                f"{reading[0]} guesses the denoiser's output, these sites are parts of one. Use Extrapolate()."
             )
 
     @property

@@ -79,7 +79,7 @@ class Holding:
         assert self.values is not None
         none = history.empty(0, len(self.values.sigmas[0]))
         step = self.run.step
-        target = Target(step.sigma, None, timetable=step.timetable)
+        target = Target(step.sigma, None, timetable=step.timetable, time=self.run.time)
         value = self.fill.guess(Histories(self.values, none, none), target)
         ends = list(accumulate(shape[0].numel() for shape in shapes))
         cuts = zip(shapes, ends, strict=True)

@@ -86,7 +86,14 @@ def _weights(config: Config, run: Run, times: Tensor) -> Grid | None:
     if all(type(a).weigh is Approximator.weigh for a in config.approximators):
         return None
     scale = torch.ones(run.samples, dtype=torch.float64) if run.guided.strength is None else run.guided.strength
-    return torch.stack([a.weigh(times, run.time, scale) for a in config.approximators], dim=1)
+    return torch.stack([_weight(a, times, run.time, scale) for a in config.approximators], dim=1)
+
+
+def _weight(approximator: Approximator, times: Tensor, time: float, scale: Rows) -> Rows:
+    weight = approximator.weigh(times, time, scale)
+    if is_users(type(approximator)):
+        check_tensor(weight, scale.shape, f"{type(approximator).__name__}.weigh", "one number a row, on the host")
+    return weight
 
 
 def _typical(step: Step) -> float | None:
