@@ -29,15 +29,11 @@ from dicache.controllers.base import Account, Controller, FinishedRun, cost_of, 
 from dicache.controllers.planned import TINY, Planned
 from dicache.errors import ModeError
 from dicache.planning.budget import Budget, per_sample
-from dicache.planning.error_law import GUIDED_FROM
+from dicache.planning.error_law import TRUST, way_decay
 from dicache.planning.law_plan import Plan, plan_of
 from dicache.types import Decision, Quote, Reason, Rows, Step
 
 TURNS = 10
-TRUST = 0.6
-"""Power of what is known of single steps."""
-DECAY, GUIDED_DECAY = 0.4, 0.8
-"""That of the signal's share with which errors count: guided runs forget those made in noise."""
 
 
 class Counts(NamedTuple):
@@ -77,7 +73,7 @@ class Counted(Controller[Counts]):
         lot = torch.where(finite & (state.lot == 0), quote.cost.clamp(min=TINY), state.lot)
         state, due = state._replace(first=first, lot=lot), state.due.clone()
         fills = finite & (state.before >= 0) if quote.fills is None or step.timetable is None else quote.fills
-        decay = GUIDED_DECAY if (quote.facts.guidance or 1.0) > GUIDED_FROM else DECAY
+        decay = way_decay(quote.facts.guidance)
         for b in (fills & (state.last >= 0)).nonzero().flatten().tolist():
             due[b] = self._due(step, state, b, decay)
         skip = fills & (due > i)

@@ -30,9 +30,9 @@ import torch
 from dicache.controllers.base import Account, Controller, decided
 from dicache.controllers.budgeted import Budgeted
 from dicache.planning.budget import Budget, per_sample, scaled, shared
-from dicache.planning.error_law import DECAY, MARGIN
+from dicache.planning.error_law import DECAY, MARGIN, RULE, TRUST, way_decay
 from dicache.planning.law_plan import Plan, plan_of
-from dicache.types import Decision, Quote, Reason, Rows, Site, Step
+from dicache.types import Decision, Quote, Reason, Rows, Site, Step, Timetable
 
 TINY = 1e-12
 ONE_GAP = 0.4
@@ -57,8 +57,12 @@ class Planned(Controller[Way]):
     """Steps that compute at the end: the output turns fastest there."""
     longest: int = 8
     """Most steps skipped in a row."""
-    decay: float = DECAY
-    """Power of the signal's share with which errors count where ways are compared; 0: all alike."""
+    decay: float | None = None
+    """Power of the signal's share with which errors count where ways are compared; 0: all alike. None: that of the
+    rule, by the run's guidance.
+    """
+    rule: int = RULE
+    """By which a profile was tested (`dicache.planning.error_law`)."""
 
     def at(self, site: Site, sites: int) -> "Planned":
         return replace(self, budget=shared(self.budget, sites))
@@ -81,8 +85,7 @@ class Planned(Controller[Way]):
         if step.timetable is None:
             decision, account = Budgeted(self.budget, ONE_GAP).decide(quote, step, state.account)
             return decision, state._replace(account=account)
-        decay = 0.0 if step.timetable.random else self.decay  # noise covers errors, and its prices know
-        plan = plan_of(step.timetable, self.longest, self.last, decay)
+        plan = self._plan(step.timetable, quote.facts.guidance)
         finite, broke, i = quote.cost.isfinite(), state.account.budget == 0, step.index
         due, amplitude, price, over = self._planned(plan, quote.cost, finite & ~broke, step, state)
         skip = (due > i) & finite & ~broke
@@ -103,10 +106,19 @@ class Planned(Controller[Way]):
             if last == i - 1:
                 amplitude[b] = cost[b] / max(plan.usual(last, before), TINY)
                 left = self._left(state.account, step, b)
-                due[b] = i + plan.gap(i, before, left / max(float(amplitude[b]), TINY) ** 2)
+                gap = plan.gap if self.rule == 2 else plan.gap_within
+                due[b] = i + gap(i, before, left / max(float(amplitude[b]), TINY) ** 2)
                 over[b] = cost[b] > left**0.5
             price[b] = amplitude[b] * plan.prices(last, before, i - last)[-1]
         return due, amplitude, price, over
+
+    def _plan(self, timetable: Timetable, guidance: float | None) -> Plan:
+        decay = self.decay
+        if decay is None:
+            decay = DECAY if self.rule == 2 else way_decay(guidance)
+        if timetable.random:
+            decay = 0.0  # noise covers errors, and its prices know
+        return plan_of(timetable, self.longest, self.last, decay, 1.0 if self.rule == 2 else TRUST)
 
     def _left(self, account: Account, step: Step, b: int) -> float:
         """Of the squared budget."""
@@ -120,6 +132,6 @@ class Planned(Controller[Way]):
         return state._replace(account=state.account.closed(ratio, computed))
 
 
-def cautious(budget: Budget) -> Planned:
+def cautious(budget: Budget, rule: int = RULE) -> Planned:
     """For a budget that no profile says how to keep."""
-    return Planned(scaled(budget, 1 / MARGIN))
+    return Planned(scaled(budget, 1 / MARGIN), rule=rule)

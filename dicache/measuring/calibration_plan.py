@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from dicache.planning.error_law import TRUST
 from dicache.planning.law_plan import Plan, plan_of
 from dicache.promise.learn_then_test import accepted, failures_allowed
 from dicache.promise.profile import Profile
@@ -80,11 +81,11 @@ def expected_use(
 
 def planned_work(timetable: Timetable, level: float, amplitude: float) -> float:
     """Share of the steps that a sample of this amplitude computes within an internal budget, by the law alone."""
-    plan, steps = plan_of(timetable, 8, 1), len(timetable.sigmas)
+    plan, steps = plan_of(timetable, 8, 1, trust=TRUST), len(timetable.sigmas)
     budget, anchors, i = (level / amplitude) ** 2, [0, 1], 2
     left = budget
     while i < steps:
-        gap = plan.gap(i, anchors[-2], left)
+        gap = plan.gap_within(i, anchors[-2], left)
         left = max(left - _price(plan, i, anchors[-2], gap), budget * (1 - (i + gap) / steps))
         i += gap
         if i < steps:

@@ -48,16 +48,25 @@ GUIDED = 3.5
 """Beyond this scale errors are forgotten no better."""
 GUIDED_FROM = 1.5
 """Beyond this scale guidance bends the path."""
-RULE = 2
+RULE = 3
 """Raised whenever a sample is decided otherwise than before at the same internal budget: here, in the plan, by the
-amplitudes or by what fills in. A profile of another rule promises nothing.
+amplitudes or by what fills in. A profile is of the rule that it was tested by, and promises nothing by another.
 """
+RULES = (2, RULE)
+"""Those that this version can still decide by (`dicache.defaults`)."""
 MARGIN = 1.75
 """Where nothing was calibrated, a budget over this is what is planned with: final errors are 0.5 to 1.05 times
 that in the middle, and spread around it by half.
 """
-DECAY = 0.8
-"""Power of the signal's share with which errors count in a schedule."""
+DECAY, UNGUIDED_DECAY = 0.8, 0.4
+"""Power of the signal's share with which errors count in a schedule: guided runs forget those made in noise, others
+do so on few models.
+"""
+TRUST = 0.6
+"""Power of what the law says of single steps where ways are compared: models differ in it more than in anything else,
+and a way half-way between the law's and an even one is never far from the best
+(docs/notebook/2026-11-29-lines-and-where-to-compute.md).
+"""
 
 
 def error_rate(half_log_snr: float) -> float:
@@ -80,6 +89,11 @@ def error_rates(timetable: Timetable) -> tuple[float, ...]:
 def remaining(guidance: Rows) -> Rows:
     """Share of an error that is left at the end, by the weight of the strongest branch, (B,) -> (B,)."""
     return REMAINS / guidance.clamp(min=1.0, max=GUIDED)
+
+
+def way_decay(guidance: float | None) -> float:
+    """Power of the signal's share with which errors count in a run with this guidance; None: none was seen."""
+    return DECAY if guidance is not None and guidance > GUIDED_FROM else UNGUIDED_DECAY
 
 
 def surviving_share(half_log_snr: float, power: float = DECAY) -> float:

@@ -19,35 +19,39 @@ AT_FIRST = 0.3
 
 
 class Plan:
-    """Of one timetable, with at most `longest` steps skipped in a row and the `last` ones computed. `decay` is the
-    power of the signal's share with which errors count where ways are compared, `trust` that of all that is known of
-    single steps: at 0 all outputs are taken to turn alike and reach as far.
+    """Of one timetable, with at most `longest` steps skipped in a row and the `last` ones computed. Where ways are
+    compared, `decay` is the power of the signal's share with which errors count, and `trust` that of all that is known
+    of single steps: at 0 all outputs are taken to turn alike and reach as far. What a way costs is by all that is
+    known.
     """
 
     def __init__(self, timetable: Timetable, longest: int, last: int, decay: float = DECAY, trust: float = 1.0) -> None:
         self.time: np.ndarray = np.array(timetable.half_log_snrs)
         self.longest: int = longest
         self.last: int = last
-        self.unit: np.ndarray = (np.array(timetable.coefficients) * error_rates(timetable)) ** trust
+        self.unit: np.ndarray = np.array(timetable.coefficients) * error_rates(timetable)
+        self.trusted: np.ndarray = self.unit**trust
         self.random: bool = timetable.random
         self.surviving_share: np.ndarray = np.array(
             [surviving_share(half_log_snr, decay) for half_log_snr in timetable.half_log_snrs]
         )
         self._weigh()
 
-    def prices(self, anchor: int, before: int, steps: int) -> np.ndarray:
-        """What each of the next steps adds, (steps,); `before` is the anchor before the anchor."""
-        ahead = slice(anchor + 1, anchor + 1 + steps)
+    def prices(self, anchor: int, before: int, steps: int, unit: np.ndarray | None = None) -> np.ndarray:
+        """What each of the next steps adds, (steps,); `before` is the anchor before the anchor. `unit` is what a step
+        adds where the law has grown to 1, by default all that is known of it.
+        """
+        ahead, unit = slice(anchor + 1, anchor + 1 + steps), self.unit if unit is None else unit
         tau = np.abs(self.time[ahead] - self.time[anchor])
         law = np.sqrt(tau) if self.random else np.abs(tau * (self.time[ahead] - self.time[before]))
-        prices = self.unit[ahead] * law
+        prices = unit[ahead] * law
         return np.where(prices > 0, prices, np.inf)  # what costs nothing by the law is not known
 
     def reuse_prices(self, anchor: int, steps: int) -> np.ndarray:
         """The same where `anchor` is all that is computed, and held."""
         ahead = slice(anchor + 1, anchor + 1 + steps)
         tau = np.abs(self.time[ahead] - self.time[anchor])
-        return self.unit[ahead] * (np.sqrt(tau) if self.random else tau)
+        return self.trusted[ahead] * (np.sqrt(tau) if self.random else tau)
 
     def usual(self, anchor: int, before: int) -> float:
         """What the step after `anchor` adds at amplitude 1."""
@@ -67,6 +71,21 @@ class Plan:
         fits = np.flatnonzero(spent + self.cost[i + gaps, counts - 1] <= left)
         return int(gaps[fits[0]]) if len(fits) else 0
 
+    def gap_within(self, i: int, before: int, left: float) -> int:
+        """The same, of ways that part from here: which first gap is best is asked of it as it is, from the anchors that
+        there are, and none is further than a line reaches from them.
+        """
+        most = self.most(i)
+        gaps = np.arange(min(most, self.reach(i - 1, before)) + 1)
+        ahead, steps = slice(i, i + int(gaps[-1])), int(gaps[-1])
+        felt = self.prices(i - 1, before, steps, self.trusted) * self.surviving_share[ahead]
+        lost = np.append(0.0, felt.cumsum() ** 2)[:, None] + self.lost[i + gaps]  # (gaps, counts)
+        best = lost.argmin(0)
+        spent = np.append(0.0, self.prices(i - 1, before, steps).cumsum() ** 2)[best]
+        cost = spent + self.cost[i + best, np.arange(len(best))]
+        fits = np.flatnonzero(np.isfinite(lost.min(0)) & (cost <= left))
+        return int(best[fits[0]]) if len(fits) else 0
+
     def gap_of(self, i: int, before: int, computed: int, *, seen: bool = True) -> int:
         """How many steps from step i on to skip, after i - 1 was computed and `before` before it, -1 for none: the
         first gap of the best way that computes so many more. `seen` says whether the run has shown an error.
@@ -83,7 +102,7 @@ class Plan:
         """
         i, most = anchor + 1, self.most(anchor + 1)
         prices = (
-            self.prices(anchor, before, most) if before >= 0 else self.reuse_prices(anchor, most)
+            self.prices(anchor, before, most, self.trusted) if before >= 0 else self.reuse_prices(anchor, most)
         ) * self.surviving_share[i : i + most]
         costs = np.append(0.0, prices.cumsum() ** 2)
         reach = self.reach(anchor, before, seen=seen)
@@ -139,7 +158,8 @@ class Plan:
         for i in range(steps - 1, 0, -1):
             for g in range(self.most(i + 1) + 1):
                 prices, after = self.prices(i, max(i - g - 1, 0), g), i + 1 + g
-                lost = (prices * self.surviving_share[i + 1 : after]).sum() ** 2 + self.lost[after, :-1]
+                felt = self.prices(i, max(i - g - 1, 0), g, self.trusted) * self.surviving_share[i + 1 : after]
+                lost = felt.sum() ** 2 + self.lost[after, :-1]
                 better = np.flatnonzero(lost < self.lost[i, 1:])
                 self.lost[i, better + 1], self.first[i, better + 1] = lost[better], g
                 self.cost[i, better + 1] = prices.sum() ** 2 + self.cost[after, better]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from dicache.errors import ProfileError
+from dicache.planning.error_law import RULE, RULES
 from dicache.promise.profile import Profile, load_profile
 from dicache.types import RunFacts, Timetable
 
@@ -35,6 +36,12 @@ CHECKED = ("decisions", "steps", "scheduler", "guidance", "size", "controls")
 class ProfileChoice:
     profiles: tuple[Profile, ...]
     kind: Literal["named", "found", "nearest"] = "found"
+
+    @property
+    def rule(self) -> int:
+        """By which all of them decide."""
+        rules = {profile.facts.rule for profile in self.profiles} & set(RULES)
+        return max(rules, default=RULE)
 
     def fitting(self, facts: RunFacts, *, needed: bool) -> Profile | None:
         """The profile for this run; None if none fits or its guidance is not known yet.
@@ -151,4 +158,10 @@ def profiles_for(model: str, profile: "str | Path | Profile | Sequence[str | Pat
             raise ProfileError(
                 f"the profile {one.name!r} is of another model: {one.facts.model}, this is {model}. {HOW_TO}."
             )
+    if len(rules := {one.facts.rule for one in loaded}) > 1:
+        each = ", ".join(f"{one.name!r} by rule {one.facts.rule}" for one in loaded)
+        raise ProfileError(
+            f"the profiles were calibrated by rules {sorted(rules)}, which decide differently: {each}. Pass those of "
+            "one rule, or calibrate the older ones again."
+        )
     return ProfileChoice(loaded, "nearest" if nearest else "named")

@@ -34,8 +34,8 @@ class Demand(Protocol):
     confidence: float | None
     """None: nothing is promised."""
 
-    def fallback(self) -> Controller[Way]:
-        """What decides without a profile."""
+    def fallback(self, rule: int) -> Controller[Way]:
+        """What decides without a profile, by the rule of those that there are."""
 
     def levels(self, profile: Profile, samples: int) -> Rows:
         """The internal budgets, (B,) float64."""
@@ -64,8 +64,8 @@ class BudgetDemand(Demand):
             return None
         return self.wanted[0].bound if self.one else tuple(wanted.bound for wanted in self.wanted)
 
-    def fallback(self) -> Controller[Way]:
-        return cautious(0.0 if self.budget is None else self.budget)
+    def fallback(self, rule: int) -> Controller[Way]:
+        return cautious(0.0 if self.budget is None else self.budget, rule)
 
     def levels(self, profile: Profile, samples: int) -> Rows:
         levels = {wanted: profile.level(wanted, self.confidence) for wanted in self.wanted}
@@ -85,8 +85,8 @@ class FixedLevel(Demand):
     needed: bool = True
     confidence: float | None = None
 
-    def fallback(self) -> Controller[Way]:
-        return Planned(self.level)
+    def fallback(self, rule: int) -> Controller[Way]:
+        return Planned(self.level, rule=rule)
 
     def levels(self, profile: Profile, samples: int) -> Rows:
         return per_sample(self.level, samples)
@@ -110,7 +110,7 @@ class Promised(Controller[PromiseState]):
     """What decides, by the budget that a profile says or, without one, by the one that was asked for."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inner", self.demand.fallback())
+        object.__setattr__(self, "inner", self.demand.fallback(self.choice.rule))
 
     def describe(self, state: PromiseState) -> ProfileUse | None:
         if state.facts is None or state.profile is None:

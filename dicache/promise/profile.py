@@ -21,7 +21,7 @@ from dicache.files.bound_arrays import settled
 from dicache.files.checked import refusing
 from dicache.files.hub import located
 from dicache.models.conditioning import Prints, alike
-from dicache.planning.error_law import RULE
+from dicache.planning.error_law import RULES
 from dicache.promise import profile_file
 from dicache.promise.facts import LATENT_LOSS, LOSS, NEEDED, Facts
 from dicache.promise.learn_then_test import LISTED, accepted, failures_allowed, prompts_needed, rising
@@ -79,8 +79,9 @@ class Profile:
         """
         facts, timetable, guidance = self.facts, run.timetable, run.guidance
         assert timetable is not None
-        if facts.rule != RULE:
-            return f"decisions: it was calibrated by rule {facts.rule}, this version of dicache decides by rule {RULE}"
+        if facts.rule not in RULES:
+            rules = " or ".join(map(str, RULES))
+            return f"decisions: it was calibrated by rule {facts.rule}, this version of dicache decides by rule {rules}"
         steps = differs(timetable, facts.sigmas, facts.scheduler, "calibrated")
         if steps is not None:
             return steps

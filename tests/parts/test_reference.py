@@ -10,7 +10,7 @@ from hypothesis import given
 import dicache
 from dicache.errors import CaptionError, ReferenceModelError
 from dicache.models.identity import identity
-from dicache.planning.error_law import RULE
+from dicache.planning.error_law import RULES
 from dicache.promise.choose_profile import shipped
 from dicache.promise.metrics import relative_error
 from dicache.reference.denoiser import denoiser, positions
@@ -145,10 +145,11 @@ def test_one_budget_per_sample_gives_each_its_own_work(reference, uncached):
     assert errors[0] < 1e-5 and errors[1] <= 0.02 and errors[2] <= 0.2
 
 
-def test_the_profiles_that_ship_are_of_this_model_as_this_version_decides():
+def test_the_profiles_that_ship_are_of_this_model_and_of_a_rule_that_this_version_decides_by():
     profiles = shipped(identity(dicache.reference.pipeline().transformer))
     assert {(f.steps, round(f.guidance, 2), f.rule) for f in (profile.facts for profile in profiles)} == {
-        (steps, guidance, RULE) for steps in (20, 28, 50) for guidance in (1.0, 3.5)
+        (steps, guidance, 2) for steps in (20, 28, 50) for guidance in (1.0, 3.5)
     }
+    assert 2 in RULES
     assert all(profile.prompts >= 100 for profile in profiles)
     assert all(bool(profile.facts.negative_conditions) == (profile.facts.guidance > 1) for profile in profiles)

@@ -14,12 +14,16 @@ from safetensors.numpy import save
 from torch import nn
 
 import dicache
+from dicache.controllers.planned import cautious
+from dicache.defaults import EARLIER, FILLS, for_profile
 from dicache.errors import DicacheError, ProfileError
 from dicache.models.conditioning import SIZE
+from dicache.planning.error_law import RULES
 from dicache.promise.choose_profile import ProfileChoice, profiles_for
+from dicache.promise.keep_budget import parse_budget
 from dicache.promise.profile import Profile, load_profile
 from dicache.types import RunFacts, Timetable
-from helpers.calibrating import made_up
+from helpers.calibrating import Captioned, calibrated, made_up
 from helpers.fuzzing import examples
 from helpers.hostile import refuses_what_is_no_file_of_its_kind
 
@@ -318,3 +322,27 @@ def test_of_a_bare_denoiser_nothing_is_promised_and_the_error_says_what_is_neede
     ):
         with pytest.raises(ProfileError, match="promise needs a pipeline with a scheduler"):
             ask()
+
+
+@pytest.mark.parametrize(("rule", "fills"), [(2, EARLIER[2]), (3, FILLS)])
+def test_a_profile_decides_and_fills_in_by_the_rule_that_it_was_tested_by(rule, fills):
+    pipe = Captioned()
+    profile = calibrated(pipe)
+    assert profile.facts.rule == RULES[-1]
+    of_rule = replace(profile, facts=replace(profile.facts, rule=rule))
+    choice, demand = ProfileChoice((of_rule,), "named"), parse_budget(0.3)
+    config = for_profile(choice, demand)
+    assert config.approximators == fills and config.controller.inner == cautious(0.3, rule)
+    with dicache.enable(pipe, error_budget=0.3, profile=of_rule) as cache:
+        pipe.draw([0])
+    assert cache.report().to_dict()["profile_fits"]
+
+
+def test_profiles_of_two_rules_are_not_mixed_and_one_of_a_rule_to_come_fits_no_run():
+    pipe = Captioned()
+    profile = calibrated(pipe)
+    earlier, later = (replace(profile, facts=replace(profile.facts, rule=rule)) for rule in (2, 99))
+    with pytest.raises(ProfileError, match=r"rules \[2, 3\], which decide differently"):
+        dicache.enable(pipe, error_budget=0.3, profile=[profile, earlier])
+    with dicache.enable(pipe, error_budget=0.3, profile=later), pytest.raises(ProfileError, match="by rule 99"):
+        pipe.draw([0])
