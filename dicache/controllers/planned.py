@@ -17,6 +17,11 @@ sample takes the way with the fewest computed steps whose E^2 together are withi
 the gap that this way begins with. Only the amplitude is learned, only the next gap is fixed. (With F for both, a sample
 plans long gaps early and pays for them later; with E for both it errs a tenth more at equal work.)
 
+F is by what models have in common: prices to the power of 0.6, discounted less without guidance, and with no line drawn
+further than a few times as far as its anchors lie apart (`dicache.planning.law_plan`); E is by all that the law says,
+since the amplitude is read against it. Rule 2, of earlier profiles, had the whole law in F too, one discount, no bound
+on how far a line reaches, and looked up the next gap as if the anchors before it lay as far apart as it is long.
+
 What is left is the budget less what the gaps so far turned out to cost, but never less than the share that belongs to
 the rest of the run: a sample that was unlucky early goes on at its pace instead of computing everything. In a
 hand-written loop nobody knows the timetable; there the rule is that of `Budgeted`.
