@@ -56,6 +56,9 @@ class DenoiserCalls(Uncopied):
         self.denoiser, self.family, self.session = denoiser, family, session
         self.hooks, self.compilation, self.branch = hooks, compilation, branch
         self.signature = inspect.signature(type(denoiser).forward)
+        _, *parameters = self.signature.parameters.values()
+        self.named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        """Its arguments that have names of their own, in their order."""
         self.adapters, self.weights = Adapters(denoiser), Weights(denoiser)
         self.by_branch = any(site.kind is Kind.BRANCH for site in session.sites)
         self.writes, self.arguments = 0, dict[str, Tree]()
@@ -101,8 +104,11 @@ class DenoiserCalls(Uncopied):
 
     def by_name(self, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> dict[str, Tree]:
         """The denoiser's arguments; what stands in a dict, or what is left over for **kwargs, by its own name too."""
-        bound = self.signature.bind_partial(self.denoiser, *args, **kwargs).arguments
-        named = {name: value for name, value in bound.items() if value is not self.denoiser}
+        if not args and kwargs.keys() <= self.named.keys():  # bound at once: this is asked at every call
+            named = {name: kwargs[name] for name in self.named if name in kwargs}
+        else:
+            bound = self.signature.bind_partial(self.denoiser, *args, **kwargs).arguments
+            named = {name: value for name, value in bound.items() if value is not self.denoiser}
         inside = [value for value in named.values() if isinstance(value, Mapping)]
         for name, value in (item for mapping in inside for item in mapping.items()):
             named.setdefault(str(name), value)
@@ -191,12 +197,17 @@ def _holds_cache(arguments: Mapping[str, Tree]) -> bool:
 
 def timestep_of(family: Family, arguments: Mapping[str, Tree]) -> Tree:
     """Among a denoiser's arguments; None if there is none."""
-    return next((arguments[name] for name in family.time if isinstance(arguments.get(name), SupportsFloat)), None)
+    return next((arguments[name] for name in family.time if _is_time(arguments.get(name))), None)
+
+
+def _is_time(value: Tree) -> bool:
+    return isinstance(value, Tensor | float | int) or (value is not None and isinstance(value, SupportsFloat))
 
 
 def conditions_of(family: Family, arguments: Mapping[str, Tree], latent: Tensor) -> dict[str, Tree]:
     """All that a denoiser is called with but what is denoised, and the time."""
-    named = {name: value for name, value in arguments.items() if name not in (*family.latents, *family.time)}
+    other = (*family.latents, *family.time)
+    named = {name: value for name, value in arguments.items() if name not in other}
     first = next(iter(arguments), "")
     return {
         name: {key: each for key, each in value.items() if key in named} if isinstance(value, Mapping) else value

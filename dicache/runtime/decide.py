@@ -9,6 +9,7 @@ Without calibration nothing better is known of how far a block's error reaches t
 Every function here is a question: it changes nothing, and whoever asks assigns the answer.
 """
 
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -230,24 +231,21 @@ def price_of(config: Config, run: Run, state: SiteState, predicted: Grid, weighe
     best = weighed.min(1).indices
     error = predicted.gather(1, best[:, None])[:, 0]
     # Nothing is free for want of a number: what was never measured is nan here, and its cost inf.
-    unknown = torch.full_like(error, torch.nan)
-    scale = unknown if run.scale is None else run.scale
-    share = (unknown if state.inside else 1.0) if state.share is None else state.share
+    scale = math.nan if run.scale is None else run.scale
+    share = (math.nan if state.inside else 1.0) if state.share is None else state.share
     survives = REMAINS if run.guided.surviving_share is None else run.guided.surviving_share
     if run.guided.watched and run.guided.surviving_share is not None:
         survives = run.guided.surviving_share.clamp(min=1.0)  # whether the model forgets early errors nobody knows
     cost = (error * share * run.step.coefficient * scale * survives).nan_to_num(torch.inf, torch.inf)
     cost = torch.where(cost > 0, cost, torch.inf)  # what seems to cost nothing is not known
-    actions = torch.tensor([int(a.action) for a in config.approximators])
-    return Quote(error, cost, actions[best], run.facts)
+    return Quote(error, cost, config.actions[best], run.facts)
 
 
 def choose_approximator(config: Config, weighed: Grid, decision: Decision) -> Rows:
     """The approximator with the least error, as they are `weighed`, (B,): of those of the action that was decided on,
     which need not be the one proposed; of all where it computes.
     """
-    actions = torch.tensor([int(a.action) for a in config.approximators])
-    fitting = actions == decision.action
+    fitting = config.actions == decision.action
     fitting = fitting | ~fitting.any(1, keepdim=True)
     # What cannot fill in is inf; clamped, it still comes before the approximators of other actions.
     return torch.where(fitting, weighed.clamp(max=10 * UNKNOWN), torch.inf).min(1).indices
@@ -268,9 +266,10 @@ def rows_to_compute(config: Config, run: Run, state: SiteState, branch: str) -> 
     if run.samples == 0 or state.judgement is None or branch not in state.histories:
         return None
     sigmas = state.histories[branch].outputs.sigmas
-    chunks = sigmas.shape[1] // run.samples
-    needs = torch.tensor([a.needs for a in config.approximators])[state.judgement.best].repeat(chunks)
-    computed = state.judgement.computed.repeat(chunks) | (sigmas.isfinite().sum(0) < needs)
+    needs, computed, chunks = config.needs[state.judgement.best], state.judgement.computed, sigmas.shape[1] // run.samples
+    if chunks > 1:
+        needs, computed = needs.repeat(chunks), computed.repeat(chunks)
+    computed = computed | (sigmas.isfinite().sum(0) < needs)
     return None if bool(computed.all()) else computed
 
 

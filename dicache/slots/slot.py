@@ -123,6 +123,14 @@ class SlotCall:
     def rows(self) -> int:
         return len(self.latent)
 
+    @property
+    def begins(self) -> bool:
+        """Whether a run begins with it, or may: after its last step, unless this is another branch of that."""
+        run = self.slot.session.run
+        if run is None or run.complete or not self.slot.done:
+            return run is None or run.complete
+        return self.branch is None or run.guided.came(self.branch, 0)
+
     def begin(self, other_weights: str, cost: float | None) -> None:
         """Decide. `cost` is what one row costs, None where that is not known yet: then all rows compute."""
         slot, session = self.slot, self.slot._session

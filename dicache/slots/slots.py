@@ -171,7 +171,7 @@ class Slots:
 
     def _look_around(self, calls: Sequence[SlotCall]) -> None:
         """Whether the model is another than at the step before; once for all of them."""
-        begins = any(call.slot.session.run is None or call.slot.done for call in calls)
+        begins = any(call.begins for call in calls)
         changed = self.attachment.calls.look_around(calls[0].named, begins=begins)
         if changed:
             self.changes, self.change = self.changes + 1, changed
