@@ -212,8 +212,12 @@ def conditions_of(family: Family, arguments: Mapping[str, Tree], latent: Tensor)
     return {
         name: {key: each for key, each in value.items() if key in named} if isinstance(value, Mapping) else value
         for name, value in named.items()
-        if not (name == first and isinstance(value, list)) and not any(t is latent for t in tensors(value))
+        if not (name == first and isinstance(value, list)) and not _holds(value, latent)
     }
+
+
+def _holds(value: Tree, latent: Tensor) -> bool:
+    return value is latent if isinstance(value, Tensor) else any(t is latent for t in tensors(value))
 
 
 def marks_of(conditions: Mapping[str, Tree]) -> Marks | None:
@@ -221,10 +225,12 @@ def marks_of(conditions: Mapping[str, Tree]) -> Marks | None:
     objects = tuple(None if isinstance(value, Mapping) and not value else value for value in conditions.values())
     facts = []
     for name, value in zip(conditions, objects, strict=True):
-        counted = isinstance(value, Tensor) and not value.is_inference()
-        if not counted and not (value is None or isinstance(value, bool | str)):
+        writes = 0
+        if isinstance(value, Tensor) and not value.is_inference():
+            writes = value._version
+        elif not (value is None or isinstance(value, bool | str)):
             return None
-        facts.append((name, id(value), value._version if isinstance(value, Tensor) else 0))
+        facts.append((name, id(value), writes))
     return Marks(tuple(facts), objects)
 
 

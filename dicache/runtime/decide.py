@@ -221,9 +221,8 @@ def _predicted(config: Config, state: SiteState, evidence: Evidence) -> Grid:
     if is_users(type(config.estimator)):
         said_by, meaning = f"{type(config.estimator).__name__}.predict", "an error of each approximator, on the host"
         check_tensor(predicted, evidence.growth.shape, said_by, meaning)
-    if state.depth is None:
-        return predicted
-    return predicted.masked_fill(torch.tensor([a.needs > state.depth for a in config.approximators]), torch.inf)
+    short = state.depth is not None and any(a.needs > state.depth for a in config.approximators)
+    return predicted.masked_fill(config.needs > state.depth, torch.inf) if short else predicted
 
 
 def price_of(config: Config, run: Run, state: SiteState, predicted: Grid, weighed: Grid) -> Quote:

@@ -13,7 +13,6 @@ import torch
 from dicache.config import Config
 from dicache.errors import ModeError
 from dicache.hosts.denoiser_call import (
-    call_key,
     conditions_of,
     latent_of,
     marks_of,
@@ -31,7 +30,8 @@ from dicache.runtime.module_call import RowsToRun
 from dicache.runtime.owner import Owner
 from dicache.runtime.run_state import Inputs
 from dicache.runtime.session import Session
-from dicache.slots.joint_calls import CallRows, layout_of, rows_apart, spread
+from dicache.slots.call_form import CallForms
+from dicache.slots.joint_calls import CallRows, rows_apart, spread
 from dicache.solvers.timeline import Clock
 from dicache.tensors.tree import Tree, filled
 from dicache.types import Kind, Site
@@ -108,25 +108,26 @@ class Slot(Reported):
 class SlotCall:
     """A slot's call of the denoiser: begun, perhaps computed for some of its rows, ended."""
 
-    def __init__(self, slot: Slot, inputs: Mapping[str, Tree], named: Mapping[str, Tree], branch: str | None) -> None:
+    def __init__(
+        self,
+        slot: Slot,
+        inputs: Mapping[str, Tree],
+        named: Mapping[str, Tree],
+        branch: str | None,
+        forms: CallForms,
+    ) -> None:
         """`named` holds what stands in dictionaries among `inputs` too, each by its name."""
-        self.slot, self.inputs, self.named = slot, inputs, named
+        self.slot, self.inputs, self.named, self.branch = slot, inputs, named, branch
         self.latent = latent_of(slot.family, named)
-        self.branch, self.key = branch, call_key(named)
-        self.layout = layout_of(inputs, self.rows, slot.family.time)
-        self.kind: Hashable = None
-        """What it must have alike with others to run with them."""
+        self.rows = len(self.latent)
+        self.key, self.layout, self.kind = forms.of(inputs, named, self.rows)
         self.part: CallRows | None = None
         """What is to be computed of it; None for nothing."""
 
     @property
-    def rows(self) -> int:
-        return len(self.latent)
-
-    @property
     def begins(self) -> bool:
         """Whether a run begins with it, or may: after its last step, unless this is another branch of that."""
-        run = self.slot.session.run
+        run = self.slot._session.run
         if run is None or run.complete or not self.slot.done:
             return run is None or run.complete
         return self.branch is None or run.guided.came(self.branch, 0)

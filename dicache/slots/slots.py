@@ -21,7 +21,7 @@ from dicache.models.family import Batch
 from dicache.planning.budget import Budget
 from dicache.reporting.callbacks import Callbacks
 from dicache.runtime.end_of_step import tell
-from dicache.slots.joint_calls import kind_of
+from dicache.slots.call_form import CallForms
 from dicache.slots.joint_runs import JointRuns
 from dicache.slots.slot import Slot, SlotCall
 from dicache.solvers.clock import Loop, SchedulerClock
@@ -55,6 +55,7 @@ class Slots:
         self.attachment, self.compose, self.scheduler = attachment, compose, scheduler
         self.callbacks = callbacks
         self.lock, self.all = RLock(), list[Slot]()
+        self.forms = CallForms(attachment.family)
         self.runs = JointRuns(attachment.denoiser, together=attachment.family.batch is Batch.SAMPLE)
         self.changes, self.change = 0, ""
         """How often the weights became others, and how they did last."""
@@ -165,9 +166,7 @@ class Slots:
             named = self.attachment.calls.by_name((), own_inputs)
         except TypeError as error:
             raise SlotError(f"{slot.family.model} is not called like that: {error}.") from error
-        call = SlotCall(slot, own_inputs, named, branch)
-        call.kind = kind_of(own_inputs, call.layout)
-        return call
+        return SlotCall(slot, own_inputs, named, branch, self.forms)
 
     def _look_around(self, calls: Sequence[SlotCall]) -> None:
         """Whether the model is another than at the step before; once for all of them."""
