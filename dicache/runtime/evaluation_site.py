@@ -14,6 +14,7 @@ from torch import Tensor
 from dicache.approximators.base import Histories, Target
 from dicache.approximators.noise import noise_of, predicted
 from dicache.config import Config
+from dicache.estimators.base import Evidence
 from dicache.extension import combine
 from dicache.ranks.branches import BranchOutputs
 from dicache.runtime.decide import (
@@ -27,6 +28,7 @@ from dicache.runtime.decide import (
 )
 from dicache.runtime.memory_plan import MemoryPlan
 from dicache.runtime.module_call import ModuleCall
+from dicache.runtime.pricing import Priced
 from dicache.runtime.probing import Probing
 from dicache.runtime.run_state import Call, SiteState
 from dicache.tensors import history
@@ -35,6 +37,8 @@ from dicache.tensors.tree import Tree, shapes_of
 from dicache.types import Rows
 
 ALL = slice(None)
+Known = tuple[Evidence, Priced]
+"""What is known of a site, and what skipping it costs."""
 Deciding = Callable[[Call], Rows | None]
 """Which rows of a call compute, (R,) bool; None for all."""
 
@@ -82,18 +86,22 @@ class EvaluationSite:
 
     # Deciding.
 
-    def decide(self, call: Call, rows: slice = ALL, *, difference: bool = False) -> Rows | None:
+    def decide(
+        self, call: Call, rows: slice = ALL, *, difference: bool = False, known: Known | None = None
+    ) -> Rows | None:
         """Which rows compute, (R,) bool; None for all. The first call of a step decides, by its first samples from
-        `rows` on.
+        `rows` on; by what is `known`, where that was asked for already.
         """
         run, state = call.run, call.run.states[0]
         if run.samples == 0 or run.apart:
             return None
+        if state.judgement is None and known is not None:
+            state.judgement, state.controller = decide_site(self.config, run, state, *known)
         if state.judgement is None:
             histories = state.histories.get(call.branch)
             if histories is not None and rows != ALL:
                 histories = _rows_of(histories, rows)
-            target = _target(call, rows, difference)
+            target = target_of(call, rows, difference)
             evidence = evidence_of(self.config, run, self.meter, histories, target)
             # Where tokens lie on several ranks, all that is going to be read of them is added up in one exchange.
             foresee(self.config, state, evidence, histories, target)
@@ -122,7 +130,7 @@ class EvaluationSite:
         # Exact rows ask all approximators: that is what the next predictions are learned from.
         indices = approximators_to_fill(state) if rows_to_run.none else range(len(self.config.approximators))
         difference = base is not None or fresh is not None
-        guessed = guesses(self.config, self.meter, histories, _target(call, ALL, difference), indices)
+        guessed = guesses(self.config, self.meter, histories, target_of(call, ALL, difference), indices)
         if base is not None:
             guessed = {i: base + guess for i, guess in guessed.items()}
         result = output if rows_to_run.computed is None else self._filled(state, guessed, output, exact)
@@ -172,7 +180,8 @@ class EvaluationSite:
         state.histories[call.branch] = Histories(outputs, features, noises)
 
 
-def _target(call: Call, rows: slice, difference: bool) -> Target:
+def target_of(call: Call, rows: slice = ALL, difference: bool = False) -> Target:
+    """What its guesses are for."""
     feature, step = call.feature, call.run.step
     feature = feature if feature is None or rows == ALL else feature[rows]
     latent, sums = call.latent[rows], call.run.sums

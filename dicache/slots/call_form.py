@@ -48,4 +48,10 @@ class CallForms:
             return name, value.shape, value.dtype, value.device
         if isinstance(value, int | float) and name in self.times and not isinstance(value, bool):
             return name, type(value)
-        return (name, type(value), value) if value is None or isinstance(value, bool | int | float | str) else None
+        if value is None or isinstance(value, bool | int | float | str):
+            return name, type(value), value
+        if not isinstance(value, Mapping | tuple | list):
+            return None
+        entries = value.items() if isinstance(value, Mapping) else ((name, each) for each in value)
+        inside = tuple(self._seen(str(key), each) for key, each in entries)
+        return None if None in inside else (name, type(value), inside)

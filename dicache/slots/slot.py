@@ -25,13 +25,14 @@ from dicache.models.family import Family
 from dicache.planning.budget import Budget
 from dicache.reporting.callbacks import Callbacks
 from dicache.reporting.of_sessions import Reported
-from dicache.runtime.evaluation_site import EvaluationSite
+from dicache.runtime.evaluation_site import EvaluationSite, Known
 from dicache.runtime.module_call import RowsToRun
 from dicache.runtime.owner import Owner
 from dicache.runtime.run_state import Inputs
 from dicache.runtime.session import Session
 from dicache.slots.call_form import CallForms
 from dicache.slots.joint_calls import CallRows, rows_apart, spread
+from dicache.slots.joint_prices import Asking
 from dicache.solvers.timeline import Clock
 from dicache.tensors.tree import Tree, filled
 from dicache.types import Kind, Site
@@ -133,19 +134,28 @@ class SlotCall:
         return self.branch is None or run.guided.came(self.branch, 0)
 
     def begin(self, other_weights: str, cost: float | None) -> None:
-        """Decide. `cost` is what one row costs, None where that is not known yet: then all rows compute."""
+        """Its step begins, and the one before is learned from. `cost` is what one row costs, where that is known."""
         slot, session = self.slot, self.slot._session
         conditions = conditions_of(slot.family, self.named, self.latent)
         when, prints = timestep_of(slot.family, self.named), partial(fingerprint, self.named, self.rows)
         seen = self.latent, when, self.branch, self.key, True, other_weights
         session.begin(Inputs(*seen, conditions, marks_of(conditions), prints))
-        call, started = session.call, time.perf_counter()
-        rows = RowsToRun(self.rows)
-        if call is not None:
-            if cost is not None:
-                session.meter.costs[""] = cost
-            if self.key in slot.outputs and "" in session.meter.costs:
-                call.rows_to_run = rows = rows.of(slot.strategy.decide(call), self.latent.device)
+        if cost is not None and session.call is not None:
+            session.meter.costs[""] = cost
+
+    @property
+    def asking(self) -> Asking | None:
+        """Who decides, where something is to be decided: all rows compute until what they give and cost is known."""
+        slot, session = self.slot, self.slot._session
+        known = session.call is not None and self.key in slot.outputs and "" in session.meter.costs
+        return (slot.strategy, session.call) if known and session.call is not None else None
+
+    def decide(self, known: Known | None = None) -> None:
+        """Which rows compute; by what is `known`, where that was asked for already."""
+        rows, asking, started = RowsToRun(self.rows), self.asking, time.perf_counter()
+        if asking is not None:
+            strategy, call = asking
+            call.rows_to_run = rows = rows.of(strategy.decide(call, known=known), self.latent.device)
             call.run.overhead += time.perf_counter() - started
         if not rows.none:
             some = rows_apart(rows.computed, self.latent.device)
