@@ -211,8 +211,9 @@ def predicted_errors(config: Config, state: SiteState, evidence: Evidence) -> Gr
     if is_users(type(config.estimator)):
         said_by, meaning = f"{type(config.estimator).__name__}.predict", "an error of each approximator, on the host"
         check_tensor(predicted, evidence.growth.shape, said_by, meaning)
-    short = state.depth is not None and any(a.needs > state.depth for a in config.approximators)
-    return predicted.masked_fill(config.needs > state.depth, torch.inf) if short else predicted
+    if state.depth is None or all(a.needs <= state.depth for a in config.approximators):
+        return predicted
+    return predicted.masked_fill(config.needs > state.depth, torch.inf)
 
 
 def choose_approximator(config: Config, weighed: Grid, decision: Decision) -> Rows:
@@ -240,7 +241,11 @@ def rows_to_compute(config: Config, run: Run, state: SiteState, branch: str) -> 
     if run.samples == 0 or state.judgement is None or branch not in state.histories:
         return None
     sigmas = state.histories[branch].outputs.sigmas
-    needs, computed, chunks = config.needs[state.judgement.best], state.judgement.computed, sigmas.shape[1] // run.samples
+    needs, computed, chunks = (
+        config.needs[state.judgement.best],
+        state.judgement.computed,
+        sigmas.shape[1] // run.samples,
+    )
     if chunks > 1:
         needs, computed = needs.repeat(chunks), computed.repeat(chunks)
     computed = computed | (sigmas.isfinite().sum(0) < needs)
