@@ -37,7 +37,7 @@ from dicache.runtime.session import Session
 from dicache.tensors.tree import Tree, filled, plain, tensors
 from dicache.types import Kind
 
-WRITES = attrgetter("_version")
+WRITES, TIMES = attrgetter("_version"), (Tensor, float, int, SupportsFloat)
 ADAPTED, WRITTEN = "the LoRA was changed", "the weights were changed"
 
 
@@ -197,11 +197,7 @@ def _holds_cache(arguments: Mapping[str, Tree]) -> bool:
 
 def timestep_of(family: Family, arguments: Mapping[str, Tree]) -> Tree:
     """Among a denoiser's arguments; None if there is none."""
-    return next((arguments[name] for name in family.time if _is_time(arguments.get(name))), None)
-
-
-def _is_time(value: Tree) -> bool:
-    return isinstance(value, Tensor | float | int) or (value is not None and isinstance(value, SupportsFloat))
+    return next((time for name in family.time if isinstance(time := arguments.get(name), TIMES)), None)
 
 
 def conditions_of(family: Family, arguments: Mapping[str, Tree], latent: Tensor) -> dict[str, Tree]:
@@ -212,12 +208,8 @@ def conditions_of(family: Family, arguments: Mapping[str, Tree], latent: Tensor)
     return {
         name: {key: each for key, each in value.items() if key in named} if isinstance(value, Mapping) else value
         for name, value in named.items()
-        if not (name == first and isinstance(value, list)) and not _holds(value, latent)
+        if not (name == first and isinstance(value, list)) and not any(t is latent for t in tensors(value))
     }
-
-
-def _holds(value: Tree, latent: Tensor) -> bool:
-    return value is latent if isinstance(value, Tensor) else any(t is latent for t in tensors(value))
 
 
 def marks_of(conditions: Mapping[str, Tree]) -> Marks | None:

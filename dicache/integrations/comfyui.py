@@ -49,7 +49,7 @@ class ComfyCache:
         self.slot: Slot | None = None
         self.sigmas: tuple[float, ...] = ()
         self.costs: dict[object, float] = {}
-        self.forms = CallForms(FAMILY)
+        self.call_forms = CallForms(FAMILY)
 
     def __call__(self, apply_model: Apply, arguments: Mapping[str, Any]) -> Tensor:
         """As ComfyUI calls a wrapper; the denoised latent, (chunks * B, ...)."""
@@ -57,7 +57,7 @@ class ComfyCache:
         options = inputs.get("transformer_options", {})
         slot = self._slot(options.get("sample_sigmas"))
         watched = {name: value for name, value in inputs.items() if name != "transformer_options"}
-        call = SlotCall(slot, inputs, watched, _branch(arguments.get("cond_or_uncond"), options), self.forms)
+        call = SlotCall(slot, inputs, watched, _branch(arguments.get("cond_or_uncond"), options), self.call_forms)
         call.begin("", self.costs.get(call.key))
         call.decide()
         everything = CallRows(inputs, call.layout, None, call.latent.device)

@@ -33,7 +33,7 @@ EXTRA = "dicache"
 APPROXIMATORS: tuple[Approximator, ...] = (Extrapolate(), Reuse())
 
 
-class Batch(Protocol):
+class SglangRequest(Protocol):
     """What is read of SGLang's request."""
 
     timesteps: Tensor
@@ -42,12 +42,12 @@ class Batch(Protocol):
     extra: dict[str, Any]
 
 
-class Context(Protocol):
+class SglangContext(Protocol):
     """What is read of SGLang's forward context."""
 
     current_timestep: int
     """The step's index."""
-    forward_batch: Batch
+    forward_batch: SglangRequest
 
 
 def straight(timestep: float) -> tuple[float, float]:
@@ -81,14 +81,14 @@ class StackRun:
 
     def remember(self, negative: bool, residual: Tensor) -> None:
         everything = torch.ones(len(residual), dtype=torch.bool)
-        past = self.residuals.get(negative) or Histories(*(history.empty(n, len(residual)) for n in (2, 0, 0)))
-        outputs = history.push(past.outputs, residual, self.step.sigma, everything, self.step.time)
-        self.residuals[negative] = past._replace(outputs=outputs)
+        remembered = self.residuals.get(negative) or Histories(*(history.empty(n, len(residual)) for n in (2, 0, 0)))
+        outputs = history.push(remembered.outputs, residual, self.step.sigma, everything, self.step.time)
+        self.residuals[negative] = remembered._replace(outputs=outputs)
 
     def guess(self, negative: bool) -> Tensor:
-        past = self.residuals[negative]
-        best = next(a for a in APPROXIMATORS if len(past.outputs.values) >= a.needs)
-        return best.guess(past, Target(self.step.sigma, None, time=self.step.time))
+        remembered = self.residuals[negative]
+        best = next(a for a in APPROXIMATORS if len(remembered.outputs.values) >= a.needs)
+        return best.guess(remembered, Target(self.step.sigma, None, time=self.step.time))
 
 
 class StackCache:
@@ -100,7 +100,7 @@ class StackCache:
 
     def __init__(
         self,
-        context: Callable[[], Context],
+        context: Callable[[], SglangContext],
         *,
         speedup: float | None = None,
         evaluations: int | None = None,
@@ -126,7 +126,7 @@ class StackCache:
             run.index = index
             run.decide()
 
-    def _timeline(self, batch: Batch) -> Timeline:
+    def _timeline(self, batch: SglangRequest) -> Timeline:
         times = [float(time) for time in batch.timesteps.tolist()]
         return first_order(times, [self.level(time) for time in times], "flow_prediction")
 
@@ -148,7 +148,7 @@ class StackCache:
     def calibrate(self, **_: Any) -> None:  # noqa: ANN401
         """Nothing is fitted."""
 
-    def decisions(self, batch: Batch) -> str:
+    def decisions(self, batch: SglangRequest) -> str:
         """A character a step of a request so far: # for computed, / for skipped; empty before its first."""
         run = batch.extra.get(EXTRA)
         return "" if run is None else str(run.decisions)

@@ -28,9 +28,9 @@ from dicache.errors import PipelineError
 from dicache.models.family import Family
 from dicache.reporting.report import Report
 from dicache.runtime.end_of_step import remembered_bytes
-from dicache.serve.twin import module_twin
 from dicache.slots.joint_calls import CallRows, joined, layout_of
 from dicache.slots.slot import Slot
+from dicache.slots.twin import module_twin
 from dicache.tensors.tree import Tree
 
 NAME = "dicache"
@@ -46,7 +46,7 @@ class CacheSlot:
     resident_bytes: int = 0
 
 
-class State(Protocol):
+class OmniRequest(Protocol):
     """What is read of a request, and where its slot is kept."""
 
     request_id: str
@@ -57,7 +57,7 @@ class State(Protocol):
     cache_slot: CacheSlot | None
 
 
-def asked_of(state: State) -> Mapping[str, Any]:
+def asked_of(state: OmniRequest) -> Mapping[str, Any]:
     """What a request asks for."""
     return (state.sampling.extra_args or {}).get(NAME, {})
 
@@ -84,31 +84,31 @@ class OmniSlots:
         self.cache = enable(self.denoiser, family=family, **(asked or {"error_budget": 0.05}))
         self.slots = self.cache._open_slots()
         self.names = tuple(signature(type(self.denoiser).forward).parameters)[1:]
-        self.active: list[State] = []
+        self.active: list[OmniRequest] = []
         pipeline.transformer = module_twin(self.denoiser, lambda *args, **kwargs: self._forward(*args, **kwargs))
 
     # As the runner calls it.
 
-    def activate(self, state: State | list[Any]) -> bool | list[bool]:
+    def activate(self, state: OmniRequest | list[Any]) -> bool | list[bool]:
         """Of each request whether it goes on; one that is new joins."""
         states = state if isinstance(state, list) else [state]
-        known = [self._joined(each) for each in states]
+        goes_on = [self._joined(each) for each in states]
         self.active = states
-        return known if isinstance(state, list) else known[0]
+        return goes_on if isinstance(state, list) else goes_on[0]
 
-    def deactivate(self, state: State | list[Any] | None = None) -> None:
+    def deactivate(self, state: OmniRequest | list[Any] | None = None) -> None:
         for each in self.active:
             if each.cache_slot is not None:
                 each.cache_slot.resident_bytes = bytes_of(each.cache_slot.payload)
         self.active = []
 
-    def free(self, state: State) -> None:
+    def free(self, state: OmniRequest) -> None:
         """It leaves; its report stays with whoever asked for it."""
         if state.cache_slot is not None:
             state.cache_slot.payload.leave()
             state.cache_slot = None
 
-    def report(self, state: State) -> Report | None:
+    def report(self, state: OmniRequest) -> Report | None:
         """On a request, before it is freed."""
         return None if state.cache_slot is None else state.cache_slot.payload.report()
 
@@ -117,7 +117,7 @@ class OmniSlots:
         self.pipeline.transformer = self.denoiser
         self.cache.disable()
 
-    def _joined(self, state: State) -> bool:
+    def _joined(self, state: OmniRequest) -> bool:
         slot = state.cache_slot
         if slot is not None and slot.backend_name == NAME and slot.payload.on:
             return True
@@ -163,10 +163,10 @@ def together(outputs: Sequence[Tree], rows: Sequence[Tensor], total: int) -> Tre
     """One output of `total` rows, of several that are for some `rows` each."""
     first = outputs[0]
     if isinstance(first, Tensor):
-        whole = first.new_empty((total, *first.shape[1:]))
-        for output, some in zip(outputs, rows, strict=True):
-            whole.index_copy_(0, some, output)
-        return whole
+        output = first.new_empty((total, *first.shape[1:]))
+        for part, some in zip(outputs, rows, strict=True):
+            output.index_copy_(0, some, part)
+        return output
     if isinstance(first, OrderedDict):  # diffusers wraps outputs in classes of their own
         return type(first)(**{key: together([each[key] for each in outputs], rows, total) for key in first})
     if isinstance(first, tuple | list):

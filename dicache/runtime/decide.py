@@ -9,6 +9,7 @@ Without calibration nothing better is known of how far a block's error reaches t
 Every function here is a question: it changes nothing, and whoever asks assigns the answer.
 """
 
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -17,11 +18,11 @@ from torch import Tensor
 
 from dicache.approximators.base import Approximator, Histories, Target
 from dicache.approximators.linear import Extrapolate, extrapolate
+from dicache.approximators.pricing import UNKNOWN, Priced, Standing, growths, priced, weights
 from dicache.config import Config
 from dicache.controllers.base import refused
 from dicache.estimators.base import Evidence
-from dicache.planning.error_law import error_rate, error_rates
-from dicache.runtime.pricing import UNKNOWN, Priced, growths, priced, standing_of, weights
+from dicache.planning.error_law import REMAINS, error_rate, error_rates
 from dicache.runtime.run_state import Judgement, Run, SiteState
 from dicache.tensors.contract import check_own, check_tensor, is_users
 from dicache.tensors.mac_meter import Meter
@@ -154,7 +155,18 @@ def decide_site(
 
 def _price(config: Config, run: Run, state: SiteState, evidence: Evidence, predicted: Grid | None = None) -> Priced:
     predicted = predicted_errors(config, state, evidence) if predicted is None else predicted
-    return priced(config, standing_of(run, state), evidence.growth, evidence.weights, predicted)
+    return priced(config.actions, standing_of(run, state), evidence.growth, evidence.weights, predicted)
+
+
+def standing_of(run: Run, state: SiteState) -> Standing:
+    """What its prices depend on beside errors."""
+    survives = run.guided.surviving_share
+    if survives is not None and run.guided.watched:
+        survives = survives.clamp(min=1.0)  # whether the model forgets early errors nobody knows
+    # Nothing is free for want of a number: what was never measured is nan here, and its cost inf.
+    scale, unseen = math.nan if run.scale is None else run.scale, math.nan if state.inside else 1.0
+    share = unseen if state.share is None else state.share
+    return Standing(run.step.coefficient, scale, share, REMAINS if survives is None else survives)
 
 
 def _judged(config: Config, run: Run, state: SiteState, evidence: Evidence, price: Priced) -> tuple[Judgement, Any]:
@@ -241,6 +253,7 @@ def rows_to_compute(config: Config, run: Run, state: SiteState, branch: str) -> 
     if run.samples == 0 or state.judgement is None or branch not in state.histories:
         return None
     sigmas = state.histories[branch].outputs.sigmas
+    # A batch of one branch is asked of at every step, and needs no repetition.
     needs, computed, chunks = (
         config.needs[state.judgement.best],
         state.judgement.computed,

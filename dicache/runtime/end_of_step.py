@@ -218,7 +218,7 @@ def _record(run: Run, judgements: list[Judgement], truths: list[Truth]) -> Recor
     own = [t.errors.gather(1, j.best[:, None])[:, 0] for t, j in zip(truths, judgements, strict=True)]
     seen = [torch.where(j.computed, e, torch.nan) for e, j in zip(own, judgements, strict=True)]
     step = run.step.index, run.step.sigma, tuple(run.guided.outputs)
-    if len(judgements) == 1:
+    if len(judgements) == 1:  # as nearly always: stacking one of each is what noting down costs
         ((action, reason, spent), predicted) = judgements[0].decision, judgements[0].predicted
         return Record(*step, action, reason, predicted.min(1).values, seen[0], spent)
     real = torch.stack(seen, dim=1)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dicache.approximators.base import Histories, Target
 from dicache.approximators.noise import noise_of, predicted
+from dicache.approximators.pricing import Priced
 from dicache.config import Config
 from dicache.estimators.base import Evidence
 from dicache.extension import combine
@@ -28,7 +29,6 @@ from dicache.runtime.decide import (
 )
 from dicache.runtime.memory_plan import MemoryPlan
 from dicache.runtime.module_call import ModuleCall
-from dicache.runtime.pricing import Priced
 from dicache.runtime.probing import Probing
 from dicache.runtime.run_state import Call, SiteState
 from dicache.tensors import history
@@ -37,7 +37,7 @@ from dicache.tensors.tree import Tree, shapes_of
 from dicache.types import Rows
 
 ALL = slice(None)
-Known = tuple[Evidence, Priced]
+PricedEvidence = tuple[Evidence, Priced]
 """What is known of a site, and what skipping it costs."""
 Deciding = Callable[[Call], Rows | None]
 """Which rows of a call compute, (R,) bool; None for all."""
@@ -87,16 +87,17 @@ class EvaluationSite:
     # Deciding.
 
     def decide(
-        self, call: Call, rows: slice = ALL, *, difference: bool = False, known: Known | None = None
+        self, call: Call, rows: slice = ALL, *, difference: bool = False, priced: PricedEvidence | None = None
     ) -> Rows | None:
         """Which rows compute, (R,) bool; None for all. The first call of a step decides, by its first samples from
-        `rows` on; by what is `known`, where that was asked for already.
+        `rows` on; by what is `priced`, where that was asked for already.
         """
         run, state = call.run, call.run.states[0]
         if run.samples == 0 or run.apart:
             return None
-        if state.judgement is None and known is not None:
-            state.judgement, state.controller = decide_site(self.config, run, state, *known)
+        # What requests that step together are told at once is what each would be told here.
+        if state.judgement is None and priced is not None:
+            state.judgement, state.controller = decide_site(self.config, run, state, *priced)
         if state.judgement is None:
             histories = state.histories.get(call.branch)
             if histories is not None and rows != ALL:

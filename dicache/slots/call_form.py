@@ -28,19 +28,19 @@ class CallForms:
     """Of one family's denoiser."""
 
     def __init__(self, family: Family) -> None:
-        self.times, self.forms = family.time, dict[Hashable, CallForm]()
+        self.times, self.by_shape = family.time, dict[Hashable, CallForm]()
 
     def of(self, inputs: Mapping[str, Tree], named: Mapping[str, Tree], rows: int) -> CallForm:
         """`named` holds what stands in dictionaries among `inputs` too, each by its name."""
-        seen = rows, *(self._seen(name, value) for name, value in inputs.items())
-        form = None if None in seen else self.forms.get(seen)
-        if form is None:
+        facts = rows, *(self._seen(name, value) for name, value in inputs.items())
+        alike = None if None in facts else self.by_shape.get(facts)
+        if alike is None:
             layout = layout_of(inputs, rows, self.times)
-            form = CallForm(call_key(named), layout, kind_of(inputs, layout))
-            if None not in seen:
-                self.forms = {} if len(self.forms) >= MOST else self.forms
-                self.forms[seen] = form
-        return form
+            alike = CallForm(call_key(named), layout, kind_of(inputs, layout))
+            if None not in facts:
+                self.by_shape = {} if len(self.by_shape) >= MOST else self.by_shape
+                self.by_shape[facts] = alike
+        return alike
 
     def _seen(self, name: str, value: Tree) -> Hashable:
         """What a form depends on; None where there is more to look at."""

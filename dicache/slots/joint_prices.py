@@ -9,29 +9,29 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
+from dicache.approximators.pricing import growths, per_row, priced, upon_each_other, weights
 from dicache.estimators.amplitude import Amplitude, Amplitudes
 from dicache.estimators.base import Evidence
-from dicache.runtime.decide import evidence_of, guidance_of, typical_error
-from dicache.runtime.evaluation_site import EvaluationSite, Known, target_of
-from dicache.runtime.pricing import growths, per_row, priced, standing_of, upon_each_other, weights
+from dicache.runtime.decide import evidence_of, guidance_of, standing_of, typical_error
+from dicache.runtime.evaluation_site import EvaluationSite, PricedEvidence, target_of
 from dicache.runtime.run_state import Call
 
 Asking = tuple[EvaluationSite, Call]
 
 
-def known_together(asking: Sequence[Asking]) -> list[Known | None]:
+def priced_together(asking: Sequence[Asking]) -> list[PricedEvidence | None]:
     """Of each what is known and what skipping costs; None for those that are to be asked alone."""
     groups = dict[Hashable, list[int]]()
     for i, one in enumerate(asking):
         kind = _kind(*one)
         if kind is not None:
             groups.setdefault(kind, []).append(i)
-    known: list[Known | None] = [None] * len(asking)
+    answers: list[PricedEvidence | None] = [None] * len(asking)
     for indices in groups.values():
         if len(indices) > 1:
-            for i, each in zip(indices, _known([asking[i] for i in indices]), strict=True):
-                known[i] = each
-    return known
+            for i, each in zip(indices, _priced([asking[i] for i in indices]), strict=True):
+                answers[i] = each
+    return answers
 
 
 def _kind(strategy: EvaluationSite, call: Call) -> Hashable:
@@ -48,26 +48,26 @@ def _kind(strategy: EvaluationSite, call: Call) -> Hashable:
     return *map(id, config.approximators), config.estimator, remembered, walks, run.step.half_log_snr is None
 
 
-def _known(asking: Sequence[Asking]) -> list[Known]:
+def _priced(asking: Sequence[Asking]) -> list[PricedEvidence]:
     config, runs = asking[0][0].config, [call.run for _, call in asking]
     states, samples = [run.states[0] for run in runs], [run.samples for run in runs]
     histories = [state.histories[call.branch] for state, (_, call) in zip(states, asking, strict=True)]
-    pasts = [each.outputs.times[:, :n] for each, n in zip(histories, samples, strict=True)]
-    times, time = torch.cat(pasts, dim=1), per_row([run.time for run in runs], samples)
+    past_times = [each.outputs.times[:, :n] for each, n in zip(histories, samples, strict=True)]
+    times, time = torch.cat(past_times, dim=1), per_row([run.time for run in runs], samples)
     walks = runs[0].step.timetable is not None and runs[0].step.timetable.random
     growth = growths(config.approximators, times, time, random=walks)
     weighed = weights(config.approximators, times, time, torch.cat([guidance_of(run) for run in runs]))
     typical = [typical_error(run.step) for run in runs]
     usual = None if typical[0] is None else per_row([each for each in typical if each is not None], samples)[:, None]
-    evidence = Evidence(growth, time, time, usual)  # type: ignore[arg-type]  # one number a row; innovations: not read
+    seen = Evidence(growth, time, time, usual)  # type: ignore[arg-type]  # one number a row; innovations: not read
     amplitudes = Amplitudes(*(torch.cat(each) for each in zip(*(state.estimator for state in states), strict=True)))
     standings = [standing_of(run, state) for run, state in zip(runs, states, strict=True)]
     standing = upon_each_other(standings, samples)
-    price = priced(config, standing, growth, weighed, config.estimator.predict(evidence, amplitudes))
-    known, begin = list[Known](), 0
-    for (strategy, call), past, n in zip(asking, histories, samples, strict=True):
+    price = priced(config.actions, standing, growth, weighed, config.estimator.predict(seen, amplitudes))
+    answers, begin = list[PricedEvidence](), 0
+    for (strategy, call), own_histories, n in zip(asking, histories, samples, strict=True):
         rows = slice(begin, begin := begin + n)
         laws = growth[rows], None if weighed is None else weighed[rows]
-        own = evidence_of(strategy.config, call.run, strategy.meter, past, target_of(call), laws)
-        known.append((own, price.of(rows)))
-    return known
+        evidence = evidence_of(strategy.config, call.run, strategy.meter, own_histories, target_of(call), laws)
+        answers.append((evidence, price.of(rows)))
+    return answers

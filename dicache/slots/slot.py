@@ -25,7 +25,7 @@ from dicache.models.family import Family
 from dicache.planning.budget import Budget
 from dicache.reporting.callbacks import Callbacks
 from dicache.reporting.of_sessions import Reported
-from dicache.runtime.evaluation_site import EvaluationSite, Known
+from dicache.runtime.evaluation_site import EvaluationSite, PricedEvidence
 from dicache.runtime.module_call import RowsToRun
 from dicache.runtime.owner import Owner
 from dicache.runtime.run_state import Inputs
@@ -115,13 +115,13 @@ class SlotCall:
         inputs: Mapping[str, Tree],
         named: Mapping[str, Tree],
         branch: str | None,
-        forms: CallForms,
+        call_forms: CallForms,
     ) -> None:
         """`named` holds what stands in dictionaries among `inputs` too, each by its name."""
         self.slot, self.inputs, self.named, self.branch = slot, inputs, named, branch
         self.latent = latent_of(slot.family, named)
         self.rows = len(self.latent)
-        self.key, self.layout, self.kind = forms.of(inputs, named, self.rows)
+        self.key, self.layout, self.kind = call_forms.of(inputs, named, self.rows)
         self.part: CallRows | None = None
         """What is to be computed of it; None for nothing."""
 
@@ -147,15 +147,16 @@ class SlotCall:
     def asking(self) -> Asking | None:
         """Who decides, where something is to be decided: all rows compute until what they give and cost is known."""
         slot, session = self.slot, self.slot._session
-        known = session.call is not None and self.key in slot.outputs and "" in session.meter.costs
-        return (slot.strategy, session.call) if known and session.call is not None else None
+        if session.call is None or self.key not in slot.outputs or "" not in session.meter.costs:
+            return None
+        return slot.strategy, session.call
 
-    def decide(self, known: Known | None = None) -> None:
-        """Which rows compute; by what is `known`, where that was asked for already."""
+    def decide(self, priced: PricedEvidence | None = None) -> None:
+        """Which rows compute; by what is `priced`, where that was asked for already."""
         rows, asking, started = RowsToRun(self.rows), self.asking, time.perf_counter()
         if asking is not None:
             strategy, call = asking
-            call.rows_to_run = rows = rows.of(strategy.decide(call, known=known), self.latent.device)
+            call.rows_to_run = rows = rows.of(strategy.decide(call, priced=priced), self.latent.device)
             call.run.overhead += time.perf_counter() - started
         if not rows.none:
             some = rows_apart(rows.computed, self.latent.device)

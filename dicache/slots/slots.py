@@ -22,9 +22,9 @@ from dicache.models.family import Batch
 from dicache.planning.budget import Budget
 from dicache.reporting.callbacks import Callbacks
 from dicache.runtime.end_of_step import tell
-from dicache.runtime.evaluation_site import Known
+from dicache.runtime.evaluation_site import PricedEvidence
 from dicache.slots.call_form import CallForms
-from dicache.slots.joint_prices import known_together
+from dicache.slots.joint_prices import priced_together
 from dicache.slots.joint_runs import JointRuns
 from dicache.slots.slot import Slot, SlotCall
 from dicache.solvers.clock import Loop, SchedulerClock
@@ -58,7 +58,7 @@ class Slots:
         self.attachment, self.compose, self.scheduler = attachment, compose, scheduler
         self.callbacks = callbacks
         self.lock, self.all = RLock(), list[Slot]()
-        self.forms = CallForms(attachment.family)
+        self.call_forms = CallForms(attachment.family)
         self.runs = JointRuns(attachment.denoiser, together=attachment.family.batch is Batch.SAMPLE)
         self.changes, self.change = 0, ""
         """How often the weights became others, and how they did last."""
@@ -138,8 +138,8 @@ class Slots:
             if calls:
                 self._look_around(list(calls.values()))
             failures = self._each(calls, self._begin)
-            known = self._known(calls)
-            failures |= self._each(calls, lambda call: call.decide(known.get(id(call))))
+            prices = self._prices(calls)
+            failures |= self._each(calls, lambda call: call.decide(prices.get(id(call))))
             results |= failures
             with self._resting():
                 outputs = self.runs.run(calls, group)
@@ -167,7 +167,7 @@ class Slots:
             named = self.attachment.calls.by_name((), own_inputs)
         except TypeError as error:
             raise SlotError(f"{slot.family.model} is not called like that: {error}.") from error
-        return SlotCall(slot, own_inputs, named, branch, self.forms)
+        return SlotCall(slot, own_inputs, named, branch, self.call_forms)
 
     def _look_around(self, calls: Sequence[SlotCall]) -> None:
         """Whether the model is another than at the step before; once for all of them."""
@@ -189,14 +189,14 @@ class Slots:
                 del calls[i]
         return failures
 
-    def _known(self, calls: Mapping[int, SlotCall]) -> dict[int, Known | None]:
+    def _prices(self, calls: Mapping[int, SlotCall]) -> dict[int, PricedEvidence | None]:
         """What is known of those that decide and what skipping costs them, by the `id` of the call."""
         asking = {id(call): asked for call in calls.values() if (asked := call.asking) is not None}
         started = time.perf_counter()
-        known = dict(zip(asking, known_together(list(asking.values())), strict=True))
+        prices = dict(zip(asking, priced_together(list(asking.values())), strict=True))
         for _, call in asking.values():
             call.run.overhead += (time.perf_counter() - started) / len(asking)
-        return known
+        return prices
 
     def _begin(self, call: SlotCall) -> None:
         before, call.slot.changes = call.slot.changes, self.changes

@@ -89,18 +89,18 @@ def test_other_estimators_are_asked_run_by_run(pipe):
 def test_forms_of_calls_are_told_apart_and_not_kept_forever(pipe):
     with dicache.enable(pipe, error_budget=0.05) as cache:
         family = cache._slots.attachment.family
-    forms, inputs = CallForms(family), Requested(pipe, 1, 4).inputs
-    form = forms.of(inputs, inputs, 1)
-    assert forms.of({**inputs, "hidden_states": inputs["hidden_states"] + 1}, inputs, 1) is form
+    call_forms, inputs = CallForms(family), Requested(pipe, 1, 4).inputs
+    form = call_forms.of(inputs, inputs, 1)
+    assert call_forms.of({**inputs, "hidden_states": inputs["hidden_states"] + 1}, inputs, 1) is form
     for other in (
         {**inputs, "hidden_states": inputs["hidden_states"][:, :8]},
         {**inputs, "return_dict": True},
         {**inputs, "joint_attention_kwargs": {"scale": 0.5}},
         {**inputs, "guidance": torch.ones(1)},
     ):
-        assert forms.of(other, other, 1).kind != form.kind
+        assert call_forms.of(other, other, 1).kind != form.kind
     for k in range(MOST + 1):
-        forms.of({**inputs, "joint_attention_kwargs": {"scale": k}}, inputs, 1)
-    assert len(forms.forms) <= MOST
+        call_forms.of({**inputs, "joint_attention_kwargs": {"scale": k}}, inputs, 1)
+    assert len(call_forms.by_shape) <= MOST
     unknown = {**inputs, "joint_attention_kwargs": {"object": object()}}
-    assert forms.of(unknown, unknown, 1).kind == forms.of(unknown, unknown, 1).kind
+    assert call_forms.of(unknown, unknown, 1).kind == call_forms.of(unknown, unknown, 1).kind

@@ -4,7 +4,6 @@ Nothing here depends on which run a row is of: where runs are priced together, w
 one number for each row, (B,). Users' laws are asked run by run, since they are promised one time for all rows.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,9 +11,6 @@ import torch
 from torch import Tensor
 
 from dicache.approximators.base import Approximator
-from dicache.config import Config
-from dicache.planning.error_law import REMAINS
-from dicache.runtime.run_state import Run, SiteState
 from dicache.tensors.contract import check_tensor, is_users
 from dicache.types import Grid, Rows
 
@@ -50,19 +46,6 @@ class Priced(NamedTuple):
 
     def of(self, rows: slice) -> "Priced":
         return Priced(*(each[rows] for each in self))
-
-
-def standing_of(run: Run, state: SiteState) -> Standing:
-    """Nothing is free for want of a number: what was never measured is nan here, and its cost inf."""
-    survives = run.guided.surviving_share
-    if survives is not None and run.guided.watched:
-        survives = survives.clamp(min=1.0)  # whether the model forgets early errors nobody knows
-    return Standing(
-        run.step.coefficient,
-        math.nan if run.scale is None else run.scale,
-        (math.nan if state.inside else 1.0) if state.share is None else state.share,
-        REMAINS if survives is None else survives,
-    )
 
 
 def upon_each_other(standings: Sequence[Standing], samples: Sequence[int]) -> Standing:
@@ -112,19 +95,20 @@ def _weight(approximator: Approximator, times: Tensor, time: float | Rows, guida
     return weight
 
 
-def priced(config: Config, standing: Standing, growth: Grid, weights: Grid | None, predicted: Grid) -> Priced:
+def priced(actions: Tensor, standing: Standing, growth: Grid, weights: Grid | None, predicted: Grid) -> Priced:
+    """By what errors are predicted, (B, A); `actions` are those of the approximators, (A,)."""
     fillable = growth.isfinite() & (growth > 0)
     weighed = predicted if weights is None else predicted * weights
     weighed = torch.where(weighed.isinf() & fillable, UNKNOWN, weighed)
-    error, cost, action = cost_of_best(config, standing, predicted, weighed)
+    error, cost, action = cost_of_best(actions, standing, predicted, weighed)
     return Priced(predicted, weighed, error, cost, action, fillable.any(1))
 
 
-def cost_of_best(config: Config, standing: Standing, predicted: Grid, weighed: Grid) -> tuple[Rows, Rows, Rows]:
+def cost_of_best(actions: Tensor, standing: Standing, predicted: Grid, weighed: Grid) -> tuple[Rows, Rows, Rows]:
     """Error, cost and action of the approximator that is predicted to err least, as their errors are `weighed`."""
     best = weighed.min(1).indices
     error = predicted.gather(1, best[:, None])[:, 0]
     cost = error * standing.share * standing.coefficient * standing.scale * standing.survives
     cost = cost.nan_to_num(torch.inf, torch.inf)
     cost = torch.where(cost > 0, cost, torch.inf)  # what seems to cost nothing is not known
-    return error, cost, config.actions[best]
+    return error, cost, actions[best]
