@@ -126,6 +126,7 @@ MOVED = {
     "dicache.schedule": "dicache.schedules.schedule",
     "dicache.schedule_file": "dicache.schedules.schedule_file",
     "dicache.sensitivity": "dicache.measuring.gap_weights",
+    "dicache.serve.twin": "dicache.slots.twin",
     "dicache.session": "dicache.runtime.session",
     "dicache.shelf": "dicache.promise.choose_profile",
     "dicache.streams": "dicache.tensors.block_output",

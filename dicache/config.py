@@ -4,7 +4,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from dicache.approximators.base import Approximator, check_attributes
 from dicache.approximators.hold import Reuse
@@ -95,6 +99,16 @@ class Config:
             raise ModeError(
                 f"{reading[0]} guesses the denoiser's output, these sites are parts of one. Use Extrapolate()."
             )
+
+    @cached_property
+    def needs(self) -> Tensor:
+        """Of each approximator how many exact values it needs, (A,)."""
+        return torch.tensor([a.needs for a in self.approximators])
+
+    @cached_property
+    def actions(self) -> Tensor:
+        """What each of them counts as, (A,)."""
+        return torch.tensor([int(a.action) for a in self.approximators])
 
     @property
     def judged_by_others(self) -> list[str]:

@@ -5,8 +5,9 @@
 
 It needs `pip install 'dicache[serve]'`. The server runs in a process of its own, which has all cores; the clients only
 wait. Each client asks for the next request when it has the answer to the one before. Both arms draw the same captions
-with the same seeds. Printed are images a second, the seconds of a request in the median and in nine of ten, and
-executed work as the server counts it.
+with the same seeds, by turns where there are several rounds. Printed are images a second, the seconds of a request in
+the median and in nine of ten, executed work as the server counts it, and the seconds of processors that an image took,
+which are about the same whatever else the machine does.
 """
 
 import argparse
@@ -33,6 +34,8 @@ from dicache.serve import app
 
 BUDGETS = (0.02, 0.05, 0.1, 0.2)
 CANCELLED, POISONED = 0.05, 0.01
+COUNTED = {"work", "served", "calls_a_step"}
+"""What is no matter of speed."""
 PATIENCE = 600.0
 """Seconds that a client waits for an answer."""
 
@@ -118,34 +121,51 @@ def load(
     return answers
 
 
-def arm(client: Client, bodies: list[dict[str, Any]], clients: int) -> dict[str, float]:
+class Round(NamedTuple):
+    """Of one arm: what it took, and by how much the server's counters rose."""
+
+    answers: list[Answer]
+    wall: float
+    risen: dict[str, float]
+
+
+def one_round(client: Client, bodies: list[dict[str, Any]], clients: int) -> Round:
     before, started = client.numbers(), time.monotonic()
     answers = load(client, bodies, clients)
     wall, after = time.monotonic() - started, client.numbers()
+    return Round(answers, wall, {name: value - before.get(name, 0.0) for name, value in after.items()})
+
+
+def arm(rounds: list[Round]) -> dict[str, float]:
+    answers = [answer for each in rounds for answer in each.answers]
     seconds = sorted(answer.seconds for answer in answers)
-    executed, uncached = (
-        after[f'dicache_macs_total{{kind="{kind}"}}'] - before[f'dicache_macs_total{{kind="{kind}"}}']
-        for kind in ("executed", "uncached")
-    )
+
+    def risen(name: str) -> float:
+        return sum(each.risen[name] for each in rounds)
+
     return {
-        "images_per_second": len(answers) / wall,
+        "images_per_second": len(answers) / sum(each.wall for each in rounds),
         "p50": statistics.median(seconds),
         "p90": seconds[int(0.9 * len(seconds))],
-        "work": executed / uncached,
+        "work": risen('dicache_macs_total{kind="executed"}') / risen('dicache_macs_total{kind="uncached"}'),
         "served": sum(answer.status == 200 for answer in answers),
-        "calls_a_step": (after["dicache_calls_total"] - before["dicache_calls_total"])
-        / (after["dicache_steps_total"] - before["dicache_steps_total"]),
+        "calls_a_step": risen("dicache_calls_total") / risen("dicache_steps_total"),
+        "processor_seconds_an_image": risen("process_cpu_seconds_total") / len(answers),
     }
 
 
-def compared(client: Client, requests: int, clients: int, steps: int) -> dict[str, Any]:
+def compared(client: Client, requests: int, clients: int, steps: int, rounds: int = 1) -> dict[str, Any]:
     captions = list(islice(prompts("calibration", requests), requests))
     common = [{"prompt": caption, "steps": steps, "seed": k, "guidance": 3.5} for k, caption in enumerate(captions)]
-    arm(client, [{**body, "error_budget": 0.0, "steps": 4} for body in common[:clients]], clients)  # nothing is cold
-    plain = arm(client, [{**body, "error_budget": 0.0} for body in common], clients)
-    cached = arm(client, [{**body, "error_budget": BUDGETS[k % 4]} for k, body in enumerate(common)], clients)
-    ratios = {name: cached[name] / plain[name] for name in ("images_per_second", "p50", "p90")}
-    return {"requests": requests, "clients": clients, "steps": steps, "uncached": plain, "cached": cached} | ratios
+    one_round(client, [{**body, "error_budget": 0.0, "steps": 4} for body in common[:clients]], clients)  # warms up
+    plain, cached = list[Round](), list[Round]()
+    for _ in range(rounds):
+        plain.append(one_round(client, [{**body, "error_budget": 0.0} for body in common], clients))
+        budgets = [{**body, "error_budget": BUDGETS[k % 4]} for k, body in enumerate(common)]
+        cached.append(one_round(client, budgets, clients))
+    arms = {"uncached": arm(plain), "cached": arm(cached)}
+    ratios = {name: value / arms["uncached"][name] for name, value in arms["cached"].items() if name not in COUNTED}
+    return {"requests": requests, "clients": clients, "steps": steps, "rounds": rounds, **arms} | ratios
 
 
 def soaked(client: Client, requests: int, clients: int) -> dict[str, Any]:
@@ -172,6 +192,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--requests", type=int, default=48)
     parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--rounds", type=int, default=1, help="how often each arm is drawn, by turns")
     parser.add_argument("--soak", type=int, default=0, help="so many small requests in the place of the comparison")
     parser.add_argument("--out", type=Path, default=RESULTS / "serving.json")
     args = parser.parse_args()
@@ -186,7 +207,7 @@ def main() -> None:
         if args.soak:
             facts = soaked(client, args.soak, args.clients)
         else:
-            facts = compared(client, args.requests, args.clients, args.steps)
+            facts = compared(client, args.requests, args.clients, args.steps, args.rounds)
     finally:
         server.terminate()
         server.join()

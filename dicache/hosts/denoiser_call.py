@@ -37,7 +37,7 @@ from dicache.runtime.session import Session
 from dicache.tensors.tree import Tree, filled, plain, tensors
 from dicache.types import Kind
 
-WRITES = attrgetter("_version")
+WRITES, TIMES = attrgetter("_version"), (Tensor, float, int, SupportsFloat)
 ADAPTED, WRITTEN = "the LoRA was changed", "the weights were changed"
 
 
@@ -56,6 +56,9 @@ class DenoiserCalls(Uncopied):
         self.denoiser, self.family, self.session = denoiser, family, session
         self.hooks, self.compilation, self.branch = hooks, compilation, branch
         self.signature = inspect.signature(type(denoiser).forward)
+        _, *parameters = self.signature.parameters.values()
+        self.named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        """Its arguments that have names of their own, in their order."""
         self.adapters, self.weights = Adapters(denoiser), Weights(denoiser)
         self.by_branch = any(site.kind is Kind.BRANCH for site in session.sites)
         self.writes, self.arguments = 0, dict[str, Tree]()
@@ -101,8 +104,11 @@ class DenoiserCalls(Uncopied):
 
     def by_name(self, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> dict[str, Tree]:
         """The denoiser's arguments; what stands in a dict, or what is left over for **kwargs, by its own name too."""
-        bound = self.signature.bind_partial(self.denoiser, *args, **kwargs).arguments
-        named = {name: value for name, value in bound.items() if value is not self.denoiser}
+        if not args and kwargs.keys() <= self.named.keys():  # bound at once: this is asked at every call
+            named = {name: kwargs[name] for name in self.named if name in kwargs}
+        else:
+            bound = self.signature.bind_partial(self.denoiser, *args, **kwargs).arguments
+            named = {name: value for name, value in bound.items() if value is not self.denoiser}
         inside = [value for value in named.values() if isinstance(value, Mapping)]
         for name, value in (item for mapping in inside for item in mapping.items()):
             named.setdefault(str(name), value)
@@ -191,12 +197,13 @@ def _holds_cache(arguments: Mapping[str, Tree]) -> bool:
 
 def timestep_of(family: Family, arguments: Mapping[str, Tree]) -> Tree:
     """Among a denoiser's arguments; None if there is none."""
-    return next((arguments[name] for name in family.time if isinstance(arguments.get(name), SupportsFloat)), None)
+    return next((time for name in family.time if isinstance(time := arguments.get(name), TIMES)), None)
 
 
 def conditions_of(family: Family, arguments: Mapping[str, Tree], latent: Tensor) -> dict[str, Tree]:
     """All that a denoiser is called with but what is denoised, and the time."""
-    named = {name: value for name, value in arguments.items() if name not in (*family.latents, *family.time)}
+    other = (*family.latents, *family.time)
+    named = {name: value for name, value in arguments.items() if name not in other}
     first = next(iter(arguments), "")
     return {
         name: {key: each for key, each in value.items() if key in named} if isinstance(value, Mapping) else value
@@ -210,10 +217,12 @@ def marks_of(conditions: Mapping[str, Tree]) -> Marks | None:
     objects = tuple(None if isinstance(value, Mapping) and not value else value for value in conditions.values())
     facts = []
     for name, value in zip(conditions, objects, strict=True):
-        counted = isinstance(value, Tensor) and not value.is_inference()
-        if not counted and not (value is None or isinstance(value, bool | str)):
+        writes = 0
+        if isinstance(value, Tensor) and not value.is_inference():
+            writes = value._version
+        elif not (value is None or isinstance(value, bool | str)):
             return None
-        facts.append((name, id(value), value._version if isinstance(value, Tensor) else 0))
+        facts.append((name, id(value), writes))
     return Marks(tuple(facts), objects)
 
 

@@ -27,6 +27,7 @@ from dicache.defaults import for_budget, for_speedup
 from dicache.models.family import Family
 from dicache.planning.budget import Budget
 from dicache.reporting.report import Report
+from dicache.slots.call_form import CallForms
 from dicache.slots.joint_calls import CallRows, joined
 from dicache.slots.slot import Slot, SlotCall
 from dicache.solvers.loop_clock import DeclaredClock, LoopClock
@@ -36,6 +37,7 @@ from dicache.tensors.mac_meter import MacCounter
 Apply = Callable[..., Tensor]
 LATENT, TIME = "x", "t"
 """What `apply_model` calls its first two arguments."""
+FAMILY = Family(model="ComfyUI model", stacks=(LATENT,), latents=(LATENT,), time=(TIME,))
 
 
 class ComfyCache:
@@ -47,6 +49,7 @@ class ComfyCache:
         self.slot: Slot | None = None
         self.sigmas: tuple[float, ...] = ()
         self.costs: dict[object, float] = {}
+        self.call_forms = CallForms(FAMILY)
 
     def __call__(self, apply_model: Apply, arguments: Mapping[str, Any]) -> Tensor:
         """As ComfyUI calls a wrapper; the denoised latent, (chunks * B, ...)."""
@@ -54,8 +57,9 @@ class ComfyCache:
         options = inputs.get("transformer_options", {})
         slot = self._slot(options.get("sample_sigmas"))
         watched = {name: value for name, value in inputs.items() if name != "transformer_options"}
-        call = SlotCall(slot, inputs, watched, _branch(arguments.get("cond_or_uncond"), options))
+        call = SlotCall(slot, inputs, watched, _branch(arguments.get("cond_or_uncond"), options), self.call_forms)
         call.begin("", self.costs.get(call.key))
+        call.decide()
         everything = CallRows(inputs, call.layout, None, call.latent.device)
         call.compute_all_or_none(everything)
         try:
@@ -86,8 +90,7 @@ class ComfyCache:
                 self.slot.leave()
             self.sigmas = times
             config, budget = self._terms()
-            family = Family(model="ComfyUI model", stacks=(LATENT,), latents=(LATENT,), time=(TIME,))
-            self.slot = Slot(family, config, self._clock(times), budget)
+            self.slot = Slot(FAMILY, config, self._clock(times), budget)
         return self.slot
 
     def _terms(self) -> tuple[Config, Budget | None]:

@@ -9,6 +9,7 @@ Without calibration nothing better is known of how far a block's error reaches t
 Every function here is a question: it changes nothing, and whoever asks assigns the answer.
 """
 
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from dicache.approximators.base import Approximator, Histories, Target
 from dicache.approximators.linear import Extrapolate, extrapolate
+from dicache.approximators.pricing import UNKNOWN, Priced, Standing, growths, priced, weights
 from dicache.config import Config
 from dicache.controllers.base import refused
 from dicache.estimators.base import Evidence
@@ -26,11 +28,6 @@ from dicache.tensors.contract import check_own, check_tensor, is_users
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.norms import relative_change
 from dicache.types import Action, Decision, Grid, Quote, Reason, Rows, Step
-
-UNKNOWN = 1e300
-"""Stands for errors of which nothing is known, of approximators that could fill in: behind every known one, and before
-those that cannot.
-"""
 
 # What is known.
 
@@ -49,9 +46,16 @@ def no_evidence(config: Config, run: Run, feature: Tensor | None = None) -> Evid
     )
 
 
-def evidence_of(config: Config, run: Run, meter: Meter, histories: Histories | None, target: Target) -> Evidence:
+def evidence_of(
+    config: Config,
+    run: Run,
+    meter: Meter,
+    histories: Histories | None,
+    target: Target,
+    laws: tuple[Grid, Grid | None] | None = None,
+) -> Evidence:
     """Of one site, before it is computed in the step's first call; `histories` is that of the branch that is called,
-    None where it was never computed.
+    None where it was never computed; `laws` are growths and weights where they were asked for already.
     """
     nothing, timetable = no_evidence(config, run, target.feature), run.step.timetable
     if histories is None:
@@ -61,17 +65,13 @@ def evidence_of(config: Config, run: Run, meter: Meter, histories: Histories | N
         guess = guesses(config, meter, histories, target, [index]).get(index)
         return None if guess is None else guess[: run.samples]
 
-    # Errors grow evenly in half log SNR and not in sigma, so laws are asked in that time wherever it is known.
-    times = histories.outputs.times[:, : run.samples]
-    growth = torch.stack([_growth(a, times, run.time) for a in config.approximators], dim=1)
-    if timetable is not None and timetable.random:  # whatever fills in, outputs walk at random under new noise
-        growth = torch.where(growth.isnan(), growth, (run.time - times[0]).abs().sqrt()[:, None])
+    growth, weighed = laws or _laws(config, run, histories.outputs.times[:, : run.samples])
     evidence = nothing._replace(
         growth=growth,
         timetable=timetable is not None or not run.guided.watched,
-        typical=_typical(run.step),
+        typical=typical_error(run.step),
         guess=guess,
-        weights=_weights(config, run, times),
+        weights=weighed,
     )
     features = histories.features
     if target.feature is None or len(features.values) < 2 or not config.estimator.reads_innovation:
@@ -82,21 +82,18 @@ def evidence_of(config: Config, run: Run, meter: Meter, histories: Histories | N
     return evidence._replace(innovation=moved, innovation_growth=growth)
 
 
-def _weights(config: Config, run: Run, times: Tensor) -> Grid | None:
-    if all(type(a).weigh is Approximator.weigh for a in config.approximators):
-        return None
-    scale = torch.ones(run.samples, dtype=torch.float64) if run.guided.strength is None else run.guided.strength
-    return torch.stack([_weight(a, times, run.time, scale) for a in config.approximators], dim=1)
+def _laws(config: Config, run: Run, times: Tensor) -> tuple[Grid, Grid | None]:
+    walks = run.step.timetable is not None and run.step.timetable.random
+    growth = growths(config.approximators, times, run.time, random=walks)
+    return growth, weights(config.approximators, times, run.time, guidance_of(run))
 
 
-def _weight(approximator: Approximator, times: Tensor, time: float, scale: Rows) -> Rows:
-    weight = approximator.weigh(times, time, scale)
-    if is_users(type(approximator)):
-        check_tensor(weight, scale.shape, f"{type(approximator).__name__}.weigh", "one number a row, on the host")
-    return weight
+def guidance_of(run: Run) -> Rows:
+    """Its scale, (B,), 1 without."""
+    return torch.ones(run.samples, dtype=torch.float64) if run.guided.strength is None else run.guided.strength
 
 
-def _typical(step: Step) -> float | None:
+def typical_error(step: Step) -> float | None:
     """What outputs are usually wrong by, by the law."""
     if step.half_log_snr is None:
         return None
@@ -113,16 +110,6 @@ def foresee(config: Config, state: SiteState, evidence: Evidence, histories: His
     enough = [a for a in config.approximators if len(histories.outputs.values) >= a.needs]
     pairs = (pair for approximator in enough for pair in approximator.pairs(histories, target))
     evidence.sums.foresee([*config.estimator.pairs(evidence, state.estimator), *pairs])
-
-
-def _growth(approximator: Approximator, times: Tensor, time: float) -> Rows:
-    """nan where the history is too short, or was made short to save memory."""
-    if len(times) < approximator.needs:
-        return torch.full(times.shape[1:], torch.nan, dtype=torch.float64)
-    growth = approximator.growth(times, time)
-    if is_users(type(approximator)):
-        check_tensor(growth, times.shape[1:], f"{type(approximator).__name__}.growth", "one number a row, on the host")
-    return growth
 
 
 def guesses(
@@ -159,14 +146,32 @@ def guess_cost(approximator: Approximator, site: str) -> Hashable:
 # What is decided.
 
 
-def decide_site(config: Config, run: Run, state: SiteState, evidence: Evidence) -> tuple[Judgement, Any]:
-    """One site, and the state that its controller goes on with."""
-    return _judged(config, run, state, evidence, _predicted(config, state, evidence))
+def decide_site(
+    config: Config, run: Run, state: SiteState, evidence: Evidence, price: Priced | None = None
+) -> tuple[Judgement, Any]:
+    """One site, and the state that its controller goes on with; `price` where it was asked for already."""
+    return _judged(config, run, state, evidence, price or _price(config, run, state, evidence))
 
 
-def _judged(config: Config, run: Run, state: SiteState, evidence: Evidence, predicted: Grid) -> tuple[Judgement, Any]:
+def _price(config: Config, run: Run, state: SiteState, evidence: Evidence, predicted: Grid | None = None) -> Priced:
+    predicted = predicted_errors(config, state, evidence) if predicted is None else predicted
+    return priced(config.actions, standing_of(run, state), evidence.growth, evidence.weights, predicted)
+
+
+def standing_of(run: Run, state: SiteState) -> Standing:
+    """What its prices depend on beside errors."""
+    survives = run.guided.surviving_share
+    if survives is not None and run.guided.watched:
+        survives = survives.clamp(min=1.0)  # whether the model forgets early errors nobody knows
+    # Nothing is free for want of a number: what was never measured is nan here, and its cost inf.
+    scale, unseen = math.nan if run.scale is None else run.scale, math.nan if state.inside else 1.0
+    share = unseen if state.share is None else state.share
+    return Standing(run.step.coefficient, scale, share, REMAINS if survives is None else survives)
+
+
+def _judged(config: Config, run: Run, state: SiteState, evidence: Evidence, price: Priced) -> tuple[Judgement, Any]:
     """Where conditions have changed all samples compute, whatever rule decides."""
-    judgement, controller = _asked(config, run, state, evidence, predicted)
+    judgement, controller = _asked(config, run, state, evidence, price)
     if not run.anew:
         return judgement, controller
     return decide_rejected(run, state, judgement, torch.ones_like(judgement.computed), Reason.CHANGED)
@@ -176,8 +181,9 @@ def decide_together(config: Config, run: Run, evidences: Sequence[Evidence]) -> 
     """One decision for all sites, on the mean of what is predicted of them; the first one's rule takes it, and goes on
     with the state.
     """
-    grids = [_predicted(config, state, evidence) for evidence, state in zip(evidences, run.states, strict=True)]
-    judgement, controller = _judged(config, run, run.states[0], evidences[0], torch.stack(grids).mean(0))
+    grids = [predicted_errors(config, state, evidence) for evidence, state in zip(evidences, run.states, strict=True)]
+    price = _price(config, run, run.states[0], evidences[0], torch.stack(grids).mean(0))
+    judgement, controller = _judged(config, run, run.states[0], evidences[0], price)
     return [judgement._replace(evidence=evidence) for evidence in evidences], controller
 
 
@@ -197,14 +203,11 @@ def decide_rejected(
     return judgement._replace(decision=decision, computed=computed, stored=stored), controller
 
 
-def _asked(config: Config, run: Run, state: SiteState, evidence: Evidence, predicted: Grid) -> tuple[Judgement, Any]:
-    fillable = evidence.growth.isfinite() & (evidence.growth > 0)
-    weighed = predicted if evidence.weights is None else predicted * evidence.weights
-    weighed = torch.where(weighed.isinf() & fillable, UNKNOWN, weighed)
-    quote = price_of(config, run, state, predicted, weighed)._replace(fills=fillable.any(1))
+def _asked(config: Config, run: Run, state: SiteState, evidence: Evidence, price: Priced) -> tuple[Judgement, Any]:
+    quote = Quote(price.error, price.cost, price.action, run.facts, price.fills)
     decision, controller = state.rule.decide(quote, run.step, state.controller)
-    best = choose_approximator(config, weighed, decision)
-    judgement = Judgement(evidence, predicted, decision, quote, state.controller, best, *_rows_of(decision))
+    best = choose_approximator(config, price.weighed, decision)
+    judgement = Judgement(evidence, price.predicted, decision, quote, state.controller, best, *_rows_of(decision))
     return judgement, controller
 
 
@@ -214,40 +217,22 @@ def _rows_of(decision: Decision) -> tuple[Rows, Rows]:
     return (action == Action.COMPUTE) | (action == Action.UNSTORED), action != Action.UNSTORED
 
 
-def _predicted(config: Config, state: SiteState, evidence: Evidence) -> Grid:
+def predicted_errors(config: Config, state: SiteState, evidence: Evidence) -> Grid:
     """inf for approximators that read more values than are remembered."""
     predicted = config.estimator.predict(evidence, state.estimator)
     if is_users(type(config.estimator)):
         said_by, meaning = f"{type(config.estimator).__name__}.predict", "an error of each approximator, on the host"
         check_tensor(predicted, evidence.growth.shape, said_by, meaning)
-    if state.depth is None:
+    if state.depth is None or all(a.needs <= state.depth for a in config.approximators):
         return predicted
-    return predicted.masked_fill(torch.tensor([a.needs > state.depth for a in config.approximators]), torch.inf)
-
-
-def price_of(config: Config, run: Run, state: SiteState, predicted: Grid, weighed: Grid) -> Quote:
-    """By the approximator that is predicted to err least, as their errors are `weighed`."""
-    best = weighed.min(1).indices
-    error = predicted.gather(1, best[:, None])[:, 0]
-    # Nothing is free for want of a number: what was never measured is nan here, and its cost inf.
-    unknown = torch.full_like(error, torch.nan)
-    scale = unknown if run.scale is None else run.scale
-    share = (unknown if state.inside else 1.0) if state.share is None else state.share
-    survives = REMAINS if run.guided.surviving_share is None else run.guided.surviving_share
-    if run.guided.watched and run.guided.surviving_share is not None:
-        survives = run.guided.surviving_share.clamp(min=1.0)  # whether the model forgets early errors nobody knows
-    cost = (error * share * run.step.coefficient * scale * survives).nan_to_num(torch.inf, torch.inf)
-    cost = torch.where(cost > 0, cost, torch.inf)  # what seems to cost nothing is not known
-    actions = torch.tensor([int(a.action) for a in config.approximators])
-    return Quote(error, cost, actions[best], run.facts)
+    return predicted.masked_fill(config.needs > state.depth, torch.inf)
 
 
 def choose_approximator(config: Config, weighed: Grid, decision: Decision) -> Rows:
     """The approximator with the least error, as they are `weighed`, (B,): of those of the action that was decided on,
     which need not be the one proposed; of all where it computes.
     """
-    actions = torch.tensor([int(a.action) for a in config.approximators])
-    fitting = actions == decision.action
+    fitting = config.actions == decision.action
     fitting = fitting | ~fitting.any(1, keepdim=True)
     # What cannot fill in is inf; clamped, it still comes before the approximators of other actions.
     return torch.where(fitting, weighed.clamp(max=10 * UNKNOWN), torch.inf).min(1).indices
@@ -268,9 +253,15 @@ def rows_to_compute(config: Config, run: Run, state: SiteState, branch: str) -> 
     if run.samples == 0 or state.judgement is None or branch not in state.histories:
         return None
     sigmas = state.histories[branch].outputs.sigmas
-    chunks = sigmas.shape[1] // run.samples
-    needs = torch.tensor([a.needs for a in config.approximators])[state.judgement.best].repeat(chunks)
-    computed = state.judgement.computed.repeat(chunks) | (sigmas.isfinite().sum(0) < needs)
+    # A batch of one branch is asked of at every step, and needs no repetition.
+    needs, computed, chunks = (
+        config.needs[state.judgement.best],
+        state.judgement.computed,
+        sigmas.shape[1] // run.samples,
+    )
+    if chunks > 1:
+        needs, computed = needs.repeat(chunks), computed.repeat(chunks)
+    computed = computed | (sigmas.isfinite().sum(0) < needs)
     return None if bool(computed.all()) else computed
 
 

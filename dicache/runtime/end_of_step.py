@@ -151,9 +151,8 @@ def _first_not_finite(run: Run) -> Tensor:
     """The step at which a sample's latent or what the pipeline got was first not finite, -1 for none so far; (B,), and
     it stays on the device.
     """
-    parts = [
-        t.isfinite().flatten(1).all(1).view(-1, run.samples).all(0) for t in (run.latent, *run.guided.outputs.values())
-    ]
+    parts = [t.isfinite().flatten(1).all(1) for t in (run.latent, *run.guided.outputs.values())]
+    parts = [part if len(part) == run.samples else part.view(-1, run.samples).all(0) for part in parts]
     finite = torch.stack([part.to(run.latent.device) for part in parts]).all(0)
     before = torch.full_like(finite, -1, dtype=torch.long) if run.first_not_finite is None else run.first_not_finite
     return torch.where(finite | (before >= 0), before, run.step.index)
@@ -217,17 +216,20 @@ def remembered_bytes(run: Run) -> int:
 def _record(run: Run, judgements: list[Judgement], truths: list[Truth]) -> Record:
     """Of several sites the worst prediction and error; what was spent adds up in squares."""
     own = [t.errors.gather(1, j.best[:, None])[:, 0] for t, j in zip(truths, judgements, strict=True)]
-    real = torch.stack([torch.where(j.computed, e, torch.nan) for e, j in zip(own, judgements, strict=True)], dim=1)
+    seen = [torch.where(j.computed, e, torch.nan) for e, j in zip(own, judgements, strict=True)]
+    step = run.step.index, run.step.sigma, tuple(run.guided.outputs)
+    if len(judgements) == 1:  # as nearly always: stacking one of each is what noting down costs
+        ((action, reason, spent), predicted) = judgements[0].decision, judgements[0].predicted
+        return Record(*step, action, reason, predicted.min(1).values, seen[0], spent)
+    real = torch.stack(seen, dim=1)
     spent = torch.stack([judgement.decision.spent for judgement in judgements], dim=1)
     return Record(
-        index=run.step.index,
-        sigma=run.step.sigma,
-        branches=tuple(run.guided.outputs),
+        *step,
         action=torch.cat([judgement.decision.action for judgement in judgements], dim=1),
         reason=torch.cat([judgement.decision.reason for judgement in judgements], dim=1),
         predicted=torch.stack([judgement.predicted.min(1).values for judgement in judgements], dim=1).amax(1),
         realised=_worst(real),
-        spent=spent[:, 0] if len(judgements) == 1 else spent.square().sum(1).sqrt(),
+        spent=spent.square().sum(1).sqrt(),
     )
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from dicache.approximators.base import Histories, Target
 from dicache.approximators.noise import noise_of, predicted
+from dicache.approximators.pricing import Priced
 from dicache.config import Config
+from dicache.estimators.base import Evidence
 from dicache.extension import combine
 from dicache.ranks.branches import BranchOutputs
 from dicache.runtime.decide import (
@@ -35,6 +37,8 @@ from dicache.tensors.tree import Tree, shapes_of
 from dicache.types import Rows
 
 ALL = slice(None)
+PricedEvidence = tuple[Evidence, Priced]
+"""What is known of a site, and what skipping it costs."""
 Deciding = Callable[[Call], Rows | None]
 """Which rows of a call compute, (R,) bool; None for all."""
 
@@ -82,18 +86,23 @@ class EvaluationSite:
 
     # Deciding.
 
-    def decide(self, call: Call, rows: slice = ALL, *, difference: bool = False) -> Rows | None:
+    def decide(
+        self, call: Call, rows: slice = ALL, *, difference: bool = False, priced: PricedEvidence | None = None
+    ) -> Rows | None:
         """Which rows compute, (R,) bool; None for all. The first call of a step decides, by its first samples from
-        `rows` on.
+        `rows` on; by what is `priced`, where that was asked for already.
         """
         run, state = call.run, call.run.states[0]
         if run.samples == 0 or run.apart:
             return None
+        # What requests that step together are told at once is what each would be told here.
+        if state.judgement is None and priced is not None:
+            state.judgement, state.controller = decide_site(self.config, run, state, *priced)
         if state.judgement is None:
             histories = state.histories.get(call.branch)
             if histories is not None and rows != ALL:
                 histories = _rows_of(histories, rows)
-            target = _target(call, rows, difference)
+            target = target_of(call, rows, difference)
             evidence = evidence_of(self.config, run, self.meter, histories, target)
             # Where tokens lie on several ranks, all that is going to be read of them is added up in one exchange.
             foresee(self.config, state, evidence, histories, target)
@@ -122,7 +131,7 @@ class EvaluationSite:
         # Exact rows ask all approximators: that is what the next predictions are learned from.
         indices = approximators_to_fill(state) if rows_to_run.none else range(len(self.config.approximators))
         difference = base is not None or fresh is not None
-        guessed = guesses(self.config, self.meter, histories, _target(call, ALL, difference), indices)
+        guessed = guesses(self.config, self.meter, histories, target_of(call, ALL, difference), indices)
         if base is not None:
             guessed = {i: base + guess for i, guess in guessed.items()}
         result = output if rows_to_run.computed is None else self._filled(state, guessed, output, exact)
@@ -172,7 +181,8 @@ class EvaluationSite:
         state.histories[call.branch] = Histories(outputs, features, noises)
 
 
-def _target(call: Call, rows: slice, difference: bool) -> Target:
+def target_of(call: Call, rows: slice = ALL, difference: bool = False) -> Target:
+    """What its guesses are for."""
     feature, step = call.feature, call.run.step
     feature = feature if feature is None or rows == ALL else feature[rows]
     latent, sums = call.latent[rows], call.run.sums

@@ -29,9 +29,10 @@ class RowsToRun(NamedTuple):
 
     def of(self, computed: Rows | None, device: torch.device) -> "RowsToRun":
         """The same call with these rows, (R,) bool."""
-        if computed is None or bool(computed.all()):
+        some = None if computed is None else computed.nonzero().flatten()
+        if computed is None or some is None or len(some) == len(computed):
             return RowsToRun(self.rows, gathered=self.gathered)
-        some = computed.nonzero().flatten().to(device) if bool(computed.any()) else None
+        some = some.to(device) if len(some) else None
         return RowsToRun(self.rows, computed, some, some is None, self.gathered)
 
 

@@ -1,6 +1,6 @@
 """Requests of one pipeline that run at once, whatever their loops, steps and sizes: their denoiser calls meet.
 
-Each request runs the pipeline's own `__call__`, in a thread of its own, on a twin of it (`dicache.serve.twin`). Where
+Each request runs the pipeline's own `__call__`, in a thread of its own, on a twin of it (`dicache.slots.twin`). Where
 the loop calls its denoiser it hands the call in and waits; one thread, the conductor, takes what waits and has all of
 it made together, each for a slot of its own (`dicache.slots`): so a request decides and draws as it would alone, joins
 while others are half-way, and leaves without anybody waiting for it.
@@ -29,7 +29,7 @@ from dicache.reporting.log import LOGGER
 from dicache.reporting.report import Report
 from dicache.serve.conductor import Conductor
 from dicache.serve.request import CancelledError, Request, Served, Totals, again
-from dicache.serve.twin import module_twin, pipeline_twin
+from dicache.slots.twin import module_twin, pipeline_twin
 
 CHANGES = (
     "{} changes how the model's attention computes while it runs (perturbed attention), for all requests that run at "

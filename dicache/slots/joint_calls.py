@@ -71,16 +71,16 @@ def layout_of(inputs: Mapping[str, Tree], rows: int, times: Sequence[str]) -> La
 
 def kind_of(inputs: Mapping[str, Tree], layout: Layout) -> Hashable:
     """What calls must have alike to run together, but for the contents of what they share."""
-    return tuple(sorted((name, _kind(name, value, layout)) for name, value in inputs.items()))
+    return frozenset((name, _kind(name, value, layout)) for name, value in inputs.items())
 
 
 def _kind(name: str, value: Tree, layout: Layout) -> Hashable:
     if name in layout.times and _without_rows(value):
-        return "rows", "()", _type_of_time(value), ""
+        return "rows", _type_of_time(value)
     if isinstance(value, Tensor):
         belongs = layout.belongs(name, value)
         shape = value.shape[1:] if belongs else value.shape
-        return "rows" if belongs else "shared", str(tuple(shape)), str(value.dtype), str(value.device)
+        return "rows" if belongs else "shared", shape, value.dtype, value.device
     if isinstance(value, Mapping):
         return "mapping", *((str(key), _kind(str(key), each, layout)) for key, each in value.items())
     if isinstance(value, tuple | list):
@@ -209,8 +209,8 @@ def _without_rows(value: Tree) -> bool:
     return isinstance(value, int | float) or (isinstance(value, Tensor) and (not value.ndim or value.shape == (1,)))
 
 
-def _type_of_time(value: Tree) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else str(torch.tensor(value).dtype)
+def _type_of_time(value: Tree) -> torch.dtype:
+    return value.dtype if isinstance(value, Tensor) else torch.tensor(value).dtype
 
 
 def _time(value: Tree, part: CallRows) -> Tensor:

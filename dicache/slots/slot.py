@@ -13,7 +13,6 @@ import torch
 from dicache.config import Config
 from dicache.errors import ModeError
 from dicache.hosts.denoiser_call import (
-    call_key,
     conditions_of,
     latent_of,
     marks_of,
@@ -26,12 +25,14 @@ from dicache.models.family import Family
 from dicache.planning.budget import Budget
 from dicache.reporting.callbacks import Callbacks
 from dicache.reporting.of_sessions import Reported
-from dicache.runtime.evaluation_site import EvaluationSite
+from dicache.runtime.evaluation_site import EvaluationSite, PricedEvidence
 from dicache.runtime.module_call import RowsToRun
 from dicache.runtime.owner import Owner
 from dicache.runtime.run_state import Inputs
 from dicache.runtime.session import Session
-from dicache.slots.joint_calls import CallRows, layout_of, rows_apart, spread
+from dicache.slots.call_form import CallForms
+from dicache.slots.joint_calls import CallRows, rows_apart, spread
+from dicache.slots.joint_prices import Asking
 from dicache.solvers.timeline import Clock
 from dicache.tensors.tree import Tree, filled
 from dicache.types import Kind, Site
@@ -108,35 +109,54 @@ class Slot(Reported):
 class SlotCall:
     """A slot's call of the denoiser: begun, perhaps computed for some of its rows, ended."""
 
-    def __init__(self, slot: Slot, inputs: Mapping[str, Tree], named: Mapping[str, Tree], branch: str | None) -> None:
+    def __init__(
+        self,
+        slot: Slot,
+        inputs: Mapping[str, Tree],
+        named: Mapping[str, Tree],
+        branch: str | None,
+        call_forms: CallForms,
+    ) -> None:
         """`named` holds what stands in dictionaries among `inputs` too, each by its name."""
-        self.slot, self.inputs, self.named = slot, inputs, named
+        self.slot, self.inputs, self.named, self.branch = slot, inputs, named, branch
         self.latent = latent_of(slot.family, named)
-        self.branch, self.key = branch, call_key(named)
-        self.layout = layout_of(inputs, self.rows, slot.family.time)
-        self.kind: Hashable = None
-        """What it must have alike with others to run with them."""
+        self.rows = len(self.latent)
+        self.key, self.layout, self.kind = call_forms.of(inputs, named, self.rows)
         self.part: CallRows | None = None
         """What is to be computed of it; None for nothing."""
 
     @property
-    def rows(self) -> int:
-        return len(self.latent)
+    def begins(self) -> bool:
+        """Whether a run begins with it, or may: after its last step, unless this is another branch of that."""
+        run = self.slot._session.run
+        if run is None or run.complete or not self.slot.done:
+            return run is None or run.complete
+        return self.branch is None or run.guided.came(self.branch, 0)
 
     def begin(self, other_weights: str, cost: float | None) -> None:
-        """Decide. `cost` is what one row costs, None where that is not known yet: then all rows compute."""
+        """Its step begins, and the one before is learned from. `cost` is what one row costs, where that is known."""
         slot, session = self.slot, self.slot._session
         conditions = conditions_of(slot.family, self.named, self.latent)
         when, prints = timestep_of(slot.family, self.named), partial(fingerprint, self.named, self.rows)
         seen = self.latent, when, self.branch, self.key, True, other_weights
         session.begin(Inputs(*seen, conditions, marks_of(conditions), prints))
-        call, started = session.call, time.perf_counter()
-        rows = RowsToRun(self.rows)
-        if call is not None:
-            if cost is not None:
-                session.meter.costs[""] = cost
-            if self.key in slot.outputs and "" in session.meter.costs:
-                call.rows_to_run = rows = rows.of(slot.strategy.decide(call), self.latent.device)
+        if cost is not None and session.call is not None:
+            session.meter.costs[""] = cost
+
+    @property
+    def asking(self) -> Asking | None:
+        """Who decides, where something is to be decided: all rows compute until what they give and cost is known."""
+        slot, session = self.slot, self.slot._session
+        if session.call is None or self.key not in slot.outputs or "" not in session.meter.costs:
+            return None
+        return slot.strategy, session.call
+
+    def decide(self, priced: PricedEvidence | None = None) -> None:
+        """Which rows compute; by what is `priced`, where that was asked for already."""
+        rows, asking, started = RowsToRun(self.rows), self.asking, time.perf_counter()
+        if asking is not None:
+            strategy, call = asking
+            call.rows_to_run = rows = rows.of(strategy.decide(call, priced=priced), self.latent.device)
             call.run.overhead += time.perf_counter() - started
         if not rows.none:
             some = rows_apart(rows.computed, self.latent.device)

@@ -9,6 +9,7 @@ other budgets, sizes and numbers of steps.
 How they run together is told in `dicache.slots.joint_runs`.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock, get_ident
@@ -21,7 +22,9 @@ from dicache.models.family import Batch
 from dicache.planning.budget import Budget
 from dicache.reporting.callbacks import Callbacks
 from dicache.runtime.end_of_step import tell
-from dicache.slots.joint_calls import kind_of
+from dicache.runtime.evaluation_site import PricedEvidence
+from dicache.slots.call_form import CallForms
+from dicache.slots.joint_prices import priced_together
 from dicache.slots.joint_runs import JointRuns
 from dicache.slots.slot import Slot, SlotCall
 from dicache.solvers.clock import Loop, SchedulerClock
@@ -55,6 +58,7 @@ class Slots:
         self.attachment, self.compose, self.scheduler = attachment, compose, scheduler
         self.callbacks = callbacks
         self.lock, self.all = RLock(), list[Slot]()
+        self.call_forms = CallForms(attachment.family)
         self.runs = JointRuns(attachment.denoiser, together=attachment.family.batch is Batch.SAMPLE)
         self.changes, self.change = 0, ""
         """How often the weights became others, and how they did last."""
@@ -133,12 +137,10 @@ class Slots:
                     results[i] = error
             if calls:
                 self._look_around(list(calls.values()))
-            for i, call in list(calls.items()):
-                try:
-                    self._decide(call)
-                except Exception as error:
-                    results[i] = error
-                    del calls[i]
+            failures = self._each(calls, self._begin)
+            prices = self._prices(calls)
+            failures |= self._each(calls, lambda call: call.decide(prices.get(id(call))))
+            results |= failures
             with self._resting():
                 outputs = self.runs.run(calls, group)
             for i, call in calls.items():
@@ -165,19 +167,38 @@ class Slots:
             named = self.attachment.calls.by_name((), own_inputs)
         except TypeError as error:
             raise SlotError(f"{slot.family.model} is not called like that: {error}.") from error
-        call = SlotCall(slot, own_inputs, named, branch)
-        call.kind = kind_of(own_inputs, call.layout)
-        return call
+        return SlotCall(slot, own_inputs, named, branch, self.call_forms)
 
     def _look_around(self, calls: Sequence[SlotCall]) -> None:
         """Whether the model is another than at the step before; once for all of them."""
-        begins = any(call.slot.session.run is None or call.slot.done for call in calls)
+        begins = any(call.begins for call in calls)
         changed = self.attachment.calls.look_around(calls[0].named, begins=begins)
         if changed:
             self.changes, self.change = self.changes + 1, changed
             self.runs.forget()
 
-    def _decide(self, call: SlotCall) -> None:
+    def _each(self, calls: dict[int, SlotCall], act: Callable[[SlotCall], None]) -> dict[int, Exception]:
+        """What it raised, of those calls that raised; they are taken out."""
+        failures = dict[int, Exception]()
+        for i, call in list(calls.items()):
+            try:
+                act(call)
+            except Exception as error:
+                failures[i] = error
+                call.give_up()
+                del calls[i]
+        return failures
+
+    def _prices(self, calls: Mapping[int, SlotCall]) -> dict[int, PricedEvidence | None]:
+        """What is known of those that decide and what skipping costs them, by the `id` of the call."""
+        asking = {id(call): asked for call in calls.values() if (asked := call.asking) is not None}
+        started = time.perf_counter()
+        prices = dict(zip(asking, priced_together(list(asking.values())), strict=True))
+        for _, call in asking.values():
+            call.run.overhead += (time.perf_counter() - started) / len(asking)
+        return prices
+
+    def _begin(self, call: SlotCall) -> None:
         before, call.slot.changes = call.slot.changes, self.changes
         call.begin(self.change if before < self.changes else "", self.runs.costs.get(call.kind))
 

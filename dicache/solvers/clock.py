@@ -61,6 +61,8 @@ class SchedulerClock:
         self.readings: list[Reading] = []
         """Of every call of the run."""
         self.order = Order(())
+        self.kind: type | None = None
+        """How the scheduler of the run counts, `_Indexed` or `_Counted`, where it does."""
 
     @property
     def reason(self) -> str:
@@ -71,6 +73,7 @@ class SchedulerClock:
         scheduler = self.scheduler()
         if self.run is not scheduler.timesteps:
             trained = scheduler.config.get("num_train_timesteps", 1000)
+            self.kind = next((kind for kind in (_Indexed, _Counted) if isinstance(scheduler, kind)), None)
             self.run, self.order = scheduler.timesteps, Order(tuple(scheduler.timesteps.tolist()), trained)
             self.timeline = timeline_of(scheduler, self._begin(scheduler, timestep), self.loop())
             calls = range(len(self.timeline.steps))
@@ -78,17 +81,17 @@ class SchedulerClock:
         return self.readings[min(self._call(scheduler, timestep), len(self.readings) - 1)]
 
     def _begin(self, scheduler: Any, timestep: torch.Tensor | float | None) -> int:  # noqa: ANN401
-        if isinstance(scheduler, _Indexed) and scheduler.step_index is not None:
+        if self.kind is _Indexed and scheduler.step_index is not None:
             return int(scheduler.begin_index or 0)  # another denoiser made the first steps
         return self._call(scheduler, timestep)
 
     def _call(self, scheduler: Any, timestep: torch.Tensor | float | None) -> int:  # noqa: ANN401
-        if isinstance(scheduler, _Indexed):
+        if self.kind is _Indexed:
             index = scheduler.step_index if scheduler.step_index is not None else scheduler.begin_index
             if index is None and timestep is None:
                 return 0  # it has made no step, and who is told no time cannot be at another
             return self.order.next(_number(timestep)) if index is None else int(index)
-        if isinstance(scheduler, _Counted):
+        if self.kind is _Counted:
             self.order.begin = self.order.first(_number(timestep)) if scheduler.counter == 0 else self.order.begin
             return self.order.begin + scheduler.counter
         return self.order.next(_number(timestep))

@@ -85,8 +85,9 @@ class Meter:
         return total
 
     def _add_up(self) -> None:
-        self._executed, self._uncached = self.executed, self.uncached
-        self.for_all_rows = 0.0
+        if self.for_all_rows:
+            self._executed, self._uncached = self.executed, self.uncached
+            self.for_all_rows = 0.0
 
     def forget(self) -> None:
         """Parts may cost something else from now on."""
@@ -99,8 +100,9 @@ class Meter:
     def begin_call(self, key: Hashable, rows: int) -> None:
         """A denoiser call begins; those of one key cost the same. A sample's rows are a batch apart in every call."""
         self._add_up()
-        more = max(0, rows - len(self._executed))
-        self._executed, self._uncached = (nn.functional.pad(t, (0, more)) for t in (self._executed, self._uncached))
+        more = rows - len(self._executed)
+        if more > 0:
+            self._executed, self._uncached = (nn.functional.pad(t, (0, more)) for t in (self._executed, self._uncached))
         self.costs, self.rows = self.costs_by_key.setdefault(key, {}), rows
         self._before = self._uncached.clone()
 

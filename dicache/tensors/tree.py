@@ -35,8 +35,19 @@ def map_tensors(function: Callable[[Tensor], Tree], tree: Tree) -> Tree:
 
 def tensors(tree: Tree) -> list[Tensor]:
     leaves: list[Tensor] = []
-    map_tensors(lambda t: leaves.append(t), tree)
+    _collect(tree, leaves)
     return leaves
+
+
+def _collect(tree: Tree, leaves: list[Tensor]) -> None:
+    if isinstance(tree, Tensor):
+        leaves.append(tree)
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            _collect(item, leaves)
+    elif isinstance(tree, Mapping):
+        for item in tree.values():
+            _collect(item, leaves)
 
 
 def plain(output: Tree) -> Tree:

@@ -9,6 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, Flux
 import dicache
 from dicache.errors import AlreadyEnabledError
 from helpers.watching import strips
+from pipelines.modular import draw_modular, modular_flux
 from pipelines.neighbours import BUDGET, GENERATIONS, ORDERS, STEPS, quiet, traces
 from pipelines.tiny import draw_flux, embeds, generators, make_flux
 
@@ -70,40 +71,6 @@ def test_image_to_image_from_the_same_components_runs_part_of_the_steps():
         (strip,) = strips(cache)
     assert len(strip) == 12 and "=" in strip
     assert (drawn - plain).norm() / plain.norm() < BUDGET
-
-
-def modular_flux(flux: Any) -> Any:
-    from diffusers.modular_pipelines import SequentialPipelineBlocks
-    from diffusers.modular_pipelines.flux import before_denoise as before
-    from diffusers.modular_pipelines.flux.denoise import FluxDenoiseStep
-    from diffusers.modular_pipelines.flux.inputs import FluxTextInputStep
-
-    class Blocks(SequentialPipelineBlocks):
-        model_name = "flux"
-        block_classes = (
-            FluxTextInputStep,
-            before.FluxPrepareLatentsStep,
-            before.FluxSetTimestepsStep,
-            before.FluxRoPEInputsStep,
-            FluxDenoiseStep,
-        )
-        block_names = ("text", "latents", "times", "places", "denoise")
-
-    pipe = Blocks().init_pipeline()
-    pipe.update_components(transformer=flux.transformer, scheduler=flux.scheduler)
-    return quiet(pipe)
-
-
-def draw_modular(pipe: Any, samples: list[int]) -> torch.Tensor:
-    return pipe(
-        prompt_embeds=embeds(samples, 8, 32, salt=1),
-        pooled_prompt_embeds=embeds(samples, 32, salt=2),
-        num_inference_steps=STEPS,
-        generator=generators(samples),
-        height=32,
-        width=32,
-        output="latents",
-    )
 
 
 @pytest.mark.parametrize("enabled_on", ["itself", "a pipeline with the same transformer"])

@@ -62,14 +62,14 @@ def lively(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def make_flux() -> FluxPipeline:
+def make_flux(heads: int = 2) -> FluxPipeline:
     transformer = FluxTransformer2DModel(
         patch_size=1,
         in_channels=4,
         num_layers=2,
         num_single_layers=3,
         attention_head_dim=16,
-        num_attention_heads=2,
+        num_attention_heads=heads,
         joint_attention_dim=32,
         pooled_projection_dim=32,
         axes_dims_rope=(4, 6, 6),

@@ -1,4 +1,4 @@
-"""Two ranks as two processes on gloo, and what they are to do: one report a rank, as plain data and tensors."""
+"""Ranks as processes on gloo, and what they are to do: one report a rank, as plain data and tensors."""
 
 import contextlib
 import datetime
@@ -29,28 +29,28 @@ WAYS: dict[str, Callable[[], dict[str, Any]]] = {
 Work = Callable[[int], Any]
 
 
-def run(work: Work, folder: Path) -> list[Any]:
-    """What `work(rank)` gives on each of two ranks; an exception in the place of what failed, None of what was lost.
+def run(work: Work, folder: Path, size: int = 2, patience: float = 240) -> list[Any]:
+    """What `work(rank)` gives on each of the ranks; an exception in the place of what failed, None of what was lost.
     Forked, because tests need no device and have loaded everything.
     """
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=_rank, args=(rank, work, folder)) for rank in range(2)]
+    ranks = [context.Process(target=_rank, args=(rank, size, work, folder)) for rank in range(size)]
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(240)
+        process.join(patience)
         process.kill()
-    paths = [folder / f"{rank}.pt" for rank in range(2)]
+    paths = [folder / f"{rank}.pt" for rank in range(size)]
     return [torch.load(path, weights_only=False) if path.exists() else None for path in paths]
 
 
-def _rank(rank: int, work: Work, folder: Path) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+def _rank(rank: int, size: int, work: Work, folder: Path) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
     torch.set_num_threads(1)
-    torch.accelerator.device_count = lambda: 2  # diffusers divides by it, and it is 0 on a CPU
+    torch.accelerator.device_count = lambda: size  # diffusers divides by it, and it is 0 on a CPU
     store = f"file://{folder}/store"
     timeout = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", store, rank=rank, world_size=2, timeout=timeout)
+    dist.init_process_group("gloo", store, rank=rank, world_size=size, timeout=timeout)
     try:
         report = work(rank)
     except Exception as error:
@@ -61,8 +61,8 @@ def _rank(rank: int, work: Work, folder: Path) -> None:
     os._exit(0)
 
 
-def part_tokens(pipe: Any) -> None:
-    pipe.transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
+def part_tokens(pipe: Any, degree: int = 2) -> None:
+    pipe.transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=degree))
 
 
 def drawn(make: Callable[[], Any], draw: Callable[..., Any], way: str, order: str = "alone", **kwargs: Any) -> Any:

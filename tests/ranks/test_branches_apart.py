@@ -1,9 +1,9 @@
 """Guidance branches on different ranks, in a loop of one's own: decided as one process decides, or not at all."""
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from ranks.loops import apart_mixed, called, draw, guided, inputs_of
 from ranks.processes import error_of, run
 
 import dicache
@@ -11,41 +11,13 @@ from dicache import presets
 from dicache.solvers.mixture import made_elsewhere
 from pipelines import tiny
 
-SCALE, STEPS, SAMPLES = 3.0, 12, (0, 1)
+STEPS, SAMPLES = 12, (0, 1)
 
 
 def pipeline():
     pipe = tiny.make_flux()
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def inputs_of(pipe):
-    """What the denoiser is called with for either branch, and the noise that the loop begins with."""
-    calls = []
-    handle = pipe.transformer.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
-    tiny.guided_flux(pipe, SAMPLES, STEPS)
-    handle.remove()
-    return calls[:2], calls[0]["hidden_states"].clone()
-
-
-def draw(pipe, mixed, latents):
-    """`mixed(latents, time)` is the guided output."""
-    pipe.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS))
-    pipe.scheduler.set_begin_index(0)
-    for time in pipe.scheduler.timesteps:
-        output = mixed(latents, time)
-        latents = pipe.scheduler.step(output, time, latents, return_dict=False)[0]
-    return latents
-
-
-def called(pipe, branch, latents, time):
-    call = {**branch, "hidden_states": latents, "timestep": time.expand(len(latents)) / 1000, "return_dict": False}
-    return pipe.transformer(**call)[0]
-
-
-def guided(outputs):
-    return outputs[1] + SCALE * (outputs[0] - outputs[1])
 
 
 def facts_of(cache, latents):
@@ -60,26 +32,20 @@ def facts_of(cache, latents):
 def draw_alone():
     pipe = pipeline()
     with torch.no_grad():
-        branches, noise = inputs_of(pipe)
+        branches, noise = inputs_of(pipe, SAMPLES, STEPS)
         with dicache.enable(pipe, error_budget=0.1) as cache:
-            latents = draw(pipe, lambda x, t: guided([called(pipe, each, x, t) for each in branches]), noise)
+            latents = draw(pipe, lambda x, t: guided([called(pipe, each, x, t) for each in branches]), noise, STEPS)
         return facts_of(cache, latents)
 
 
 def draw_apart(rank):
-    def mixed(pipe, branch, latents, time):
-        own = called(pipe, branch, latents, time).contiguous()
-        outputs = [torch.empty_like(own) for _ in range(2)]
-        dist.all_gather(outputs, own)
-        return guided(outputs)
-
     def drawn(ranks, config=None):
         pipe = pipeline()
         how = {"config": config} if config else {"error_budget": 0.1}
         with torch.no_grad():
-            branches, noise = inputs_of(pipe)
+            branches, noise = inputs_of(pipe, SAMPLES, STEPS)
             with dicache.enable(pipe, ranks=ranks, **how) as cache:
-                latents = draw(pipe, lambda x, t: mixed(pipe, branches[rank], x, t), noise)
+                latents = draw(pipe, apart_mixed(pipe, branches[rank], dist.group.WORLD), noise, STEPS)
             return facts_of(cache, latents)
 
     ranks = dicache.BranchRanks(dist.group.WORLD)

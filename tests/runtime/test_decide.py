@@ -10,6 +10,7 @@ from hypothesis import given
 from dicache.approximators.base import Histories, Target
 from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
+from dicache.approximators.pricing import cost_of_best
 from dicache.controllers.interval import Interval
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.planning.error_law import REMAINS, error_rate, error_rates
@@ -22,10 +23,10 @@ from dicache.runtime.decide import (
     evidence_of,
     guesses,
     no_evidence,
-    price_of,
     realised_errors,
     rows_to_compute,
     rows_to_remember,
+    standing_of,
 )
 from dicache.runtime.guidance import Guided
 from dicache.tensors import history
@@ -47,7 +48,7 @@ def priced(error, *, share=None, coefficient=0.1, scale=1.0, survives=1.0, watch
     known = {"step": a_step(coefficient=coefficient), "scale": None if scale is None else numbers(scale)}
     run = a_run(config, 1, guided=guided, **known)
     run.states[0].share = None if share is None else numbers(share)
-    return price_of(config, run, run.states[0], *[numbers(error, error)[None]] * 2).cost.item()
+    return cost_of_best(config.actions, standing_of(run, run.states[0]), *[numbers(error, error)[None]] * 2)[1].item()
 
 
 # The price.
@@ -94,11 +95,10 @@ def test_nothing_is_free_for_want_of_a_number(factor, value):
 def test_what_is_quoted_is_the_least_error_and_the_action_of_who_makes_it(first, second):
     config = a_config("===")
     run, predicted = a_run(config, 3), numbers(*first, *second).view(2, 3).T
-    quote = price_of(config, run, run.states[0], predicted, predicted)
-    for error, action, one, two in zip(quote.error.tolist(), quote.action.tolist(), first, second, strict=True):
+    errors, _, actions = cost_of_best(config.actions, standing_of(run, run.states[0]), predicted, predicted)
+    for error, action, one, two in zip(errors.tolist(), actions.tolist(), first, second, strict=True):
         assert error == min(one, two)
         assert action == (Action.EXTRAPOLATE if two < one else Action.REUSE)
-    assert quote.facts is run.facts
 
 
 # Who fills in.
