@@ -98,20 +98,22 @@ def draw(
         for start in range(0, len(prompts), call.batch):
             some = list(prompts[start : start + call.batch])
             seeds = [call.seed + start + k for k in range(len(some))]
-            advance = _advancing(bar.advance, task, len(some))
+            advance = advancing(bar.advance, task, len(some))
             with refusals_of(ready.pipe):
-                uncached = _drawn(ready, some, seeds, advance) if compare else None
+                uncached = drawn(ready, some, seeds, advance) if compare else None
                 with enable(ready.pipe, **mode) as cache:
-                    cached = _drawn(ready, some, seeds, advance)
+                    cached = drawn(ready, some, seeds, advance)
                 batches.append(DrawnBatch(some, seeds, cached, cache.report(), uncached))
     return Drawing(batches, ready.ships)
 
 
-def _advancing(advance: Callable[..., None], task: Any, samples: int) -> Callable[[], None]:  # noqa: ANN401
+def advancing(advance: Callable[..., None], task: Any, samples: int) -> Callable[[], None]:  # noqa: ANN401
+    """A tick of a bar for so many samples at once."""
     return lambda: advance(task, samples)
 
 
-def _drawn(ready: Ready, prompts: list[str], seeds: list[int], tick: Callable[[], None]) -> Pictures:
+def drawn(ready: Ready, prompts: list[str], seeds: list[int], tick: Callable[[], None]) -> Pictures:
+    """In one call of the pipeline; `tick` is called at every step."""
     last: dict[str, Tensor] = {}
 
     def after_step(pipe: Any, index: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
