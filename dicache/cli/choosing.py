@@ -121,7 +121,20 @@ def write(columns: Sequence[Column], prompts: list[str], out: Path, title: str, 
     for column in columns:
         table.add_row(column.title, *column.cells)
     console().print(table)
-    print(f"{HOW}\nwrote {picture} and {text}")
+    for line in (HOW, *_passed(columns), f"wrote {picture} and {text}"):
+        print(line)
+
+
+def _passed(columns: Sequence[Column]) -> list[str]:
+    """What is said of budgets that the median picture did not keep."""
+    over = [c for c in columns if c.budget is not None and c.errors and np.median(c.errors) > c.budget]
+    if not over:
+        return []
+    budgets = ", ".join(f"{column.budget:g}" for column in over)
+    return [
+        f"note: at a budget of {budgets} the median error passed it: what is estimated of this model without calibration "
+        "is too little. Go by the pictures and the measured errors, or let `dicache calibrate` make the budget a promise."
+    ]
 
 
 def _facts(column: Column) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Column(NamedTuple):
             return "1x", f"{self.seconds:.3g} s", *("-",) * 3
         return (
             f"{self.speedup:.2f}x",
-            f"{self.seconds:.3g} s, {self.time_speedup:.2f}x less",
+            f"{self.seconds:.3g} s ({self.time_speedup:.2f}x)",
             _spread(self.errors or (), ".4f", most=True),
             _spread(self.psnr, ".1f", most=False),
             _spread(self.ssim, ".3f", most=False),
