@@ -93,8 +93,8 @@ def refusals_of(pipe: Any) -> Iterator[None]:  # noqa: ANN401
         raise PipelineError(f"{type(pipe).__name__} refused what it was called with: {brief(error)}") from error
     except RuntimeError as error:  # shapes that do not fit, mostly
         raise PipelineError(
-            f"{type(pipe).__name__} failed in its call: {brief(error)}. If it takes other sizes than its own, give them: "
-            "--height, --width, --argument num_frames=17."
+            f"{type(pipe).__name__} failed in its call: {brief(error)}. If it takes other sizes than its "
+            "own, give them: --height, --width, --argument num_frames=17."
         ) from error
 
 

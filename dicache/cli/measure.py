@@ -146,13 +146,13 @@ def _show(out: Path, lines: list[str], texts: Texts, source: Source, call: Pipel
     count = texts.first or LOOKED_AT
     lines = lines[:count] or _ours(source, count, call.seed)
     with stoppable(None, ""):
-        from dicache.cli.choosing import columns_of, write
+        from dicache.cli.drawing import columns_of, write_choice
         from dicache.cli.load import ready
 
         prepared = ready(source, call)
         columns = columns_of(prepared, lines, call, quiet=as_json)
         title = f"{type(prepared.pipe).__name__}, {prepared.steps} steps: {len(lines)} prompts at five budgets"
-        write(columns, lines, out, title, as_json=as_json)
+        write_choice(columns, lines, out, title, as_json=as_json)
 
 
 def _listed() -> str:

@@ -41,6 +41,10 @@ LATENT, TIME = "x", "t"
 class ComfyCache:
     """Around one MODEL; what goes from the first node to the second."""
 
+    level: Callable[[float], tuple[float, float]]
+    budget: float
+    speedup: float
+
     def __init__(self, level: Callable[[float], tuple[float, float]], budget: float, speedup: float) -> None:
         """`level` tells signal and noise at a sigma; a `speedup` above 1 is in the place of the budget."""
         self.level, self.budget, self.speedup = level, budget, speedup

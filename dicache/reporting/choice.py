@@ -2,13 +2,18 @@
 and loses; as a page and as a figure.
 """
 
+import math
 import textwrap
 from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
+import numpy as np
+import torch
+from torch import Tensor
 
+from dicache.promise.metrics import loss, resolved
 from dicache.reporting.shown import embedded
 
 if TYPE_CHECKING:
@@ -136,3 +141,41 @@ def page(columns: Sequence[Column], prompts: Sequence[str], title: str) -> str:
         for i, prompt in enumerate(prompts)
     ]
     return _PAGE.render(columns=columns, rows=rows, names=NAMES, title=title, how=HOW)
+
+
+def passed(columns: Sequence[Column]) -> list[str]:
+    """What is said of budgets that the median picture did not keep."""
+    over = [c for c in columns if c.budget is not None and c.errors and median(c.errors) > c.budget]
+    if not over:
+        return []
+    budgets = ", ".join(f"{column.budget:g}" for column in over)
+    return [
+        f"note: at a budget of {budgets} the median error passed it: what is estimated of this model without a "
+        "calibration is too little. Go by the measured errors, or let `dicache calibrate` make the budget a promise."
+    ]
+
+
+def facts_of(column: Column) -> dict[str, Any]:
+    """As JSON has it."""
+    return {
+        "budget": column.budget,
+        "speedup": column.speedup,
+        "seconds": column.seconds,
+        "time_speedup": column.time_speedup,
+        "errors": column.errors,
+        "psnr": [value for value in column.psnr if math.isfinite(value)],
+        "ssim": list(column.ssim),
+    }
+
+
+def losses(name: str, pictures: Sequence[Any], exact: Sequence[Any]) -> list[float]:
+    """Per prompt; the frames of a video stand below each other."""
+    metric = resolved(name)[name]
+    return [loss(name, metric, _tensor(a), _tensor(b)).item() for a, b in zip(pictures, exact, strict=True)]
+
+
+def _tensor(picture: Any) -> Tensor:  # noqa: ANN401
+    """(1, 3, H, W) in [0, 1]."""
+    frames = picture if isinstance(picture, list) else [picture]
+    rows = np.concatenate([np.asarray(frame.convert("RGB")) for frame in frames])
+    return torch.from_numpy(rows).permute(2, 0, 1)[None].float() / 255

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dicache.config import Config
 from dicache.errors import ModeError
@@ -54,6 +55,9 @@ class Unowned(Owner):
 class Slot(Reported):
     """One request; made by `Cache.join`. Also a context manager: leaving it leaves the batch."""
 
+    family: Family
+    on: bool
+
     def __init__(
         self, family: Family, config: Config, clock: Clock, budget: Budget | None, callbacks: Callbacks | None = None
     ) -> None:
@@ -66,7 +70,8 @@ class Slot(Reported):
                 "sites=Evaluation() and no probe."
             )
         super().__init__([self._session], family.model, budget, callbacks)
-        self.family, self.strategy = family, strategy
+        self.family = family
+        self.strategy: EvaluationSite = strategy
         self.scheduler: Any = None
         """The request's own, whose `step` its loop calls; None for a bare denoiser."""
         self.outputs: dict[tuple[Hashable, ...], Tree] = {}
@@ -108,10 +113,16 @@ class Slot(Reported):
 class SlotCall:
     """A slot's call of the denoiser: begun, perhaps computed for some of its rows, ended."""
 
+    slot: Slot
+    inputs: Mapping[str, Tree]
+    named: Mapping[str, Tree]
+    branch: str | None
+    key: tuple[Hashable, ...]
+
     def __init__(self, slot: Slot, inputs: Mapping[str, Tree], named: Mapping[str, Tree], branch: str | None) -> None:
         """`named` holds what stands in dictionaries among `inputs` too, each by its name."""
         self.slot, self.inputs, self.named = slot, inputs, named
-        self.latent = latent_of(slot.family, named)
+        self.latent: Tensor = latent_of(slot.family, named)
         self.branch, self.key = branch, call_key(named)
         self.layout = layout_of(inputs, self.rows, slot.family.time)
         self.kind: Hashable = None

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import dicache
-from dicache.cli import app, choosing
-from dicache.cli.drawing import Drawing, _save
+from dicache.cli import app
+from dicache.cli.drawing import BUDGETS, Drawing, _save
 from dicache.errors import PipelineError
 from pipelines.stock import save_stable_diffusion
 
@@ -232,7 +232,7 @@ def test_prompts_are_shown_at_five_budgets_beside_the_uncached_ones(stock, comma
     code, output, errors = command("tune", "prompts.txt", *options, "--show", "c.png", "--json")
     assert code == 0, errors
     uncached, *columns = json.loads(output)
-    assert [column["budget"] for column in columns] == list(choosing.BUDGETS) and uncached["budget"] is None
+    assert [column["budget"] for column in columns] == list(BUDGETS) and uncached["budget"] is None
     assert all(len(column[name]) == 2 for column in columns for name in ("errors", "psnr"))
     speedups = [column["speedup"] for column in columns]
     assert speedups == sorted(speedups) and speedups[-1] > 1.2 and uncached["speedup"] == 1
