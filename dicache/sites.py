@@ -19,6 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import nn
 
@@ -54,7 +55,7 @@ NAMES = {Kind.ATTENTION: _ATTENTION, Kind.CROSS_ATTENTION: _CROSS_ATTENTION, Kin
 class Sites(ABC):
     inside_denoiser: bool = True
     """Whether they lie inside the denoiser."""
-    approximators: tuple[Approximator, ...] = (Extrapolate(), Reuse())
+    approximators: ClassVar[tuple[Approximator, ...]] = (Extrapolate(), Reuse())
     """What fills them in where a configuration does not say it: a line, or the newest value."""
     holds_output: bool = False
     """Whether what is remembered of them is the denoiser's output."""
@@ -71,7 +72,7 @@ class Evaluation(Sites):
     """
 
     inside_denoiser = False
-    approximators = (ExtrapolateNoise(), ExtrapolateNoise(memory=math.inf), Reuse())
+    approximators: ClassVar[tuple[Approximator, ...]] = (ExtrapolateNoise(), ExtrapolateNoise(memory=math.inf), Reuse())
     holds_output = True
 
     def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
@@ -86,7 +87,7 @@ class Control(Sites):
     """
 
     inside_denoiser = False
-    approximators = (Reuse(),)
+    approximators: ClassVar[tuple[Approximator, ...]] = (Reuse(),)
 
     def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
         return (Site("", Kind.EVALUATION, tuple(blocks)[depth:]),)

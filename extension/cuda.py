@@ -66,6 +66,9 @@ def blocks_per_sample(at: Lines) -> int:
 class Cuda:
     """The operations on CUDA tensors, through a launcher."""
 
+    launcher: Launcher
+    name: str
+
     def __init__(self, launcher: Launcher) -> None:
         self.launcher, self.name = launcher, launcher.name
         self._tickets: dict[tuple[int, int], Tensor] = {}

@@ -73,9 +73,9 @@ class Native:
 
     def __init__(self, library: ctypes.CDLL, path: str | None = None) -> None:
         every = paths(library)
-        self.path = every[-1] if path is None else path
-        self.index = every.index(self.path)
-        self.name = f"native ({self.path})"
+        self.path: str = every[-1] if path is None else path
+        self.index: int = every.index(self.path)
+        self.name: str = f"native ({self.path})"
         self._sums, self._combine, self._pool = library.dicache_residual_sums, library.dicache_combine, pool()
         self._sums.argtypes, self._combine.argtypes = _SUMS, _COMBINE
 

@@ -48,6 +48,9 @@ def heats(trials: int) -> np.ndarray:
 class Search:
     """Runs masks on a fixed batch of captions against their uncached latents. Nothing is drawn before it is needed."""
 
+    captions: list[str]
+    setting: Setting
+
     def __init__(self, captions: Sequence[str], setting: Setting) -> None:
         self.captions, self.setting = list(captions), dataclasses.replace(setting, batch=len(captions))
         self.masks: dict[tuple[int, bool], Masks] = {}

@@ -52,7 +52,7 @@ class Recorder:
     """A forward hook on the layers of one kind, for one run."""
 
     def __init__(self, setting: Setting) -> None:
-        self.branches = setting.calls_per_step
+        self.branches: int = setting.calls_per_step
         self.calls: dict[nn.Module, int] = defaultdict(int)
         self.previous: dict[tuple[nn.Module, int], deque[Tensor]] = defaultdict(lambda: deque(maxlen=LONGEST))
         self.relative_changes: dict[tuple[int, int], list[float]] = defaultdict(list)

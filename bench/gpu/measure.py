@@ -56,6 +56,19 @@ class Bench:
     this is made. Without `counts` executed work is what dicache says of itself: nothing counts inside compiled code.
     """
 
+    base: Any
+    device: str
+    turns: int
+    install: Install | None
+    counts: bool
+    batch: int
+    steps: int
+    latents: Tensor
+    macs: float
+    waits: int
+    seconds: float
+    peak: int
+
     def __init__(
         self,
         pipe: Any,  # noqa: ANN401
@@ -68,12 +81,12 @@ class Bench:
         counts: bool = True,
     ) -> None:
         self.base, self.device, self.turns, self.install, self.counts = pipe, device, turns, install, counts
-        self.arguments = shape.arguments(batch, device, pipe.transformer.dtype)
+        self.arguments: dict[str, Any] = shape.arguments(batch, device, pipe.transformer.dtype)
         self.batch, self.steps = batch, steps
-        self.plain = self._made()
+        self.plain: Any = self._made()
         with first_block_changes(self.plain.transformer) as changes:
             self.latents, self.macs, self.waits = self._counted(self.plain)
-        self.plan = Plan(steps, tuple(changes))
+        self.plan: Plan = Plan(steps, tuple(changes))
         self.seconds, self.peak = self._timed(self.plain)
 
     def _made(self, *, plain: bool = True) -> Any:  # noqa: ANN401

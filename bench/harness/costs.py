@@ -88,10 +88,15 @@ class Drawing:
 class Meter:
     """Holds arms against the uncached pipeline, on the setting's first batch of captions."""
 
+    setting: Setting
+    captions: list[str]
+    bytes: int
+    waits: float
+
     def __init__(self, captions: Sequence[str], setting: Setting) -> None:
         self.setting, self.captions = setting, list(captions[: setting.batch])
         pipe = fresh(setting)
-        self.uncached = Drawing(pipe, setting, self.captions, live_bytes.live_bytes())
+        self.uncached: Drawing = Drawing(pipe, setting, self.captions, live_bytes.live_bytes())
         with torch.no_grad():
             self.bytes, self.waits = self.uncached.bytes(), self.uncached.waits()
 

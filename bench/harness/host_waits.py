@@ -36,7 +36,7 @@ class Syncs(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.on_device = WeakIdKeyDictionary()
+        self.on_device: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.names: dict[str, int] = {}
 
     @property

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from diffusers import FluxPipeline
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -52,12 +53,16 @@ class Point:
 class Comparison:
     """Holds latents against the uncached ones of the same captions and seeds, and, `to_limit`, against the limit."""
 
+    captions: list[str]
+    setting: Setting
+    reader: Reader
+
     def __init__(self, captions: list[str], setting: Setting, *, to_limit: bool = False) -> None:
         self.captions, self.setting, self.reader = captions, setting, Reader.shipped()
         self.to_limit = to_limit
-        self.pipe = fresh(setting)
-        self.reference = draw(self.pipe, captions, setting)
-        self.images = pictures(self.pipe, self.reference.latents)
+        self.pipe: FluxPipeline = fresh(setting)
+        self.reference: Drawn = draw(self.pipe, captions, setting)
+        self.images: Tensor = pictures(self.pipe, self.reference.latents)
 
     @cached_property
     def limit(self) -> Tensor:

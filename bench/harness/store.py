@@ -74,6 +74,9 @@ def differences(facts: Facts, wanted: Facts, packages: Iterable[str] = PACKAGES)
 class Store:
     """The file at `path`, and its content."""
 
+    path: Path
+    facts: Facts
+
     def __init__(self, path: Path, facts: Facts) -> None:
         self.path, self.facts = path, facts
 

@@ -45,9 +45,9 @@ class Mean(nn.Module):
 
     def __init__(self, points: Tensor) -> None:
         super().__init__()
-        self.points = nn.Parameter(points, requires_grad=False)
+        self.points: nn.Parameter = nn.Parameter(points, requires_grad=False)
         nearest = torch.cdist(points, points).fill_diagonal_(torch.inf).amin(1)
-        self.variance = nearest.median().square().item() / points.shape[1]
+        self.variance: float = nearest.median().square().item() / points.shape[1]
 
     def forward(self, hidden_states: Tensor, signal: float, noise: float) -> Tensor:
         spread = signal**2 * self.variance + noise**2
@@ -62,8 +62,8 @@ class PosteriorMean(nn.Module):
     def __init__(self, name: Data, prediction: Prediction) -> None:
         super().__init__()
         self.prediction = prediction
-        self.blocks = nn.ModuleList([Mean(data(name).flatten(1))])
-        self.square = DDIMScheduler(**NOISE).alphas_cumprod.double()
+        self.blocks: nn.ModuleList = nn.ModuleList([Mean(data(name).flatten(1))])
+        self.square: Tensor = DDIMScheduler(**NOISE).alphas_cumprod.double()
 
     def forward(self, latent: Tensor, timestep: Tensor) -> Tensor:
         signal, noise = self.shares(timestep.flatten()[0])

@@ -31,6 +31,9 @@ TRAINED = 1000
 
 
 class Mlp(nn.Module):
+    widen: nn.Linear
+    narrow: nn.Linear
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.widen, self.narrow = nn.Linear(size, HIDDEN), nn.Linear(HIDDEN, size)
@@ -41,6 +44,11 @@ class Mlp(nn.Module):
 
 class MixerBlock(nn.Module):
     """(B, channels, patches) in and out."""
+
+    over_patches: Mlp
+    over_channels: Mlp
+    norm_patches: nn.LayerNorm
+    norm_channels: nn.LayerNorm
 
     def __init__(self, patches: int) -> None:
         super().__init__()
@@ -65,10 +73,10 @@ class GalaxyNet(nn.Module):
         super().__init__()
         patches = (SIZE // PATCH) ** 2
         self.solver: Solver = solver
-        self.conv_in = nn.Conv2d(2, WIDTH, PATCH, stride=PATCH)
-        self.conv_out = nn.ConvTranspose2d(WIDTH, 1, PATCH, stride=PATCH)
-        self.blocks = nn.ModuleList(MixerBlock(patches) for _ in range(DEPTH))
-        self.norm = nn.LayerNorm((WIDTH, patches))
+        self.conv_in: nn.Conv2d = nn.Conv2d(2, WIDTH, PATCH, stride=PATCH)
+        self.conv_out: nn.ConvTranspose2d = nn.ConvTranspose2d(WIDTH, 1, PATCH, stride=PATCH)
+        self.blocks: nn.ModuleList = nn.ModuleList(MixerBlock(patches) for _ in range(DEPTH))
+        self.norm: nn.LayerNorm = nn.LayerNorm((WIDTH, patches))
 
     def forward(self, latent: Tensor, timestep: Tensor) -> Tensor:
         t = self._own_time(timestep.double().flatten()[0])

@@ -51,9 +51,14 @@ class Line:
 class Bench:
     """Draws all captions, in batches, and reads the pictures."""
 
+    pipe: FluxPipeline
+    captions: list[str]
+    steps: int
+    progress: Progress
+
     def __init__(self, pipe: FluxPipeline, captions: list[str], steps: int, progress: Progress) -> None:
         self.pipe, self.captions, self.steps, self.progress = pipe, captions, steps, progress
-        self.reader = Reader.shipped()
+        self.reader: Reader = Reader.shipped()
 
     def batches(self) -> list[list[int]]:
         indices = list(range(len(self.captions)))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import FluxPipeline
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -109,9 +110,13 @@ class Line:
 class Draws:
     """The captions of a case, in batches, uncached or by a cache."""
 
+    case: Case
+    captions: list[str]
+    pipe: FluxPipeline
+
     def __init__(self, case: Case, n: int) -> None:
         self.case, self.pipe, self.captions = case, fresh(case.setting), case.captions(n)
-        self.following = case.captions(n + 1)[1:]
+        self.following: list[str] = case.captions(n + 1)[1:]
 
     @cached_property
     def profile(self) -> Profile:

@@ -44,6 +44,10 @@ WARM_UP = 4
 
 
 class Block(nn.Module):
+    in_place: bool
+    down: nn.Linear
+    up: nn.Linear
+
     def __init__(self, width: int, in_place: bool) -> None:
         super().__init__()
         self.down, self.up, self.in_place = nn.Linear(width, BOTTLENECK), nn.Linear(BOTTLENECK, width), in_place
@@ -58,7 +62,7 @@ class Stack(nn.Module):
 
     def __init__(self, width: int, blocks: int, *, in_place: bool = False) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, in_place) for _ in range(blocks))
+        self.blocks: nn.ModuleList = nn.ModuleList(Block(width, in_place) for _ in range(blocks))
 
     def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
         hidden = hidden_states * (1 + timestep.view(-1, *[1] * (hidden_states.ndim - 1)))

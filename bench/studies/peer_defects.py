@@ -114,6 +114,9 @@ class Dicache(System):
 class CacheDit(System):
     """`config` is what it is told beside the number of blocks that decide; its warnings are kept, not printed."""
 
+    summary: Callable[[], Any]
+    heard: BufferingHandler
+
     def attach(self, model: nn.Module) -> None:
         with redirect_stdout(StringIO()):
             cache_dit = import_module("cache_dit")
@@ -138,6 +141,9 @@ class CacheDit(System):
 
 class Rig:
     """A model with a cache on it."""
+
+    model: Any
+    system: System
 
     def __init__(self, model: Any, system: System) -> None:  # noqa: ANN401
         self.model, self.system = model, system

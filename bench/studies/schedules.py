@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import FluxPipeline
 
 from dicache.api import enable
 from dicache.bench.arms.finders import (
@@ -69,11 +70,14 @@ class Trial:
     are worth.
     """
 
+    captions: list[str]
+    pipe: FluxPipeline
+
     def __init__(self, steps: int, captions: int, calibration_captions: int) -> None:
-        self.setting = Setting(steps=steps, guidance=GUIDANCE)
+        self.setting: Setting = Setting(steps=steps, guidance=GUIDANCE)
         self.captions, self.pipe = prompts("test", captions, seed=0), fresh(self.setting)
         self.calibration_captions = calibration_captions
-        self.calibration = self._calibration(0)
+        self.calibration: Calibration = self._calibration(0)
         self.reference = draw(self.pipe, self.captions, self.setting)
 
     def _calibration(self, seed: int) -> Calibration:

@@ -40,7 +40,7 @@ class Walk:
 
     def __init__(self) -> None:
         self.files: Counter[str] = Counter()
-        self.changes = 0
+        self.changes: int = 0
         self._running: list[str] = []
         self._names: dict[CodeType, str | None] = {}
 

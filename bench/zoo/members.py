@@ -151,6 +151,9 @@ class Bare(Model):
 
     grids = (28, 50)
 
+    prediction: str
+    shape: tuple[int, ...]
+
     def __init__(self, name: str, prediction: str, shape: tuple[int, ...], table: np.ndarray | None) -> None:
         """`table` holds the betas that the network was trained with; None for a straight path."""
         self.name, self.prediction, self.shape, self.table = name, prediction, shape, table
@@ -198,6 +201,9 @@ class Bare(Model):
 
 class Galaxies(Bare):
     """A trained network of somebody else."""
+
+    net: str
+    solver: Any
 
     def __init__(self, net: str, prediction: Any) -> None:  # noqa: ANN401
         self.net, self.solver = net, prediction

@@ -34,6 +34,9 @@ CHECKED = {"dicache": 2, "dicache, speedup": 2, "fewer steps": 2, "fixed interva
 class Comparison:
     """Holds latents against the uncached ones of the same conditions and seeds, and against the limit."""
 
+    setting: Setting
+    conditions: list[str]
+
     def __init__(self, setting: Setting, conditions: Sequence[str]) -> None:
         self.setting, self.conditions = setting, list(conditions)
 

@@ -1,21 +1,28 @@
-"""Drawing prompts with whatever pipeline, cached and where asked for uncached, and writing what came of it."""
+"""Drawing prompts with whatever pipeline, cached and where asked for uncached, or at several budgets to choose one by
+looking (`dicache tune --show`), and writing what came of it.
+"""
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from dicache.api import enable
+from dicache.cli.arguments import console
 from dicache.cli.load import Ready, refusals_of
 from dicache.cli.options import PipelineCall
 from dicache.errors import PipelineError
-from dicache.files.atomic import replacing
+from dicache.files.atomic import replacing, write_text
 from dicache.hosts.pipeline_call import taken_by
 from dicache.promise.metrics import relative_error
+from dicache.reporting.choice import HOW, NAMES, Column, facts_of, figure, losses, page, passed
 from dicache.reporting.progress import progress
 from dicache.reporting.report import Report
 from dicache.reporting.words import duration
@@ -23,6 +30,12 @@ from dicache.reporting.words import duration
 FRAMES_PER_SECOND = 16
 SHOWN = (256, 256)
 """Pixels that a picture of the model that ships is shown at; it draws 32 x 32."""
+
+
+BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""That prompts are shown at."""
+WARMING = 2
+"""Steps of a run whose time is not counted: the first run of a process pays for what the others find ready."""
 
 
 class Pictures(NamedTuple):
@@ -98,20 +111,22 @@ def draw(
         for start in range(0, len(prompts), call.batch):
             some = list(prompts[start : start + call.batch])
             seeds = [call.seed + start + k for k in range(len(some))]
-            advance = _advancing(bar.advance, task, len(some))
+            advance = advancing(bar.advance, task, len(some))
             with refusals_of(ready.pipe):
-                uncached = _drawn(ready, some, seeds, advance) if compare else None
+                uncached = drawn(ready, some, seeds, advance) if compare else None
                 with enable(ready.pipe, **mode) as cache:
-                    cached = _drawn(ready, some, seeds, advance)
+                    cached = drawn(ready, some, seeds, advance)
                 batches.append(DrawnBatch(some, seeds, cached, cache.report(), uncached))
     return Drawing(batches, ready.ships)
 
 
-def _advancing(advance: Callable[..., None], task: Any, samples: int) -> Callable[[], None]:  # noqa: ANN401
+def advancing(advance: Callable[..., None], task: Any, samples: int) -> Callable[[], None]:  # noqa: ANN401
+    """A tick of a bar for so many samples at once."""
     return lambda: advance(task, samples)
 
 
-def _drawn(ready: Ready, prompts: list[str], seeds: list[int], tick: Callable[[], None]) -> Pictures:
+def drawn(ready: Ready, prompts: list[str], seeds: list[int], tick: Callable[[], None]) -> Pictures:
+    """In one call of the pipeline; `tick` is called at every step."""
     last: dict[str, Tensor] = {}
 
     def after_step(pipe: Any, index: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
@@ -140,6 +155,90 @@ def _drawn(ready: Ready, prompts: list[str], seeds: list[int], tick: Callable[[]
             "dicache.enable in Python."
         )
     return Pictures(shown, last.get("latents"), time.perf_counter() - started)
+
+
+def columns_of(ready: Ready, prompts: list[str], call: PipelineCall, *, quiet: bool) -> list[Column]:
+    """The uncached one, and one for each of the budgets. Raises what `enable` raises, and PipelineError for what the
+    pipeline refuses.
+    """
+    with progress(not quiet) as bar, refusals_of(ready.pipe):
+        total = WARMING + ready.steps * (1 + len(BUDGETS))
+        task = bar.add_task("drawing", total=total * len(prompts))
+        batches = [(k, prompts[k : k + call.batch]) for k in range(0, len(prompts), call.batch)]
+
+        def drawn_of(source: Ready, first: int, some: list[str]) -> Pictures:
+            seeds = [call.seed + first + i for i in range(len(some))]
+            return drawn(source, some, seeds, advancing(bar.advance, task, len(some)))
+
+        def all_of(source: Ready) -> list[Pictures]:
+            return [drawn_of(source, *batch) for batch in batches]
+
+        all_of(ready._replace(steps=WARMING))
+        exact = all_of(ready)
+        seconds = sum(each.seconds for each in exact)
+        if not quiet:
+            about = duration(seconds * len(BUDGETS))
+            bar.console.print(f"uncached in {duration(seconds)}; {len(BUDGETS)} budgets take {about} or less.")
+        columns = [Column(None, _shown(exact, ready), seconds)]
+        for budget in BUDGETS:
+            columns.append(_column(ready, budget, exact, all_of))
+    return columns
+
+
+def _column(ready: Ready, budget: float, exact: list[Pictures], all_of: Callable[[Ready], list[Pictures]]) -> Column:
+    executed: list[tuple[float, float]] = []
+    with enable(ready.pipe, error_budget=budget, on_report=lambda report: executed.append(_macs(report.to_dict()))):
+        pictures = all_of(ready)
+    seconds, before = (sum(each.seconds for each in some) for some in (pictures, exact))
+    shown, uncached = ([each for some in drawings for each in some.shown] for drawings in (pictures, exact))
+    done, whole = (sum(pair[k] for pair in executed) for k in range(2))
+    return Column(
+        budget,
+        _shown(pictures, ready),
+        seconds,
+        whole / done,
+        before / seconds,
+        _errors(pictures, exact),
+        [-value for value in losses("psnr", shown, uncached)],
+        [-value for value in losses("ssim", shown, uncached)] if find_spec("torchmetrics") else [],
+    )
+
+
+def _macs(facts: dict[str, Any]) -> tuple[float, float]:
+    return facts["executed_macs"], facts["uncached_macs"]
+
+
+def _errors(pictures: list[Pictures], exact: list[Pictures]) -> list[float] | None:
+    errors: list[float] = []
+    for one, other in zip(pictures, exact, strict=True):
+        if one.latents is None or other.latents is None:
+            return None
+        errors += relative_error(one.latents, other.latents).tolist()
+    return errors
+
+
+def _shown(drawings: Sequence[Pictures], ready: Ready) -> list[Any]:
+    every = [each for some in drawings for each in some.shown]
+    return [each.resize(SHOWN, resample=0) for each in every] if ready.ships else every
+
+
+def write_choice(columns: Sequence[Column], prompts: list[str], out: Path, title: str, *, as_json: bool) -> None:
+    """The picture and the page, of one name, and the table on the screen."""
+    picture, text = out.with_suffix(".png"), out.with_suffix(".html")
+    with replacing(picture) as file:
+        figure(columns, prompts).savefig(file, format="png", dpi=110)
+    write_text(text, page(columns, prompts, title))
+    if as_json:
+        print(json.dumps([facts_of(column) for column in columns]))
+        return
+    table = Table(title=title, title_justify="left")
+    for name in ("budget", *NAMES):
+        table.add_column(name, overflow="fold")
+    for column in columns:
+        table.add_row(column.title, *column.cells)
+    console().print(table)
+    for line in (HOW, *passed(columns), f"wrote {picture} and {text}"):
+        print(line)
 
 
 def _save(picture: Any, path: Path) -> None:  # noqa: ANN401

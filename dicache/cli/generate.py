@@ -68,14 +68,18 @@ def generate(
     if source.model is None:
         for line in lines:
             parse(line)
-    mode = _mode(error_budget, speedup, evaluations, schedule, confidence, profile)
+    asked = _asked(error_budget, speedup, evaluations, schedule, confidence, profile)
     check_outcome(out)
     if report is not None:
         check_json_or_page(report)
     with stoppable(None, ""):
         from dicache.cli.drawing import draw
         from dicache.cli.load import ready
+        from dicache.enable_options import MODES, with_settings
 
+        mode = with_settings(source.settings, asked)
+        if not any(name in mode for name in MODES):
+            mode["error_budget"] = DEFAULT
         run = draw(ready(source, call), lines, mode, call, compare=compare, quiet=as_json)
         written = run.save(out)
         if report is not None:
@@ -83,7 +87,7 @@ def generate(
     print(json.dumps(run.to_dict()) if as_json else _words(run, written))
 
 
-def _mode(
+def _asked(
     error_budget: float | None,
     speedup: float | None,
     evaluations: int | None,
@@ -91,13 +95,12 @@ def _mode(
     confidence: float | None,
     profile: str | None,
 ) -> dict[str, Any]:
-    """What `enable` is given. Raises ModeError for several modes."""
+    """What `enable` is given by options. Raises ModeError for several modes."""
     modes = {"error_budget": error_budget, "speedup": speedup, "evaluations": evaluations, "schedule": schedule}
     asked = {name: value for name, value in modes.items() if value is not None}
     if len(asked) > 1:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in asked)
         raise ModeError(f"{names} are both given. Expected one of them.")
-    asked = asked or {"error_budget": DEFAULT}
     if error_budget is not None:
         check_budget(error_budget)
     promise = {"confidence": confidence, "profile": profile}

@@ -91,6 +91,11 @@ def refusals_of(pipe: Any) -> Iterator[None]:  # noqa: ANN401
         ) from error
     except (ValueError, TypeError) as error:
         raise PipelineError(f"{type(pipe).__name__} refused what it was called with: {brief(error)}") from error
+    except RuntimeError as error:  # shapes that do not fit, mostly
+        raise PipelineError(
+            f"{type(pipe).__name__} failed in its call: {brief(error)}. If it takes other sizes than its "
+            "own, give them: --height, --width, --argument num_frames=17."
+        ) from error
 
 
 def brief(error: BaseException) -> str:
@@ -139,7 +144,7 @@ def _loaded(source: Source) -> Any:  # noqa: ANN401
             "as black-forest-labs/FLUX.1-dev."
         )
     dtype = source.dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
-    options = {"torch_dtype": getattr(torch, dtype), **({"variant": source.variant} if source.variant else {})}
+    options = {"dtype": getattr(torch, dtype), **({"variant": source.variant} if source.variant else {})}
     try:
         return diffusers.DiffusionPipeline.from_pretrained(name, **options)
     except Exception as error:  # whatever a repository's files make diffusers raise

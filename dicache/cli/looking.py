@@ -72,15 +72,19 @@ def share(
     base_model: Annotated[str | None, typer.Option(help="The repository of the model, for the card.")] = None,
     prompts: Annotated[str | None, typer.Option(help="What the prompts were, in words, for the card.")] = None,
 ) -> None:
-    """Write a profile or a schedule into a folder with a model card, as a repository of the Hugging Face hub has it."""
+    """Write a profile, a schedule or several into a folder with a model card, as a repository of the Hugging Face hub
+    has it.
+    """
     if not file.is_file():
         raise FileError(f"{file} does not exist. Expected a profile or a schedule that was saved.")
     from dicache.files.checked import read_json, refusing
     from dicache.promise.profile import Profile
+    from dicache.schedules.pareto import ParetoSet
     from dicache.schedules.schedule import Schedule
 
     with refusing(FileError, f"{file} is neither a profile nor a schedule", "Expected what dicache saved as one."):
-        kind = read_json(file).text("format")
-    shared = (Profile if kind.startswith("dicache.profile/") else Schedule).load(file)
+        kind = read_json(file).text("format").partition("/")[0]
+    made: dict[str, type[Profile] | type[ParetoSet]] = {"dicache.profile": Profile, "dicache.schedules": ParetoSet}
+    shared = made.get(kind, Schedule).load(file)
     shared.share(folder, base_model=base_model, prompts=prompts)
     print(f"wrote {folder}; `hf upload USER/REPOSITORY {folder}` puts it on the hub")

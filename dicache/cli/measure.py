@@ -14,6 +14,8 @@ from dicache.cli.arguments import (
     Yes,
     check_folder,
     check_json,
+    check_page,
+    check_picture,
     prompts_of,
     stoppable,
 )
@@ -30,6 +32,8 @@ File = Annotated[
 ]
 TUNED_ON = 24
 """Prompts of ours that a schedule is tuned on where none are named."""
+LOOKED_AT = 4
+"""Prompts that are shown where no number is named."""
 
 
 @spread
@@ -88,7 +92,14 @@ def calibrate(
 def tune(
     file: File = None,
     *,
-    out: Annotated[Path, typer.Option(help="The schedule, for `dicache generate --schedule`.")],
+    out: Annotated[Path | None, typer.Option(help="The schedule, for `dicache generate --schedule`.")] = None,
+    show: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead: the prompts at five error budgets side by side, to choose one by looking; a .png, and an "
+            ".html of the same name."
+        ),
+    ] = None,
     speedup: Annotated[
         float | None, typer.Option(min=1.0, help="How much less to compute; 2 where nothing is asked.")
     ] = None,
@@ -102,23 +113,46 @@ def tune(
 ) -> None:
     """Find a good schedule from two dozen prompts: steps placed by the law of errors, slopes fitted along the run.
 
-    It is `dicache search --finder multistep` with the choice made; it too says beforehand what it takes.
+    It is `dicache search --finder multistep` with the choice made; it too says beforehand what it takes. With --show no
+    schedule is looked for: four of the prompts (--first for others) are drawn uncached and at five budgets.
     """
     if speedup is not None and budget is not None:
         raise ModeError("--speedup and --budget are both given. Expected one of them.")
     cost = 1 / (speedup or 2.0) if budget is None else None
     lines = prompts_of(texts, file)
+    if show is not None:
+        if [option for option in (out, speedup, budget, checkpoint) if option is not None]:
+            raise ModeError("--show looks for no schedule: leave out --out, --speedup, --budget and --checkpoint.")
+        _show(show, lines, texts, source, call, as_json=as_json)
+        return
+    if out is None:
+        raise ModeError("there is nothing to write. Give --out FILE.json for a schedule, or --show FILE.png.")
     check_json(out)
     check_folder(checkpoint)
     check("multistep", {}, "evaluation", budget, cost)
     lines = lines or _ours(source, TUNED_ON if texts.first is None else texts.first, call.seed)
     with stoppable(checkpoint):
         from dicache.cli.plans import Approval
-        from dicache.cli.searching import SearchAim, search_for, show
+        from dicache.cli.searching import SearchAim, search_for, show_answer
 
         wanted = SearchAim("multistep", {}, "evaluation", budget, cost)
         answer = search_for(wanted, lines, source, call, checkpoint, Approval(ask=not yes, quiet=as_json))
-        show(answer, out, as_json=as_json)
+        show_answer(answer, out, as_json=as_json)
+
+
+def _show(out: Path, lines: list[str], texts: Texts, source: Source, call: PipelineCall, *, as_json: bool) -> None:
+    """The first prompts at five budgets."""
+    (check_page if out.suffix == ".html" else check_picture)(out.with_suffix(out.suffix.lower()))
+    count = texts.first or LOOKED_AT
+    lines = lines[:count] or _ours(source, count, call.seed)
+    with stoppable(None, ""):
+        from dicache.cli.drawing import columns_of, write_choice
+        from dicache.cli.load import ready
+
+        prepared = ready(source, call)
+        columns = columns_of(prepared, lines, call, quiet=as_json)
+        title = f"{type(prepared.pipe).__name__}, {prepared.steps} steps: {len(lines)} prompts at five budgets"
+        write_choice(columns, lines, out, title, as_json=as_json)
 
 
 def _listed() -> str:
@@ -153,10 +187,10 @@ def search(
     check(finder, options, sites, budget, cost)
     lines = prompts_of(texts) or _ours(source, captions, call.seed)
     with stoppable(checkpoint):
-        from dicache.cli.searching import SearchAim, search_for, show
+        from dicache.cli.searching import SearchAim, search_for, show_answer
 
         wanted = SearchAim(finder, options, sites, budget, cost)
-        show(search_for(wanted, lines, source, call, checkpoint, quiet=as_json), out, as_json=as_json)
+        show_answer(search_for(wanted, lines, source, call, checkpoint, quiet=as_json), out, as_json=as_json)
 
 
 search.__doc__ = f"""Find a schedule: a table of what computes at which step, for `dicache generate --schedule`.

@@ -3,6 +3,7 @@ a function that takes their fields, which is what the command line shows.
 """
 
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import StrEnum
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from dicache.errors import SettingsError
+from dicache.files.settings_file import PIPELINE, check_known, read_file
 
 
 class Dtype(StrEnum):
@@ -24,9 +28,48 @@ class Offload(StrEnum):
     SEQUENTIAL = "sequential"
 
 
+def _take(context: typer.Context, settings: Path | None) -> Path | None:
+    """What a file says of the pipeline stands where an option would and is not given. Raises SettingsError for names
+    that are no options.
+    """
+    if settings is None:
+        return None
+    table = read_file(settings).get(PIPELINE, {})
+    if not isinstance(table, dict):
+        raise SettingsError(f"{PIPELINE} is {table!r:.60} in {settings}. Expected a table, as [{PIPELINE}] begins one.")
+    check_known(table, IN_FILES, f"no option of a pipeline, and stands in {settings}")
+    context.default_map = {name: _option(name, value, settings) for name, value in table.items()}
+    return settings
+
+
+def _option(name: str, value: Any, settings: Path) -> Any:  # noqa: ANN401
+    """As the command line takes it; paths begin at the file's folder where there is such a file."""
+    if name == "argument":
+        if not isinstance(value, dict):
+            raise SettingsError(f"argument is {value!r:.60} in {settings}. Expected a table, as {{num_frames = 49}}.")
+        return [f"{key}={each if isinstance(each, str) else json.dumps(each)}" for key, each in value.items()]
+    if name == "model" and (settings.parent / str(value)).exists():
+        return str(settings.parent / str(value))
+    if name == "lora":
+        return [_lora(str(each), settings.parent) for each in (value if isinstance(value, list) else [value])]
+    return value
+
+
+def _lora(text: str, folder: Path) -> str:
+    path, equals, scale = text.rpartition("=") if "=" in text else (text, "", "")
+    return f"{folder / path}{equals}{scale}" if (folder / path).exists() else text
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """Which pipeline."""
+
+    settings: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file of settings, TOML or JSON; options that are given win.", callback=_take, is_eager=True
+        ),
+    ] = None
 
     model: Annotated[
         str | None,
@@ -69,6 +112,10 @@ class PipelineCall:
     ] = None
     seed: Annotated[int, typer.Option(min=0, max=2**31, help="Of the first prompt; the next one's is one more.")] = 0
     batch: Annotated[int, typer.Option(min=1, help="Samples drawn at once.")] = 8
+
+
+IN_FILES = tuple(field.name for kind in (Source, PipelineCall) for field in fields(kind) if field.name != "settings")
+"""What the table of a file of settings may hold."""
 
 
 @dataclass(frozen=True, kw_only=True)

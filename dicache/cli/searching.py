@@ -101,7 +101,7 @@ def search_for(
     return SearchAnswer(wanted.finder, result, spent(took, *totals))
 
 
-def show(answer: SearchAnswer, out: Path, *, as_json: bool) -> None:
+def show_answer(answer: SearchAnswer, out: Path, *, as_json: bool) -> None:
     """Write it, with a plot of a front, and print it."""
     answer.result.save(out)
     if isinstance(answer.result, ParetoSet):

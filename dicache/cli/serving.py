@@ -28,8 +28,9 @@ def serve(
         float | None, typer.Option(help="Up to which budgets may grow when requests wait; without, they do not.")
     ] = None,
     audit: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of requests that are drawn again uncached, for /metrics.")
-    ] = 0.0,
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Share of requests that are drawn again uncached, for /metrics."),
+    ] = None,
     batch_invariant: Annotated[
         int | None,
         typer.Option(min=1, help="So many requests in every call, padded: the same bits whatever runs beside them."),
@@ -52,16 +53,15 @@ def serve(
     except ImportError as error:
         raise PipelineError(f"{error.name} is missing. Run pip install 'dicache[serve]'.") from error
     from dicache.cli.load import ready
+    from dicache.enable_options import MODES, with_settings
 
+    given = {"error_budget": error_budget, "speedup": speedup, "profile": profile, "audit": audit}
+    asked = with_settings(source.settings, {name: value for name, value in given.items() if value is not None})
+    if not any(name in asked for name in MODES):
+        asked["error_budget"] = 0.05
     source_ready = ready(source, call)
-    asked: dict[str, Any] = (
-        {"speedup": speedup}
-        if speedup is not None
-        else {"error_budget": 0.05 if error_budget is None else error_budget}
-    )
-    if profile is not None and speedup is None:
-        asked["profile"] = profile
-    options: dict[str, Any] = {"slots": slots, "queue": queue, "largest_budget": largest_budget, "audit": audit}
+    options: dict[str, Any] = {"slots": slots, "queue": queue, "largest_budget": largest_budget}
+    options["audit"] = asked.pop("audit", 0.0)
     options["batch_invariant"] = batch_invariant
     defaults = {"num_inference_steps": source_ready.steps, **source_ready.call}
     application = app(source_ready.pipe, defaults=defaults, **options, **asked)

@@ -26,6 +26,7 @@ from dicache.types import Timetable
 
 BUDGET = 0.05
 STEPS_RUN = 2
+REMEDY = "Give what the pipeline needs: --prompt TEXT, --height, --width, --argument NAME=VALUE (image=@photo.png)."
 
 
 class _Enough(Exception):
@@ -111,7 +112,7 @@ def _run(ready: Ready, prompts: Sequence[str], seed: int) -> dict[str, Any]:
             timetable, notes = recorder.facts.timetable, list(dict.fromkeys(cache.session.notes))
             costs = None if trace is None or not trace.records else _costs(ready, cache, recorder.booked_macs)
     except DicacheError as error:
-        return {"solver": None, "costs": None, "notes": [f"two steps could not be drawn: {error}"]}
+        return {"solver": None, "costs": None, "notes": [f"two steps could not be drawn: {error} {REMEDY}"]}
     solver = None if timetable is None else _solver(timetable)
     if solver is None or not solver["known"]:
         notes.append("the steps of this solver are not known beforehand: what cannot be priced computes.")

@@ -59,6 +59,14 @@ def resuming(checkpoint: str | Path | None) -> str:
 class Workers:
     """Raises WorkerError for an executor that is none, a pipeline that cannot be sent, and lost workers."""
 
+    resume: str
+    queue: deque[Any]
+    waiting: Iterator[Any]
+    alone: bool
+    renewals: int
+    pipe: Any
+    made: bool
+
     def __init__(self, pipe: Any, executor: Executors | None, resume: str) -> None:  # noqa: ANN401
         if executor is not None and not isinstance(executor, Executor) and not callable(executor):
             raise WorkerError(
@@ -66,7 +74,7 @@ class Workers:
                 "function that makes one."
             )
         self.resume, self.queue, self.waiting = resume, deque[Any](), _nothing()
-        self.make = None if isinstance(executor, Executor) else executor
+        self.make: Callable[[], Executor] | None = None if isinstance(executor, Executor) else executor
         self.executor = executor if isinstance(executor, Executor) else None
         self.alone, self.renewals = executor is None, 0
         self.pipe, self.made = pipe, is_factory(pipe)

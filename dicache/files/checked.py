@@ -114,6 +114,8 @@ class Fields:
     or out of its range.
     """
 
+    content: Mapping[str, Any]
+
     def __init__(self, content: Mapping[str, Any], within: str = "") -> None:
         self.content, self._within = content, within
 

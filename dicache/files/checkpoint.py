@@ -28,6 +28,10 @@ class Checkpoint:
     Raises `error` for a folder that holds another call's entries, that cannot be written, or whose files are damaged.
     """
 
+    folder: Path | None
+    error: type[DicacheError]
+    resumed: int
+
     def __init__(self, folder: Path | None, arguments: Sequence[Any], error: type[DicacheError] = ProfileError) -> None:
         self.folder, self.error, self.resumed, self._call = folder, error, 0, ""
         if folder is None:

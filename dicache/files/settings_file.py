@@ -4,7 +4,12 @@
     confidence = 0.9
     profile = "profile.json"
 
-A name that is no setting is one error, which says the nearest that is. Paths are relative to the file's folder.
+    [pipeline]
+    model = "my-pipeline"
+    steps = 20
+
+The table `pipeline` is for the command line alone (`dicache.cli.options`): which pipeline, and how it is called. A name
+that is no setting is one error, which says the nearest that is. Paths are relative to the file's folder.
 """
 
 import difflib
@@ -17,6 +22,8 @@ from dicache.errors import SettingsError
 from dicache.files.checked import FileFault, json_of, plain_bytes, refusing
 
 MOST_BYTES = 1 << 20
+PIPELINE = "pipeline"
+"""The table of the command line."""
 PATHS = ("profile", "schedule", "memory")
 WORDS = ("nearest",)
 """What stands in the place of a path and is none."""
@@ -24,8 +31,8 @@ EXPECTED = "Expected TOML or JSON such as error_budget = 0.05, in a file that en
 
 
 def read_settings(settings: object, names: Sequence[str]) -> dict[str, Any]:
-    """By name. Raises SettingsError for what is neither a file of them nor a mapping, and for names that are not among
-    `names`.
+    """By name, without the command line's. Raises SettingsError for what is neither a file of them nor a mapping, and
+    for names that are not among `names`.
     """
     if isinstance(settings, Mapping):
         check_known(settings, names, "no setting")
@@ -33,10 +40,16 @@ def read_settings(settings: object, names: Sequence[str]) -> dict[str, Any]:
     if not isinstance(settings, str | Path):
         raise SettingsError(f"settings is a {type(settings).__name__}. Expected the path of a file, or a mapping.")
     path = Path(settings)
-    with refusing(SettingsError, f"{path} holds no settings", EXPECTED):
-        content = _content(path)
+    content = read_file(path)
+    content.pop(PIPELINE, None)
     check_known(content, names, f"no setting, and stands in {path}")
     return {name: _placed(name, value, path.parent) if name in PATHS else value for name, value in content.items()}
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """All that stands in it, as it stands there. Raises SettingsError for what is no file of settings."""
+    with refusing(SettingsError, f"{path} holds no settings", EXPECTED):
+        return _content(path)
 
 
 def check_known(names: Iterable[object], known_names: Sequence[str], what: str) -> None:

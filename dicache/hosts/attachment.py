@@ -39,6 +39,13 @@ class Attachment(Uncopied):
     Raises UnsupportedModelError, AlreadyEnabledError, ModeError or RanksError, and then has changed nothing.
     """
 
+    ranks: Ranks
+    session: Session
+    hooks: Hooks
+    handles: list[Any]
+    calls: DenoiserCalls
+    denoiser: nn.Module
+
     def __init__(
         self,
         denoiser: nn.Module,
@@ -48,7 +55,7 @@ class Attachment(Uncopied):
         family: Family | None = None,
         ranks: ProcessGroup | BranchRanks | None = None,
     ) -> None:
-        self.family = family_of(denoiser, family)
+        self.family: Family = family_of(denoiser, family)
         parts = find(denoiser, self.family)
         if family is not None:
             check_streams(parts.blocks, family)
@@ -73,7 +80,7 @@ class Attachment(Uncopied):
         if config.judged_by_others:
             self.session.note(f"the estimate is as good as your own {', '.join(config.judged_by_others)}.")
         self.hooks, self.handles = Hooks(denoiser, self.session), list[Any]()
-        self.compilation = Compilation(denoiser, deciding.values(), compiling)
+        self.compilation: Compilation = Compilation(denoiser, deciding.values(), compiling)
         self.undo: Callable[[], None] = self.detach
         """Takes it off: `disable` of the Cache that it belongs to."""
         try:

@@ -62,6 +62,9 @@ class Shadow:
 class Auditor:
     """Of one attachment. `rate` of the samples, drawn from a generator of this seed."""
 
+    scheduler: Callable[[], Any]
+    rate: float
+
     def __init__(
         self,
         attachment: Attachment,
@@ -71,7 +74,7 @@ class Auditor:
         seed: int = 0,
     ) -> None:
         self.session, self.scheduler, self.rate = attachment.session, scheduler, rate
-        self.random = torch.Generator().manual_seed(seed)
+        self.random: torch.Generator = torch.Generator().manual_seed(seed)
         self.budget = budget
         self.audits: list[Audited] = []
         self.shadow: Shadow | None = None

@@ -23,7 +23,7 @@ class Compiled:
 
     def __init__(self, eager: Callable[..., Tree], options: Mapping[str, Any]) -> None:
         self.eager = eager
-        self.compiled = torch.compile(eager, **{"fullgraph": True, **options})
+        self.compiled: Callable[..., Tree] = torch.compile(eager, **{"fullgraph": True, **options})
 
     def __call__(self, *args: Tree, **kwargs: Tree) -> Tree:
         if _get_current_dispatch_mode() is None:
@@ -57,6 +57,10 @@ class Compilation:
 
     Raises ModeError where a module's forward cannot be a graph.
     """
+
+    options: Mapping[str, Any] | None
+    denoiser: nn.Module
+    modules: tuple[nn.Module, ...]
 
     def __init__(self, denoiser: nn.Module, modules: Iterable[nn.Module], options: Mapping[str, Any] | None) -> None:
         self.denoiser, self.modules, self.options = denoiser, tuple(modules), options

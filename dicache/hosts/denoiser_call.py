@@ -44,6 +44,17 @@ ADAPTED, WRITTEN = "the LoRA was changed", "the weights were changed"
 class DenoiserCalls(Uncopied):
     """The two plain torch hooks of a denoiser: a registry hook on it would vanish under model offload."""
 
+    family: Family
+    session: Session
+    hooks: Hooks
+    compilation: Compilation
+    branch: BranchName
+    adapters: Adapters
+    weights: Weights
+    writes: int
+    arguments: dict[str, Tree]
+    denoiser: nn.Module
+
     def __init__(
         self,
         denoiser: nn.Module,
@@ -55,12 +66,13 @@ class DenoiserCalls(Uncopied):
     ) -> None:
         self.denoiser, self.family, self.session = denoiser, family, session
         self.hooks, self.compilation, self.branch = hooks, compilation, branch
-        self.signature = inspect.signature(type(denoiser).forward)
+        self.signature: inspect.Signature = inspect.signature(type(denoiser).forward)
         _, *parameters = self.signature.parameters.values()
-        self.named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        named = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        self.named: dict[str, inspect.Parameter] = {p.name: p for p in named}
         """Its arguments that have names of their own, in their order."""
         self.adapters, self.weights = Adapters(denoiser), Weights(denoiser)
-        self.by_branch = any(site.kind is Kind.BRANCH for site in session.sites)
+        self.by_branch: bool = any(site.kind is Kind.BRANCH for site in session.sites)
         self.writes, self.arguments = 0, dict[str, Tree]()
         self.resting: int | None = None
         """The thread whose calls pass unheard: those that slots make."""

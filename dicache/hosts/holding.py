@@ -23,6 +23,11 @@ from dicache.types import Action, Quote, Rows, Step
 class Holding:
     """Of one network in one run."""
 
+    rule: Controller[Any]
+    fill: Approximator
+    run: Run
+    due: Tensor
+
     def __init__(self, rule: Controller[Any], fill: Approximator, run: Run) -> None:
         self.rule, self.fill, self.run = rule, fill, run
         self.state: Any = None

@@ -14,6 +14,8 @@ from dicache.tensors.tree import Tree
 class Adapters:
     """Those of one denoiser. Looking costs nothing while there are none."""
 
+    any: bool
+
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser
         self.names: tuple[tuple[str, int], ...] = ()
@@ -22,7 +24,7 @@ class Adapters:
         self.layers: list[nn.Module] = []
         self.any = False
         """Whether there are some, or ever were."""
-        self.first = self.state()
+        self.first: tuple[Any, ...] = self.state()
         self.seen: tuple[Any, ...] = (self.first, ())
 
     def state(self) -> tuple[Any, ...]:

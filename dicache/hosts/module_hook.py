@@ -45,6 +45,10 @@ class Uncopied:
 class SessionHook(Uncopied, ModelHook):
     """Hands a module's forward to `run` while the session has a call open."""
 
+    session: Session
+    run: Callable[[Call, ModuleCall], Tree]
+    path: str
+
     def __init__(self, session: Session, run: Callable[[Call, ModuleCall], Tree], path: str) -> None:
         super().__init__()
         self.session, self.run, self.path = session, run, path
@@ -97,6 +101,9 @@ class FirstHook(SessionHook):
 
     _is_stateful = True
 
+    branch: BranchName
+    attachment: object
+
     def __init__(self, session: Session, path: str, attachment: object) -> None:
         super().__init__(session, session.strategy.block, path)
         self.branch, self.attachment = BranchName(), attachment
@@ -110,10 +117,15 @@ class FirstHook(SessionHook):
 class ModuleHook:
     """A hook of the registry, put on when this is made."""
 
+    hook: ModelHook
+    worn: Callable[..., Any]
+    runs: None
+    module: nn.Module
+
     def __init__(self, module: nn.Module, hook: ModelHook) -> None:
         self.module, self.hook = module, hook
         self.sharded: Sharded | None = None
-        self.had = {"forward", "_diffusers_hook"} & set(vars(module))
+        self.had: set[str] = {"forward", "_diffusers_hook"} & set(vars(module))
         registry = HookRegistry.check_if_exists_or_initialize(module)
         # What parts tokens over ranks stays outside: what a site is given and gives are both this rank's part.
         outside = [name for name in registry._hook_order if name.startswith("cp_")]
@@ -182,9 +194,12 @@ class ModuleHook:
 class Hooks:
     """All hooks of one denoiser: on what may be skipped, and on the modules around it."""
 
+    session: Session
+    denoiser: nn.Module
+
     def __init__(self, denoiser: nn.Module, session: Session) -> None:
         self.denoiser, self.session = denoiser, session
-        self.root_had_registry = registry_of(denoiser) is not None
+        self.root_had_registry: bool = registry_of(denoiser) is not None
         self.deciding: list[ModuleHook] = []
         self.around: dict[str, ModuleHook] = {}
 

@@ -25,6 +25,9 @@ _PASSED_BY = ("torch.", "accelerate.", "dicache.")
 class Running:
     """Its scheduler, when called from within the denoiser's hooks."""
 
+    pipe: Any
+    denoisers: Mapping[str, nn.Module]
+
     def __init__(self, pipe: Any, denoisers: Mapping[str, nn.Module]) -> None:  # noqa: ANN401
         self.pipe, self.denoisers = pipe, denoisers
 

@@ -8,13 +8,14 @@ will be read.
 """
 
 from collections.abc import Callable, Hashable, Mapping
-from inspect import signature
+from inspect import Signature, signature
 from typing import Any, NamedTuple
 
 import torch
 from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.hooks import RemovableHandle
 
 from dicache.hosts.denoiser_call import call_key
 from dicache.hosts.holding import Holding
@@ -47,6 +48,16 @@ class SideNetwork(Uncopied):
     registry that can leave out its forward. `begins` hears that it is about to run, and says for which samples, (B,)
     bool, None for all; `ran` what it executes where it runs for all, in MACs.
     """
+
+    part: str
+    ran: Callable[["SideNetwork", float], None]
+    name: str
+    module: nn.Module
+    again: bool
+    reached: bool
+    begins: Callable[["SideNetwork"], Rows | None]
+    signature: Signature
+    handles: tuple[RemovableHandle, RemovableHandle]
 
     def __init__(
         self,
@@ -90,7 +101,7 @@ class SideNetwork(Uncopied):
         shared = registry is not None and NAME in registry.hooks  # another cache leaves it out
         self.reached = False
         """Whether this call reaches the hook that can leave out its forward."""
-        self.hook = None if shared or compiled(module) else ModuleHook(module, _Leaving(self))
+        self.hook: ModuleHook | None = None if shared or compiled(module) else ModuleHook(module, _Leaving(self))
 
     def _before(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> None:
         if torch.compiler.is_compiling():  # the network as a whole: nothing of this may be in its graph

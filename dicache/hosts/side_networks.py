@@ -50,9 +50,12 @@ _ENCODERS = re.compile("text_encoder|image_encoder|vae|vq")
 class SideNetworks(Uncopied):
     """Those of the pipeline that runs, for the sessions of all its denoisers."""
 
+    running: Running
+    attachments: tuple[Attachment, ...]
+
     def __init__(self, running: Running, attachments: Collection[Attachment]) -> None:
         self.running, self.attachments = running, tuple(attachments)
-        self.networks = WeakKeyDictionary[nn.Module, SideNetwork]()
+        self.networks: WeakKeyDictionary[nn.Module, SideNetwork] = WeakKeyDictionary[nn.Module, SideNetwork]()
         self.calls: list[tuple[SideWork, object]] = []
         """Since the denoiser was called last: what ran, and the scheduler's times by then."""
         self.before_run: dict[str, SideWork] = {}

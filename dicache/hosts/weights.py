@@ -27,6 +27,10 @@ class Mark(NamedTuple):
 class Weights:
     """Those of one denoiser."""
 
+    as_at_first: bool
+    elsewhere: bool
+    marks: dict[str, Mark | None]
+
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser
         self.as_at_first = True

@@ -31,13 +31,16 @@ MOST_DIGITS = 10
 class Published:
     """Raises ScheduleError for sites that published schedules are not of."""
 
+    path: Path
+    sites: Sites
+
     def __init__(self, path: str | Path, pipe: Any, sites: Sites, calibration: Calibration) -> None:  # noqa: ANN401
         self.path, self.sites = Path(path), sites
         self._measurements = calibration.on(pipe, sites)
-        self.cells = self._measurements.basis.cells
-        self.shape = self._measurements.basis.shape
+        self.cells: tuple[Cell, ...] = self._measurements.basis.cells
+        self.shape: tuple[int, int] = self._measurements.basis.shape
         """Steps and sites."""
-        self.blocks = blocks_of(self.cells)
+        self.blocks: list[int] = blocks_of(self.cells)
         """The block that every site lies in."""
 
     def json(self) -> dict[str, Any]:

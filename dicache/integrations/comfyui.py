@@ -43,6 +43,10 @@ FAMILY = Family(model="ComfyUI model", stacks=(LATENT,), latents=(LATENT,), time
 class ComfyCache:
     """Around one MODEL; what goes from the first node to the second."""
 
+    level: Callable[[float], tuple[float, float]]
+    budget: float
+    speedup: float
+
     def __init__(self, level: Callable[[float], tuple[float, float]], budget: float, speedup: float) -> None:
         """`level` tells signal and noise at a sigma; a `speedup` above 1 is in the place of the budget."""
         self.level, self.budget, self.speedup = level, budget, speedup

@@ -120,6 +120,12 @@ class LevelCell:
 class CalibrationRuns:
     """Draws what the checkpoint does not hold yet, on workers."""
 
+    workers: Workers
+    drawer: Drawer
+    checkpoint: Checkpoint
+    levels: Sequence[float]
+    metrics: Mapping[str, Metric]
+
     def __init__(
         self,
         workers: Workers,

@@ -66,6 +66,17 @@ class DrawOrder:
 class Drawer:
     """Of one pipeline, at one step count, with the same further arguments."""
 
+    pipe: Any
+    prompts: Sequence[Prompt] | Mapping[int, Prompt]
+    steps: int
+    seed: int
+    call: Mapping[str, Any]
+    images: bool
+    samples: int
+    seconds: float
+    executed: float
+    uncached: float
+
     def __init__(
         self,
         pipe: Any,  # noqa: ANN401

@@ -93,6 +93,12 @@ class Calibration:
 class ScheduleMeasurements:
     """Raises ScheduleError for sites that no schedule can name, or a pipeline with several denoisers."""
 
+    pipe: Any
+    sites: Sites
+    calibration: Calibration
+    denoiser: nn.Module
+    workers: Workers
+
     def __init__(self, pipe: Any, sites: Sites, calibration: Calibration) -> None:  # noqa: ANN401
         self.pipe, self.sites, self.calibration = pipe, sites, calibration
         modules = denoisers(pipe)
@@ -100,7 +106,7 @@ class ScheduleMeasurements:
             raise ScheduleError(f"a schedule needs a pipeline with one denoiser; this {type(pipe).__name__} is none.")
         (self.denoiser,) = modules.values()
         try:
-            self.selector = described(sites)
+            self.selector: dict[str, Any] = described(sites)
         except FittedError as error:
             raise ScheduleError(
                 f"{sites} cannot be scheduled. Use Evaluation(), Spans(), Tail(), Sublayers() or Skips()."
@@ -108,7 +114,7 @@ class ScheduleMeasurements:
         if wrong := without_encoder(pipe, calibration.prompts):
             raise ScheduleError(wrong)
         drawn = (pipe, list(calibration.prompts), calibration.steps, calibration.seed, calibration.call)
-        self.drawer = Drawer(*drawn, images=False)
+        self.drawer: Drawer = Drawer(*drawn, images=False)
         self.workers = Workers(pipe, None, resuming(calibration.checkpoint))
         """What is measured is handed to them; here, until `handing_out`."""
         self.losses: dict[Asked, float] = {}

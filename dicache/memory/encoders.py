@@ -10,6 +10,7 @@ be read or written in the midst of things, a warning says so once, and the run g
 import inspect
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +47,20 @@ class MemoryUse:
 class RememberingEncoder(Uncopied):
     """In the place of one encoder's `forward`, until `remove`."""
 
+    name: str
+    memory: Memory
+    use: MemoryUse
+    forward: Callable[..., Any]
+    on: bool
+    weights: Weights
+    model: str
+    encoder: nn.Module
+
     def __init__(self, name: str, encoder: nn.Module, memory: Memory, use: MemoryUse) -> None:
         self.name, self.encoder, self.memory, self.use = name, encoder, memory, use
-        self.own = FORWARD in vars(encoder)
+        self.own: bool = FORWARD in vars(encoder)
         self.forward, self.on = encoder.forward, True
-        self.__signature__ = inspect.signature(encoder.forward)  # pipelines look at it
+        self.__signature__: inspect.Signature = inspect.signature(encoder.forward)  # pipelines look at it
         self.weights, self.model = Weights(encoder), ""
         encoder.forward = self
 
@@ -126,9 +136,9 @@ class Encoders:
     """The text encoders of a pipeline, that remember until `remove`."""
 
     def __init__(self, pipe: Any, memory: Memory) -> None:  # noqa: ANN401
-        self.use = MemoryUse()
+        self.use: MemoryUse = MemoryUse()
         parts = {name: part for name, part in vars(pipe).items() if name.startswith("text_encoder")}
-        self.encoders = [
+        self.encoders: list[RememberingEncoder] = [
             RememberingEncoder(name, part, memory, self.use)
             for name, part in parts.items()
             if isinstance(part, nn.Module)

@@ -46,7 +46,7 @@ class Answer:
     """Numbers of a device that nobody waits for."""
 
     def __init__(self, numbers: Tensor) -> None:
-        self.numbers = numbers
+        self.numbers: Tensor = numbers
         self.event: torch.cuda.Event | None = None
         if numbers.is_cuda:
             self.numbers = torch.empty_like(numbers, device="cpu", pin_memory=True).copy_(numbers, non_blocking=True)

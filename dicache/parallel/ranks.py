@@ -30,9 +30,13 @@ Asked = dist.ProcessGroup | BranchRanks | None
 class Ranks:
     """Those that compute the samples of one denoiser; looked for whenever a run begins."""
 
+    config: Config
+    by_branch: bool
+    denoiser: nn.Module
+
     def __init__(self, denoiser: nn.Module, config: Config, asked: Asked) -> None:
         self.denoiser, self.config, self.by_branch = denoiser, config, isinstance(asked, BranchRanks)
-        self.asked = asked.process_group if isinstance(asked, BranchRanks) else asked
+        self.asked: dist.ProcessGroup | None = asked.process_group if isinstance(asked, BranchRanks) else asked
         self.group: Group | None = None
         self.look()
 

@@ -28,9 +28,13 @@ Forward = Callable[..., Any]
 class Sharded:
     """One block's hooks, out of their place until `undo`."""
 
+    module: Any
+    gather: Any
+    free: Any
+
     def __init__(self, module: Any) -> None:  # noqa: ANN401  # FSDPModule is typed as no module
         state = module._get_fsdp_state()
-        self.positions = (
+        self.positions: tuple[tuple[Any, Any], tuple[Any, Any]] = (
             (module._forward_pre_hooks, state._pre_forward_hook_handle.id),
             (module._forward_hooks, state._post_forward_hook_handle.id),
         )

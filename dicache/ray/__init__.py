@@ -29,14 +29,18 @@ def executor(workers: int, **resources: Any) -> "RayExecutor":  # noqa: ANN401
 class RayExecutor(Executor):
     """Of `executor`."""
 
+    ray: Any
+    actors: list[Any]
+    own: threading.local
+
     def __init__(self, workers: int, resources: dict[str, Any]) -> None:
         self.ray, self._max_workers = _ray(), workers
-        self.begun = not self.ray.is_initialized()
+        self.begun: bool = not self.ray.is_initialized()
         if self.begun:
             self.ray.init(log_to_driver=False, include_dashboard=False)
-        self.actor = self.ray.remote(**{"num_cpus": 1, **resources})(_Actor)
+        self.actor: Any = self.ray.remote(**{"num_cpus": 1, **resources})(_Actor)
         self.own, self.actors = threading.local(), list[Any]()
-        self.waiting = ThreadPoolExecutor(workers, "dicache-ray")
+        self.waiting: ThreadPoolExecutor = ThreadPoolExecutor(workers, "dicache-ray")
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":  # noqa: ANN401
         """As every executor's. The function and its arguments are pickled."""

@@ -27,7 +27,7 @@ class Reader(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cell = nn.Sequential(
+        self.cell: nn.Sequential = nn.Sequential(
             *(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
             *(
                 nn.Conv2d(32, 64, 3, padding=1),
@@ -38,7 +38,7 @@ class Reader(nn.Module):
                 nn.ReLU(),
             ),
         )
-        self.whole = nn.Sequential(
+        self.whole: nn.Sequential = nn.Sequential(
             nn.AvgPool2d(2),
             nn.Flatten(),
             nn.Linear(3 * (SIDE // 2) ** 2, 128),
@@ -46,8 +46,12 @@ class Reader(nn.Module):
             nn.Linear(128, 128),
             nn.ReLU(),
         )
-        self.cell_heads = nn.ModuleDict({name: nn.Linear(128, len(values)) for name, values in THING.items()})
-        self.back_heads = nn.ModuleDict({name: nn.Linear(128, len(values)) for name, values in BACKGROUND.items()})
+        self.cell_heads: nn.ModuleDict = nn.ModuleDict(
+            {name: nn.Linear(128, len(values)) for name, values in THING.items()}
+        )
+        self.back_heads: nn.ModuleDict = nn.ModuleDict(
+            {name: nn.Linear(128, len(values)) for name, values in BACKGROUND.items()}
+        )
 
     @classmethod
     def shipped(cls) -> "Reader":

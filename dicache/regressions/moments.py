@@ -38,6 +38,11 @@ class Sums(ABC):
 class Moments(Sums):
     """What a line needs. `change` is |v - v_0|_1 / |v|_1 of neighbouring steps, per row, summed."""
 
+    steps: int
+    longest: int
+    sums: Tensor
+    change: Tensor
+
     def __init__(self, steps: int, longest: int) -> None:
         self.steps, self.longest = steps, longest
         self.sums = self.change = torch.zeros(0)
@@ -84,6 +89,11 @@ def line(sums: Tensor) -> tuple[Tensor, Tensor]:
 class Increments(Sums):
     """What the ridge map of changes needs, of strength `ridge` relative to the mean square of a channel's change."""
 
+    gram: Tensor
+    cross: Tensor
+    into: Tensor
+    out: Tensor
+
     def __init__(self, ridge: float) -> None:
         self.ridge = ridge
         self.gram = self.cross = self.into = self.out = torch.zeros(0)
@@ -115,6 +125,9 @@ class Increments(Sums):
 
 class LowRankIncrements(Increments):
     """The same cut to `rank`, by singular values of the map between channels weighted with magnitude^alpha."""
+
+    rank: int
+    alpha: float
 
     def __init__(self, ridge: float, rank: int, alpha: float = 0.5) -> None:
         super().__init__(ridge)

@@ -60,6 +60,9 @@ class SoftGates:
     take no gradients. Raises ScheduleError for sites of several modules.
     """
 
+    sites: Sequence[Site]
+    denoiser: nn.Module
+
     def __init__(self, denoiser: nn.Module, sites: Sequence[Site]) -> None:
         self.denoiser, self.sites = denoiser, sites
         if any(len(site.modules) != 1 for site in sites if site.inside_denoiser):

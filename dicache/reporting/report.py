@@ -47,6 +47,13 @@ class Setting(NamedTuple):
 class Report:
     """One run of one denoiser. Prints as a table, shows as one in a notebook; `to_dict` has all of it."""
 
+    trace: Trace | None
+    budget: Rows | None
+    profile: ProfileUse | None
+    audit: dict[str, Any] | None
+    true_errors: dict[int, float]
+    setting: Setting
+
     def __init__(
         self,
         trace: Trace | None,
@@ -61,7 +68,7 @@ class Report:
         self.trace, self.budget, self.profile, self.audit = trace, budget, profile, audit
         self.true_errors, self.setting = dict(true_errors or {}), setting or Setting()
         self.noted = noted
-        self.warnings = [*noted, *self._warnings()]
+        self.warnings: list[str] = [*noted, *self._warnings()]
 
     def of_sample(self, i: int) -> "Report":
         """The report on one sample of the batch; what is not by sample (notes, bytes, seconds) is the batch's."""

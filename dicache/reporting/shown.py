@@ -42,13 +42,13 @@ def shown(
     return [
         Shown(
             "" if prompts is None else prompts[i],
-            [(title, *_embedded(each[i])) for title, each in both],
+            [(title, *embedded(each[i])) for title, each in both],
         )
         for i in range(samples)
     ]
 
 
-def _embedded(picture: Any) -> tuple[str, bool]:  # noqa: ANN401
+def embedded(picture: Any) -> tuple[str, bool]:  # noqa: ANN401
     """As a data URL, and whether its pixels are to be seen."""
     frames = list(picture) if isinstance(picture, list) else [picture]
     if not frames or not all(isinstance(frame, Image) for frame in frames):

@@ -21,7 +21,7 @@ from dicache.types import Rows
 
 class BranchSite:
     def __init__(self, config: Config, meter: Meter, memory: MemoryPlan) -> None:
-        self.inner = EvaluationSite(config, meter, memory)
+        self.inner: EvaluationSite = EvaluationSite(config, meter, memory)
 
     def forget(self) -> None:
         self.inner.forget()

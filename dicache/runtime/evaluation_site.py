@@ -44,6 +44,13 @@ Deciding = Callable[[Call], Rows | None]
 
 
 class EvaluationSite:
+    config: Config
+    meter: Meter
+    memory: MemoryPlan
+    probing: Probing
+    depth: int
+    reads_noise: bool
+
     def __init__(self, config: Config, meter: Meter, memory: MemoryPlan) -> None:
         self.config, self.meter, self.memory, self.probing = config, meter, memory, Probing(config, meter)
         self.depth, self.reads_noise = config.probe.depth, any(a.reads_noise for a in config.approximators)

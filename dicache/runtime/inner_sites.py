@@ -47,12 +47,17 @@ Key = tuple[tuple[Hashable, ...], str]
 
 
 class InnerSites:
+    config: Config
+    meter: Meter
+    memory: MemoryPlan
+    note: Callable[[str], None]
+
     def __init__(
         self, config: Config, sites: tuple[Site, ...], meter: Meter, memory: MemoryPlan, note: Callable[[str], None]
     ) -> None:
         self.config, self.meter, self.memory, self.note = config, meter, memory, note
-        self.site_of = {path: site for site in sites for path in site.modules}
-        self.probing = Probing(config, meter)
+        self.site_of: dict[str, Site] = {path: site for site in sites for path in site.modules}
+        self.probing: Probing = Probing(config, meter)
         self.forget()
 
     def forget(self) -> None:

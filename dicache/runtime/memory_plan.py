@@ -28,9 +28,13 @@ class Size(NamedTuple):
 
 
 class MemoryPlan:
+    config: Config
+    note: Callable[[str], None]
+    latent: int
+
     def __init__(self, config: Config, note: Callable[[str], None]) -> None:
         self.config, self.note = config, note
-        self.fixed = sum(approximator.own_bytes for approximator in config.approximators)
+        self.fixed: int = sum(approximator.own_bytes for approximator in config.approximators)
         self.begin_run()
 
     def begin_run(self) -> None:

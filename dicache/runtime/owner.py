@@ -35,6 +35,11 @@ class Frame(NamedTuple):
 class Owner:
     """`find_loop` gives, of the functions that led to this one's frame, that of the loop that calls the denoiser."""
 
+    model: str
+    find_loop: Callable[[FrameType], FrameType]
+    lock: threading.Lock
+    name: str
+
     def __init__(
         self, model: str = "the denoiser", find_loop: Callable[[FrameType], FrameType] = lambda frame: frame
     ) -> None:

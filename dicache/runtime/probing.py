@@ -30,9 +30,12 @@ def feature_of(probe: Probe, view: View) -> Tensor | None:
 
 
 class Probing:
+    probe: Probe
+    meter: Meter
+
     def __init__(self, config: Config, meter: Meter) -> None:
         self.probe, self.meter = config.probe, meter
-        self.looks = not config.probe.local and config.probe != FirstBlocks(depth=0)
+        self.looks: bool = not config.probe.local and config.probe != FirstBlocks(depth=0)
 
     def before(self, call: Call, module_call: ModuleCall) -> None:
         """A block is about to run."""

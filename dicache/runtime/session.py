@@ -48,20 +48,25 @@ class Session:
     def __init__(
         self, config: Config, clock: Clock, sites: tuple[Site, ...], owner: Owner | None = None, of: Make | None = None
     ) -> None:
-        self.config, self.clock, self.sites, self.meter, self.owner = config, clock, sites, Meter(), owner or Owner()
-        self.on_step, self.on_over = list[Listener](), list[Listener]()
+        self.config: Config = config
+        self.clock: Clock = clock
+        self.sites: tuple[Site, ...] = sites
+        self.meter: Meter = Meter()
+        self.owner: Owner = owner or Owner()
+        self.on_step: list[Listener] = []
+        self.on_over: list[Listener] = []
         """Called when a step is over and noted down, and when a run is over."""
         self.on_call: Callable[[Session], object] = bool
         """Called when the first call of a run has begun, and when the next one has if it is `expected`."""
-        self.expected = False
+        self.expected: bool = False
         self.sums_of: Callable[[Tensor, Step], SharedSums] = alone
         """What a run that begins adds up by, over the ranks that compute it."""
         self.run: Run | None = None
         self.call: Call | None = None
         self.notes: dict[str, bool] = {}
         """What the report must say, and whether of the last run alone."""
-        self.memory = MemoryPlan(config, self.note)
-        self.strategy = (of or self._strategy)(config, self.meter, self.memory)
+        self.memory: MemoryPlan = MemoryPlan(config, self.note)
+        self.strategy: Strategy = (of or self._strategy)(config, self.meter, self.memory)
 
     def _strategy(self, config: Config, meter: Meter, memory: MemoryPlan) -> Strategy:
         if config.sites.inside_denoiser:
@@ -137,9 +142,8 @@ class Session:
         self.strategy.forget()
         self.meter.begin_run()
         self.memory.begin_run()
-        displaced = None
+        displaced = self.run.key if self.run and not (self.run.complete or self.run.at_last_step) else None
         if self.run:
-            displaced = None if self.run.complete or self.run.at_last_step else self.run.key
             self.run.forget()
         before = reading.step.progress - reading.share
         states = [SiteState(site, self.config.rule_at(site, self.sites), site.inside_denoiser) for site in self.sites]
@@ -203,8 +207,6 @@ class Session:
         assert self.call is not None
         self.call.repeat()
         self.meter.again()
-
-    # The end of a step, and of a run.
 
     def _end_step(self, run: Run, after: Tensor | None) -> None:
         """`after` is the next step's latent, if there is one."""
@@ -270,8 +272,6 @@ class Session:
         self.strategy.forget()
         if self.run:
             self.run.let_go()
-
-    # What is told of it.
 
     def shares_its_run_with(self, other: "Session") -> bool:
         """Whether both took part in one run of the scheduler: two experts of a model do."""

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from dicache.errors import ScheduleError
+from dicache.files.card import sharing, write_card
 from dicache.schedules import schedule_file
 from dicache.schedules.action_table import affordable
-from dicache.schedules.schedule import Schedule, load_schedules
+from dicache.schedules.schedule import SCHEDULES, Schedule, load_schedules
+from dicache.schedules.schedule_card import set_card
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +63,21 @@ class ParetoSet:
         """Write one JSON file. Raises ScheduleError where that is impossible."""
         schedule_file.save([schedule.content for schedule in self.members], Path(path), several=True)
 
+    def share(self, folder: str | Path, *, base_model: str | None = None, prompts: str | None = None) -> None:
+        """Write the schedules into a folder, as schedules.json with their coefficients, and a model card, README.md,
+        with a row for each. `base_model` and `prompts` as for `Schedule.share`. Raises ScheduleError where that is
+        impossible, or a README.md lies there that dicache did not write.
+        """
+        with sharing(ScheduleError, "set of schedules", Path(folder)):
+            self.save(Path(folder) / SCHEDULES)
+            card = set_card([schedule.content for schedule in self.members], prompts)
+            write_card(Path(folder), card.text(["diffusion", "schedule"], base_model))
+
     @staticmethod
     def load(path: str | Path) -> "ParetoSet":
-        """Read what `save` wrote. Raises ScheduleError, whatever is wrong with the file."""
+        """Read what `save` or `share` wrote: a file, a folder, or "user/repository" of the Hugging Face hub (with
+        @revision behind it for another than its newest). Raises ScheduleError, whatever is wrong with the file.
+        """
         return ParetoSet(tuple(load_schedules(Path(path), several=True)))
 
 

@@ -35,8 +35,8 @@ from dicache.schedules.setting import Basis, Dynamic, Origin, config_of
 from dicache.sites import Sites
 from dicache.types import Action
 
-SCHEDULE = "schedule.json"
-"""What a shared one is called."""
+SCHEDULE, SCHEDULES = "schedule.json", "schedules.json"
+"""What a shared one is called, and a shared set of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +197,7 @@ def load_schedules(path: Path, *, several: bool) -> list[Schedule]:
     if not path.exists():
         remedy = "Give the path of a schedule that was saved; letters become one by Schedule.from_letters."
     with refusing(ScheduleError, f"{path} is no schedule that can be used", remedy):
-        file = path if several else located(path, SCHEDULE, "fitted")
+        file = located(path, SCHEDULES if several else SCHEDULE, "fitted")
         return [_with_its_macs(content) for content in settled(file, partial(schedule_file.read, several=several))]
 
 

@@ -56,6 +56,16 @@ class Conductor:
     are those that run, and `is_over` tells whether there will be no more.
     """
 
+    slots: Slots
+    running: Mapping[str, Request]
+    counts: Totals
+    is_over: Callable[[], bool]
+    group: int | None
+    last: float
+    ended: bool
+    changed: threading.Condition
+    baton: threading.Lock
+
     def __init__(
         self,
         slots: Slots,

@@ -19,6 +19,7 @@ from random import Random
 from typing import Any
 
 from dicache.api import denoisers, enable
+from dicache.cache import Cache
 from dicache.enable_options import parse_audit
 from dicache.errors import BusyError, ModeError, PipelineError
 from dicache.hosts.audit import Audited
@@ -29,6 +30,7 @@ from dicache.reporting.log import LOGGER
 from dicache.reporting.report import Report
 from dicache.serve.conductor import Conductor
 from dicache.serve.request import CancelledError, Request, Served, Totals, again
+from dicache.slots.slots import Slots
 from dicache.slots.twin import module_twin, pipeline_twin
 
 CHANGES = (
@@ -52,6 +54,14 @@ class Engine:
     denoisers, one that is moved between devices as a whole (`enable_model_cpu_offload`), or one that changes the model
     while it runs.
     """
+
+    pipe: Any
+    largest: float | None
+    chance: Random
+    name: str
+    most: int
+    queue: deque[Request]
+    closed: bool
 
     def __init__(
         self,
@@ -78,24 +88,26 @@ class Engine:
             raise ModeError(CHANGES.format(type(pipe).__name__))
         largest = None if largest_budget is None else per_sample(validate(largest_budget, "largest_budget"), 1)
         self.pipe, self.largest, self.chance = pipe, None if largest is None else float(largest), Random(0)
-        self.audit = parse_audit(audit, True)
+        self.audit: float = parse_audit(audit, True)
         self.audits: list[Audited] = []
-        self.asked = asked or {"error_budget": 0.05}
-        self.cache = enable(pipe, **self.asked)
-        self.slots = self.cache._open_slots()
+        self.asked: dict[str, Any] = asked or {"error_budget": 0.05}
+        self.cache: Cache = enable(pipe, **self.asked)
+        self.slots: Slots = self.cache._open_slots()
         ((self.name, self.denoiser),) = denoisers(pipe).items()
-        self.names = tuple(signature(type(self.denoiser).forward).parameters)[1:]
+        self.names: tuple[str, ...] = tuple(signature(type(self.denoiser).forward).parameters)[1:]
         self.most, self.queue = queue, deque[Request]()
         self.running: dict[str, Request] = {}
-        self.counts = Totals()
-        self.baton = threading.Lock()
+        self.counts: Totals = Totals()
+        self.baton: threading.Lock = threading.Lock()
         """Held by the one request that runs outside of the denoiser."""
-        self.changed = threading.Condition()
+        self.changed: threading.Condition = threading.Condition()
         self.closed = False
-        self.conductor = Conductor(
+        self.conductor: Conductor = Conductor(
             self.slots, self.changed, self.baton, self.running, self.counts, self._is_over, batch_invariant
         )
-        self.threads = [threading.Thread(target=self.conductor.conduct, daemon=True, name="dicache conductor")]
+        self.threads: list[threading.Thread] = [
+            threading.Thread(target=self.conductor.conduct, daemon=True, name="dicache conductor")
+        ]
         self.threads += [threading.Thread(target=self._work, daemon=True, name=f"dicache {i}") for i in range(slots)]
         for thread in self.threads:
             thread.start()

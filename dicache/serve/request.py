@@ -35,13 +35,21 @@ class Served(NamedTuple):
 class Request:
     """One that was submitted. `result` waits for it, and raises what it raised."""
 
+    id: str
+    call: dict[str, Any]
+    asked: dict[str, Any]
+    cancelled: bool
+    loops: bool
+    submitted: float
+    waited: float
+
     def __init__(self, call: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
         self.id, self.call, self.asked = uuid4().hex, dict(call), dict(asked)
         self.future: Future[Served] = Future()
         self.future.set_running_or_notify_cancel()  # who waits for it cannot end it but by `cancel`
         self.cancelled, self.loops = False, False
         self.slot: Slot | None = None
-        self.loop = Loop()
+        self.loop: Loop = Loop()
         self.note = ""
         """What its report must say."""
         self.again: dict[str, Any] | None = None
@@ -61,6 +69,9 @@ class Request:
 
 class Totals:
     """What an engine has done so far, for those who watch it."""
+
+    executed: float
+    uncached: float
 
     def __init__(self) -> None:
         self.served = self.failed = self.cancelled = self.refused = 0

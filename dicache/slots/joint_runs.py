@@ -42,6 +42,11 @@ class RowKind(NamedTuple):
 class JointRuns:
     """Of one denoiser; `together`: whether its rows may be gathered at all."""
 
+    together: bool
+    rows: int
+    padding: int
+    denoiser: nn.Module
+
     def __init__(self, denoiser: nn.Module, *, together: bool) -> None:
         self.denoiser, self.together = denoiser, together
         self.rows = self.padding = 0

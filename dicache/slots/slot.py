@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dicache.config import Config
 from dicache.errors import ModeError
@@ -31,7 +32,7 @@ from dicache.runtime.owner import Owner
 from dicache.runtime.run_state import Inputs
 from dicache.runtime.session import Session
 from dicache.slots.call_form import CallForms
-from dicache.slots.joint_calls import CallRows, rows_apart, spread
+from dicache.slots.joint_calls import CallRows, Layout, rows_apart, spread
 from dicache.slots.joint_prices import Asking
 from dicache.solvers.timeline import Clock
 from dicache.tensors.tree import Tree, filled
@@ -55,6 +56,9 @@ class Unowned(Owner):
 class Slot(Reported):
     """One request; made by `Cache.join`. Also a context manager: leaving it leaves the batch."""
 
+    family: Family
+    on: bool
+
     def __init__(
         self, family: Family, config: Config, clock: Clock, budget: Budget | None, callbacks: Callbacks | None = None
     ) -> None:
@@ -67,7 +71,8 @@ class Slot(Reported):
                 "sites=Evaluation() and no probe."
             )
         super().__init__([self._session], family.model, budget, callbacks)
-        self.family, self.strategy = family, strategy
+        self.family = family
+        self.strategy: EvaluationSite = strategy
         self.scheduler: Any = None
         """The request's own, whose `step` its loop calls; None for a bare denoiser."""
         self.outputs: dict[tuple[Hashable, ...], Tree] = {}
@@ -109,6 +114,15 @@ class Slot(Reported):
 class SlotCall:
     """A slot's call of the denoiser: begun, perhaps computed for some of its rows, ended."""
 
+    slot: Slot
+    inputs: Mapping[str, Tree]
+    named: Mapping[str, Tree]
+    branch: str | None
+    key: tuple[Hashable, ...]
+    layout: Layout
+    kind: Hashable
+    """What it must have alike with others to run with them."""
+
     def __init__(
         self,
         slot: Slot,
@@ -119,8 +133,8 @@ class SlotCall:
     ) -> None:
         """`named` holds what stands in dictionaries among `inputs` too, each by its name."""
         self.slot, self.inputs, self.named, self.branch = slot, inputs, named, branch
-        self.latent = latent_of(slot.family, named)
-        self.rows = len(self.latent)
+        self.latent: Tensor = latent_of(slot.family, named)
+        self.rows: int = len(self.latent)
         self.key, self.layout, self.kind = call_forms.of(inputs, named, self.rows)
         self.part: CallRows | None = None
         """What is to be computed of it; None for nothing."""

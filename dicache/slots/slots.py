@@ -48,6 +48,14 @@ Branch = str | None
 class Slots:
     """`compose` tells what a request's budget means for this denoiser; `scheduler` gives one of its own, or None."""
 
+    attachment: Attachment
+    compose: Compose
+    scheduler: Callable[[], Any]
+    lock: RLock
+    all: list[Slot]
+    changes: int
+    change: str
+
     def __init__(
         self,
         attachment: Attachment,
@@ -58,8 +66,8 @@ class Slots:
         self.attachment, self.compose, self.scheduler = attachment, compose, scheduler
         self.callbacks = callbacks
         self.lock, self.all = RLock(), list[Slot]()
-        self.call_forms = CallForms(attachment.family)
-        self.runs = JointRuns(attachment.denoiser, together=attachment.family.batch is Batch.SAMPLE)
+        self.call_forms: CallForms = CallForms(attachment.family)
+        self.runs: JointRuns = JointRuns(attachment.denoiser, together=attachment.family.batch is Batch.SAMPLE)
         self.changes, self.change = 0, ""
         """How often the weights became others, and how they did last."""
 

@@ -54,6 +54,11 @@ class Loop(NamedTuple):
 class SchedulerClock:
     """Reads the scheduler a pipeline has at this moment."""
 
+    scheduler: Callable[[], Any]
+    loop: Callable[[], Loop]
+    timeline: Timeline
+    order: "Order"
+
     def __init__(self, scheduler: Callable[[], Any], loop: Callable[[], Loop] = Loop) -> None:
         self.scheduler, self.loop = scheduler, loop
         self.run: object = None

@@ -19,7 +19,7 @@ class Exact(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.noise = torch.zeros(1, dtype=torch.float64)
+        self.noise: Tensor = torch.zeros(1, dtype=torch.float64)
 
     def __torch_function__(
         self,

@@ -38,6 +38,12 @@ ROUNDED = 1e-3
 class LoopClock:
     """For a bare module. `reason` is why nothing has a price; empty while that is not decided, or where it has one."""
 
+    reason: str
+    forced: str
+    time: float
+    index: int
+    times: list[float]
+
     def __init__(self, forced: str = "") -> None:
         """`forced` is a reason that holds for every run."""
         self.reason = self.forced = forced
@@ -154,11 +160,16 @@ class DeclaredClock(LoopClock):
     solvers of higher order do, are told, and what follows computes.
     """
 
+    prediction: str
+    run: object
+    call: int
+    reason: str
+
     def __init__(
         self, noise_schedule: Callable[[float], tuple[float, float]], prediction: str, times: Sequence[float]
     ) -> None:
         super().__init__()
-        self.declared = tuple(map(float, times))
+        self.declared: tuple[float, ...] = tuple(map(float, times))
         self.timeline = first_order(self.declared, [noise_schedule(time) for time in self.declared], prediction)
         self.prediction, self.run, self.call = prediction, object(), -1
         self.astray: LoopClock | None = None

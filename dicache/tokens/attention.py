@@ -51,6 +51,12 @@ class StoredAttention(TorchFunctionMode):
     Where the input stands `still`, raises UnsupportedModelError for those that are not what is stored.
     """
 
+    stored: Sequence[KeysValues | None]
+    positions: Callable[[int], Tensor | None]
+    rows: Tensor | None
+    tables: Sequence[Tensor]
+    calls: int
+
     def __init__(
         self,
         stored: Sequence[KeysValues | None],

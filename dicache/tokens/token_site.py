@@ -49,6 +49,11 @@ class RunningTokens(NamedTuple):
 
 
 class TokenSite(EvaluationSite):
+    rule: Tokens
+    family: Family
+    own_bytes: int
+    stream_bytes: int
+
     def __init__(self, family: Family, config: Config, meter: Meter, memory: MemoryPlan) -> None:
         super().__init__(config, meter, memory)
         assert isinstance(config.sites, Tokens)

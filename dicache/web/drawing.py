@@ -56,6 +56,9 @@ class ExactPicture(NamedTuple):
 class Painter:
     """The reference pipeline, which draws for one at a time."""
 
+    pipe: FluxPipeline
+    lock: threading.Lock
+
     def __init__(self, make: Callable[[], FluxPipeline] = pipeline) -> None:
         self.pipe, self.lock = make(), threading.Lock()
         self.pipe.set_progress_bar_config(disable=True)

@@ -8,7 +8,7 @@ from PIL import Image
 
 import dicache
 from dicache.cli import app
-from dicache.cli.drawing import Drawing, _save
+from dicache.cli.drawing import BUDGETS, Drawing, _save
 from dicache.errors import PipelineError
 from pipelines.stock import save_stable_diffusion
 
@@ -190,3 +190,67 @@ def test_the_version_and_every_finder_are_said(command):
     assert code == 0 and output == f"dicache {dicache.__version__}\n"
     code, output, _ = command("search", "--help")
     assert code == 0 and all(f"\n  {name}: " in output for name in finders())
+
+
+def test_a_file_of_settings_stands_where_options_would(stock, command, tmp_path):
+    text = f'speedup = 2.0\n[pipeline]\nmodel = "{stock.name}"\nsteps = 6\nguidance = 4.0\nbatch = 1\n'
+    file = stock.parent / "mine.toml"
+    file.write_text(text + "argument = { eta = 0.5 }\n")
+    code, output, errors = command("generate", "--settings", file, "--prompt", "a", "--prompt", "b", "--json")
+    assert code == 0, errors
+    first, second = json.loads(output)["batches"]
+    assert [len(first["steps"]), first["seeds"], second["seeds"]] == [6, [0], [1]], "of the file"
+    assert first["samples"][0]["budget"] is None and first["compute_speedup"] > 1.5, "the file's speed-up"
+    code, output, errors = command("generate", "--settings", file, "--prompt", "a", "--steps", "8", "--json")
+    assert code == 0 and len(json.loads(output)["steps"]) == 8, "an option wins"
+    code, output, errors = command("inspect", "--settings", file, "--json")
+    facts = json.loads(output)
+    assert code == 0 and facts["steps"] == 6 and facts["call"] == {"guidance_scale": "4.0", "eta": "0.5"}, errors
+    code, _, errors = command("generate", "--settings", file, "--prompt", "a", "--error-budget", "0.1")
+    assert code == 2 and "the settings say speedup" in errors and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[pipeline]\nstep = 6", "'step' is no option of a pipeline, and stands in mine.toml. Did you mean steps?"),
+        ("pipeline = 6", "Expected a table, as [pipeline] begins one."),
+        ("[pipeline]\nargument = 6", "argument is 6 in mine.toml. Expected a table"),
+        ("error_bugdet = 0.1", "'error_bugdet' is no setting, and stands in mine.toml. Did you mean error_budget?"),
+        ("error_budget 0.1", "mine.toml holds no settings"),
+    ],
+)
+def test_settings_that_are_none_are_one_line(stock, command, tmp_path, text, message):
+    (tmp_path / "mine.toml").write_text(text)
+    code, _, errors = command("generate", "--settings", "mine.toml", "--model", stock, "--prompt", "a")
+    assert code == 2 and message in errors and errors.count("\n") == 1
+
+
+def test_prompts_are_shown_at_five_budgets_beside_the_uncached_ones(stock, command, tmp_path):
+    prompts(tmp_path, 3)
+    options = ("--model", stock, *STEPS, "--first", "2", "--batch", "1")
+    code, output, errors = command("tune", "prompts.txt", *options, "--show", "c.png", "--json")
+    assert code == 0, errors
+    uncached, *columns = json.loads(output)
+    assert [column["budget"] for column in columns] == list(BUDGETS) and uncached["budget"] is None
+    assert all(len(column[name]) == 2 for column in columns for name in ("errors", "psnr"))
+    speedups = [column["speedup"] for column in columns]
+    assert speedups == sorted(speedups) and speedups[-1] > 1.2 and uncached["speedup"] == 1
+    assert columns[-1]["time_speedup"] == pytest.approx(uncached["seconds"] / columns[-1]["seconds"])
+    with Image.open(tmp_path / "c.png") as picture:
+        assert picture.width > 1000
+    page = (tmp_path / "c.html").read_text()
+    assert page.count("<img src=") == 12 and "a circle of size 1 [red]" in page and "error_budget=0.05" in page
+    again = ("--prompt", "a circle of size 0 [red]", "--error-budget", "0.2", "--compare", "--json")
+    code, output, errors = command("generate", "--model", stock, *STEPS, *again)
+    assert json.loads(output)["true_errors"] == pytest.approx(columns[-1]["errors"][:1], rel=1e-3)
+
+
+def test_a_picture_to_choose_from_is_no_schedule(command, stock):
+    for options, message in (
+        (("--show", "c.png", "--out", "s.json"), "--show looks for no schedule"),
+        (("--show", "c.txt"), "is not a picture's name"),
+        ((), "Give --out FILE.json for a schedule, or --show FILE.png"),
+    ):
+        code, _, errors = command("tune", "--prompt", "a", "--model", stock, *options)
+        assert code == 2 and message in errors and errors.count("\n") == 1

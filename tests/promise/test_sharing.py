@@ -36,6 +36,13 @@ def schedule():
     return dicache.Schedule.from_letters(pipe, letters, dicache.reference.prompts("calibration", 1))
 
 
+@pytest.fixture
+def front(schedule):
+    pipe = dicache.reference.pipeline()
+    cheap = dicache.Schedule.from_letters(pipe, "##" + "=" * 6, dicache.reference.prompts("calibration", 1))
+    return dicache.ParetoSet((cheap, schedule))
+
+
 def hub_of(repositories):
     """A server that answers as the hub does, of folders by repository."""
 
@@ -97,22 +104,26 @@ from dicache.errors import DicacheError
 for load, name in {calls}:
     try:
         made = load(name)
-        print("loaded", made.name if isinstance(made, dicache.Profile) else made.letters)
+        schedules = made.members if isinstance(made, dicache.ParetoSet) else [made]
+        print("loaded", made.name if isinstance(made, dicache.Profile) else " ".join(s.letters for s in schedules))
     except DicacheError as error:
         print(type(error).__name__, error)
 """
 
 
-def test_a_repository_of_the_hub_is_loaded_once_and_then_without_a_network(tmp_path, profile, schedule):
-    folders = {name: tmp_path / name.replace("/", "-") for name in ("me/profile", "me/schedule", "me/nothing")}
+def test_a_repository_of_the_hub_is_loaded_once_and_then_without_a_network(tmp_path, profile, schedule, front):
+    named = ("me/profile", "me/schedule", "me/nothing", "me/front")
+    folders = {name: tmp_path / name.replace("/", "-") for name in named}
     profile.share(folders["me/profile"])
     schedule.share(folders["me/schedule"])
+    front.share(folders["me/front"])
     folders["me/nothing"].mkdir()
     server, requests = hub_of(folders)
     home = tmp_path / "home"
     home.mkdir()
-    P, S = "dicache.Profile.load", "dicache.Schedule.load"
+    P, S, F = "dicache.Profile.load", "dicache.Schedule.load", "dicache.ParetoSet.load"
     names = [(P, "me/profile"), (S, "me/schedule@v1"), (P, "me/nothing"), (P, "me/nobody"), (S, "me/schedule@v2")]
+    names += [(F, "me/front"), (F, "me/schedule")]
     calls = "[" + ", ".join(f"({load}, {name!r})" for load, name in names) + "]"
     lines = python(LOADING.format(calls=calls), home, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}")
     server.shutdown()
@@ -124,6 +135,8 @@ def test_a_repository_of_the_hub_is_loaded_once_and_then_without_a_network(tmp_p
     assert "holds no profile.json. Expected one with profile.json, as share() writes it." in lines[2]
     assert lines[3].startswith("ProfileError me/nobody") and "RepositoryNotFoundError" in lines[3]
     assert lines[4].startswith("ScheduleError me/schedule@v2") and "at v2 cannot be had" in lines[4]
+    assert lines[5] == f"loaded {' '.join(each.letters for each in front.members)}"
+    assert lines[6].startswith("ScheduleError me/schedule") and "holds no schedules.json" in lines[6]
     arrays = [path for command, path in requests if command == "GET" and path.endswith(".safetensors")]
     assert arrays == [f"/me/profile/resolve/{COMMIT}/profile.safetensors"]
     offline = LOADING.format(calls=f"[({P}, 'me/profile'), ({P}, 'me/other')]")
@@ -151,6 +164,20 @@ def test_a_folder_holds_what_was_shared_and_a_card(tmp_path, profile, schedule):
     assert schedule.letters in card and f"{1 / schedule.work:.2f}x less" in card and "| finder | hand |" in card
     schedule.share(tmp_path / "s", prompts="other words")
     assert "other words" in (tmp_path / "s" / "README.md").read_text()
+
+
+def test_a_set_of_schedules_has_a_card_with_a_row_for_each(tmp_path, front):
+    front.share(tmp_path, base_model="me/model", prompts="captions of scenes")
+    loaded = dicache.ParetoSet.load(tmp_path)
+    assert repr(loaded) == repr(front)
+    card = (tmp_path / "README.md").read_text()
+    assert "# 2 schedules of" in card and "captions of scenes" in card and 'base_model: "me/model"' in card
+    for each in front.members:
+        assert f"| {each.work:.3f} | {1 / each.work:.2f}x | {each.error:.4f} | `{each.letters}` |" in card
+    cost = float(card.partition("cost=")[2].partition(")")[0])
+    assert loaded.at(cost).letters == front.members[-1].letters, "the card's own line runs"
+    with pytest.raises(ScheduleError, match=r"schedule\.json does not exist"):
+        dicache.Schedule.load(tmp_path)
 
 
 def test_a_card_says_the_speed_ups_that_were_measured(tmp_path, profile):
@@ -201,14 +228,15 @@ def test_a_repository_cannot_name_files_outside_of_it(tmp_path, monkeypatch):
     assert asked == ["profile.json"]
 
 
-def test_the_command_line_shares_both(tmp_path, profile, schedule):
+def test_the_command_line_shares_all_three(tmp_path, profile, schedule, front):
     from typer.testing import CliRunner
 
     from dicache.cli.app import app
 
     profile.save(tmp_path / "p.json")
     schedule.save(tmp_path / "s.json")
-    for name, load in (("p", dicache.Profile.load), ("s", dicache.Schedule.load)):
+    front.save(tmp_path / "f.json")
+    for name, load in (("p", dicache.Profile.load), ("s", dicache.Schedule.load), ("f", dicache.ParetoSet.load)):
         where = tmp_path / f"shared-{name}"
         words = ["--base-model", "me/model", "--prompts", "scenes"]
         done = CliRunner().invoke(app, ["share", str(tmp_path / f"{name}.json"), str(where), *words])

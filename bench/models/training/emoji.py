@@ -42,8 +42,8 @@ class Noise:
     """`sample` gives times (n,), and latents under noise with their v."""
 
     def __init__(self) -> None:
-        self.square = DDIMScheduler(**NOISE).alphas_cumprod
-        self.level = 0.5 * torch.log(self.square / (1 - self.square))
+        self.square: Tensor = DDIMScheduler(**NOISE).alphas_cumprod
+        self.level: Tensor = 0.5 * torch.log(self.square / (1 - self.square))
 
     def times(self, count: int) -> Tensor:
         wanted = CENTRE + SPREAD * torch.randn(count)

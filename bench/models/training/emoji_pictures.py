@@ -100,11 +100,13 @@ class Pictures:
 
     def __init__(self, drawn: list[Drawing], split: Split) -> None:
         own = [d for d in drawn if split_of(d.style, d.name) == split]
-        self.captions = [d.caption for d in own]
-        self.names = [f"{d.style} {d.name}" for d in own]
-        self.shown = torch.from_numpy(np.stack([picture(d.svg) for d in own]))
+        self.captions: list[str] = [d.caption for d in own]
+        self.names: list[str] = [f"{d.style} {d.name}" for d in own]
+        self.shown: Tensor = torch.from_numpy(np.stack([picture(d.svg) for d in own]))
         toned = Counter(name for name, d in zip(self.names, own, strict=True) if d.tone)
-        self.weights = torch.tensor([0.5 / toned[n] if d.tone else 1.0 for n, d in zip(self.names, own, strict=True)])
+        self.weights: Tensor = torch.tensor(
+            [0.5 / toned[n] if d.tone else 1.0 for n, d in zip(self.names, own, strict=True)]
+        )
 
     def sample(self, count: int) -> tuple[Tensor, list[str]]:
         """Pictures (count, 3, 48, 48) in [0, 1] and their captions."""

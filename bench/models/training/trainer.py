@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,12 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
 class Trainer:
     """Of some modules by their names, all float32. Text encoders learn at a third of the rate."""
 
+    seen: int
+    batch: int
+    clipped: list[nn.Parameter]
+    masters: list[nn.Parameter]
+    average: list[Tensor]
+
     def __init__(self, modules: dict[str, nn.Module], *, batch: int = BATCH) -> None:
         named = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters()}
         matrices = [p for n, p in named.items() if is_matrix(n, p)]
@@ -74,7 +81,7 @@ class Trainer:
             ConvolutionMuon(matrices, lr=2e-3),
             torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), weight_decay=0.0),
         ]
-        self.rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
+        self.rates: list[Any] = [group["lr"] for o in self.optimizers for group in o.param_groups]
         self.modules = modules
         smooth(modules)
 

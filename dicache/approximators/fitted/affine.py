@@ -7,6 +7,7 @@ A pair for every step and gap, so each row is corrected from its own anchor; whe
 value is held. The correction of quantised weights is not part of this.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from dicache.approximators.fitted.base import FromCoefficients
 
 
 class Affine(FromCoefficients):
-    names: ClassVar = {"a": "TGC", "b": "TGC"}
+    names: ClassVar[Mapping[str, str]] = {"a": "TGC", "b": "TGC"}
 
     def corrected(self, anchor: Tensor, histories: Histories, target: Target) -> Tensor:
         i = self.step(target.sigma)

@@ -8,6 +8,7 @@ linear layer and computes what lies between them; a site here may be anything, a
 (`dicache.approximators.fitted.ridge`), which for a linear layer is its weights. At full rank both are one.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from dicache.approximators.fitted.base import FromCoefficients, moved
 class LowRank(FromCoefficients):
     reads_feature = True
     multiplies = True
-    names: ClassVar = {"down": "XK", "up": "KC"}
+    names: ClassVar[Mapping[str, str]] = {"down": "XK", "up": "KC"}
 
     def corrected(self, anchor: Tensor, histories: Histories, target: Target) -> Tensor:
         change = moved(anchor, histories, target)

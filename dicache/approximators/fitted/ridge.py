@@ -7,6 +7,7 @@ x is the site's input now, x_0 its input when v_0 was computed, dx and dv the sa
 Where the input stands still the value is held; where the site is linear the guess is exact.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from dicache.approximators.fitted.base import FromCoefficients, moved
 class Ridge(FromCoefficients):
     reads_feature = True
     multiplies = True
-    names: ClassVar = {"weight": "XC"}
+    names: ClassVar[Mapping[str, str]] = {"weight": "XC"}
 
     def corrected(self, anchor: Tensor, histories: Histories, target: Target) -> Tensor:
         change = moved(anchor, histories, target)

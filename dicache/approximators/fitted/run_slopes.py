@@ -7,6 +7,7 @@ Two numbers per step, of one schedule: they hold for the two computed steps that
 come from others hold their last value.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from dicache.extension import combine
 
 
 class RunSlopes(FromCoefficients):
-    names: ClassVar = {"a": "T", "b": "T", "newest": "T", "before": "T"}
+    names: ClassVar[Mapping[str, str]] = {"a": "T", "b": "T", "newest": "T", "before": "T"}
     """`newest` and `before` are the indices of those two steps, -1 where there are none."""
     reads_noise = True
 

@@ -8,6 +8,7 @@ they are a table over the steps, by least squares over all gaps that were record
 only: where the gap matters, `Affine` has a pair for each.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from dicache.approximators.fitted.base import FromCoefficients
 
 
 class ScaleShift(FromCoefficients):
-    names: ClassVar = {"gamma": "TC", "beta": "TC", "change": "T"}
+    names: ClassVar[Mapping[str, str]] = {"gamma": "TC", "beta": "TC", "change": "T"}
     """`change` is how far values of a step usually are from those of the step before, |dv|_1 / |v|_1."""
 
     def corrected(self, anchor: Tensor, histories: Histories, target: Target) -> Tensor:

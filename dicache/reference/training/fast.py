@@ -5,6 +5,9 @@ each other. What differs: text and picture tokens are joined once before the sin
 attention over 92 tokens is two plain matrix products, and the blocks are one function for `torch.compile`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
@@ -76,11 +79,13 @@ class FastDenoiser(nn.Module):
     def __init__(self, model: FluxTransformer2DModel, positions: Tensor, *, compiled: bool) -> None:
         super().__init__()
         self.model = model
-        self.rotary = model.pos_embed(positions)
+        self.rotary: Any = model.pos_embed(positions)
         for module in model.modules():
             if isinstance(module, FluxAttention):
                 module.set_processor(PlainAttention())
-        self.blocks = torch.compile(blocks) if compiled else blocks
+        self.blocks: Callable[[FluxTransformer2DModel, Tensor, Tensor, Tensor, Rotary], Tensor] = (
+            torch.compile(blocks) if compiled else blocks
+        )
 
     def forward(self, latents: Tensor, words: Tensor, sentence: Tensor, sigma: Tensor) -> Tensor:
         temb = self.model.time_text_embed(sigma.float() * 1000, sentence)

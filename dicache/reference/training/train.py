@@ -18,6 +18,7 @@ import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,24 +80,30 @@ def _initialise(transformer: FluxTransformer2DModel) -> None:
 
 
 class Trainer:
+    model: Model
+    seen: int
+    average: list[Tensor]
+
     def __init__(self, model: Model, *, compiled: bool) -> None:
         self.model, self.seen = model, 0
-        self.masters = model.parameters()
+        self.masters: list[nn.Parameter] = model.parameters()
         self.average = [p.detach().clone() for p in self.masters]
-        self.work = copy.deepcopy(model.transformer).bfloat16()
-        self.fast = FastDenoiser(self.work, positions(), compiled=compiled)
+        self.work: FluxTransformer2DModel = copy.deepcopy(model.transformer).bfloat16()
+        self.fast: FastDenoiser = FastDenoiser(self.work, positions(), compiled=compiled)
         self.tokenizer = tokenizer()
         named = dict(model.transformer.named_parameters())
-        self.matrices = [p for n, p in named.items() if p.ndim == 2 and "blocks" in n and ".norm" not in n]
+        self.matrices: list[nn.Parameter] = [
+            p for n, p in named.items() if p.ndim == 2 and "blocks" in n and ".norm" not in n
+        ]
         rest = [p for p in named.values() if all(p is not m for m in self.matrices)]
         text = [p for module in (model.words, model.sentence) for p in module.parameters()]
-        self.clipped = rest + text
+        self.clipped: list[nn.Parameter] = rest + text
         groups = [{"params": rest, "lr": 1.5e-3}, {"params": text, "lr": 5e-4}]
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(self.matrices, lr=2e-3, momentum=0.95, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
         ]
-        self.rates = [group["lr"] for o in self.optimizers for group in o.param_groups]
+        self.rates: list[Any] = [group["lr"] for o in self.optimizers for group in o.param_groups]
 
     def step(self, pictures: Tensor, captions: list[str], scale: float) -> float:
         """One update on (B, 3, 32, 32) pictures in [0, 1]; the loss."""
