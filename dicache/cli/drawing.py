@@ -191,12 +191,12 @@ def _column(ready: Ready, budget: float, exact: list[Pictures], all_of: Callable
         pictures = all_of(ready)
     seconds, before = (sum(each.seconds for each in some) for some in (pictures, exact))
     shown, uncached = ([each for some in drawings for each in some.shown] for drawings in (pictures, exact))
-    done, whole = (sum(pair[k] for pair in executed) for k in range(2))
+    executed_macs, uncached_macs = (sum(pair[k] for pair in executed) for k in range(2))
     return Column(
         budget,
         _shown(pictures, ready),
         seconds,
-        whole / done,
+        uncached_macs / executed_macs,
         before / seconds,
         _errors(pictures, exact),
         [-value for value in losses("psnr", shown, uncached)],

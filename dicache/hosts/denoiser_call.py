@@ -29,7 +29,7 @@ from dicache.hosts.compiled_blocks import Compilation
 from dicache.hosts.lora import Adapters
 from dicache.hosts.module_hook import BranchName, Hooks, Uncopied, eager
 from dicache.hosts.weights import Weights
-from dicache.models.conditioning import fingerprint
+from dicache.models.conditioning import conditions_of, fingerprint
 from dicache.models.family import Batch, Family
 from dicache.models.find_blocks import find
 from dicache.runtime.run_state import Inputs, Marks
@@ -210,18 +210,6 @@ def _holds_cache(arguments: Mapping[str, Tree]) -> bool:
 def timestep_of(family: Family, arguments: Mapping[str, Tree]) -> Tree:
     """Among a denoiser's arguments; None if there is none."""
     return next((time for name in family.time if isinstance(time := arguments.get(name), TIMES)), None)
-
-
-def conditions_of(family: Family, arguments: Mapping[str, Tree], latent: Tensor) -> dict[str, Tree]:
-    """All that a denoiser is called with but what is denoised, and the time."""
-    other = (*family.latents, *family.time)
-    named = {name: value for name, value in arguments.items() if name not in other}
-    first = next(iter(arguments), "")
-    return {
-        name: {key: each for key, each in value.items() if key in named} if isinstance(value, Mapping) else value
-        for name, value in named.items()
-        if not (name == first and isinstance(value, list)) and not any(t is latent for t in tensors(value))
-    }
 
 
 def marks_of(conditions: Mapping[str, Tree]) -> Marks | None:

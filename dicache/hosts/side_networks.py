@@ -28,12 +28,13 @@ from torch import Tensor, nn
 from dicache.config import Config
 from dicache.errors import UnsupportedModelError
 from dicache.hosts.attachment import Attachment
-from dicache.hosts.denoiser_call import conditions_of, timestep_of
+from dicache.hosts.denoiser_call import timestep_of
 from dicache.hosts.foresight import begin_step, samples_to_compute
 from dicache.hosts.holding import Holding
 from dicache.hosts.module_hook import Uncopied, eager
 from dicache.hosts.running_pipeline import Running
 from dicache.hosts.side_network import SideNetwork, hidden
+from dicache.models.conditioning import conditions_of
 from dicache.models.family import Batch
 from dicache.runtime.evaluation_site import EvaluationSite
 from dicache.runtime.run_state import Call, Run

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d
 
+from dicache.models.family import Family
 from dicache.tensors.norms import length
-from dicache.tensors.tree import Tree
+from dicache.tensors.tree import Tree, tensors
 
 Prints = Mapping[str, Tensor]
 """(R, 32) float32 by the name of the denoiser's input."""
@@ -22,6 +23,18 @@ APART = 0.05
 SIZE = 32
 _TOKENS = (slice(0, 1), slice(1, 4), slice(4, 16), slice(16, None))
 _CONDITIONS = re.compile("encoder_hidden_states|embeds|pooled|prompt|context|cap_feats")
+
+
+def conditions_of(family: Family, arguments: Mapping[str, Tree], latent: Tensor) -> dict[str, Tree]:
+    """All that a denoiser is called with but what is denoised, and the time."""
+    other = (*family.latents, *family.time)
+    named = {name: value for name, value in arguments.items() if name not in other}
+    first = next(iter(arguments), "")
+    return {
+        name: {key: each for key, each in value.items() if key in named} if isinstance(value, Mapping) else value
+        for name, value in named.items()
+        if not (name == first and isinstance(value, list)) and not any(t is latent for t in tensors(value))
+    }
 
 
 def fingerprint(inputs: Mapping[str, Tree], rows: int) -> Prints:

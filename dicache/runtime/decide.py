@@ -83,6 +83,7 @@ def evidence_of(
 
 
 def _laws(config: Config, run: Run, times: Tensor) -> tuple[Grid, Grid | None]:
+    # New noise makes outputs walk at random, whatever fills in.
     walks = run.step.timetable is not None and run.step.timetable.random
     growth = growths(config.approximators, times, run.time, random=walks)
     return growth, weights(config.approximators, times, run.time, guidance_of(run))
@@ -223,6 +224,7 @@ def predicted_errors(config: Config, state: SiteState, evidence: Evidence) -> Gr
     if is_users(type(config.estimator)):
         said_by, meaning = f"{type(config.estimator).__name__}.predict", "an error of each approximator, on the host"
         check_tensor(predicted, evidence.growth.shape, said_by, meaning)
+    # Most runs remember all that is asked for, and this is asked at every step.
     if state.depth is None or all(a.needs <= state.depth for a in config.approximators):
         return predicted
     return predicted.masked_fill(config.needs > state.depth, torch.inf)

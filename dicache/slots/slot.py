@@ -14,14 +14,13 @@ from torch import Tensor
 from dicache.config import Config
 from dicache.errors import ModeError
 from dicache.hosts.denoiser_call import (
-    conditions_of,
     latent_of,
     marks_of,
     prediction_of,
     returned,
     timestep_of,
 )
-from dicache.models.conditioning import fingerprint
+from dicache.models.conditioning import conditions_of, fingerprint
 from dicache.models.family import Family
 from dicache.planning.budget import Budget
 from dicache.reporting.callbacks import Callbacks
