@@ -186,17 +186,17 @@ def columns_of(ready: Ready, prompts: list[str], call: PipelineCall, *, quiet: b
 
 
 def _column(ready: Ready, budget: float, exact: list[Pictures], all_of: Callable[[Ready], list[Pictures]]) -> Column:
-    executed: list[tuple[float, float]] = []
-    with enable(ready.pipe, error_budget=budget, on_report=lambda report: executed.append(_macs(report.to_dict()))):
+    runs: list[tuple[float, float]] = []
+    with enable(ready.pipe, error_budget=budget, on_report=lambda report: runs.append(_macs(report.to_dict()))):
         pictures = all_of(ready)
     seconds, before = (sum(each.seconds for each in some) for some in (pictures, exact))
     shown, uncached = ([each for some in drawings for each in some.shown] for drawings in (pictures, exact))
-    executed_macs, uncached_macs = (sum(pair[k] for pair in executed) for k in range(2))
+    executed, uncached_macs = (sum(pair[k] for pair in runs) for k in range(2))
     return Column(
         budget,
         _shown(pictures, ready),
         seconds,
-        uncached_macs / executed_macs,
+        uncached_macs / executed,
         before / seconds,
         _errors(pictures, exact),
         [-value for value in losses("psnr", shown, uncached)],

@@ -1,5 +1,6 @@
 """What is said before something long begins, and the question whether to go on."""
 
+import itertools
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dicache.cli.arguments import console
 from dicache.measuring.calibration_plan import BUDGETS, CalibrationPlan, expected_use
 from dicache.promise.choose_profile import SHIPPED
 from dicache.promise.learn_then_test import LISTED, prompts_needed
-from dicache.promise.profile import Profile, load_profile
+from dicache.promise.profile import USUAL, Profile, load_profile
 from dicache.reporting.words import duration
 from dicache.types import LATENT, Wanted
 
@@ -93,6 +94,9 @@ def worth(plan: CalibrationPlan) -> Iterable[str]:
         f"error over the budget (the mean of {', '.join(f'{b:g}' for b in BUDGETS)}), if errors spread as those of the "
         "model that ships: yours are measured now."
     )
+    usual = min(best, USUAL)
+    more = next(n for n in itertools.count(plan.prompts + 1) if plan.of(n).misses(usual) > plan.misses(usual))
+    yield f"From {more} prompts on one more may miss at {usual:g}: more of a budget is used there than just below."
 
 
 def use_lines(profile: Profile) -> Iterable[str]:

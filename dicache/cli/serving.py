@@ -55,8 +55,8 @@ def serve(
     from dicache.cli.load import ready
     from dicache.enable_options import MODES, with_settings
 
-    named = {"error_budget": error_budget, "speedup": speedup, "profile": profile, "audit": audit}
-    asked = with_settings(source.settings, {name: value for name, value in named.items() if value is not None})
+    options_set = {"error_budget": error_budget, "speedup": speedup, "profile": profile, "audit": audit}
+    asked = with_settings(source.settings, {name: value for name, value in options_set.items() if value is not None})
     if not any(name in asked for name in MODES):
         asked["error_budget"] = 0.05
     source_ready = ready(source, call)

@@ -76,7 +76,7 @@ class Session:
 
     def begin(self, inputs: Inputs) -> None:
         """The denoiser is about to run."""
-        self.call = None
+        self.call = None  # whatever became of the one before: a forward that raised never ended it
         if torch.is_grad_enabled():
             self.reset()
             self.note("gradients were on, so everything was computed: run under torch.no_grad() to cache.", of_run=True)
@@ -229,7 +229,7 @@ class Session:
 
     def _end_run(self, run: Run) -> None:
         if not run.complete and not run.gone:
-            self._end_step(run, None)
+            self._end_step(run, None)  # no latent comes after the last one
             run.complete = True
             run.forget()
             self._tell(run, self.on_step + self.on_over)

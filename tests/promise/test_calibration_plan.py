@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dicache.cli.plans import worth
 from dicache.errors import ProfileError
 from dicache.measuring.calibrate import calibrate
 from dicache.measuring.calibration_plan import CalibrationPlan, expected_use, planned_work, seconds_of, works
@@ -24,6 +25,15 @@ TIMETABLE = Timetable(
 @pytest.mark.parametrize(("prompts", "confidence", "misses"), [(64, 0.9, 2), (480, 0.9, 39), (21, 0.9, -1)])
 def test_what_may_miss_is_what_the_test_allows(prompts, confidence, misses):
     assert CalibrationPlan(prompts, 18, 8).misses(confidence) == misses
+
+
+def test_the_next_number_of_prompts_that_buys_a_miss_is_said():
+    *_, last = worth(CalibrationPlan(64, 18, 8))
+    assert last.startswith("From 65 prompts on one more may miss at 0.9"), "of 65 it is three"
+    assert CalibrationPlan(65, 18, 8).misses(0.9) == 3
+    *_, last = worth(CalibrationPlan(11, 18, 8))
+    fewest = next(n for n in range(12, 40) if CalibrationPlan(n, 18, 8).misses(0.8) == 1)
+    assert f"From {fewest} prompts on one more may miss at 0.8" in last
 
 
 def test_as_much_is_drawn_as_was_said_and_those_that_were_agreed_to():
