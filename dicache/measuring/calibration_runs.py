@@ -25,9 +25,10 @@ from dicache.measuring.calibration_plan import seconds_of
 from dicache.measuring.prompt_runs import Drawer, Drawn, DrawOrder, Spent, text_of
 from dicache.measuring.recording import Recorder
 from dicache.models.conditioning import alike
+from dicache.planning.gains import Gains
 from dicache.promise.choose_profile import ProfileChoice
-from dicache.promise.facts import LATENT_LOSS, LOSS, NEEDED, Facts
-from dicache.promise.keep_budget import FixedLevel
+from dicache.promise.facts import GAIN_TIMES, GAINS, LATENT_LOSS, LOSS, NEEDED, Facts
+from dicache.promise.keep_budget import FixedLevel, within
 from dicache.promise.metrics import Metric, loss, relative_error
 from dicache.promise.profile import Profile
 from dicache.runtime.trace import Trace
@@ -97,10 +98,16 @@ class LevelCell:
     exact: Drawn
     untested: Profile
     metrics: Mapping[str, Metric]
+    parts: Config | None = None
+    """Of another composition than that of `enable`."""
 
     def run(self, worker: Worker) -> tuple[Entry, Spent]:
         drawer, exact = self.order.drawer(worker.pipe), self.exact
-        config = for_profile(ProfileChoice((self.untested,), "named"), FixedLevel(self.level))
+        demand = FixedLevel(self.level)
+        if self.parts is None:
+            config = for_profile(ProfileChoice((self.untested,), "named"), demand)
+        else:
+            config = replace(self.parts, controller=within(self.untested, demand))
         with enable(worker.pipe, config=config) as enabled:
             drawn = drawer.draw(self.order.indices)
         samples, trace = enabled.report().to_dict()["samples"], enabled.trace
@@ -127,7 +134,11 @@ class CalibrationRuns:
         checkpoint: Checkpoint,
         levels: Sequence[float],
         metrics: Mapping[str, Metric],
+        parts: Config | None = None,
+        gains: Gains | None = None,
     ) -> None:
+        self.parts, self.gains = parts, gains
+        """Of sites below the whole evaluation."""
         self.workers, self.drawer, self.checkpoint, self.levels, self.metrics = (
             workers,
             drawer,
@@ -148,7 +159,7 @@ class CalibrationRuns:
             shown = self._uncached(batch).shown
         if (tested := self._entry(batch.within(self.levels[middle]))) is None:
             self._uncached(batch)
-            tested = self._run(self._level_cell(batch, _untested(model, shown), self.levels[middle]))
+            tested = self._run(self._level_cell(batch, self._untested(model, shown), self.levels[middle]))
         if SECONDS not in shown or SECONDS not in tested:
             return None
         times = float(shown[SECONDS][0]), float(tested[SECONDS][0])
@@ -172,7 +183,7 @@ class CalibrationRuns:
         named = [self.batch(k, indices) for k, indices in enumerate(batches)]
         if self._entry(named[0].uncached) is None:
             self._uncached(named[0])
-        untested = _untested(model, self.entries[named[0].uncached])
+        untested = self._untested(model, self.entries[named[0].uncached])
         for batch in named:
             self._tick_resumed(batch)
         cells = [cell for batch in named for cell in self._undrawn_cells(batch, untested)]
@@ -185,7 +196,15 @@ class CalibrationRuns:
         lost = [self._losses(batch) for batch in named]
         facts = replace(untested.facts, negative_conditions=_shared(shown))
         tested = {key: np.concatenate([each[key] for each in lost]).astype(np.float32) for key in lost[0]}
-        return Profile(facts, {**tested, "levels": np.array(self.levels, dtype=np.float32)})
+        tested["levels"] = np.array(self.levels, dtype=np.float32)
+        return Profile(facts, {**tested, **_arrays_of(self.gains)})
+
+    def _untested(self, model: str, shown: Entry) -> Profile:
+        """Of runs like this one, with no losses."""
+        untested = _untested(model, shown)
+        if self.gains is None:
+            return untested
+        return Profile(replace(untested.facts, parts=self.gains.parts), {**untested.arrays, **_arrays_of(self.gains)})
 
     def _undrawn_cells(self, batch: PromptBatch, untested: Profile) -> list[UncachedCell | LevelCell]:
         """What can be drawn of a batch: its levels, once it was drawn uncached."""
@@ -210,7 +229,7 @@ class CalibrationRuns:
 
     def _level_cell(self, batch: PromptBatch, untested: Profile, level: float) -> LevelCell:
         exact = self.exact[batch.name].drawn
-        return LevelCell(batch, self.drawer.order(batch.indices), level, exact, untested, self.metrics)
+        return LevelCell(batch, self.drawer.order(batch.indices), level, exact, untested, self.metrics, self.parts)
 
     def _uncached(self, batch: PromptBatch) -> UncachedBatch:
         """Of the first batch, drawn when it is first asked for."""
@@ -270,6 +289,12 @@ def _untested(model: str, shown: Entry) -> Profile:
     facts = Facts(model, shown["solver"].tobytes().decode(), tuple(sigmas), guidance, size=size, controls=controls)
     nothing = dict.fromkeys(NEEDED, np.zeros((0, 1), np.float32))
     return Profile(facts, nothing | {"levels": np.ones(1, np.float32)})
+
+
+def _arrays_of(gains: Gains | None) -> Entry:
+    if gains is None:
+        return {}
+    return {GAINS: np.array(gains.values, np.float32), GAIN_TIMES: np.array(gains.half_log_snrs, np.float32)}
 
 
 def _shared(shown: Sequence[Entry]) -> dict[str, tuple[float, ...]]:
