@@ -125,8 +125,8 @@ def save(line: Line, path: Path) -> None:
     """Beside the others, in place of an older one of the same."""
     before = json.loads(path.read_text()) if path.exists() else []
     key = ("model", "sites", "budget", "assumed")
-    kept = [other for other in before if any(other[name] != asdict(line)[name] for name in key)]
-    rows = sorted([*kept, asdict(line)], key=lambda row: [str(row[name]) for name in key])
+    rest = [row for row in before if any(row[name] != asdict(line)[name] for name in key)]
+    rows = sorted([*rest, asdict(line)], key=lambda row: [str(row[name]) for name in key])
     write_text(path, json.dumps(rows, indent=1) + "\n")
 
 

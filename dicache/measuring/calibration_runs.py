@@ -27,10 +27,10 @@ from dicache.measuring.recording import Recorder
 from dicache.models.conditioning import alike
 from dicache.planning.gains import Gains
 from dicache.promise.choose_profile import ProfileChoice
-from dicache.promise.facts import GAIN_TIMES, GAINS, LATENT_LOSS, LOSS, NEEDED, Facts
+from dicache.promise.facts import LATENT_LOSS, LOSS, NEEDED, Facts
 from dicache.promise.keep_budget import FixedLevel, within
 from dicache.promise.metrics import Metric, loss, relative_error
-from dicache.promise.profile import Profile
+from dicache.promise.profile import Profile, gain_arrays
 from dicache.runtime.trace import Trace
 from dicache.types import RunFacts, Timetable
 
@@ -159,7 +159,7 @@ class CalibrationRuns:
             shown = self._uncached(batch).shown
         if (tested := self._entry(batch.within(self.levels[middle]))) is None:
             self._uncached(batch)
-            tested = self._run(self._level_cell(batch, self._untested(model, shown), self.levels[middle]))
+            tested = self._run(self._level_cell(batch, _untested(model, shown, self.gains), self.levels[middle]))
         if SECONDS not in shown or SECONDS not in tested:
             return None
         times = float(shown[SECONDS][0]), float(tested[SECONDS][0])
@@ -183,7 +183,7 @@ class CalibrationRuns:
         named = [self.batch(k, indices) for k, indices in enumerate(batches)]
         if self._entry(named[0].uncached) is None:
             self._uncached(named[0])
-        untested = self._untested(model, self.entries[named[0].uncached])
+        untested = _untested(model, self.entries[named[0].uncached], self.gains)
         for batch in named:
             self._tick_resumed(batch)
         cells = [cell for batch in named for cell in self._undrawn_cells(batch, untested)]
@@ -197,14 +197,7 @@ class CalibrationRuns:
         facts = replace(untested.facts, negative_conditions=_shared(shown))
         tested = {key: np.concatenate([each[key] for each in lost]).astype(np.float32) for key in lost[0]}
         tested["levels"] = np.array(self.levels, dtype=np.float32)
-        return Profile(facts, {**tested, **_arrays_of(self.gains)})
-
-    def _untested(self, model: str, shown: Entry) -> Profile:
-        """Of runs like this one, with no losses."""
-        untested = _untested(model, shown)
-        if self.gains is None:
-            return untested
-        return Profile(replace(untested.facts, parts=self.gains.parts), {**untested.arrays, **_arrays_of(self.gains)})
+        return Profile(facts, {**tested, **gain_arrays(self.gains)})
 
     def _undrawn_cells(self, batch: PromptBatch, untested: Profile) -> list[UncachedCell | LevelCell]:
         """What can be drawn of a batch: its levels, once it was drawn uncached."""
@@ -281,20 +274,15 @@ def _timetable_and_guidance(trace: Trace, facts: RunFacts) -> tuple[Timetable, f
     return timetable, max(1.0, facts.guidance)
 
 
-def _untested(model: str, shown: Entry) -> Profile:
+def _untested(model: str, shown: Entry, gains: Gains | None) -> Profile:
     """Of runs like this one, with no losses."""
     *sigmas, guidance = shown["timetable"].tolist()
     size = tuple(shown.get("size", np.zeros(0, int)).tolist())
     controls = tuple(shown["controls"].tobytes().decode().split()) if "controls" in shown else None
     facts = Facts(model, shown["solver"].tobytes().decode(), tuple(sigmas), guidance, size=size, controls=controls)
+    facts = replace(facts, parts="" if gains is None else gains.parts)
     nothing = dict.fromkeys(NEEDED, np.zeros((0, 1), np.float32))
-    return Profile(facts, nothing | {"levels": np.ones(1, np.float32)})
-
-
-def _arrays_of(gains: Gains | None) -> Entry:
-    if gains is None:
-        return {}
-    return {GAINS: np.array(gains.values, np.float32), GAIN_TIMES: np.array(gains.half_log_snrs, np.float32)}
+    return Profile(facts, {**nothing, "levels": np.ones(1, np.float32), **gain_arrays(gains)})
 
 
 def _shared(shown: Sequence[Entry]) -> dict[str, tuple[float, ...]]:

@@ -243,6 +243,13 @@ def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:
         raise ProfileError("a profile's work must lie in (0, 1].")
 
 
+def gain_arrays(gains: Gains | None) -> Mapping[str, np.ndarray]:
+    """As profiles have them; none where there are no gains."""
+    if gains is None:
+        return {}
+    return {GAINS: np.array(gains.values, np.float32), GAIN_TIMES: np.array(gains.half_log_snrs, np.float32)}
+
+
 def _check_gains(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises ProfileError unless there are gains of a named composition, or neither."""
     if {GAINS, GAIN_TIMES} & set(arrays) and not {GAINS, GAIN_TIMES} <= set(arrays):
