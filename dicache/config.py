@@ -3,7 +3,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import cached_property
 from typing import Any
 
@@ -99,6 +99,25 @@ class Config:
             raise ModeError(
                 f"{reading[0]} guesses the denoiser's output, these sites are parts of one. Use Extrapolate()."
             )
+        if self.sites.inside_denoiser and self.controller.spends_unpriced:
+            raise ModeError(
+                f"Config has an error budget over {self.sites}, and how far an error there reaches the picture is not "
+                "known. Measure it: profile = dicache.calibrate(pipe, prompts, steps=..., config=dicache.Config("
+                "Interval(1), sites=...)), and give profile.rule(0.05) as the controller. Or give a rule that counts, "
+                "such as Interval(2), or sites=Evaluation()."
+            )
+        gains = self.controller.known_gains
+        if gains is not None and gains.parts not in ("", self.parts):
+            raise ModeError(
+                f"the gains were measured with {gains.parts}, and Config has {self.parts}. Measure them with these "
+                "parts: dicache.calibrate(pipe, prompts, steps=..., config=...)."
+            )
+
+    @property
+    def parts(self) -> str:
+        """What an error that is predicted here comes from, in words: all parts but the rules."""
+        parts = (self.sites, self.probe, self.estimator, *self.approximators)
+        return ", ".join(repr(part) if is_dataclass(part) else type(part).__name__ for part in parts)
 
     @cached_property
     def needs(self) -> Tensor:

@@ -127,7 +127,18 @@ def parse_mode(
         counted = for_evaluations(parse_evaluations(evaluations))
         return Mode(lambda denoiser: counted)
     same = for_speedup(parse_speedup(speedup)) if config is None else parse_config(config)
-    return Mode(lambda denoiser: same)
+    return Mode(lambda denoiser: _of_this_model(same, denoiser))
+
+
+def _of_this_model(config: Config, denoiser: nn.Module) -> Config:
+    """Raises ProfileError for gains of another one."""
+    gains = config.controller.known_gains
+    if gains is not None and gains.model and gains.model != identity(denoiser):
+        raise ProfileError(
+            f"the profile's gains are of another model: {gains.model}, this is {identity(denoiser)}. Calibrate this "
+            "one: dicache.calibrate(pipe, prompts, steps=..., config=...)."
+        )
+    return config
 
 
 def parse_demand(error_budget: Any, confidence: Any, profile: Any) -> BudgetDemand:  # noqa: ANN401

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import dicache
 from dicache import presets
+from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
 from dicache.bench.models.scenes_unet import Solver, draw, edges, pictures, pipeline
 from dicache.bench.models.training.scenes_unet_card import edge_f1
@@ -28,8 +29,9 @@ from dicache.controllers.interval import Interval
 from dicache.reference.render import render
 from dicache.reference.scenes import caption, scenes
 from dicache.sites import Control
+from dicache.tensors.mac_meter import MacCounter
 
-SEED = 31
+SEED, PACKAGED = 31, "the package DeepCache"
 
 
 def arms() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -48,11 +50,28 @@ def arms() -> Iterator[tuple[str, dict[str, Any]]]:
     for interval, (level, layers) in itertools.product((2, 3, 5), ((0, 1), (1, 0))):
         named = f"{interval}, {level}, {layers}"
         yield f"deepcache({named})", {"config": presets.deepcache(interval, level, layers)}
-        line = presets.deepcache(interval, level, layers, approximator=Extrapolate())
-        yield f"deepcache({named}), a line", {"config": line}
+        for name, fill in (("reuse", Reuse()), ("a line", Extrapolate())):
+            ends = presets.deepcache(interval, level, layers, approximator=fill, first=4, last=1)
+            yield f"deepcache({named}, first=4, last=1), {name}", {"config": ends}
         yield f"hgc({named})", {"config": presets.hgc(interval, 0.5, level=level, layers=layers)}
+    for interval, gate in itertools.product((2, 3, 4), (0.25, 0.35)):
+        yield f"hgc({interval}, gate={gate})", {"config": presets.hgc(interval, gate)}
     yield "hgc, prompts", {"config": presets.hgc(gate=0.5, grain="prompts")}
     yield "tgate(.4, 5)", {"config": presets.tgate(0.4, 5)}
+
+
+@contextmanager
+def packaged(pipe: Any, interval: int) -> Iterator[None]:  # noqa: ANN401
+    """PyPI's DeepCache, its cheapest branch."""
+    from DeepCache import DeepCacheSDHelper
+
+    helper = DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=interval, cache_branch_id=0)
+    helper.enable()
+    try:
+        yield
+    finally:
+        helper.disable()
 
 
 @contextmanager
@@ -110,7 +129,13 @@ def main() -> None:
             latents, seconds = drawn()
         _, after = drawn()
         row_of(name, f"{1 / cache.report().compute_speedup:.3f}", latents, f"{2 * seconds / (before + after):.3f}")
-    for gate in (args.steps // 4, args.steps // 2):
+    for interval in (2, 3, 5) if args.arms in PACKAGED else ():
+        with MacCounter() as uncached:
+            drawn()
+        with packaged(pipe, interval), MacCounter() as counted:
+            latents, _ = drawn()
+        row_of(f"{PACKAGED}, every {interval}", f"{counted.total / uncached.total:.3f}", latents, "-")
+    for gate in (args.steps // 4, args.steps // 2) if args.arms in "frozen before" else ():
         with frozen_before(pipe, gate):
             latents, _ = drawn()
         row_of(f"frozen before {gate / args.steps:g}", "-", latents, "-")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dicache.controllers.noise_window import NoiseWindow as NoiseWindow
     from dicache.controllers.planned import Planned as Planned
     from dicache.controllers.threshold import Threshold as Threshold
+    from dicache.controllers.with_gains import WithGains as WithGains
+    from dicache.planning.gains import Gains as Gains
 
 __all__, __getattr__, __dir__ = lazy(
     __name__,
@@ -38,5 +40,7 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.controllers.noise_window": ("NoiseWindow",),
         "dicache.controllers.planned": ("Planned",),
         "dicache.controllers.threshold": ("Threshold",),
+        "dicache.controllers.with_gains": ("WithGains",),
+        "dicache.planning.gains": ("Gains",),
     },
 )

@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 
 from dicache.planning.budget import Budget
+from dicache.planning.gains import Gains, is_positive
 from dicache.types import Action, Decision, Quote, Reason, Rows, RunFacts, Site, Step
 
 S = TypeVar("S")
@@ -89,6 +90,16 @@ class Controller(ABC, Generic[S]):
         """What a sample may spend in all, as it was asked for; None where the rule goes by something else."""
         return None
 
+    @property
+    def known_gains(self) -> Gains | None:
+        """How far errors of sites below the whole evaluation reach the final latent; None where nobody measured it."""
+        return None
+
+    @property
+    def spends_unpriced(self) -> bool:
+        """Whether it spends an error budget without that."""
+        return is_positive(self.error_budget)
+
     def describe(self, state: S) -> ProfileUse | None:
         """By which profile a run in this state goes; None without one."""
         return None
@@ -141,6 +152,14 @@ class Around(Controller[Any]):
     @property
     def error_budget(self) -> Budget | None:
         return self.inner.error_budget
+
+    @property
+    def known_gains(self) -> Gains | None:
+        return self.inner.known_gains
+
+    @property
+    def spends_unpriced(self) -> bool:
+        return self.inner.spends_unpriced
 
     def describe(self, state: Any) -> ProfileUse | None:  # noqa: ANN401
         return self.inner.describe(state)

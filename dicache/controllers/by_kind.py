@@ -21,6 +21,10 @@ class ByKind(Controller[Any]):
     def at(self, site: Site, sites: int) -> Controller[Any]:
         return self.rules.get(site.kind, self.otherwise).at(site, sites)
 
+    @property
+    def spends_unpriced(self) -> bool:
+        return any(rule.spends_unpriced for rule in (self.otherwise, *self.rules.values()))
+
     def init(self, samples: int) -> Any:  # noqa: ANN401
         return self.otherwise.init(samples)
 

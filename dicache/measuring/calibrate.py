@@ -21,6 +21,7 @@ from typing import Any
 from torch import nn
 
 from dicache.api import denoisers
+from dicache.config import Config
 from dicache.enable_options import BARE
 from dicache.errors import ProfileError
 from dicache.fanout.worker import Worker
@@ -28,6 +29,7 @@ from dicache.fanout.workers import Executors, Workers, resuming
 from dicache.files.checkpoint import Checkpoint
 from dicache.measuring.calibration_plan import CalibrationPlan
 from dicache.measuring.calibration_runs import CalibrationRuns, batches
+from dicache.measuring.gains import measure_gains
 from dicache.measuring.prompt_runs import Drawer, Prompt, check_prompts, misuse, without_encoder
 from dicache.models.identity import identity
 from dicache.planning.error_law import RULE
@@ -59,6 +61,7 @@ def calibrate(
     progress: bool = True,
     approve: Callable[[CalibrationPlan], int] | None = None,
     executor: Executors | None = None,
+    config: Config | None = None,
 ) -> Profile:
     """A profile of the pipeline at `steps` steps, on prompts like those it will run on.
 
@@ -79,6 +82,10 @@ def calibrate(
     is replaced. `pipe` may be a function that makes the pipeline, for each worker and not here. The seconds that are
     said beforehand are then those of one worker.
 
+    `config` is a composition of sites below the whole evaluation, whose rule is not looked at: first its gains are
+    measured, how far an error of each site reaches the final latent (`dicache.measuring.gains`), then what it loses
+    within every level. `profile.rule(0.05)` is then the controller to give it.
+
     Raises ProfileError for a bare denoiser, prompts that are not a list or that the pipeline cannot read (the reference
     model: CaptionError), fewer than 8 of them, a `call` with arguments that have a name here, a metric that is not
     known or gives no number, an `approve` that gives fewer than 8 prompts or more than there are, a checkpoint of
@@ -96,13 +103,25 @@ def calibrate(
         asked = Denoised(tuple(prompts))
         model = workers.one(asked) if workers.made else asked.run(Worker(pipe))
         drawer = Drawer(pipe, prompts, steps, seed, dict(call or {}), images=bool(functions))
-        arguments = [model, steps, seed, batch, sorted(functions), call, RULE]
+        gains = None if config is None else measure_gains(workers, drawer, _inside(config), model, batch=batch)
+        of_parts = [] if gains is None else [gains]
+        arguments = [model, steps, seed, batch, sorted(functions), call, RULE, *of_parts]
         entries = Checkpoint(None if checkpoint is None else Path(checkpoint), arguments)
         if len(prompts) < (fewest := prompts_needed(LISTED[0])):
             text = f"{len(prompts)} prompts are too few to promise a confidence of {LISTED[0]:g}, which takes {fewest}."
             warnings.warn(text, stacklevel=2)
-        work = CalibrationRuns(workers, drawer, entries, sorted(levels), functions)
+        work = CalibrationRuns(workers, drawer, entries, sorted(levels), functions, config, gains)
         return _drawn(work, model, batch, progress, approve)
+
+
+def _inside(config: Config) -> Config:
+    """Raises ProfileError where its sites are whole evaluations, whose errors are priced without."""
+    if not config.sites.inside_denoiser:
+        raise ProfileError(
+            f"config has {config.sites}, and gains are those of sites inside the denoiser, such as Tail(). Leave out "
+            "config to calibrate what enable(error_budget=...) uses."
+        )
+    return config
 
 
 @dataclass(frozen=True)

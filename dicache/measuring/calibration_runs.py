@@ -25,11 +25,12 @@ from dicache.measuring.calibration_plan import seconds_of
 from dicache.measuring.prompt_runs import Drawer, Drawn, DrawOrder, Spent, text_of
 from dicache.measuring.recording import Recorder
 from dicache.models.conditioning import alike
+from dicache.planning.gains import Gains
 from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.facts import LATENT_LOSS, LOSS, NEEDED, Facts
-from dicache.promise.keep_budget import FixedLevel
+from dicache.promise.keep_budget import FixedLevel, within
 from dicache.promise.metrics import Metric, loss, relative_error
-from dicache.promise.profile import Profile
+from dicache.promise.profile import Profile, gain_arrays
 from dicache.runtime.trace import Trace
 from dicache.types import RunFacts, Timetable
 
@@ -97,10 +98,16 @@ class LevelCell:
     exact: Drawn
     untested: Profile
     metrics: Mapping[str, Metric]
+    parts: Config | None = None
+    """Of another composition than that of `enable`."""
 
     def run(self, worker: Worker) -> tuple[Entry, Spent]:
         drawer, exact = self.order.drawer(worker.pipe), self.exact
-        config = for_profile(ProfileChoice((self.untested,), "named"), FixedLevel(self.level))
+        demand = FixedLevel(self.level)
+        if self.parts is None:
+            config = for_profile(ProfileChoice((self.untested,), "named"), demand)
+        else:
+            config = replace(self.parts, controller=within(self.untested, demand))
         with enable(worker.pipe, config=config) as enabled:
             drawn = drawer.draw(self.order.indices)
         samples, trace = enabled.report().to_dict()["samples"], enabled.trace
@@ -133,7 +140,11 @@ class CalibrationRuns:
         checkpoint: Checkpoint,
         levels: Sequence[float],
         metrics: Mapping[str, Metric],
+        parts: Config | None = None,
+        gains: Gains | None = None,
     ) -> None:
+        self.parts, self.gains = parts, gains
+        """Of sites below the whole evaluation."""
         self.workers, self.drawer, self.checkpoint, self.levels, self.metrics = (
             workers,
             drawer,
@@ -154,7 +165,7 @@ class CalibrationRuns:
             shown = self._uncached(batch).shown
         if (tested := self._entry(batch.within(self.levels[middle]))) is None:
             self._uncached(batch)
-            tested = self._run(self._level_cell(batch, _untested(model, shown), self.levels[middle]))
+            tested = self._run(self._level_cell(batch, _untested(model, shown, self.gains), self.levels[middle]))
         if SECONDS not in shown or SECONDS not in tested:
             return None
         times = float(shown[SECONDS][0]), float(tested[SECONDS][0])
@@ -178,7 +189,7 @@ class CalibrationRuns:
         named = [self.batch(k, indices) for k, indices in enumerate(batches)]
         if self._entry(named[0].uncached) is None:
             self._uncached(named[0])
-        untested = _untested(model, self.entries[named[0].uncached])
+        untested = _untested(model, self.entries[named[0].uncached], self.gains)
         for batch in named:
             self._tick_resumed(batch)
         cells = [cell for batch in named for cell in self._undrawn_cells(batch, untested)]
@@ -191,7 +202,8 @@ class CalibrationRuns:
         lost = [self._losses(batch) for batch in named]
         facts = replace(untested.facts, negative_conditions=_shared(shown))
         tested = {key: np.concatenate([each[key] for each in lost]).astype(np.float32) for key in lost[0]}
-        return Profile(facts, {**tested, "levels": np.array(self.levels, dtype=np.float32)})
+        tested["levels"] = np.array(self.levels, dtype=np.float32)
+        return Profile(facts, {**tested, **gain_arrays(self.gains)})
 
     def _undrawn_cells(self, batch: PromptBatch, untested: Profile) -> list[UncachedCell | LevelCell]:
         """What can be drawn of a batch: its levels, once it was drawn uncached."""
@@ -216,7 +228,7 @@ class CalibrationRuns:
 
     def _level_cell(self, batch: PromptBatch, untested: Profile, level: float) -> LevelCell:
         exact = self.exact[batch.name].drawn
-        return LevelCell(batch, self.drawer.order(batch.indices), level, exact, untested, self.metrics)
+        return LevelCell(batch, self.drawer.order(batch.indices), level, exact, untested, self.metrics, self.parts)
 
     def _uncached(self, batch: PromptBatch) -> UncachedBatch:
         """Of the first batch, drawn when it is first asked for."""
@@ -268,14 +280,15 @@ def _timetable_and_guidance(trace: Trace, facts: RunFacts) -> tuple[Timetable, f
     return timetable, max(1.0, facts.guidance)
 
 
-def _untested(model: str, shown: Entry) -> Profile:
+def _untested(model: str, shown: Entry, gains: Gains | None) -> Profile:
     """Of runs like this one, with no losses."""
     *sigmas, guidance = shown["timetable"].tolist()
     size = tuple(shown.get("size", np.zeros(0, int)).tolist())
     controls = tuple(shown["controls"].tobytes().decode().split()) if "controls" in shown else None
     facts = Facts(model, shown["solver"].tobytes().decode(), tuple(sigmas), guidance, size=size, controls=controls)
+    facts = replace(facts, parts="" if gains is None else gains.parts)
     nothing = dict.fromkeys(NEEDED, np.zeros((0, 1), np.float32))
-    return Profile(facts, nothing | {"levels": np.ones(1, np.float32)})
+    return Profile(facts, {**nothing, "levels": np.ones(1, np.float32), **gain_arrays(gains)})
 
 
 def _shared(shown: Sequence[Entry]) -> dict[str, tuple[float, ...]]:

@@ -154,6 +154,11 @@ def profiles_for(model: str, profile: "str | Path | Profile | Sequence[str | Pat
     nearest = "nearest" in entries
     loaded = tuple(p if isinstance(p, Profile) else load_profile(p) for p in entries if p != "nearest")
     for one in loaded:
+        if one.facts.parts:
+            raise ProfileError(
+                f"the profile {one.name!r} was calibrated with {one.facts.parts}. Give these parts and its rule: "
+                "config=dicache.Config(profile.rule(0.05), sites=...)."
+            )
         if one.facts.model != model:
             raise ProfileError(
                 f"the profile {one.name!r} is of another model: {one.facts.model}, this is {model}. {HOW_TO}."

@@ -10,6 +10,8 @@ LOSS = "loss."
 LATENT_LOSS = LOSS + LATENT
 NEEDED = ("levels", "estimate", "work", LATENT_LOSS)
 """Arrays, none of which holds a number below 0. The others are losses in further metrics."""
+GAINS, GAIN_TIMES = "gains", "gains.half_log_snr"
+"""Arrays that profiles of sites below the whole evaluation have (`dicache.planning.gains`): (K, S) and (K,)."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Facts:
     """Of a sample's latent, as the denoiser gets it; empty for any: files of earlier versions do not say."""
     controls: tuple[str, ...] | None = None
     """Which inputs steer it beside the prompt (`dicache.models.watched_inputs.controls_among`); None for any."""
+    parts: str = ""
+    """Of which composition it is (`Config.parts`), where that is not what `enable` composes for a budget."""
 
     @property
     def steps(self) -> int:

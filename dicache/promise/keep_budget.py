@@ -10,17 +10,18 @@ to make one.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 from dicache.controllers.base import Controller, ProfileUse
 from dicache.controllers.planned import Planned, Way, cautious
+from dicache.controllers.with_gains import WithGains
 from dicache.errors import BudgetError, ProfileError
 from dicache.planning.budget import Budget, per_sample, validate
 from dicache.promise.choose_profile import ProfileChoice
 from dicache.promise.metrics import asked
 from dicache.promise.profile import Profile
-from dicache.types import LATENT, Decision, Quote, Rows, RunFacts, Step, Wanted
+from dicache.types import LATENT, Decision, Quote, Rows, RunFacts, Site, Step, Wanted
 
 AskedBudget = float | Wanted | Sequence[float | Wanted]
 """What may stand for a budget, or one for each sample."""
@@ -33,6 +34,10 @@ class Demand(Protocol):
     """Whether a run without a fitting profile is an error."""
     confidence: float | None
     """None: nothing is promised."""
+
+    @property
+    def budget(self) -> Budget | None:
+        """In units of the latent; None where another metric was asked for."""
 
     def fallback(self, rule: int) -> Controller[Way]:
         """What decides without a profile, by the rule of those that there are."""
@@ -85,6 +90,10 @@ class FixedLevel(Demand):
     needed: bool = True
     confidence: float | None = None
 
+    @property
+    def budget(self) -> Budget:
+        return self.level
+
     def fallback(self, rule: int) -> Controller[Way]:
         return Planned(self.level, rule=rule)
 
@@ -106,11 +115,20 @@ class PromiseState(NamedTuple):
 class Promised(Controller[PromiseState]):
     choice: ProfileChoice
     demand: Demand
+    sites: int = 1
+    """Among how many it is shared out."""
     inner: Controller[Way] = field(init=False)
     """What decides, by the budget that a profile says or, without one, by the one that was asked for."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inner", self.demand.fallback(self.choice.rule))
+
+    def at(self, site: Site, sites: int) -> "Promised":
+        return replace(self, sites=sites)
+
+    @property
+    def error_budget(self) -> Budget | None:
+        return self.demand.budget
 
     def describe(self, state: PromiseState) -> ProfileUse | None:
         if state.facts is None or state.profile is None:
@@ -120,7 +138,7 @@ class Promised(Controller[PromiseState]):
             prompts=state.profile.prompts,
             kind=self.choice.kind,
             confidence=None if self.choice.kind == "nearest" else self.demand.confidence,
-            levels=state.way.account.budget,
+            levels=state.way.account.budget * self.sites**0.5,
             saving=state.profile.saving,
             smallest=self.demand.smallest(state.profile),
             same_conditions=bool(state.profile.same_conditions(state.facts.negative_conditions).all()),
@@ -141,7 +159,8 @@ class Promised(Controller[PromiseState]):
         return f"{change}: the profile was measured without that change."
 
     def init(self, samples: int) -> PromiseState:
-        return PromiseState(None, None, self.inner.init(samples))
+        way = self.inner.init(samples)
+        return PromiseState(None, None, _with_budget(way, way.account.budget * self.sites**-0.5))
 
     def decide(self, quote: Quote, step: Step, state: PromiseState) -> tuple[Decision, PromiseState]:
         if quote.facts is not state.facts:
@@ -158,11 +177,25 @@ class Promised(Controller[PromiseState]):
         if profile is not state.profile:  # without one, the budget is again what was asked for
             asked = self.inner.init(samples).account.budget
             budget = asked if profile is None else self.demand.levels(profile, samples)
-            way = way._replace(account=way.account._replace(budget=budget))
+            way = _with_budget(way, budget * self.sites**-0.5)
         return PromiseState(facts, profile, way)
 
     def settle(self, ratio: Rows, computed: Rows, state: PromiseState) -> PromiseState:
         return state._replace(way=self.inner.settle(ratio, computed, state.way))
+
+
+def _with_budget(way: Way, budget: Rows) -> Way:
+    return way._replace(account=way.account._replace(budget=budget))
+
+
+def rule_of(profile: Profile, error_budget: AskedBudget, confidence: float | None) -> Controller[Any]:
+    """What keeps a budget as this profile says; a run that it does not fit is an error. Raises as `parse_budget`."""
+    return within(profile, parse_budget(error_budget, confidence))
+
+
+def within(profile: Profile, demand: Demand) -> Controller[Any]:
+    promised = Promised(ProfileChoice((profile,), "named"), demand)
+    return promised if profile.gains is None else WithGains(promised, profile.gains)
 
 
 def parse_budget(error_budget: Any, confidence: float | None = None) -> BudgetDemand:  # noqa: ANN401

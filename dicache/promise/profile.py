@@ -3,6 +3,8 @@
 levels          (m,)      internal budgets, rising
 estimate, work  (n, m)    of every prompt that the promise was tested on, at every level
 loss.M          (n, m)    the same for every metric; larger is worse (PSNR and SSIM are stored negated)
+gains           (K, S)    of sites below the whole evaluation, where it is of those (`dicache.planning.gains`)
+gains.half_log_snr  (K,)  where they were measured
 """
 
 import math
@@ -16,14 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from dicache.errors import ProfileError
+from dicache.errors import ModeError, ProfileError
 from dicache.files.bound_arrays import settled
 from dicache.files.checked import refusing
 from dicache.files.hub import located
 from dicache.models.conditioning import Prints, alike
 from dicache.planning.error_law import RULES
+from dicache.planning.gains import Gains
 from dicache.promise import profile_file
-from dicache.promise.facts import LATENT_LOSS, LOSS, NEEDED, Facts
+from dicache.promise.facts import GAIN_TIMES, GAINS, LATENT_LOSS, LOSS, NEEDED, Facts
 from dicache.promise.learn_then_test import LISTED, accepted, failures_allowed, prompts_needed, rising
 from dicache.promise.metrics import asked
 from dicache.solvers.same_steps import differs
@@ -169,6 +172,23 @@ class Profile:
     def _true_errors(self) -> tuple[np.ndarray, np.ndarray]:
         return rising(self.arrays["estimate"].ravel(), self.arrays[LATENT_LOSS].ravel())
 
+    @cached_property
+    def gains(self) -> Gains | None:
+        """How far errors of its sites reach the final latent; None where it is of the whole evaluation."""
+        if GAINS not in self.arrays:
+            return None
+        times, rows = self.arrays[GAIN_TIMES], self.arrays[GAINS]
+        return Gains(
+            tuple(times.tolist()), tuple(tuple(row) for row in rows.tolist()), self.facts.parts, self.facts.model
+        )
+
+    def rule(self, error_budget: Any, confidence: float | None = None) -> Any:  # noqa: ANN401
+        """The controller that keeps a budget with the composition that was calibrated, for
+        `dicache.Config(profile.rule(0.05), sites=...)` with the same parts. Arguments are as in `enable`. Raises
+        BudgetError for a budget that is none.
+        """
+        return import_module("dicache.promise.keep_budget").rule_of(self, error_budget, confidence)
+
     def save(self, path: str | Path) -> None:
         """Write `path` (.json) and the arrays beside it (.safetensors). Raises ProfileError if that is impossible."""
         profile_file.save(self.facts, self.arrays, self.about, Path(path))
@@ -209,7 +229,10 @@ def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:
     if any(value.dtype.kind != "f" for value in arrays.values()):
         raise ProfileError("a profile's arrays must hold floating-point numbers.")
     prompts, levels = arrays["work"].shape if arrays["work"].ndim == 2 else (0, 0)
+    _check_gains(facts, arrays)
     for key, value in arrays.items():
+        if key in (GAINS, GAIN_TIMES):
+            continue
         expected = (levels,) if key == "levels" else (prompts, levels)
         if value.shape != expected or levels == 0:
             raise ProfileError(f"a profile's {key!r} has the shape {value.shape}; expected {expected}.")
@@ -219,3 +242,25 @@ def _check(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:
         raise ProfileError("a profile's levels must rise, from above 0.")
     if not ((arrays["work"] > 0) & (arrays["work"] <= 1.0001)).all():
         raise ProfileError("a profile's work must lie in (0, 1].")
+
+
+def gain_arrays(gains: Gains | None) -> Mapping[str, np.ndarray]:
+    """As profiles have them; none where there are no gains."""
+    if gains is None:
+        return {}
+    return {GAINS: np.array(gains.values, np.float32), GAIN_TIMES: np.array(gains.half_log_snrs, np.float32)}
+
+
+def _check_gains(facts: Facts, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ProfileError unless there are gains of a named composition, or neither."""
+    if {GAINS, GAIN_TIMES} & set(arrays) and not {GAINS, GAIN_TIMES} <= set(arrays):
+        raise ProfileError(f"a profile has {GAINS} without {GAIN_TIMES}, or the other way round.")
+    if GAINS not in arrays:
+        return
+    times, rows = arrays[GAIN_TIMES], arrays[GAINS]
+    if not facts.parts or times.ndim != 1 or rows.ndim != 2 or not rows.size:
+        raise ProfileError("a profile's gains are of a composition that it names, (K, S) at (K,) half log SNRs.")
+    try:
+        Gains(tuple(times.tolist()), tuple(tuple(row) for row in rows.tolist()))
+    except ModeError as error:
+        raise ProfileError(f"a profile's gains cannot be used: {error}") from error

@@ -17,7 +17,7 @@ from dicache.files.arrays_file import ArraysFile, arrays_bytes
 from dicache.files.bound_arrays import bound_arrays, read_facts, write_bound, writing
 from dicache.files.checked import Fields, FileFault
 from dicache.models.conditioning import SIZE
-from dicache.promise.facts import LOSS, NEEDED, Facts
+from dicache.promise.facts import GAIN_TIMES, GAINS, LOSS, NEEDED, Facts
 
 FORMAT = "dicache.profile/1"
 LARGEST = 256 << 20
@@ -37,6 +37,7 @@ def save(facts: Facts, arrays: Arrays, about: Mapping[str, Any], path: Path) -> 
         "weaker": {key: list(numbers) for key, numbers in facts.negative_conditions.items()},
         "size": list(facts.size),
         **({} if facts.controls is None else {"controls": list(facts.controls)}),
+        **({"parts": facts.parts} if facts.parts else {}),
         "about": dict(about),
     }
     with writing(ProfileError, "profile", path):
@@ -52,7 +53,8 @@ def read(path: Path) -> tuple[Facts, Arrays, Mapping[str, Any]]:
 
 
 def _arrays(file: ArraysFile) -> dict[str, np.ndarray]:
-    return {key: file.array(key) for key in file.stored if key in NEEDED or key.startswith(LOSS)}
+    wanted = {*NEEDED, GAINS, GAIN_TIMES}
+    return {key: file.array(key) for key in file.stored if key in wanted or key.startswith(LOSS)}
 
 
 def _facts(content: Fields) -> Facts:
@@ -67,6 +69,7 @@ def _facts(content: Fields) -> Facts:
         _negative_conditions(content.fields("weaker")) if "weaker" in content.content else {},
         tuple(int(number) for number in content.numbers("size")) if "size" in content.content else (),
         tuple(content.texts("controls")) if "controls" in content.content else None,
+        content.text("parts") if "parts" in content.content else "",
     )
 
 

@@ -16,9 +16,11 @@ from dicache.controllers.fixed import Fixed
 from dicache.controllers.interval import Interval
 from dicache.controllers.planned import Planned
 from dicache.controllers.threshold import Threshold
+from dicache.controllers.with_gains import WithGains
 from dicache.errors import ModeError, UnsupportedModelError
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.estimators.relative_change import RelativeChange
+from dicache.planning.gains import Gains
 from dicache.presets.parts.easycache import OnlineRate
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.raw_latent import RawLatent
@@ -58,7 +60,7 @@ def sites(request) -> Sites:
 
 
 def config(sites: Sites, budget: float = 0.3, **parts) -> dicache.Config:
-    return dicache.Config(Budgeted(budget), ClosedLoop(), sites=sites, **parts)
+    return dicache.Config(WithGains(Budgeted(budget), Gains()), ClosedLoop(), sites=sites, **parts)
 
 
 def actions(cache: dicache.Cache) -> torch.Tensor:
@@ -248,18 +250,18 @@ def test_memory_is_capped_and_the_report_says_so(name, share):
 @pytest.mark.parametrize(
     ("parts", "error"),
     [
-        ({"sites": Spans(), "approximators": dicache.Config(Budgeted(0.1)).approximators[:1]}, ModeError),
+        ({"sites": Spans(), "approximators": dicache.Config(Budgeted(0.0)).approximators[:1]}, ModeError),
         ({"memory_limit": 0}, ModeError),
     ],
 )
 def test_a_composition_that_cannot_work_is_refused(parts, error):
     with pytest.raises(error):
-        dicache.Config(Budgeted(0.1), **parts)
+        dicache.Config(Budgeted(0.0), **parts)
 
 
 def test_sites_say_what_fills_them_in_unless_a_composition_does():
     for sites in (Evaluation(), Branches(), Spans(), Sublayers()):
-        assert dicache.Config(Budgeted(0.1), sites=sites).approximators == sites.approximators
+        assert dicache.Config(Budgeted(0.0), sites=sites).approximators == sites.approximators
     held = (Reuse(),)
     assert dicache.Config(Budgeted(0.1), approximators=held).approximators is held
     assert Evaluation().approximators != Spans().approximators
@@ -275,9 +277,9 @@ def test_sites_that_select_nothing_are_refused_and_the_model_is_as_it_was(sites)
 
 def test_a_budget_is_shared_out_among_sites():
     pipe = make_flux()
-    with dicache.enable(pipe, config=dicache.Config(Planned(0.2), sites=Spans())) as cache:
+    with dicache.enable(pipe, config=dicache.Config(WithGains(Planned(0.2), Gains()), sites=Spans())) as cache:
         FLUX.draw(pipe, [1], STEPS)
-        budgets = [state.rule.budget for state in cache.session.run.states]
+        budgets = [state.rule.inner.budget for state in cache.session.run.states]
     assert budgets == pytest.approx([0.2 / 5**0.5] * 5)
 
 

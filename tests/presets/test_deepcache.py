@@ -116,6 +116,15 @@ def test_with_a_line_it_loses_at_most_half_of_what_reuse_loses(pipe, numbers):
     assert 0 < lost[Extrapolate] <= 0.5 * lost[Reuse]
 
 
+def test_its_first_and_last_steps_compute_where_that_is_asked_for(pipe):
+    with dicache.enable(pipe, config=presets.deepcache(3, 0, 1, first=2, last=2)) as cache:
+        draw_unet(pipe, [1], 9)
+    assert strips(cache) == ["##==#==##"]
+    with dicache.enable(pipe, config=presets.deepcache(3, 0, 1)) as cache:
+        draw_unet(pipe, [1], 9)
+    assert strips(cache) == ["##==#==#="]
+
+
 SITES = [*(Skips(*numbers) for numbers in NUMBERS), Tail(), Spans(1)]
 
 

@@ -17,8 +17,10 @@ from dicache.approximators.base import Histories, Target
 from dicache.bench.arms.presets import PRESETS
 from dicache.config import Config
 from dicache.controllers.budgeted import Budgeted
+from dicache.controllers.with_gains import WithGains
 from dicache.estimators.closed_loop import ClosedLoop
 from dicache.hosts.attachment import Attachment
+from dicache.planning.gains import Gains
 from dicache.sites import Branches, Drafted, Sublayers
 from dicache.tensors.block_output import value_of
 from dicache.tensors.tree import map_tensors, tensors
@@ -174,7 +176,7 @@ def assert_never_handed_out(config: Config, histories: Histories, target: Target
 def test_a_draft_that_was_rejected_is_not_charged():
     """Its rule decides again: a budget that rejections would use up lets as many drafts begin as without them."""
     pipe = make_flux()
-    config = Config(Budgeted(0.3), ClosedLoop(), sites=Drafted(threshold=0.0, floor=0.0))
+    config = Config(WithGains(Budgeted(0.3), Gains()), ClosedLoop(), sites=Drafted(threshold=0.0, floor=0.0))
     with dicache.enable(pipe, config=config) as cache:
         FLUX.draw(pipe, [1, 2], STEPS)
     records = cache.trace.records

@@ -16,13 +16,15 @@ from diffusers import ContextParallelConfig
 import dicache
 from dicache import presets
 from dicache.controllers.planned import Planned
+from dicache.controllers.with_gains import WithGains
+from dicache.planning.gains import Gains
 from dicache.sites import Spans
 from pipelines import tiny
 
 STEPS, SAMPLES = 10, (0, 1)
 WAYS: dict[str, Callable[[], dict[str, Any]]] = {
     "whole": lambda: {"error_budget": 0.1},
-    "blocks": lambda: {"config": dicache.Config(Planned(0.3), sites=Spans(1))},
+    "blocks": lambda: {"config": dicache.Config(WithGains(Planned(0.3), Gains()), sites=Spans(1))},
     "first-block probe": lambda: {"config": presets.first_block_cache(0.5)},
     "alignment": lambda: {"config": presets.dicache(0.4)},
 }

@@ -11,7 +11,9 @@ import dicache
 from dicache import presets
 from dicache.approximators.hold import Reuse
 from dicache.controllers.planned import Planned
+from dicache.controllers.with_gains import WithGains
 from dicache.errors import ModeError
+from dicache.planning.gains import Gains
 from dicache.sites import Spans, Tokens
 from pipelines import tiny
 
@@ -37,8 +39,8 @@ class Unsaid(Reuse):
 REFUSED = {
     "SpectrumFiltered": lambda: presets.seacache(),
     "ComputedChange": lambda: presets.bwcache(),
-    "Unsaid": lambda: dicache.Config(Planned(0.1), approximators=(Unsaid(),), sites=Spans()),
-    "memory_limit": lambda: dicache.Config(Planned(0.1), sites=Spans(), memory_limit=1000),
+    "Unsaid": lambda: dicache.Config(WithGains(Planned(0.1), Gains()), approximators=(Unsaid(),), sites=Spans()),
+    "memory_limit": lambda: dicache.Config(WithGains(Planned(0.1), Gains()), sites=Spans(), memory_limit=1000),
 }
 
 
