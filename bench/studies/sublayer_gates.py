@@ -1,9 +1,9 @@
 """Do gates that see each sample's input (LazyDiT) beat schedules that are the same for all samples?
 
 `python -m dicache.bench.studies.sublayer_gates [--captions N]`: sublayers of the reference model, 28 steps, guidance
-3.5, all held where they are skipped. Gates are fitted on calibration captions and drawn on others of these. The same fit
-with its weights on the input forced to 0 is a static schedule: a sublayer computes at a step where most captions did err
-by more than the threshold, as SmoothCache decides by their mean. FORA's intervals are another one.
+3.5, all held where they are skipped. Gates are fitted on calibration captions and drawn on others of these. The same
+fit with its weights on the input forced to 0 is a static schedule: a sublayer computes at a step where most captions
+did err by more than the threshold, as SmoothCache decides by their mean. FORA's intervals are another one.
 """
 
 import argparse
