@@ -27,9 +27,12 @@ from dicache.hosts.compiled_blocks import refuse_whole
 from dicache.hosts.running_pipeline import DENOISERS, Running
 from dicache.hosts.side_networks import SideNetworks
 from dicache.memory.encoders import Encoders, parse_memory
+from dicache.memory.hardness import Hardness
+from dicache.memory.learning import Learning, dealing, with_learning
 from dicache.memory.store import Memory
 from dicache.models.family import Family
 from dicache.models.find_blocks import family_of
+from dicache.models.identity import identity, offloaded
 from dicache.parallel.ranks import parse_ranks
 from dicache.promise.choose_profile import AskedProfile
 from dicache.promise.keep_budget import AskedBudget
@@ -91,7 +94,9 @@ def enable(
 
     `memory` is a file, or a `dicache.Memory`, in which what the pipeline's text encoders give is remembered, also for
     other processes: for the same token ids, encoder and weights they do not run again (`cache.memory` says how often,
-    and the seconds saved). What is remembered are an encoder's own outputs, to the bit.
+    and the seconds saved). What is remembered are an encoder's own outputs, to the bit. With a `speedup` it also
+    remembers how hard prompts are (`dicache.memory.hardness`), from audits and from what runs estimate: samples of a
+    batch that are expected to err more compute more of its evaluations, others fewer, all together as many.
 
     `ranks` is the torch.distributed group of those that compute the same samples, each a part of the tokens, or a part
     of the weights (FSDP2): they decide alike (`dicache.parallel.ranks`), and weights of blocks that are skipped are not
@@ -147,10 +152,13 @@ def _enabled(target: Any, asked: Asked) -> Cache:  # noqa: ANN401
     check_promised(mode.confidence, scheduled)
     remembered, group = parse_memory(asked.memory, target), parse_ranks(asked.ranks)
     attachments: dict[str, Attachment] = {}
+    hardness: Hardness | None = None
     try:
         for name, denoiser in denoisers(target).items():
             composed = mode.config_of(denoiser)
             refuse_whole(denoiser)
+            if remembered is not None and asked.speedup is not None and not offloaded(denoiser):
+                composed, hardness = dealing(composed, remembered, identity(denoiser))
             clock = _clock(target, family_of(denoiser, family), scheduled)
             attachments[name] = Attachment(denoiser, composed, clock, compiling, family, group)
         if not isinstance(target, nn.Module):
@@ -162,6 +170,9 @@ def _enabled(target: Any, asked: Asked) -> Cache:  # noqa: ANN401
     budget = mode.budget(composed)
     audited = attachments.values() if share > 0 else ()
     auditors = [Auditor(attachment, Running(target, denoisers(target)), share, budget) for attachment in audited]
+    if hardness is not None and len(attachments) == 1:
+        (attachment,) = attachments.values()
+        callbacks = with_learning(callbacks, Learning(hardness, attachment.session))
     encoders = None if remembered is None else Encoders(target, remembered)
     own = partial(_asked, target, mode), partial(_own_scheduler, target)
     slots = None if len(attachments) > 1 else Slots(next(iter(attachments.values())), *own, callbacks)

@@ -44,6 +44,8 @@ class Evidence(NamedTuple):
     """(B, A): by how much predicted errors count where approximators are compared; None for evenly."""
     timetable: bool = True
     """Whether the rest of the run is known; in hand-written loops it is not."""
+    site: str = ""
+    """The path of the site that is decided."""
     sums: SharedSums = ALONE
     """Sums of two tensors of the model: over all ranks, where each of them has a part."""
 

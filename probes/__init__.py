@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dicache.probes.first_blocks import FirstBlocks as FirstBlocks
     from dicache.probes.first_blocks_residual import FirstBlocksResidual as FirstBlocksResidual
     from dicache.probes.modulated_input import ModulatedInput as ModulatedInput
+    from dicache.probes.pooled_input import PooledInput as PooledInput
     from dicache.probes.raw_latent import RawLatent as RawLatent
     from dicache.probes.site_input import SiteInput as SiteInput
 
@@ -20,6 +21,7 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.probes.first_blocks": ("FirstBlocks",),
         "dicache.probes.first_blocks_residual": ("FirstBlocksResidual",),
         "dicache.probes.modulated_input": ("ModulatedInput",),
+        "dicache.probes.pooled_input": ("PooledInput",),
         "dicache.probes.raw_latent": ("RawLatent",),
         "dicache.probes.site_input": ("SiteInput",),
     },

@@ -25,7 +25,7 @@ from dicache.presets.parts.sencache import SensitivityTable, measure_sensitiviti
 from dicache.reference.scenes import prompts
 from dicache.regressions.fit_coefficients import fit
 from dicache.regressions.token_scores import fit_token_score
-from dicache.sites import Sites, Spans, Sublayers
+from dicache.sites import Evaluation, Sites, Spans, Sublayers
 from dicache.solvers.clock import SchedulerClock
 from dicache.token_choice.by_score import TokenScore
 
@@ -55,6 +55,8 @@ ONWARD: dict[str, tuple[float, ...]] = {
     "fastcache": (0.08,),
     "icc": (6, 8),
     "block_caching": (0.8,),
+    "lazydit": (0.6, 0.8),
+    "cachequant": (7, 10),
     "toca": (8, 10),
     "clusca": (8, 10),
     "fastcache_tokens": (0.3,),
@@ -75,7 +77,7 @@ def _ratios(setting: Setting) -> tuple[float, ...]:
 
 
 @lru_cache
-def _fitted(setting: Setting, kind: str, sites: Sites, longest: int) -> Fitted:
+def _fitted(setting: Setting, kind: str, sites: Sites, longest: int, threshold: float = 0.1) -> Fitted:
     """On twice the captions: matrices have more numbers than tables."""
     pipe, captions = fresh(setting), prompts("calibration", FITTING_CAPTIONS)
     guided: dict[str, Any] = {"negative_prompt": [""] * len(captions), "true_cfg_scale": setting.guidance}
@@ -86,6 +88,7 @@ def _fitted(setting: Setting, kind: str, sites: Sites, longest: int) -> Fitted:
         kind=kind,
         sites=sites,
         longest=longest,
+        threshold=threshold,
         batch=setting.batch,
         progress=False,
         **(guided if setting.guidance > 1 else {}),
@@ -148,6 +151,14 @@ def _block_caching(threshold: float, setting: Setting) -> Config:
     return presets.block_caching(_fitted(setting, "scale_shift", Spans(1), 3), threshold)
 
 
+def _cachequant(interval: int, setting: Setting) -> Config:
+    return presets.cachequant(_fitted(setting, "affine", Evaluation(), interval - 1), interval=interval)
+
+
+def _lazydit(error: float, setting: Setting) -> Config:
+    return presets.lazydit(_fitted(setting, "gate", Sublayers(), 3, error))
+
+
 def _tokencache(interval: int, setting: Setting) -> Config:
     return presets.tokencache(_score(setting), interval)
 
@@ -156,6 +167,8 @@ FITTED: tuple[Arm, ...] = (
     _arm("fastcache", "threshold", 0.05, (0.01, 0.02, 0.03, 0.04), _fastcache),
     _arm("icc", "interval", 2, INTERVALS[1:], _icc),
     _arm("block_caching", "threshold", 0.5, (0.1, 0.15, 0.2, 0.3), _block_caching),
+    _arm("cachequant", "interval", 2, (3, 4, 5), _cachequant, "without its 8-bit half (`bench.studies.int8`)"),
+    _arm("lazydit", "error fitted to", 0.1, (0.05, 0.2, 0.3, 0.4), _lazydit, "its paper trains the gates"),
     _arm("tokencache", "interval", 4, (2, 3, 5, 6), _tokencache, "its paper's schedule is of its own training"),
 )
 """Those with coefficients, each fitted once per setting on calibration captions."""

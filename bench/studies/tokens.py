@@ -1,23 +1,23 @@
-"""Is it worth running some tokens where a step is skipped? `python -m dicache.bench.studies.tokens [--captions N]`
+"""Is it worth running some tokens where a step is skipped? `python -m dicache.bench.studies.tokens [--model emoji]`
 
-Calibration captions on the reference model, 28 steps, guidance 3.5. Every arm computes at fixed steps; at the others it
-runs tokens, as many for each choice, so choices are compared at equal work, and with computing more steps whole.
+Calibration conditions on a model of the zoo, under its first solver and number of steps: scenes (64 tokens), emoji
+(144) and clips (1,024). Every arm computes at fixed steps; at the others it runs tokens, as many for each choice, so
+choices are compared at equal work, and with computing more steps whole.
 """
 
 import argparse
 from collections.abc import Iterator
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 import dicache
 from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
-from dicache.bench.models.reference import Setting, fresh
+from dicache.bench.zoo.members import members
+from dicache.bench.zoo.model import Setting, draw
 from dicache.controllers.interval import Interval
 from dicache.estimators.closed_loop import ClosedLoop
-from dicache.reference import prompts
 from dicache.sites import Evaluation, Sites, Tokens
 from dicache.token_choice import Clusters, LastError, Random, Refresh
 
@@ -52,32 +52,20 @@ def arms() -> Iterator[tuple[str, dicache.Config]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Is it worth running some tokens where a step is skipped?")
+    parser.add_argument("--model", default="scenes", choices=("scenes", "emoji", "clips"))
     parser.add_argument("--captions", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=29)
-    parser.add_argument("--arms", default="", help="only those whose name has this in it")
+    parser.add_argument("--arms", nargs="*", default=[""], help="only those whose name has one of these in it")
     args = parser.parse_args()
-    captions, setting = prompts("calibration", args.captions, args.seed), Setting()
-    pipe = fresh(setting)
-
-    def draw() -> torch.Tensor:
-        drawn = []
-        for begin in range(0, len(captions), args.batch):
-            batch = captions[begin : begin + args.batch]
-            generators = [torch.Generator().manual_seed(args.seed + begin + i) for i in range(len(batch))]
-            options = {"true_cfg_scale": setting.guidance, "num_inference_steps": setting.steps}
-            drawn.append(
-                pipe(
-                    batch, negative_prompt=[""] * len(batch), generator=generators, output_type="latent", **options
-                ).images
-            )
-        return torch.cat(drawn).flatten(1)
-
-    plain, console = draw(), Console(width=160)
-    table = Table("arm", "work", "mean error", "median error")
-    for name, arm in (named for named in arms() if args.arms in named[0]):
-        with dicache.enable(pipe, config=arm) as cache:
-            errors = (draw() - plain).norm(dim=1) / plain.norm(dim=1)
+    (model,) = (each for each in members() if each.name == args.model)
+    setting = Setting(model, model.solvers[0], model.grids[0])
+    captions = model.conditions("calibration", args.captions, args.seed)
+    target = model.fresh(setting.solver)
+    plain, console = draw(target, captions, setting).latents.flatten(1), Console(width=160)
+    table = Table("arm", "work", "mean error", "median error", title=setting.name)
+    for name, arm in (named for named in arms() if any(part in named[0] for part in args.arms)):
+        with dicache.enable(target, config=arm) as cache:
+            errors = (draw(target, captions, setting).latents.flatten(1) - plain).norm(dim=1) / plain.norm(dim=1)
             trace = cache.trace
         assert trace is not None
         work = float(trace.executed.sum() / trace.uncached.sum())

@@ -250,7 +250,7 @@ def _around(meter: Meter, call: Call, module_call: ModuleCall) -> Tree:
         output = meter.counted(part, module_call.run)
         meter.ran(part)
         return output
-    meter.for_all_rows += meter.costs[part]
+    meter.ran_for_all(part)
     return module_call.forward(*module_call.args, **module_call.kwargs)
 
 

@@ -8,7 +8,7 @@ bytes and knows nothing of what is in them.
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +66,24 @@ class Memory:
         if len(value) > self.most_bytes:
             return False
         with self._open(changes=True) as file:
-            row = (self.tenant, key, value, len(value), time.time())
-            file.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", row)
-            self._evict(file, key)
+            self._put(file, key, value)
+        return True
+
+    def _put(self, file: sqlite3.Connection, key: str, value: bytes) -> None:
+        row = (self.tenant, key, value, len(value), time.time())
+        file.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", row)
+        self._evict(file, key)
+
+    def update(self, key: str, change: Callable[[bytes | None], bytes]) -> bool:
+        """Write what `change` makes of the entry, of None where there is none; nobody else writes in between. Whether
+        it could be remembered. Raises MemoryFileError.
+        """
+        with self._open(changes=True) as file:
+            row = file.execute("SELECT value FROM entries WHERE tenant = ? AND key = ?", (self.tenant, key)).fetchone()
+            value = change(row[0] if row is not None and isinstance(row[0], bytes) else None)
+            if len(value) > self.most_bytes:
+                return False
+            self._put(file, key, value)
         return True
 
     def forget(self, key: str | None = None) -> None:

@@ -15,6 +15,7 @@ and to be swept on any other.
 (`from dicache.presets import Codebook`); `dir` lists the presets.
 """
 
+from dicache.approximators.fitted.sublayer_gates import Gated as Gated
 from dicache.presets.blocks import (
     bwcache,
     deepcache,
@@ -43,7 +44,7 @@ from dicache.presets.evaluations import (
     taylorseer,
     teacache,
 )
-from dicache.presets.fitted import block_caching, fastcache, icc
+from dicache.presets.fitted import block_caching, cachequant, fastcache, icc, lazydit
 from dicache.presets.method_table import Method as Method
 from dicache.presets.method_table import methods as methods
 from dicache.presets.parts.adacache import FAST as FAST
@@ -75,6 +76,7 @@ __all__ = [
     "adacache",
     "block_caching",
     "bwcache",
+    "cachequant",
     "clusca",
     "dbcache",
     "deepcache",
@@ -92,6 +94,7 @@ __all__ = [
     "hgc",
     "hicache",
     "icc",
+    "lazydit",
     "magcache",
     "pab",
     "racer",

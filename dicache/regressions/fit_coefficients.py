@@ -5,6 +5,7 @@ site's value, now and up to `longest` steps before, off the session's own histor
     low_rank      v ~ v_0 + (x - x_0) A B             the same W cut to `rank`, channels weighted
     affine        v ~ a_tc v_0 + b_tc                 per channel, step and gap
     scale_shift   v ~ (1 + gamma_t) v_0 + beta_t      per channel and step
+    gate          v ~ v_0, where it may be            when, per step, by the site's own input
 
 All maps of one kind are of the exact values of uncached runs: what an earlier guess does to a later input is not seen.
 """
@@ -29,10 +30,14 @@ from dicache.models.identity import identity
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.raw_latent import RawLatent
 from dicache.probes.site_input import SiteInput
+from dicache.regressions.logistic import GateSamples
 from dicache.regressions.moments import Increments, LowRankIncrements, Moments, Pair, StepMoments, Sums
-from dicache.sites import Sites, Spans
+from dicache.sites import Sites, Spans, Sublayers
 from dicache.tensors.token_grid import tokens
 from dicache.types import Site
+
+RIDGES = {"gate": 0.1}
+"""Where another strength than 0.001 is the default."""
 
 
 def fit(
@@ -44,29 +49,41 @@ def fit(
     sites: Sites | None = None,
     longest: int = 3,
     rank: int = 32,
-    ridge: float = 1e-3,
+    ridge: float | None = None,
+    threshold: float = 0.1,
     seed: int = 0,
     batch: int = 4,
     progress: bool = True,
     **arguments: Any,  # noqa: ANN401
 ) -> Fitted:
-    """Fit coefficients of one `kind` ("ridge", "low_rank", "affine", "scale_shift") at `sites`, usually every block.
+    """Fit coefficients of one `kind` ("ridge", "low_rank", "affine", "scale_shift", "gate") at `sites`, usually every
+    block, for gates every sublayer.
 
     The pipeline draws every prompt once over `steps` steps, uncached, `batch` prompts at a time; prompt i has seed
     `seed + i`, and equal arguments give equal coefficients. `longest` is the longest gap fitted, in steps; `rank` that
-    of low_rank; `ridge` is lambda over the mean square of an input channel's change. `arguments` go to the pipeline as
-    they are (guidance, size); lists and tensors with one entry per prompt are cut like the prompts.
+    of low_rank; `ridge` is lambda over the mean square of an input channel's change, 0.001 unless it is given, and of
+    gates (`dicache.regressions.logistic`) 0.1. Gates are fitted to errors of holding above `threshold`, relative to the
+    site's value. `arguments` go to the pipeline as they are (guidance, size); lists and tensors with one entry per
+    prompt are cut like the prompts.
 
     While it runs, `longest + 1` values of every site are kept, and where inputs are read as many inputs; and per site a
-    float64 matrix of its channels (ridge, low_rank) or five numbers per channel, step and gap. Values must be (R, N,
+    float64 matrix of its channels (ridge, low_rank), five numbers per channel, step and gap, or a mean input per prompt
+    and step (gate). Values must be (R, N,
     C), rows, tokens, channels, or maps, (R, C, H, W).
 
     Raises ModeError for an option that makes no sense, FittedError for sites that cannot be fitted or where nothing
     could be, UnsupportedModelError for values of another shape or a pipeline with two denoisers; the pipeline is then
     as it was.
     """
-    sites = Spans(1) if sites is None else sites
+    if sites is None:
+        sites = Sublayers() if kind == "gate" else Spans(1)
+    ridge = RIDGES.get(kind, 1e-3) if ridge is None else ridge
     _validate(kind, prompts, steps, longest, rank, ridge, batch)
+    if kind == "gate" and not (threshold > 0 and sites.inside_denoiser):
+        raise ModeError(
+            f"threshold={threshold}, sites={sites}: expected an error above 0 and sites inside the denoiser, for "
+            "example Sublayers()."
+        )
     description = described(sites)
     modules = denoisers(pipe)
     if len(modules) != 1 or isinstance(pipe, nn.Module):
@@ -77,7 +94,7 @@ def fit(
     model = identity(denoiser)
     with enable(pipe, config=_recording(kind, sites, longest)) as cache, torch.no_grad():
         with tqdm(total=steps * -(-len(prompts) // batch), desc=f"fit {kind}", disable=not progress) as bar:
-            sums = _SumsBySite(_sums(kind, steps, longest, rank, ridge), steps, longest, bar.update)
+            sums = _SumsBySite(_sums(kind, steps, longest, rank, ridge, threshold), steps, longest, bar.update)
             with Recorder(cache).calls(denoiser, sums.add):
                 for start in range(0, len(prompts), batch):
                     _draw(pipe, prompts, slice(start, start + batch), steps, seed, arguments)
@@ -116,12 +133,13 @@ def _recording(kind: str, sites: Sites, longest: int) -> Config:
     return Config(Interval(1), ClosedLoop(), history, probe if reads else FirstBlocks(depth=0), sites)
 
 
-def _sums(kind: str, steps: int, longest: int, rank: int, ridge: float) -> Callable[[], Sums]:
+def _sums(kind: str, steps: int, longest: int, rank: int, ridge: float, threshold: float) -> Callable[[], Sums]:
     made: dict[str, Callable[[], Sums]] = {
         "ridge": lambda: Increments(ridge),
         "low_rank": lambda: LowRankIncrements(ridge, rank),
         "affine": lambda: Moments(steps, longest),
         "scale_shift": lambda: StepMoments(steps, longest),
+        "gate": lambda: GateSamples(steps, longest, ridge, threshold),
     }
     return made[kind]
 
@@ -157,7 +175,7 @@ class _SumsBySite:
             self.tick()
         self.sigmas[call.step.index] = call.step.sigma
         self.guidance = self.guidance if call.guidance is None else call.guidance
-        for record in call.sites:
+        for record in call.sites if call.first or not self.new().first_branch else ():
             for pair in self._pairs(record, call.step.index):
                 self.sums.setdefault(record.site.path, self.new()).add(pair)
 

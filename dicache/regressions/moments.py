@@ -6,7 +6,7 @@ float64; tokens and rows count alike.
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ class Pair(NamedTuple):
 
 
 class Sums(ABC):
+    first_branch: ClassVar[bool] = False
+    """Whether only the branch that decides, the first of a step, is added."""
+
     @abstractmethod
     def add(self, pair: Pair) -> None: ...
 

@@ -70,6 +70,14 @@ def over(budget: Rows | None, estimates: Rows | None, true_errors: Mapping[int, 
     return [*([Alarm(text)] if passed else []), *([Alarm(loud)] if missed else [])]
 
 
+def in_int8(trace: Trace) -> list[str]:
+    """What was multiplied in 8-bit integers: what that saves is the device's affair, and in no ratio above."""
+    products = float(trace.executed_int8.sum())
+    if not products:
+        return []
+    return [f"{products / float(trace.executed.sum()):.0%} of the executed MACs are products of 8-bit integers."]
+
+
 def beside_denoiser(networks: Sequence[Mapping[str, Any]], denoiser_speedup: float) -> list[str]:
     """What else runs in the loop, and how much of it was skipped."""
     if not networks:

@@ -111,6 +111,7 @@ class Report:
             "steps": [self._step(trace, record) for record in trace.records] if trace else [],
             "compute_speedup": self.compute_speedup,
             "executed_macs": float(trace.loop_executed.sum()) if trace else 0.0,
+            "executed_int8_macs": float(trace.executed_int8.sum()) if trace else 0.0,
             "uncached_macs": float(trace.loop_uncached.sum()) if trace else 0.0,
             "denoiser_speedup": self.denoiser_speedup,
             "side_networks": _side_networks(trace) if trace else [],
@@ -218,7 +219,7 @@ class Report:
             warnings.append(f"the run was refused: {trace.refusal}")
         elif not trace.complete:
             warnings.append("the run is not over, or was interrupted.")
-        warnings += [*notes.beside_denoiser(_side_networks(trace), self.denoiser_speedup)]
+        warnings += [*notes.beside_denoiser(_side_networks(trace), self.denoiser_speedup), *notes.in_int8(trace)]
         return [*warnings, *notes.never_engaged(trace), *notes.over(self.budget, errors, self.true_errors)]
 
 

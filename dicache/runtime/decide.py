@@ -57,7 +57,7 @@ def evidence_of(
     """Of one site, before it is computed in the step's first call; `histories` is that of the branch that is called,
     None where it was never computed; `laws` are growths and weights where they were asked for already.
     """
-    nothing, timetable = no_evidence(config, run, target.feature), run.step.timetable
+    nothing, timetable = no_evidence(config, run, target.feature)._replace(site=target.site), run.step.timetable
     if histories is None:
         return nothing
 

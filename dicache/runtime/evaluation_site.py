@@ -85,7 +85,7 @@ class EvaluationSite:
         key = (call.key, module_call.path)
         if call.rows_to_run.computed is None and key in self.shapes:
             # The common case, without a look at rows.
-            self.meter.for_all_rows += self.meter.costs[module_call.path]
+            self.meter.ran_for_all(module_call.path)
             return module_call.forward(*module_call.args, **module_call.kwargs)
         output = module_call.run_for(call.rows_to_run, self.meter, self.shapes.get(key))
         if key not in self.shapes:

@@ -197,10 +197,10 @@ class Run:
     def trace(self, meter: Meter, sites: tuple[Site, ...], site_macs: tuple[float, ...], planned: int | None) -> Trace:
         """Of what was recorded so far; `planned` bytes are the most that is to be remembered."""
         samples = self.samples or len(meter.executed)
-        executed, uncached = (macs.view(-1, samples).sum(0) for macs in (meter.executed, meter.uncached))
+        executed, uncached, int8 = (macs.view(-1, samples).sum(0) for macs in meter.totals)
         facts = (self.bytes, self.overhead, self.complete, sites, site_macs, planned, self.not_finite, self.refusal)
         side = tuple(work.over(samples) for work in self.side_work.values())
-        return Trace(tuple(self.records), executed, uncached, *facts, side)
+        return Trace(tuple(self.records), executed, uncached, *facts, side, int8)
 
     def _conditions(self, branch: str, chunk: int) -> Prints:
         """Of one branch, (B, 32) each."""

@@ -72,6 +72,8 @@ class Trace(NamedTuple):
     """Why dicache refused to go on with it; empty where it did not."""
     side_work: tuple[SideWork, ...] = ()
     """Of each network that the loop called beside the denoiser."""
+    executed_int8: Rows = torch.zeros(1, dtype=torch.float64)
+    """Of what was executed, products of 8-bit integers, (B,)."""
 
     @property
     def loop_executed(self) -> Rows:
@@ -102,6 +104,7 @@ def of_sample(trace: Trace, i: int) -> Trace:
         records=records,
         executed=trace.executed[row],
         uncached=trace.uncached[row],
+        executed_int8=trace.executed_int8.expand(len(trace.executed))[row],
         not_finite=finite,
         side_work=tuple(work.of_sample(i) for work in trace.side_work),
     )
@@ -126,6 +129,7 @@ def joined(traces: Sequence[Trace]) -> Trace:
         records=tuple(records),
         executed=sum((trace.executed for trace in traces[1:]), traces[0].executed),
         uncached=sum((trace.uncached for trace in traces[1:]), traces[0].uncached),
+        executed_int8=sum((trace.executed_int8 for trace in traces[1:]), traces[0].executed_int8),
         cache_bytes=sum(trace.cache_bytes for trace in traces),
         overhead_seconds=sum(trace.overhead_seconds for trace in traces),
         complete=all(trace.complete for trace in traces),

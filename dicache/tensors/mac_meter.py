@@ -5,6 +5,9 @@ inputs of a shape, when it runs for all rows. That costs nothing: it is the run 
 the part adds what that one did, shared evenly, to the rows it ran for. What was skipped is what did not run; what a
 probe or a guess multiplies comes on top. Matrix products, convolutions and attention count; elementwise work does not,
 dicache's own included.
+
+Products of 8-bit integers (torch._int_mm, which quantised layers call) count as others do, and are told apart as well:
+what they cost depends on the device.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -20,6 +23,7 @@ from dicache.types import Rows, Site
 T = TypeVar("T")
 Costs = dict[Hashable, float]
 """What one row of each part costs."""
+_INT8 = torch.ops.aten._int_mm
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -33,6 +37,8 @@ class MacCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.total: float = 0.0
+        self.int8: float = 0.0
+        """Of these, products of 8-bit integers."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         packet = func._overloadpacket
@@ -44,6 +50,10 @@ class MacCounter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if packet is _CPU_ATTENTION:
             self.total += sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape) / 2
+        elif packet is _INT8:
+            products = float(args[0].shape[0] * args[0].shape[1] * args[1].shape[1])
+            self.total += products
+            self.int8 += products
         elif packet in flop_registry:
             self.total += flop_registry[packet](*args, **(kwargs or {}), out_val=out) / 2
         return out
@@ -57,12 +67,14 @@ class Meter:
         """Those of the call that is going on."""
         self.rows: int = 0
         self.for_all_rows: float = 0.0
-        """What ran in this call for all rows, per row, and is not in the sums yet. Who runs a part whose cost is known
-        for all rows adds it here: most parts of most calls, which are then one addition to the sums.
-        """
+        """What ran in this call for all rows, per row, and is not in the sums yet."""
+        self._int8_for_all: float = 0.0
         self.own: float = 0.0
         """What dicache multiplied itself, in all rows together; a part that is being counted may hold some of it."""
-        self._executed = self._uncached = self._before = torch.zeros(0, dtype=torch.float64)
+        self._executed = self._uncached = self._before = self._int8 = torch.zeros(0, dtype=torch.float64)
+        self.int8_by_key: dict[Hashable, Costs] = {}
+        self.int8_costs: Costs = {}
+        """Of the costs, those of 8-bit integers; empty where no part has any."""
 
     @property
     def executed(self) -> Rows:
@@ -73,6 +85,18 @@ class Meter:
     def uncached(self) -> Rows:
         """The same if nothing had been skipped."""
         return self._with_all(self._uncached)
+
+    @property
+    def executed_int8(self) -> Rows:
+        """Of what was executed, products of 8-bit integers, (R,) float64."""
+        total = self._int8.clone()
+        total[: self.rows] += self._int8_for_all
+        return total
+
+    @property
+    def totals(self) -> tuple[Rows, Rows, Rows]:
+        """Executed, uncached, and products of 8-bit integers."""
+        return self.executed, self.uncached, self.executed_int8
 
     def of_sites(self, sites: Sequence[Site]) -> list[float]:
         """What computing each of them once costs one row."""
@@ -86,24 +110,26 @@ class Meter:
 
     def _add_up(self) -> None:
         if self.for_all_rows:
-            self._executed, self._uncached = self.executed, self.uncached
-            self.for_all_rows = 0.0
+            self._executed, self._uncached, self._int8 = self.executed, self.uncached, self.executed_int8
+            self.for_all_rows = self._int8_for_all = 0.0
 
     def forget(self) -> None:
         """Parts may cost something else from now on."""
-        self.costs_by_key = {}
+        self.costs_by_key, self.int8_by_key = {}, {}
 
     def begin_run(self) -> None:
-        self._executed = self._uncached = torch.zeros(0, dtype=torch.float64)
-        self.for_all_rows = 0.0
+        self._executed = self._uncached = self._int8 = torch.zeros(0, dtype=torch.float64)
+        self.for_all_rows = self._int8_for_all = 0.0
 
     def begin_call(self, key: Hashable, rows: int) -> None:
         """A denoiser call begins; those of one key cost the same. A sample's rows are a batch apart in every call."""
         self._add_up()
         more = rows - len(self._executed)
         if more > 0:
-            self._executed, self._uncached = (nn.functional.pad(t, (0, more)) for t in (self._executed, self._uncached))
+            sums = (self._executed, self._uncached, self._int8)
+            self._executed, self._uncached, self._int8 = (nn.functional.pad(t, (0, more)) for t in sums)
         self.costs, self.rows = self.costs_by_key.setdefault(key, {}), rows
+        self.int8_costs = self.int8_by_key.setdefault(key, {})
         self._before = self._uncached.clone()
 
     def counted(self, part: Hashable, run: Callable[[], T], rows: int | None = None) -> T:
@@ -114,25 +140,36 @@ class Meter:
         with MacCounter() as counter:
             output = run()
         self.costs[part] = (counter.total - (self.own - own)) / (rows or self.rows)
+        if counter.int8:
+            self.int8_costs[part] = counter.int8 / (rows or self.rows)
         return output
+
+    def ran_for_all(self, part: Hashable) -> None:
+        """A part whose cost is known ran for all rows: one addition, as most parts of most calls do."""
+        self.for_all_rows += self.costs[part]
+        if self.int8_costs:
+            self._int8_for_all += self.int8_costs.get(part, 0.0)
 
     def ran(self, part: Hashable, rows: Rows | bool = True, *, inside: bool = False) -> None:
         """A part ran for all rows, for none, or for some, (R,) bool; `inside` another that was booked for all rows."""
-        cost = self.costs[part]
+        cost, int8 = self.costs[part], self.int8_costs.get(part, 0.0)
         with torch.inference_mode():  # sums that an earlier call began in there are written to in there alone
             self._executed[: self.rows] += cost * rows - cost * inside
+            self._int8[: self.rows] += int8 * rows - int8 * inside
             self._uncached[: self.rows] += cost * (not inside)
 
     def ran_beside(self, part: Hashable, rows: Rows) -> None:
         """A part ran for some rows, (R,) bool, that would not have run uncached."""
         with torch.inference_mode():
             self._executed[: self.rows] += self.costs[part] * rows
+            self._int8[: self.rows] += self.int8_costs.get(part, 0.0) * rows
 
     def added(self, part: Hashable, run: Callable[[], T]) -> T:
         """What `run` gives: something that a probe or an approximator computes of its own, for all rows."""
         output = self.counted(part, run)
         with torch.inference_mode():
             self._executed[: self.rows] += self.costs[part]
+            self._int8[: self.rows] += self.int8_costs.get(part, 0.0)
         self.own += self.costs[part] * self.rows
         return output
 

@@ -49,3 +49,4 @@ def fitted(kind: str, sites: Sites | None = None, **options) -> Fitted:
 
 
 PLACES = [("ridge", None), ("low_rank", Sublayers()), ("affine", Evaluation()), ("scale_shift", None)]
+GATES = ("gate", Sublayers())

@@ -35,7 +35,7 @@ LAYERS = [
     ("fanout",),
     ("measuring",),
     ("regressions",),
-    ("finders", "importers", "many"),
+    ("finders", "importers", "many", "int8"),
     ("serve", "web", "integrations"),
     ("cli",),
     ("__init__",),

@@ -229,6 +229,8 @@ def test_maps_are_nearer_to_what_they_were_fitted_on_than_holding(kind, sites):
         ({"longest": STEPS}, ModeError, "longest"),
         ({"rank": 0}, ModeError, "rank"),
         ({"ridge": 0.0}, ModeError, "ridge"),
+        ({"kind": "gate", "threshold": 0.0}, ModeError, "threshold"),
+        ({"kind": "gate", "sites": Evaluation()}, ModeError, "inside the denoiser"),
         ({"sites": Drafted()}, FittedError, "Drafted"),
         ({"unknown": 1}, TypeError, "unknown"),
     ],
@@ -257,7 +259,7 @@ def test_values_that_are_no_tokens_are_refused_by_the_fit_and_by_the_guess():
         flat = past_of(torch.randn(B, C))
         with pytest.raises(UnsupportedModelError, match="rows, tokens, channels"):
             approximator.guess(flat, Target(approximator.sigmas[3], None, site="transformer_blocks.0"))
-        if KINDS[kind].reads_feature:
+        if KINDS[kind].reads_feature and not KINDS[kind].pooled:
             with pytest.raises(UnsupportedModelError, match="SiteInput"):
                 approximator.guess(past_of(torch.randn(B, 3, 32)), Target(0.5, None, site="transformer_blocks.0"))
 

@@ -17,7 +17,7 @@ from dicache.approximators.fitted.coefficients import Fitted
 from dicache.errors import FittedError
 from dicache.reference.weights import MODEL
 from dicache.sites import Sublayers
-from helpers.fits import PLACES, STEPS, fitted
+from helpers.fits import GATES, PLACES, STEPS, fitted
 from pipelines.tiny import PIPELINES, make_flux
 
 FLUX = PIPELINES["two streams and one (flux)"]
@@ -29,7 +29,7 @@ def file(tmp_path) -> Path:
     return tmp_path / "found.safetensors"
 
 
-@pytest.mark.parametrize(("kind", "sites"), PLACES)
+@pytest.mark.parametrize(("kind", "sites"), [*PLACES, GATES])
 def test_what_was_saved_is_loaded(kind, sites, tmp_path):
     coefficients = fitted(kind, sites)
     coefficients.save(tmp_path / "found")

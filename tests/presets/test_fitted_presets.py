@@ -85,7 +85,7 @@ METHODS = {
         scheduled,
         scale_shift,
     ),
-    "cachequant": (Config(Interval(4), ClosedLoop(), (LINES.approximator(),)), lambda: counted(4, 2), affine),
+    "cachequant": (presets.cachequant(LINES, interval=4), lambda: counted(4, 2), affine),
 }
 
 
@@ -121,7 +121,8 @@ ENGAGED = {
     "fastcache": lambda: presets.fastcache(fitted("ridge"), 0.4),
     "icc": lambda: presets.icc(fitted("low_rank", Sublayers())),
     "block_caching": lambda: presets.block_caching(fitted("scale_shift"), 1.0),
-    "cachequant": lambda: Config(Interval(3), ClosedLoop(), (fitted("affine").approximator(),), sites=Spans(1)),
+    "lazydit": lambda: presets.lazydit(fitted("gate", threshold=0.5)),
+    "cachequant": lambda: presets.cachequant(fitted("affine"), interval=3),
 }
 
 
@@ -223,4 +224,4 @@ def test_the_probe_shows_every_site_its_own_input():
 
 def test_the_bench_sweeps_every_fitted_preset():
     swept = [arm.name.removeprefix("preset ") for arm in FITTED]
-    assert swept == ["fastcache", "icc", "block_caching", "tokencache"]
+    assert swept == ["fastcache", "icc", "block_caching", "cachequant", "lazydit", "tokencache"]

@@ -10,6 +10,7 @@ from dicache.approximators.fitted.low_rank import LowRank
 from dicache.approximators.fitted.ridge import Ridge
 from dicache.approximators.fitted.run_slopes import RunSlopes
 from dicache.approximators.fitted.scale_shift import ScaleShift
+from dicache.approximators.fitted.sublayer_gates import Gates
 from dicache.errors import FittedError
 from dicache.sites import Evaluation, Sites, Skips, Spans, Sublayers, Tail
 from dicache.types import Kind
@@ -19,6 +20,7 @@ KINDS: dict[str, type[FromCoefficients]] = {
     "low_rank": LowRank,
     "affine": Affine,
     "scale_shift": ScaleShift,
+    "gate": Gates,
 }
 """Those that `dicache.fit` makes."""
 ALL_KINDS: dict[str, type[FromCoefficients]] = {**KINDS, "multistep": RunSlopes}

@@ -40,6 +40,8 @@ class FromCoefficients(Approximator):
 
     action = Action.CORRECT
     needs = 1
+    pooled: ClassVar[bool] = False
+    """Whether the mean over the tokens is all that is read of an input."""
     names: ClassVar[Mapping[str, str]]
     """A letter for every axis of each coefficient: T steps, G gaps, X channels of the input, C of the value, K rank."""
 

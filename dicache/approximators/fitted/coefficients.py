@@ -11,6 +11,7 @@ from dicache.approximators.fitted.about import ALL_KINDS, About, selector
 from dicache.approximators.fitted.base import FromCoefficients
 from dicache.probes.base import Probe
 from dicache.probes.first_blocks import FirstBlocks
+from dicache.probes.pooled_input import PooledInput
 from dicache.probes.raw_latent import RawLatent
 from dicache.probes.site_input import SiteInput
 from dicache.sites import Sites
@@ -33,8 +34,11 @@ class Fitted:
     @property
     def probe(self) -> Probe:
         """What they read: every site's own input, the latent for a whole evaluation, or nothing."""
-        if not ALL_KINDS[self.about.kind].reads_feature:
+        kind = ALL_KINDS[self.about.kind]
+        if not kind.reads_feature:
             return FirstBlocks(depth=0)
+        if kind.pooled:
+            return PooledInput()
         return SiteInput() if self.sites.inside_denoiser else RawLatent()
 
     @property
