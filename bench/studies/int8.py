@@ -7,6 +7,7 @@ quantised model. Errors that have nothing to do with each other add in squares: 
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -48,7 +49,7 @@ def main() -> None:
         return errors
 
     def fitted() -> dicache.Config:
-        call = {"negative_prompt": [""] * len(fitting), "true_cfg_scale": setting.guidance}
+        call: dict[str, Any] = {"negative_prompt": [""] * len(fitting), "true_cfg_scale": setting.guidance}
         longest = args.interval - 1
         made = dicache.fit(
             pipe,

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from dicache.controllers.base import Around, FinishedRun
-from dicache.controllers.counted import DECAY, GUIDED_DECAY, TRUST, Counted, Counts
-from dicache.planning.error_law import GUIDED_FROM
+from dicache.controllers.counted import Counted, Counts
+from dicache.planning.error_law import DECAY, TRUST, UNGUIDED_DECAY, way_decay
 from dicache.planning.law_plan import Plan, plan_of
 from dicache.types import Decision, Quote, Rows, RunFacts, Step
 
@@ -65,13 +65,12 @@ class Dealt(Around):
         return self.inner.notes(alike)
 
     def _dealt(self, facts: RunFacts, counts: Counts) -> Counts:
-        asked = counts.account.budget
-        logs = None if facts.timetable is None or bool((asked != asked[0]).any()) else self.hardness(facts)
-        if logs is None:
+        asked, timetable = counts.account.budget, facts.timetable
+        if timetable is None or bool((asked != asked[0]).any()) or (logs := self.hardness(facts)) is None:
             return counts
         assert isinstance(self.inner, Counted)
         first = int(counts.first.max().clamp(min=0))
-        steps = len(facts.timetable.sigmas) - first
+        steps = len(timetable.sigmas) - first
         total = round(len(logs) * steps / float(asked[0]))
         left = left_by(self.inner, facts, max(1, total // len(logs)), first)
         dealt = deal((2 * TRUSTED * (logs - logs.mean())).exp().tolist(), left, total)
@@ -82,7 +81,7 @@ class Dealt(Around):
 
 def plan_for(rule: Counted, facts: RunFacts) -> Plan:
     """That by which the rule deals."""
-    return _plan(rule, facts, GUIDED_DECAY if (facts.guidance or 1.0) > GUIDED_FROM else DECAY)
+    return _plan(rule, facts, way_decay(facts.guidance))
 
 
 def _plan(rule: Counted, facts: RunFacts, decay: float) -> Plan:
@@ -94,7 +93,7 @@ def left_by(rule: Counted, facts: RunFacts, even: int, first: int = 0) -> list[f
     """L(n) for n = 0 .. all steps from the `first` on, over L(even); never more for more steps, inf where there is no
     such plan.
     """
-    plan, prices = plan_for(rule, facts), [_plan(rule, facts, decay) for decay in (DECAY, GUIDED_DECAY)]
+    plan, prices = plan_for(rule, facts), [_plan(rule, facts, decay) for decay in (UNGUIDED_DECAY, DECAY)]
     possible, steps, left = plan.fewest(first), len(plan.time) - first, [math.inf]
     least = [price.left_of(plan.way(max(even, possible), first)) or 1.0 for price in prices]
     for n in range(1, steps + 1):

@@ -60,7 +60,7 @@ class Quantised:
         for path, layer in self.layers.items():
             weight, bias = self.before[path]
             _to_int8(layer, weight.detach(), _configuration())
-            layer.bias = bias
+            layer.register_parameter("bias", bias)
         seen = {path: ChannelSums() for path in self.layers}
         handles = [
             layer.register_forward_hook(partial(_compare, *self.before[path], seen[path]))
@@ -86,7 +86,8 @@ class Quantised:
         if not self.before:
             raise ModeError("the weights in full precision were let go, so they cannot be put back. Load them anew.")
         for path, layer in self.layers.items():
-            layer.weight, layer.bias = self.before[path]
+            layer.weight, bias = self.before[path]
+            layer.register_parameter("bias", bias)
 
 
 def quantise(target: Any) -> Quantised:  # noqa: ANN401
@@ -108,10 +109,15 @@ def quantise(target: Any) -> Quantised:  # noqa: ANN401
                     layers[".".join(filter(None, (name, path, inside)))] = module
     if not layers:
         raise UnsupportedModelError(f"no block of {type(target).__name__} has a linear layer to quantise.")
-    before = {path: (layer.weight, layer.bias) for path, layer in layers.items()}
+    before = {path: _parameters(layer) for path, layer in layers.items()}
     for layer in layers.values():
         _to_int8(layer, layer.weight.detach(), configuration)
     return Quantised(layers, before)
+
+
+def _parameters(layer: nn.Linear) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """Weight and bias."""
+    return layer.get_parameter("weight"), layer._parameters["bias"]
 
 
 def _configuration() -> Any:  # noqa: ANN401
@@ -143,7 +149,7 @@ def _fold(layer: nn.Linear, weight: Tensor, bias: Tensor | None, a: Tensor, d: T
     positive = a > 0
     a, d = torch.where(positive, a, 1.0), torch.where(positive, d, 0.0)
     a, d = a.to(weight), d.to(weight)
-    scales = layer.weight.scale  # (C, 1)
+    scales = layer.weight.scale  # type: ignore[attr-defined]  # (C, 1), of torchao's tensors
     assert isinstance(scales, Tensor)
     scales.mul_(a.view_as(scales))
     moved = d if bias is None else a * bias.detach() + d

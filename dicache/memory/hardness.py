@@ -18,6 +18,7 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ class Hardness:
         try:
             for row, log in zip(prints, logs, strict=True):
                 more = np.array([1, log, 0, 0] if audited else [0, 0, 1, log], dtype=np.float64)
-                self.memory.update(self._key(facts, row), lambda before, more=more: _sealed(_own_of(before) + more))
+                self.memory.update(self._key(facts, row), partial(_with_more, more))
             # The sums come last: with tight bounds it is prompts that make room for them.
             self.memory.update(self._key(facts), lambda before: _stored(before, prints, logs, audited))
         except MemoryFileError as error:
@@ -135,6 +136,10 @@ def _sums_of(entry: bytes | None, size: int) -> np.ndarray:
     """Zero where there are none, or of embeddings of another size."""
     sums = _array_of(entry)
     return sums if sums is not None and sums.shape == (size + 3, size + 3) else np.zeros((size + 3, size + 3))
+
+
+def _with_more(more: np.ndarray, before: bytes | None) -> bytes:
+    return _sealed(_own_of(before) + more)
 
 
 def _own_of(entry: bytes | None) -> np.ndarray:

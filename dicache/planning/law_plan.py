@@ -139,11 +139,14 @@ class Plan:
         return steps
 
     def left_of(self, way: Sequence[int]) -> float:
-        """What is left at the end of the errors of these computed steps' gaps, squared, at amplitude 1."""
+        """What is left at the end of the errors of these computed steps' gaps, squared, at amplitude 1, as far as
+        single steps are trusted.
+        """
         befores, afters = (way[0] - 1, *way), (*way[1:], len(self.time))
         gaps = [(i, before, after) for i, before, after in zip(way, befores, afters, strict=False) if after > i + 1]
         return sum(
-            float((self.prices(i, b, a - i - 1) * self.surviving_share[i + 1 : a]).sum() ** 2) for i, b, a in gaps
+            float((self.prices(i, b, a - i - 1, self.trusted) * self.surviving_share[i + 1 : a]).sum() ** 2)
+            for i, b, a in gaps
         )
 
     def _weigh(self) -> None:
