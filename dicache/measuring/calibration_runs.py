@@ -145,13 +145,8 @@ class CalibrationRuns:
     ) -> None:
         self.parts, self.gains = parts, gains
         """Of sites below the whole evaluation."""
-        self.workers, self.drawer, self.checkpoint, self.levels, self.metrics = (
-            workers,
-            drawer,
-            checkpoint,
-            levels,
-            metrics,
-        )
+        self.workers, self.drawer, self.checkpoint = workers, drawer, checkpoint
+        self.levels, self.metrics = levels, metrics
         self.tick: Callable[[str], None] = lambda what: None
         self.entries: dict[str, Entry] = {}
         """Those there are, by name."""

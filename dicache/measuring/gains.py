@@ -63,7 +63,7 @@ class Injected(Controller[Rows]):
         return decided(quote, skip, spent, (~mine, Reason.SCHEDULED), skipped=Reason.SCHEDULED), spent
 
 
-class Priced(NamedTuple):
+class PricedLatents(NamedTuple):
     latents: Tensor
     """The final ones, (B, ...)."""
     prices: np.ndarray
@@ -98,13 +98,13 @@ class InjectedRun:
     config: Config
     injections: tuple[Injection, ...]
 
-    def run(self, worker: Worker) -> tuple[Priced, Spent]:
+    def run(self, worker: Worker) -> tuple[PricedLatents, Spent]:
         drawer = self.order.drawer(worker.pipe)
         with enable(worker.pipe, config=replace(self.config, controller=Injected(self.injections))) as cache:
             latents = drawer.draw(self.order.indices).latents
         trace = cache.trace
         assert trace is not None
-        return Priced(latents, trace.records[-1].spent.numpy()), drawer.spent
+        return PricedLatents(latents, trace.records[-1].spent.numpy()), drawer.spent
 
 
 def measure_gains(workers: Workers, drawer: Drawer, config: Config, model: str, *, batch: int) -> Gains:

@@ -142,7 +142,7 @@ CAPTIONS = prompts("calibration", 16, seed=8)
 
 
 def test_a_pipeline_learns_from_its_runs_and_deals_by_it(reference, tmp_path):
-    call = {"num_inference_steps": 14, "output_type": "latent", "guidance_scale": 1.0}
+    call = {"num_inference_steps": 20, "output_type": "latent", "guidance_scale": 1.0}
     memory = Memory(tmp_path / "m", "me")
     counts = []
     for _ in range(2):
