@@ -4,7 +4,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, is_dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -119,15 +119,15 @@ class Config:
         parts = (self.sites, self.probe, self.estimator, *self.approximators)
         return ", ".join(repr(part) if is_dataclass(part) else type(part).__name__ for part in parts)
 
-    @cached_property
+    @property
     def needs(self) -> Tensor:
         """Of each approximator how many exact values it needs, (A,)."""
-        return torch.tensor([a.needs for a in self.approximators])
+        return _on_host(tuple(a.needs for a in self.approximators))
 
-    @cached_property
+    @property
     def actions(self) -> Tensor:
         """What each of them counts as, (A,)."""
-        return torch.tensor([int(a.action) for a in self.approximators])
+        return _on_host(tuple(int(a.action) for a in self.approximators))
 
     @property
     def judged_by_others(self) -> list[str]:
@@ -167,3 +167,9 @@ class Config:
         """
         texts = [self.controller.on_other_weights(change), *(a.on_other_weights(change) for a in self.approximators)]
         return [text for text in texts if text is not None]
+
+
+@lru_cache(maxsize=64)
+def _on_host(numbers: tuple[int, ...]) -> Tensor:
+    """Asked for at every step of every slot, and never written to."""
+    return torch.tensor(numbers, device="cpu")

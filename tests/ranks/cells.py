@@ -19,12 +19,14 @@ from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 import dicache
 from dicache import presets
 from dicache.controllers.planned import Planned
+from dicache.controllers.with_gains import WithGains
+from dicache.planning.gains import Gains
 from dicache.sites import Spans
 from pipelines import tiny
 
 WAYS: dict[str, Callable[[float], dict[str, Any]]] = {
     "whole": lambda size: {"error_budget": size},
-    "blocks": lambda size: {"config": dicache.Config(Planned(3 * size), sites=Spans(1))},
+    "blocks": lambda size: {"config": dicache.Config(WithGains(Planned(3 * size), Gains()), sites=Spans(1))},
     "first-block probe": lambda size: {"config": presets.first_block_cache(5 * size)},
     "alignment": lambda size: {"config": presets.dicache(4 * size)},
 }
