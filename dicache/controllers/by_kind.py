@@ -6,6 +6,7 @@ from typing import Any
 
 from dicache.controllers.base import Controller
 from dicache.controllers.interval import Interval
+from dicache.planning.gains import Gains
 from dicache.types import Decision, Kind, Quote, Rows, Site, Step
 
 
@@ -20,6 +21,12 @@ class ByKind(Controller[Any]):
 
     def at(self, site: Site, sites: int) -> Controller[Any]:
         return self.rules.get(site.kind, self.otherwise).at(site, sites)
+
+    @property
+    def known_gains(self) -> Gains | None:
+        """Of the first rule that has some: those of one composition are alike for all its kinds."""
+        every = (rule.known_gains for rule in (self.otherwise, *self.rules.values()))
+        return next((gains for gains in every if gains is not None), None)
 
     @property
     def spends_unpriced(self) -> bool:

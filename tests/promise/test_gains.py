@@ -191,6 +191,13 @@ def test_a_budget_below_the_evaluation_is_refused_by_name_until_its_gains_are_kn
     assert dicache.Config(Planned(0.05), sites=Evaluation()).controller == Planned(0.05)
 
 
+@pytest.mark.parametrize("around", [lambda rule: rule, Clip, lambda rule: ByKind({Kind.SPAN: rule})])
+def test_gains_of_other_parts_are_refused_whatever_stands_around_them(around):
+    rule = WithGains(Planned(0.05), Gains((0.0,), ((1.0,),), "others"))
+    with pytest.raises(ModeError, match="gains were measured with others"):
+        dicache.Config(around(rule), sites=Tail())
+
+
 def test_gains_of_other_parts_are_refused():
     parts = dicache.Config(Interval(1), sites=Tail()).parts
     rule = WithGains(Planned(0.05), Gains((0.0,), ((1.0,),), parts))
