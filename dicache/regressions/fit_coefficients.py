@@ -167,6 +167,7 @@ class _SumsBySite:
         self.sums: dict[str, Sums] = {}
         self.sigmas: dict[int, float] = {}
         self.guidance = 1.0
+        self.first_branch = new().first_branch
 
     def add(self, call: CallRecord) -> None:
         if call.step.total != self.steps:
@@ -175,7 +176,7 @@ class _SumsBySite:
             self.tick()
         self.sigmas[call.step.index] = call.step.sigma
         self.guidance = self.guidance if call.guidance is None else call.guidance
-        for record in call.sites if call.first or not self.new().first_branch else ():
+        for record in call.sites if call.first or not self.first_branch else ():
             for pair in self._pairs(record, call.step.index):
                 self.sums.setdefault(record.site.path, self.new()).add(pair)
 

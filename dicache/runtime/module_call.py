@@ -29,11 +29,14 @@ class RowsToRun(NamedTuple):
 
     def of(self, computed: Rows | None, device: torch.device) -> "RowsToRun":
         """The same call with these rows, (R,) bool."""
-        some = None if computed is None else computed.nonzero().flatten()
-        if computed is None or some is None or len(some) == len(computed):
-            return RowsToRun(self.rows, gathered=self.gathered)
-        some = some.to(device) if len(some) else None
-        return RowsToRun(self.rows, computed, some, some is None, self.gathered)
+        everything = RowsToRun(self.rows, gathered=self.gathered)
+        if computed is None:
+            return everything
+        some = computed.nonzero().flatten()
+        if len(some) == len(computed):
+            return everything
+        none = not len(some)
+        return RowsToRun(self.rows, computed, None if none else some.to(device), none, self.gathered)
 
 
 class ModuleCall(NamedTuple):

@@ -9,6 +9,7 @@ what is held be held again without end; here b says what a gap of g steps usuall
 fitted compute.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -31,7 +32,7 @@ class Gates(FromCoefficients):
     action = Action.REUSE
     reads_feature = True
     pooled = True
-    names: ClassVar = {"weight": "TX", "bias": "TG"}
+    names: ClassVar[Mapping[str, str]] = {"weight": "TX", "bias": "TG"}
 
     def corrected(self, anchor: Tensor, histories: Histories, target: Target) -> Tensor:
         return anchor.clone()
