@@ -24,6 +24,7 @@ from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
 from dicache.bench.models.scenes_unet import Solver, draw, edges, pictures, pipeline
 from dicache.bench.models.training.scenes_unet_card import edge_f1
+from dicache.bench.zoo.arms import packaged_deepcache
 from dicache.controllers.gate import Gate
 from dicache.controllers.interval import Interval
 from dicache.reference.render import render
@@ -58,20 +59,6 @@ def arms() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"hgc({interval}, gate={gate})", {"config": presets.hgc(interval, gate)}
     yield "hgc, prompts", {"config": presets.hgc(gate=0.5, grain="prompts")}
     yield "tgate(.4, 5)", {"config": presets.tgate(0.4, 5)}
-
-
-@contextmanager
-def packaged(pipe: Any, interval: int) -> Iterator[None]:  # noqa: ANN401
-    """PyPI's DeepCache, its cheapest branch."""
-    from DeepCache import DeepCacheSDHelper
-
-    helper = DeepCacheSDHelper(pipe=pipe)
-    helper.set_params(cache_interval=interval, cache_branch_id=0)
-    helper.enable()
-    try:
-        yield
-    finally:
-        helper.disable()
 
 
 @contextmanager
@@ -132,7 +119,7 @@ def main() -> None:
     for interval in (2, 3, 5) if args.arms in PACKAGED else ():
         with MacCounter() as uncached:
             drawn()
-        with packaged(pipe, interval), MacCounter() as counted:
+        with packaged_deepcache(pipe, interval), MacCounter() as counted:
             latents, _ = drawn()
         row_of(f"{PACKAGED}, every {interval}", f"{counted.total / uncached.total:.3f}", latents, "-")
     for gate in (args.steps // 4, args.steps // 2) if args.arms in "frozen before" else ():

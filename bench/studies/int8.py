@@ -18,6 +18,7 @@ from dicache.bench.models.reference import Setting, draw, fresh
 from dicache.defaults import for_budget
 from dicache.int8 import quantise
 from dicache.presets import cachequant
+from dicache.promise.metrics import relative_error
 from dicache.reference import prompts
 from dicache.sites import Evaluation
 
@@ -31,10 +32,10 @@ def main() -> None:
     setting, console = Setting(), Console(width=160)
     pipe, fitting = fresh(setting), prompts("calibration", args.fitting, seed=5)
     captions = prompts("calibration", args.captions, seed=77)
-    plain = draw(pipe, captions, setting).latents.flatten(1)
+    plain = draw(pipe, captions, setting).latents
 
     def tell(name: str, latents: Tensor, *columns: object) -> Tensor:
-        errors = (latents.flatten(1) - plain).norm(dim=1) / plain.norm(dim=1)
+        errors = relative_error(latents, plain)
         console.print(name, f"{errors.mean():.4f}", f"{errors.median():.4f}", *columns, sep=" | ", highlight=False)
         return errors
 

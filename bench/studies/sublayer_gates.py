@@ -15,6 +15,7 @@ from rich.console import Console
 import dicache
 from dicache.bench.models.reference import Setting, draw, fresh
 from dicache.presets import fora, lazydit
+from dicache.promise.metrics import relative_error
 from dicache.reference import prompts
 from dicache.sites import Sublayers
 
@@ -55,7 +56,7 @@ def main() -> None:
         with dicache.enable(pipe, config=arm) as cache:
             drawn, trace = draw(pipe, captions, setting), cache.trace
         assert trace is not None
-        errors = (drawn.latents - plain.latents).flatten(1).norm(dim=1) / plain.latents.flatten(1).norm(dim=1)
+        errors = relative_error(drawn.latents, plain.latents)
         computed = torch.stack([record.action == 0 for record in trace.records])
         unlike = (computed != computed[:, :1]).any((0, 2)).sum()
         work = f"{drawn.macs / plain.macs:.3f}"

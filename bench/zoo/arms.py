@@ -104,18 +104,25 @@ def _interval(name: str, approximator: Approximator, last: int) -> Arm:
 
 
 @contextmanager
-def _deepcache(target: Any, interval: int, setting: Any) -> Iterator[Any]:  # noqa: ANN401
+def packaged_deepcache(pipe: Any, interval: int) -> Iterator[None]:  # noqa: ANN401
+    """PyPI's DeepCache on a pipeline, its cheapest branch."""
     from DeepCache import DeepCacheSDHelper
 
-    if not hasattr(target, "unet"):
-        raise TypeError(f"DeepCache wraps a UNet; {setting.model.name} has none")
-    helper = DeepCacheSDHelper(pipe=target)
+    helper = DeepCacheSDHelper(pipe=pipe)
     helper.set_params(cache_interval=interval, cache_branch_id=0)
     helper.enable()
     try:
-        yield setting
+        yield
     finally:
         helper.disable()
+
+
+@contextmanager
+def _deepcache(target: Any, interval: int, setting: Any) -> Iterator[Any]:  # noqa: ANN401
+    if not hasattr(target, "unet"):
+        raise TypeError(f"DeepCache wraps a UNet; {setting.model.name} has none")
+    with packaged_deepcache(target, interval):
+        yield setting
 
 
 @contextmanager

@@ -9,10 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from http.client import HTTPConnection
-from typing import Any
+from http.client import HTTPException
 
-PATIENCE = 240.0
+from dicache.bench.studies.serving import PATIENCE, Client
+
 LONG_RUN, SHORT_RUN = 1000, 4
 """Steps of a request that is half-way when the server goes, and of one that is soon done."""
 
@@ -22,6 +22,7 @@ class Serving:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        self.client = Client(self.port)
         self.begin()
 
     def begin(self) -> None:
@@ -29,32 +30,22 @@ class Serving:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **quiet)
 
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
-        """Status and answer; 0 where the connection breaks."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        try:
-            text = None if body is None else json.dumps(body)
-            connection.request(method, path, text, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-        except OSError as error:
-            return 0, type(error).__name__.encode()
-        finally:
-            connection.close()
-
     def draw(self, steps: int) -> int:
+        """The status; 0 where the connection breaks."""
         caption = "center large red circle on white background"
-        return self.ask("POST", "/generate", {"prompt": caption, "steps": steps, "seed": 0})[0]
+        try:
+            return self.client.ask("POST", "/generate", {"prompt": caption, "steps": steps, "seed": 0})[0]
+        except (OSError, HTTPException):
+            return 0
 
     def wait_until(self, running: int) -> None:
-        """So many requests run; 0 for when it is there."""
+        """It is there, and so many requests run."""
+        self.client.wait()
         end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
-            status, answer = self.ask("GET", "/health")
-            if status == 200 and json.loads(answer)["running"] >= running:
-                return
+        while json.loads(self.client.ask("GET", "/health")[1])["running"] < running:
+            if time.monotonic() > end:
+                raise TimeoutError("the server did not come so far.")
             time.sleep(0.05)
-        raise TimeoutError("the server did not come so far.")
 
     def kill(self) -> None:
         self.process.kill()

@@ -1,4 +1,4 @@
-"""What skipping is priced at for many slots at once is what each would be told alone, to the bit."""
+"""What skipping is priced at for many slots at once is what each would be told alone."""
 
 import copy
 from typing import Any
