@@ -25,6 +25,8 @@ class Worker:
     pipe: Any
     memory: dict[Any, Any] = field(default_factory=dict)
     """Of what several cells of one worker need, made by the first of them."""
+    tell: Callable[[str], object] = str
+    """Called by a cell for each of its runs, where somebody here is listening."""
 
     def recall(self, key: Any, make: Callable[[], Any]) -> Any:  # noqa: ANN401
         """What `make` gave for this key in this worker, made at most once."""

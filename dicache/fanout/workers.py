@@ -99,15 +99,11 @@ class Workers:
         ((_, result),) = self.each([cell])
         return result
 
-    def first(self, cells: Iterable[WorkCell]) -> None:
-        """To be handed out before what waits; called while results are taken."""
-        self.queue.extendleft(reversed(list(cells)))
-
-    def each(self, cells: Iterable[C]) -> Iterator[tuple[C, Any]]:
-        """Every cell with its result, as they are done; cells are taken when a worker has time for them. Raises what a
-        cell raises; what waits is then not begun.
+    def each(self, cells: Iterable[C], tell: Callable[[str], object] = str) -> Iterator[tuple[C, Any]]:
+        """Every cell with its result, as they are done; cells are taken when a worker has time for them. Cells that run
+        here call `tell` on the way (`Worker.tell`). Raises what a cell raises; what waits is then not begun.
         """
-        self.waiting = iter(cells)
+        self.waiting, self.tell = iter(cells), tell
         try:
             yield from self._here() if self.alone else self._there()
         finally:
@@ -121,6 +117,7 @@ class Workers:
         if self.own is None:
             self.own = Worker(self.pipe() if self.made else self.pipe)
         while (cell := self._next()) is not None:
+            self.own.tell = self.tell
             yield cell, cell.run(self.own)
 
     def _there(self) -> Iterator[tuple[Any, Any]]:

@@ -4,8 +4,9 @@ any prompt like them will lose (`dicache.promise.learn_then_test`). The uncached
 with these for that to hold: steps, guidance, negative prompt.
 
 Everything is fixed by the seed: prompt k has latents of seed + k. What was drawn is kept in the folder `checkpoint`, if
-one is given; the same call goes on there after a kill, and a call with other levels, or with more prompts at the end,
-draws only what is new. With an `executor` the runs are handed out, and the profile is the same to the bit.
+one is given; the same call goes on there after a kill, with the batch that it was at, and a call with other levels, or
+with more prompts at the end, draws only what is new. With an `executor` batches are handed out, and the profile is the
+same to the bit.
 """
 
 import itertools

@@ -1,9 +1,9 @@
 """What a calibration draws and takes, and what it will be worth, before most of it is drawn.
 
 Runs are exact: every prompt once uncached and once within every level. Time is reckoned from two runs of the first
-batch, one uncached and one within the middle level: a run's time is a line in its work, and the work of the other
-levels is what the law plans (`dicache.planning.law_plan`), at the amplitude with which it plans what the middle level
-executed.
+batch, one uncached and one within the middle level: a run's time is a line in what it executes. The ways of the other
+levels are what the law plans (`dicache.planning.law_plan`), at the amplitude with which it plans the work of the middle
+level; steps that a way has in common with one before it are not executed again (`dicache.tensors.recall`).
 
 What n prompts are worth is what the test says of them (`dicache.promise.learn_then_test`): of 64 prompts 2 may miss a
 budget that is promised at 0.9, of 480 39. How much of a budget is used then depends on how far errors of one level
@@ -12,6 +12,7 @@ spread, which nobody knows beforehand; `expected_use` says it for a profile's er
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -79,8 +80,8 @@ def expected_use(
     return float(np.mean([medians[accepted(rows, bound, confidence)] / bound for rows in drawn for bound in budgets]))
 
 
-def planned_work(timetable: Timetable, level: float, amplitude: float) -> float:
-    """Share of the steps that a sample of this amplitude computes within an internal budget, by the law alone."""
+def planned_way(timetable: Timetable, level: float, amplitude: float) -> list[int]:
+    """The steps that a sample of this amplitude computes within an internal budget, by the law alone."""
     plan, steps = plan_of(timetable, 8, 1, trust=TRUST), len(timetable.sigmas)
     budget, anchors, i = (level / amplitude) ** 2, [0, 1], 2
     left = budget
@@ -91,29 +92,50 @@ def planned_work(timetable: Timetable, level: float, amplitude: float) -> float:
         if i < steps:
             anchors.append(i)
         i += 1
-    return len(anchors) / steps
+    return anchors
+
+
+def planned_work(timetable: Timetable, level: float, amplitude: float) -> float:
+    """The share of the steps that it computes."""
+    return len(planned_way(timetable, level, amplitude)) / len(timetable.sigmas)
 
 
 def _price(plan: Plan, i: int, before: int, gap: int) -> float:
     return float(plan.prices(i - 1, before, gap).sum() ** 2) if gap else 0.0
 
 
-def works(timetable: Timetable, levels: Sequence[float], middle: int, seen: float) -> list[float]:
-    """The work of every level, at the amplitude with which the law plans what the middle one was seen to execute."""
+def works(timetable: Timetable, levels: Sequence[float], middle: int, seen: float) -> tuple[list[float], list[float]]:
+    """The work of every level, at the amplitude with which the law plans what the middle one was seen to compute; and
+    of it the share of the steps that it has in common with no level before, nor with the uncached run.
+    """
     amplitudes = np.geomspace(0.05, 20, 41)
     off = [abs(planned_work(timetable, levels[middle], float(a)) - seen) for a in amplitudes]
     near = np.flatnonzero(np.array(off) <= min(off) + 1e-9)  # the work falls in steps: take the middle of the best one
-    amplitude = float(amplitudes[near[len(near) // 2]])
-    return [planned_work(timetable, level, amplitude) for level in levels]
+    amplitude, steps = float(amplitudes[near[len(near) // 2]]), len(timetable.sigmas)
+    ways = [planned_way(timetable, level, amplitude) for level in levels]
+    there, own = {tuple(range(i)) for i in range(1, steps + 1)}, list[float]()
+    for way in ways:
+        steps_of_it = {tuple(way[:k]) for k in range(1, len(way) + 1)}  # what was computed before decides a latent
+        own.append(len(steps_of_it - there) / steps)
+        there |= steps_of_it
+    return [len(way) / steps for way in ways], own
+
+
+class TimedRun(NamedTuple):
+    seconds: float
+    work: float
+    """Share of the steps that compute."""
+    executed: float
+    """The same but for those that a run before had computed."""
 
 
 def seconds_of(
-    uncached: float, within: float, timetable: Timetable | None, levels: Sequence[float], middle: int, seen: float
+    uncached: TimedRun, within: TimedRun, timetable: Timetable | None, levels: Sequence[float], middle: int
 ) -> float:
-    """Of all runs of what was drawn once uncached and once within the middle level, which executed `seen` of the
-    work.
-    """
-    if timetable is None or not timetable.half_log_snrs or seen >= 0.999:
-        return uncached + len(levels) * within
-    slope = max(0.0, (uncached - within) / (1 - seen))
-    return uncached + sum(within + slope * (work - seen) for work in works(timetable, levels, middle, seen))
+    """Of all runs of what was drawn once uncached and once within the middle level."""
+    if timetable is None or not timetable.half_log_snrs or within.executed >= 0.999:
+        return uncached.seconds + len(levels) * within.seconds
+    slope = max(0.0, (uncached.seconds - within.seconds) / (1 - within.executed))
+    fixed = within.seconds - slope * within.executed
+    _, own = works(timetable, levels, middle, within.work)
+    return uncached.seconds + sum(max(0.0, fixed) + slope * share for share in own)

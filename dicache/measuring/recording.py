@@ -9,7 +9,7 @@ A call is told with what every site remembers of its branch, newest first, and h
 computed. To have more of them than the parts of a configuration read, record with `LongHistory` among them.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from dicache.approximators.base import Histories
 from dicache.approximators.hold import Reuse
 from dicache.cache import Cache
+from dicache.hosts.attachment import attached_to
+from dicache.runtime.evaluation_site import EvaluationSite
 from dicache.runtime.run_state import Run, SiteState
+from dicache.tensors.recall import Recall
 from dicache.tensors.tree import Tree
 from dicache.types import RunFacts, Site, Step
 
@@ -185,3 +188,14 @@ def _values(histories: Histories, index: int, sigmas: Mapping[int, float]) -> It
             return
         yield Value(index - at, output, features[k] if k < len(features) else None)
         at -= 1
+
+
+def recalling(denoisers: Collection[nn.Module], recall: Recall) -> None:
+    """From now on, until they are disabled, runs take from `recall` what runs of the same samples computed before, and
+    put there what they compute. Where two denoisers take turns, or sites lie below the whole evaluation, nothing is
+    recalled.
+    """
+    attachments = [attached_to(denoiser) for denoiser in denoisers]
+    strategies = [attachment.session.strategy for attachment in attachments if attachment is not None]
+    if len(strategies) == 1 and type(strategies[0]) is EvaluationSite:
+        strategies[0].recalling(recall)

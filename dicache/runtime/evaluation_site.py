@@ -33,6 +33,7 @@ from dicache.runtime.probing import Probing
 from dicache.runtime.run_state import Call, SiteState
 from dicache.tensors import history
 from dicache.tensors.mac_meter import Meter
+from dicache.tensors.recall import Recall
 from dicache.tensors.tree import Tree, shapes_of
 from dicache.types import Rows
 
@@ -56,9 +57,16 @@ class EvaluationSite:
         self.depth, self.reads_noise = config.probe.depth, any(a.reads_noise for a in config.approximators)
         self.shapes: dict[tuple[tuple[Hashable, ...], str], Tree] = {}
         """Of what each block gives, by the call's key and the block's path."""
+        self.recall: Recall | None = None
+        """What the same samples gave in runs before."""
 
     def forget(self) -> None:
-        self.shapes = {}
+        self.shapes = {} if self.recall is None else self.recall.shapes
+
+    def recalling(self, recall: Recall) -> None:
+        """From now on what other runs of these samples computed is not computed again."""
+        recall.begin_run()
+        self.recall, self.shapes, self.meter.costs_by_key = recall, recall.shapes, recall.costs
 
     # One block.
 
@@ -74,6 +82,9 @@ class EvaluationSite:
             if computed is not None:
                 call.rows_to_run = call.rows_to_run.of(computed, call.latent.device)
             call.run.overhead += time.perf_counter() - started
+        if call.position == self.depth and self.recall is not None:
+            of, rows = (call.run.step.index, call.branch), call.rows_to_run
+            call.rows_to_run = rows.sparing(self.recall.recalled(of, call.latent, rows.computed), call.latent.device)
         call.position += 1
         output = self.run(call, module_call)
         if self.probing.looks:
@@ -82,12 +93,14 @@ class EvaluationSite:
 
     def run(self, call: Call, module_call: ModuleCall) -> Tree:
         """One block, for the rows that compute."""
-        key = (call.key, module_call.path)
-        if call.rows_to_run.computed is None and key in self.shapes:
+        key, rows_to_run = (call.key, module_call.path), call.rows_to_run.running or call.rows_to_run
+        if rows_to_run.computed is None and key in self.shapes:
             # The common case, without a look at rows.
             self.meter.ran_for_all(module_call.path)
             return module_call.forward(*module_call.args, **module_call.kwargs)
-        output = module_call.run_for(call.rows_to_run, self.meter, self.shapes.get(key))
+        if self.recall is not None and call.rows_to_run.running and module_call.spares(rows_to_run, self.meter):
+            self.recall.spare(self.meter.costs[module_call.path])
+        output = module_call.run_for(rows_to_run, self.meter, self.shapes.get(key))
         if key not in self.shapes:
             self.shapes[key] = shapes_of(output)
         return output
@@ -134,6 +147,8 @@ class EvaluationSite:
         `fresh`, (R,) bool.
         """
         state, rows_to_run = call.run.states[0], call.rows_to_run
+        if self.recall is not None:
+            output = self.recall.complete(output)
         exact = torch.ones(len(output), dtype=torch.bool) if rows_to_run.computed is None else rows_to_run.computed
         histories = state.histories.get(call.branch) or self.memory.nothing(state, len(output))
         # Exact rows ask all approximators: that is what the next predictions are learned from.

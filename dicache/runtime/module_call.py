@@ -26,6 +26,8 @@ class RowsToRun(NamedTuple):
     """Whether no row computes."""
     gathered: bool = True
     """Whether parts may run for some rows; else they run for all where some compute."""
+    running: "RowsToRun | None" = None
+    """Those that really run, where the output of some is known already (`dicache.tensors.recall`)."""
 
     def of(self, computed: Rows | None, device: torch.device) -> "RowsToRun":
         """The same call with these rows, (R,) bool."""
@@ -37,6 +39,13 @@ class RowsToRun(NamedTuple):
             return everything
         none = not len(some)
         return RowsToRun(self.rows, computed, None if none else some.to(device), none, self.gathered)
+
+    def sparing(self, rows: Rows, device: torch.device) -> "RowsToRun":
+        """The same rows compute, of which these, (R,) bool, need not run."""
+        if not rows.any():
+            return self
+        computed = torch.ones_like(rows) if self.computed is None else self.computed
+        return self._replace(running=self.of(computed & ~rows, device))
 
 
 class ModuleCall(NamedTuple):
@@ -74,6 +83,11 @@ class ModuleCall(NamedTuple):
         meter.ran(self.path, rows_to_run.computed, inside=inside)
         args, kwargs = take(self.args, self.kwargs, rows_to_run.some, rows_to_run.rows, self.names)
         return scatter(self.forward(*args, **kwargs), rows_to_run.some, rows_to_run.rows)
+
+    def spares(self, rows_to_run: RowsToRun, meter: Meter) -> bool:
+        """Whether `run_for` leaves out rows that do not run."""
+        apart = rows_to_run.gathered and rows_to_run.some is not None and self.batched(rows_to_run.rows)
+        return self.path in meter.costs and (rows_to_run.none or apart)
 
     def batched(self, rows: int) -> bool:
         """Whether its main input has the rows on its first axis. Where a model folds frames into the batch, its blocks

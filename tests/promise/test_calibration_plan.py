@@ -6,7 +6,7 @@ import pytest
 from dicache.cli.plans import worth
 from dicache.errors import ProfileError
 from dicache.measuring.calibrate import calibrate
-from dicache.measuring.calibration_plan import CalibrationPlan, expected_use, planned_work, seconds_of, works
+from dicache.measuring.calibration_plan import CalibrationPlan, TimedRun, expected_use, planned_work, seconds_of, works
 from dicache.promise.choose_profile import SHIPPED
 from dicache.promise.profile import load_profile
 from dicache.types import Timetable
@@ -86,14 +86,16 @@ def test_a_larger_budget_is_planned_with_less_work_and_a_larger_amplitude_with_m
 def test_the_law_is_scaled_to_the_work_that_was_seen():
     levels = (0.005, 0.02, 0.08)
     seen = planned_work(TIMETABLE, levels[1], 0.8)
-    assert works(TIMETABLE, levels, 1, seen) == pytest.approx(
-        [planned_work(TIMETABLE, level, 0.8) for level in levels], abs=0.08
-    )
+    shares, own = works(TIMETABLE, levels, 1, seen)
+    assert shares == pytest.approx([planned_work(TIMETABLE, level, 0.8) for level in levels], abs=0.08)
+    assert all(0 <= alone < share for alone, share in zip(own, shares, strict=True)), "the first two steps are shared"
+    assert works(TIMETABLE, (0.02, 0.02), 1, seen)[1][1] == 0
 
 
-def test_time_is_a_line_in_the_work_or_that_of_the_middle_where_nothing_is_known_of_it():
-    assert seconds_of(10.0, 4.0, None, (0.1, 0.2), 1, 0.4) == 18.0
+def test_time_is_a_line_in_what_runs_or_that_of_the_middle_where_nothing_is_known_of_it():
+    uncached = TimedRun(10.0, 1.0, 1.0)
+    assert seconds_of(uncached, TimedRun(4.0, 0.5, 0.4), None, (0.1, 0.2), 1) == 18.0
     levels = (0.005, 0.02, 0.08)
-    shares = works(TIMETABLE, levels, 1, 0.5)
-    expected = 10 + sum(2 + 8 * share for share in shares)
-    assert seconds_of(10.0, 6.0, TIMETABLE, levels, 1, 0.5) == pytest.approx(expected)
+    _, own = works(TIMETABLE, levels, 1, 0.6)
+    expected = 10 + sum(2 + 8 * share for share in own)
+    assert seconds_of(uncached, TimedRun(6.0, 0.6, 0.5), TIMETABLE, levels, 1) == pytest.approx(expected)

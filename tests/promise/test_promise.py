@@ -140,7 +140,8 @@ def test_a_calibration_that_was_killed_goes_on_and_ends_the_same(profile, tmp_pa
     resumed = calibrated(pipe, checkpoint=tmp_path)
     whole = Captioned()
     calibrated(whole)
-    assert pipe.runs <= whole.runs + 1 and pipe.runs - before < whole.runs
+    a_batch = 1 + len(LEVELS)
+    assert pipe.runs < whole.runs + a_batch and pipe.runs - before < whole.runs
     for key, value in profile.arrays.items():
         np.testing.assert_array_equal(resumed.arrays[key], value)
     with pytest.raises(ProfileError, match="holds other measurements"):
@@ -152,7 +153,7 @@ def test_more_levels_are_added_without_drawing_the_others_again(profile, tmp_pat
     more, whole = calibrated(Captioned(), finer(LEVELS), checkpoint=tmp_path), calibrated(Captioned(), finer(LEVELS))
     assert more.about["cost"]["samples"] == 12 * (1 + len(LEVELS) - 1)  # the uncached runs, and the levels between
     for key, value in whole.arrays.items():
-        np.testing.assert_array_equal(more.arrays[key], value)
+        np.testing.assert_allclose(more.arrays[key], value, rtol=1e-5)  # other rows ran together: last bits may differ
     np.testing.assert_array_equal(more.arrays["loss.latent"][:, ::2], profile.arrays["loss.latent"])
     between = np.sqrt(more.arrays["levels"][:-2:2] * more.arrays["levels"][2::2])
     np.testing.assert_allclose(more.arrays["levels"][1::2], between, rtol=1e-6)
