@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MOVED = {
-    "dicache.adapters": "dicache.hosts.lora",
+    "dicache.adapters": "dicache.models.lora",
     "dicache.approximators.affine": "dicache.approximators.fitted.affine",
     "dicache.approximators.bands": "dicache.presets.parts.fastercache",
     "dicache.approximators.calibrated": "dicache.approximators.fitted.base",

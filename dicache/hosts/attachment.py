@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from dicache.config import Config
+from dicache.hosts.bypass import Bypass
 from dicache.hosts.checks import check_apart, check_eager, check_free, check_offloaded
 from dicache.hosts.compiled_blocks import Compilation, refuse_wrapped
 from dicache.hosts.denoiser_call import DenoiserCalls
@@ -79,6 +80,7 @@ class Attachment(Uncopied):
         self.session.sums_of = self._begin_run
         if config.judged_by_others:
             self.session.note(f"the estimate is as good as your own {', '.join(config.judged_by_others)}.")
+        self.bypass: Bypass = Bypass(denoiser, self.session)
         self.hooks, self.handles = Hooks(denoiser, self.session), list[Any]()
         self.compilation: Compilation = Compilation(denoiser, deciding.values(), compiling)
         self.undo: Callable[[], None] = self.detach
@@ -97,15 +99,17 @@ class Attachment(Uncopied):
         for path, module in deciding.items():
             self.hooks.put_on(module, ear if path == first else SessionHook(session, session.strategy.block, path))
         self.hooks.surround(around)
+        self.bypass.put_on()
         self.compilation.begin()
         calls = self.calls = DenoiserCalls(
-            self.denoiser, self.family, session, self.hooks, self.compilation, ear.branch
+            self.denoiser, self.family, session, self.hooks, self.compilation, ear.branch, self.bypass
         )
         self.handles.append(self.denoiser.register_forward_pre_hook(calls.before, with_kwargs=True))
         self.handles.append(self.denoiser.register_forward_hook(calls.after, with_kwargs=True))
 
     def _begin_run(self, latent: Tensor, step: Step) -> SharedSums:
         sums, probe = self.ranks.begin_run(latent, step), self.session.config.probe
+        self.bypass.alone = self.ranks.group is None
         if self.ranks.group is not None:
             runs_in_probe = probe.sees_tokens and probe.depth == 0  # a part of the first block, before that is called
             for hook in self.hooks.deciding[runs_in_probe:]:
@@ -117,6 +121,7 @@ class Attachment(Uncopied):
             handle.remove()
         self.handles = []
         self.compilation.undo()
+        self.bypass.remove()
         self.hooks.remove()
         self.session.sums_of = alone
         self.session.release()

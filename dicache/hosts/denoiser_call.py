@@ -15,7 +15,6 @@ import inspect
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from operator import attrgetter
 from threading import get_ident
 from typing import SupportsFloat
 
@@ -24,20 +23,21 @@ from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor, nn
 
 from dicache.errors import UnsupportedModelError
+from dicache.hosts.bypass import Bypass
 from dicache.hosts.checks import check_branches, check_others, check_uncached
 from dicache.hosts.compiled_blocks import Compilation
-from dicache.hosts.lora import Adapters
 from dicache.hosts.module_hook import BranchName, Hooks, Uncopied, eager
-from dicache.hosts.weights import Weights
 from dicache.models.conditioning import conditions_of, fingerprint
 from dicache.models.family import Batch, Family
 from dicache.models.find_blocks import find
+from dicache.models.lora import Adapters
+from dicache.models.weights import Weights
 from dicache.runtime.run_state import Inputs, Marks
 from dicache.runtime.session import Session
 from dicache.tensors.tree import Tree, filled, plain, tensors
 from dicache.types import Kind
 
-WRITES, TIMES = attrgetter("_version"), (Tensor, float, int, SupportsFloat)
+TIMES = (Tensor, float, int, SupportsFloat)
 ADAPTED, WRITTEN = "the LoRA was changed", "the weights were changed"
 
 
@@ -49,9 +49,9 @@ class DenoiserCalls(Uncopied):
     hooks: Hooks
     compilation: Compilation
     branch: BranchName
+    bypass: Bypass
     adapters: Adapters
     weights: Weights
-    writes: int
     arguments: dict[str, Tree]
     denoiser: nn.Module
 
@@ -63,9 +63,10 @@ class DenoiserCalls(Uncopied):
         hooks: Hooks,
         compilation: Compilation,
         branch: BranchName,
+        bypass: Bypass,
     ) -> None:
         self.denoiser, self.family, self.session = denoiser, family, session
-        self.hooks, self.compilation, self.branch = hooks, compilation, branch
+        self.hooks, self.compilation, self.branch, self.bypass = hooks, compilation, branch, bypass
         self.signature: inspect.Signature = inspect.signature(type(denoiser).forward)
         _, *parameters = self.signature.parameters.values()
         named = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
@@ -73,7 +74,7 @@ class DenoiserCalls(Uncopied):
         """Its arguments that have names of their own, in their order."""
         self.adapters, self.weights = Adapters(denoiser), Weights(denoiser)
         self.by_branch: bool = any(site.kind is Kind.BRANCH for site in session.sites)
-        self.writes, self.arguments = 0, dict[str, Tree]()
+        self.arguments = dict[str, Tree]()
         self.resting: int | None = None
         """The thread whose calls pass unheard: those that slots make."""
 
@@ -100,6 +101,7 @@ class DenoiserCalls(Uncopied):
         seen = latent, timestep, self.branch.name, call_key(arguments), gathered, other_weights
         conditions = conditions_of(self.family, arguments, latent)
         self.session.begin(Inputs(*seen, conditions, marks_of(conditions), prints))
+        self.bypass.prepare(seen[3])
 
     @eager
     def after(self, module: nn.Module, args: tuple[Tree, ...], kwargs: dict[str, Tree], output: Tree) -> Tree:
@@ -110,6 +112,7 @@ class DenoiserCalls(Uncopied):
         arguments, self.arguments = self.arguments, {}
         if call is None:
             return output
+        self.bypass.remember(call.key, output)
         prediction = prediction_of(self.family, call.latent, arguments, output)
         result = self.session.end(prediction)
         return output if result is prediction else returned(output, result)
@@ -146,12 +149,14 @@ class DenoiserCalls(Uncopied):
             check_uncached(denoiser)
         if begins:
             check_others(denoiser)
-        written = (begins or self._touched()) and self._written()
+        written = (begins or self.weights.touched()) and self._written()
         if self.by_branch:
             check_branches(denoiser)
         if compilation.options is not None or any(m._compiled_call_impl for m in (denoiser, *compilation.modules)):
             compilation.check()
-        if not self.hooks.put_back():
+        hooked = self.hooks.put_back()
+        self.bypass.look(hooked=hooked, begins=begins)
+        if not hooked:
             self.session.note(
                 "its hooks are gone from the blocks, so everything was computed: offload was turned off that had been "
                 "turned on before dicache. Call disable() and dicache.enable again."
@@ -160,19 +165,9 @@ class DenoiserCalls(Uncopied):
         adapted = (self.adapters.any or "peft_config" in vars(denoiser)) and self._adapted(arguments)
         return ADAPTED if adapted else WRITTEN if written else ""
 
-    def _touched(self) -> bool:
-        """Whether weights may have been written to since the call before: a sum, in microseconds, of all writes."""
-        try:
-            writes = sum(map(WRITES, map(dict.get, *self.weights.counters)))
-        except (AttributeError, RuntimeError):  # one is gone, or counts no more
-            writes = -1
-        before, self.writes = self.writes, writes
-        return before != writes
-
     def _written(self) -> bool:
         """Whether the weights were written to, or exchanged, since this was asked last."""
-        changed, self.writes = self.weights.changed(), 0
-        self._touched()
+        changed = self.weights.changed()
         if not self.weights.as_at_first:
             self._say(WRITTEN)
         return changed

@@ -175,17 +175,18 @@ class ModuleHook:
         registry.remove_hook(NAME, recurse=False)
         if later and later[0].original_forward is not None:  # it calls what it wraps itself
             later[0].forward, later[0].original_forward = runs, inside
-        if not later and wrapped is not self.worn:
+        wrapped_later = not later and wrapped is not self.worn  # by somebody who goes on with it
+        if wrapped_later:
             self.module.forward = wrapped
         if state.get("_old_forward") is self.worn:
             self.module._old_forward = inside
-        self._tidy(registry)
+        self._tidy(registry, wrapped=wrapped_later)
 
-    def _tidy(self, registry: HookRegistry) -> None:
+    def _tidy(self, registry: HookRegistry, *, wrapped: bool) -> None:
         state = vars(self.module)
         if registry.hooks:
             return
-        if "forward" not in self.had and "_old_forward" not in state:
+        if "forward" not in self.had and "_old_forward" not in state and not wrapped:
             state.pop("forward", None)
         if "_diffusers_hook" not in self.had:
             state.pop("_diffusers_hook", None)

@@ -21,7 +21,7 @@ from dicache.hosts.denoiser_call import call_key
 from dicache.hosts.holding import Holding
 from dicache.hosts.module_hook import NAME, ModuleHook, Uncopied, registry_of
 from dicache.tensors.mac_meter import MacCounter
-from dicache.tensors.tree import Tree, filled, map_tensors, plain, take, tensors
+from dicache.tensors.tree import Tree, filled, map_tensors, nothing_like, plain, take, tensors
 from dicache.tensors.written import Unwritten
 from dicache.types import Rows
 
@@ -146,7 +146,7 @@ class SideNetwork(Uncopied):
         assert self.computed is not None
         shapes, rows = self.shapes[self.key], self._rows()
         device = next(t.device for t in tensors((args, kwargs)) if t.ndim)
-        nothing = [torch.zeros((), dtype=t.dtype, device=device).expand(t.shape) for t in tensors(plain(shapes))]
+        nothing = [nothing_like(t, device) for t in tensors(plain(shapes))]
         parts = self.holding.guess(nothing) if self.holding is not None and self.holding.values is not None else nothing
         if bool(self.computed.any()):
             some_rows = self.computed.repeat(rows // len(self.computed)).nonzero().flatten().to(device)

@@ -21,10 +21,10 @@ from dicache.errors import ArgumentError, DicacheWarning, MemoryFileError, ModeE
 from dicache.files.checked import FileFault
 from dicache.files.content import digest_of
 from dicache.hosts.module_hook import Uncopied
-from dicache.hosts.weights import Weights
 from dicache.memory.encoded import Unfit, decoded, encoded
 from dicache.memory.store import Memory
 from dicache.models.identity import identity, offloaded
+from dicache.models.weights import Weights
 from dicache.tensors.tree import Tree, tensors
 
 FORWARD = "forward"

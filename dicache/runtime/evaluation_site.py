@@ -59,8 +59,11 @@ class EvaluationSite:
         """Of what each block gives, by the call's key and the block's path."""
         self.recall: Recall | None = None
         """What the same samples gave in runs before."""
+        self.costs: dict[tuple[Hashable, ...], float] = {}
+        """Of whole calls of this run, for one row, by their keys."""
 
     def forget(self) -> None:
+        self.costs = {}
         self.shapes = {} if self.recall is None else self.recall.shapes
 
     def recalling(self, recall: Recall) -> None:
@@ -107,6 +110,23 @@ class EvaluationSite:
 
     # Deciding.
 
+    def leaves_out(self, call: Call) -> bool:
+        """Whether no row of a call that has begun computes, so that the denoiser need not be entered: asked before."""
+        ran = call.key in self.costs
+        if not ran or self.depth or self.probing.looks or call.run.sums.shared or self.recall is not None:
+            return False
+        started = time.perf_counter()
+        rows_to_run = call.rows_to_run.of(self.decide(call), call.latent.device)
+        if rows_to_run.none:
+            call.rows_to_run = rows_to_run
+        call.run.overhead += time.perf_counter() - started
+        return rows_to_run.none
+
+    def left_out(self, call: Call, output: Tree) -> Tree:
+        """In the place of the denoiser's own, `output`, which nobody reads."""
+        self.meter.left_out(self.costs[call.key])
+        return output
+
     def decide(
         self, call: Call, rows: slice = ALL, *, difference: bool = False, priced: PricedEvidence | None = None
     ) -> Rows | None:
@@ -149,6 +169,8 @@ class EvaluationSite:
         state, rows_to_run = call.run.states[0], call.rows_to_run
         if self.recall is not None:
             output = self.recall.complete(output)
+        if call.key not in self.costs:
+            self.costs[call.key] = self.meter.of_call
         exact = torch.ones(len(output), dtype=torch.bool) if rows_to_run.computed is None else rows_to_run.computed
         histories = state.histories.get(call.branch) or self.memory.nothing(state, len(output))
         # Exact rows ask all approximators: that is what the next predictions are learned from.

@@ -164,6 +164,16 @@ class Meter:
             self._executed[: self.rows] += self.costs[part] * rows
             self._int8[: self.rows] += self.int8_costs.get(part, 0.0) * rows
 
+    @property
+    def of_call(self) -> float:
+        """What the parts of this call cost one row uncached, so far."""
+        return float(self.uncached[0] - self._before[0])
+
+    def left_out(self, cost: float) -> None:
+        """The call did not run at all; uncached it costs this for each row."""
+        with torch.inference_mode():
+            self._uncached[: self.rows] += cost
+
     def added(self, part: Hashable, run: Callable[[], T]) -> T:
         """What `run` gives: something that a probe or an approximator computes of its own, for all rows."""
         output = self.counted(part, run)

@@ -113,3 +113,8 @@ def stand_in(shapes: Tree, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -
 
 def shapes_of(output: Tree) -> Tree:
     return map_tensors(lambda t: torch.empty_like(t, device="meta"), output)
+
+
+def nothing_like(t: Tensor, device: torch.device | None = None) -> Tensor:
+    """Zeros of its shape, which take no memory."""
+    return torch.zeros((), dtype=t.dtype, device=device or t.device).expand(t.shape)

@@ -403,7 +403,7 @@ def test_a_run_that_broke_off_is_not_over_after_disable_and_nothing_of_it_is_kep
             raise KeyboardInterrupt
 
     with dicache.enable(pipe, error_budget=BUDGET) as cache:
-        handle = pipe.transformer.proj_out.register_forward_pre_hook(stop)
+        handle = pipe.transformer.register_forward_pre_hook(stop)
         with pytest.raises(KeyboardInterrupt):
             draw_wan(pipe, [1], STEPS, guided=False)
         handle.remove()

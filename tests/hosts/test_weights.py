@@ -8,7 +8,7 @@ from diffusers import FluxPipeline
 
 import dicache
 from dicache.errors import ProfileError
-from dicache.hosts.weights import Weights
+from dicache.models.weights import Weights
 from helpers.watching import strips
 from pipelines.neighbours import (
     BUDGET,

@@ -50,8 +50,11 @@ class ExactDenoiser(nn.Module):
         self.data, self.width, self.learned_variance = data, width, learned_variance
         self.level, self.mixture, self.calls = (0.0, 1.0), (0.0, 1.0), 0
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1  # where nothing is computed its forward is not entered
+        return super().__call__(*args, **kwargs)
+
     def forward(self, latent: Tensor, timestep: Tensor) -> Tensor:
-        self.calls += 1
         hidden = latent.flatten(1)[:, :8]
         for block in self.blocks:
             hidden = block(hidden_states=hidden)

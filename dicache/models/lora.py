@@ -1,6 +1,6 @@
 """What LoRA does to a denoiser at this moment: which adapters there are, which act, how strongly, which are merged into
 the weights. Read off the host, by the attributes that peft gives its layers; peft itself is not imported. What anything
-else does to the weights is told by `dicache.hosts.weights`.
+else does to the weights is told by `dicache.models.weights`.
 """
 
 from collections.abc import Mapping

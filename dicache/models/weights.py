@@ -4,14 +4,17 @@ Every parameter counts what is written into it in place; another dtype, or anoth
 weight too. All of it is looked at where a run may begin; at the calls between, only the sum of the counts. What moves
 weights (offload, `.to()`) leaves the count alone. Not seen: what is written through `.data`, into inference tensors,
 quantised weights, or weights that are elsewhere (sequential offload). What LoRA does to them is told by
-`dicache.hosts.lora`.
+`dicache.models.lora`.
 """
 
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+_WRITES = attrgetter("_version")
 
 
 class Mark(NamedTuple):
@@ -38,7 +41,18 @@ class Weights:
         """Whether some ever were: they come back as other parameters."""
         self.counters: tuple[list[dict[str, nn.Parameter | None]], list[str]] = [], []
         """Where those that count are: modules' tables, and the names in them. No parameter is referred to."""
+        self.writes = 0
+        """The sum of all counts when it was taken last."""
         self.marks = self._marks()
+
+    def touched(self) -> bool:
+        """Whether they may have been written to since this was asked last: a sum, in microseconds."""
+        try:
+            writes = sum(map(_WRITES, map(dict.get, *self.counters)))
+        except (AttributeError, RuntimeError):  # one is gone, or counts no more
+            writes = -1
+        before, self.writes = self.writes, writes
+        return before != writes
 
     def changed(self) -> bool:
         """Whether they are others than when this was asked last."""
@@ -47,6 +61,8 @@ class Weights:
         self.marks = latest
         changed = any(self._differ(before[path], mark) for path, mark in latest.items() if path in before)
         self.as_at_first = self.as_at_first and not changed
+        self.writes = 0
+        self.touched()
         return changed
 
     def _differ(self, before: Mark | None, latest: Mark | None) -> bool:
