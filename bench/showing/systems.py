@@ -110,7 +110,7 @@ ROWS = (
     System(
         "EB-Cache",
         "`finders.EBCache`",
-        (),
+        (Page(".786 / .088", "#eb-cache"),),
         "tests/schedules/test_finders.py",
         "the scaling of outputs, which acts on the sampler",
     ),

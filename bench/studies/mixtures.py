@@ -72,7 +72,7 @@ def cells(sites: int, captions: int) -> list[tuple[int, Injection]]:
     return [(row, injection) for injection in injections for row in range(captions)]
 
 
-def measured(captions: int, batch: int, tell: Any) -> Iterator[tuple[str, dict[str, Any]]]:  # noqa: ANN401
+def draw_tables(captions: int, batch: int, tell: Any) -> Iterator[tuple[str, dict[str, Any]]]:  # noqa: ANN401
     """Kind by kind."""
     shown = list(itertools.islice(scenes("calibration", seed=SEED), captions))
     texts, image, pipe = [caption(scene) for scene in shown], edges(render(shown)), pipeline(control=True)
@@ -223,7 +223,7 @@ def main() -> None:
     torch.set_num_threads(1)
     console, tables = Console(width=200), dict[str, Any]()
     if not args.show:
-        for kind, table in measured(args.captions, args.batch, console.print):
+        for kind, table in draw_tables(args.captions, args.batch, console.print):
             tables[kind] = table
             write_text(args.json, json.dumps(tables, indent=1) + "\n")
     show(json.loads(args.json.read_text()), console)
