@@ -43,7 +43,7 @@ from dicache.reference.scenes import caption, scenes
 from dicache.sites import Control, Evaluation, Sites, Skips, Spans, Tail
 
 STEPS, SEED, LONGEST, STARTS = 20, 53, 3, 8
-WORKS = (0.8, 0.7, 0.6, 0.5, 0.45, 0.4)
+WORKS = (0.8, 0.7, 0.6, 0.5, 0.45)
 LINE, NOISE, HELD = (Extrapolate(),), (ExtrapolateNoise(),), (Reuse(),)
 WAYS: dict[str, tuple[Sites, tuple[tuple[Approximator, ...], ...]]] = {
     "whole": (Evaluation(), (NOISE, HELD)),
