@@ -11,7 +11,7 @@ import numpy as np
 from dicache.bench.harness.store import RESULTS, Facts, load
 from dicache.bench.showing.tables import Table
 
-MAIN, FOUND = "euler-28-guidance3.5-shift1-batch8.json", "schedules-28.json"
+MAIN, SCHEDULES = "euler-28-guidance3.5-shift1-batch8.json", "schedules-28.json"
 SYSTEMS, UNETS, HARD = (
     "notebook/2026-11-29-systems.md",
     "notebook/2026-11-29-inside-unets.md",
@@ -42,7 +42,7 @@ class Page(NamedTuple):
 
 class System(NamedTuple):
     name: str
-    place: str
+    where: str
     figures: tuple[Preset | Schedule | Page, ...]
     tests: str
     lacks: str = ""
@@ -190,7 +190,7 @@ def table() -> Table:
     lines = [["system", "where", "work / median error", "its test", "what it lacks"]]
     for row in ROWS:
         figures = "; ".join(map(figure, row.figures)) or "-"
-        lines.append([row.name, row.place, figures, f"`{row.tests}`" if row.tests else "-", row.lacks or "-"])
+        lines.append([row.name, row.where, figures, f"`{row.tests}`" if row.tests else "-", row.lacks or "-"])
     return lines
 
 
@@ -210,9 +210,9 @@ def _preset(of: Preset) -> str:
 
 
 def _schedule(of: Schedule) -> str:
-    rows = [row for row in _results(FOUND)["measured"].get(of.finder, []) if row.get("cost") == of.cost]
+    rows = [row for row in _results(SCHEDULES)["measured"].get(of.finder, []) if row.get("cost") == of.cost]
     if not rows:
-        raise LookupError(f"{FOUND} has no row of {of}.")
+        raise LookupError(f"{SCHEDULES} has no row of {of}.")
     return _written(rows[0]["work"], rows[0]["errors"])
 
 

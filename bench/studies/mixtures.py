@@ -44,14 +44,14 @@ from dicache.sites import Control, Evaluation, Sites, Skips, Spans, Tail
 
 STEPS, SEED, LONGEST, STARTS = 20, 53, 3, 8
 WORKS = (0.8, 0.7, 0.6, 0.5, 0.45)
-LINE, NOISE, HELD = (Extrapolate(),), (ExtrapolateNoise(),), (Reuse(),)
+LINE, NOISE, REUSE = (Extrapolate(),), (ExtrapolateNoise(),), (Reuse(),)
 WAYS: dict[str, tuple[Sites, tuple[tuple[Approximator, ...], ...]]] = {
-    "whole": (Evaluation(), (NOISE, HELD)),
-    "Skips(0, 1)": (Skips(0, 1), (LINE, HELD)),
-    "Skips(1)": (Skips(1), (LINE, HELD)),
-    "Tail()": (Tail(), (LINE, HELD)),
-    "Control()": (Control(), (HELD,)),
-    "Spans(1)": (Spans(1), (LINE, HELD)),
+    "whole": (Evaluation(), (NOISE, REUSE)),
+    "Skips(0, 1)": (Skips(0, 1), (LINE, REUSE)),
+    "Skips(1)": (Skips(1), (LINE, REUSE)),
+    "Tail()": (Tail(), (LINE, REUSE)),
+    "Control()": (Control(), (REUSE,)),
+    "Spans(1)": (Spans(1), (LINE, REUSE)),
 }
 Tables = Mapping[str, Mapping[str, Any]]
 """By kind: what it saves of a step, and errors as lists of (start, length, error)."""
@@ -200,12 +200,12 @@ def show(tables: Tables, console: Console) -> None:
     for kind, table in tables.items():
         rates = (f"{error(table, t, 1) / table['saves']:.4f}" for t in steps)
         console.print(kind, f"saves {table['saves']:.3f}", *rates, sep=" | ", highlight=False)
-    whole = curve(tables, ["whole"])
+    alone = curve(tables, ["whole"])
     console.print("error of the best mixture over that of whole evaluations, at work", ", ".join(map(str, WORKS)))
-    console.print("whole", *(f"{at(whole, work):.4f}" for work in WORKS), sep=" | ", highlight=False)
+    console.print("whole", *(f"{at(alone, work):.4f}" for work in WORKS), sep=" | ", highlight=False)
     for name, kinds in {**{kind: ["whole", kind] for kind in parts}, "all": ["whole", *parts]}.items():
         mixed = curve(tables, kinds)
-        ratios = (f"{at(mixed, work) / at(whole, work):.3f}" for work in WORKS)
+        ratios = (f"{at(mixed, work) / at(alone, work):.3f}" for work in WORKS)
         console.print(f"whole and {name}", *ratios, sep=" | ", highlight=False)
         if name == "all":
             for work in (0.6, 0.45):
