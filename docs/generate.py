@@ -4,6 +4,7 @@
     cli.md       every command and its options, from the command line itself, between its markers
     presets.md   a row for every published method, from the presets
     schedules.md the finders' names and options, between its markers
+    systems.md   a row for every system, with figures from the results, between its markers
     CHANGELOG    where modules and names went, between its markers
     architecture the line of every place that it names; its text is written by hand
 
@@ -24,6 +25,7 @@ from typer.models import ArgumentInfo, OptionInfo
 
 import dicache.finders
 from dicache._moved import MOVED, REMOVED, RENAMED
+from dicache.bench.showing import systems
 from dicache.bench.showing.pages import filled
 from dicache.bench.showing.tables import markdown
 from dicache.cli.app import app
@@ -36,6 +38,7 @@ from dicache.types import Action
 DOCS = Path(__file__).parent
 CHANGELOG = DOCS.parent / "CHANGELOG.md"
 SCHEDULES = DOCS / "schedules.md"
+SYSTEMS = DOCS / "systems.md"
 CLI = DOCS / "cli.md"
 PLACE = re.compile(r"`([\w.]+)` \(`([\w/]+\.py):\d+`\)")
 """A definition and where it is, as architecture.md writes it."""
@@ -47,6 +50,7 @@ def pages() -> dict[Path, str]:
         CLI: filled(CLI.read_text(encoding="utf-8"), "commands", "\n".join(_commands()).rstrip()),
         DOCS / "presets.md": "\n".join(_presets()),
         SCHEDULES: filled(SCHEDULES.read_text(encoding="utf-8"), "finders", markdown(list(_finders()))),
+        SYSTEMS: filled(SYSTEMS.read_text(encoding="utf-8"), "systems", markdown(systems.table())),
         DOCS / "architecture.md": _with_lines((DOCS / "architecture.md").read_text(encoding="utf-8")),
         CHANGELOG: filled(CHANGELOG.read_text(encoding="utf-8"), "moved", markdown(_moved())),
     }

@@ -3,7 +3,8 @@
 `scenes-unet` with its ControlNet: calibration scenes drawn from their captions and edges. Of every arm the work of both
 networks, the error of the latent against the uncached run, the wall time in one alternation with it, and how well edges
 are obeyed (F1 of edge pixels). "frozen before" is what the gate is held against: control of the first step until the
-gate, fresh from there on.
+gate, fresh from there on. `--packaged` draws nothing: it prints, off the zoo's file, how much faster dicache is than
+the package DeepCache on the same UNet at its errors.
 """
 
 import argparse
@@ -11,8 +12,10 @@ import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +25,8 @@ import dicache
 from dicache import presets
 from dicache.approximators.hold import Reuse
 from dicache.approximators.linear import Extrapolate
+from dicache.bench.harness.curves import Reach, curves
+from dicache.bench.harness.store import RESULTS, load
 from dicache.bench.models.scenes_unet import Solver, draw, edges, pictures, pipeline
 from dicache.bench.models.training.scenes_unet_card import edge_f1
 from dicache.bench.zoo.arms import packaged_deepcache
@@ -33,6 +38,36 @@ from dicache.sites import Control
 from dicache.tensors.mac_meter import MacCounter
 
 SEED, PACKAGED = 31, "the package DeepCache"
+IN_ZOO = RESULTS / "zoo" / "scenes-unet-ddim-20-steps.json"
+
+
+class Against(NamedTuple):
+    """The package at one interval, and what arms of ours reach at its median error."""
+
+    interval: int
+    speedup: float
+    error: float
+    ours: dict[str, Reach]
+
+
+def against_packaged(path: Path = IN_ZOO) -> list[Against]:
+    """From the zoo's file; work is that of the UNet."""
+    facts = load(path)
+    ours = {curve.name: curve for curve in curves(facts) if curve.kind == "dicache"}
+    rows = []
+    for point in facts["points"]:
+        if point["arm"] == "DeepCache" and point["failure"] is None:
+            error = float(np.median(point["errors"]))
+            reached = {name: reach for name, curve in ours.items() if (reach := curve.reach(error)) is not None}
+            rows.append(Against(point["value"], 1 / point["work"], error, reached))
+    return rows
+
+
+def tell_against(console: Console) -> None:
+    console.print("interval | the package's speed-up | its error | ours at that error, and how many times as much")
+    for row in against_packaged():
+        ours = (f"{name} {reach}, {reach.speedup / row.speedup:.2f}" for name, reach in row.ours.items())
+        console.print(row.interval, f"{row.speedup:.2f}", f"{row.error:.4f}", *ours, sep=" | ", highlight=False)
 
 
 def arms() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -87,7 +122,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--solver", choices=get_args(Solver), default="ddim")
     parser.add_argument("--arms", default="", help="only those whose name has this in it")
+    parser.add_argument("--packaged", action="store_true", help="only against the package, from the zoo's file")
     args = parser.parse_args()
+    if args.packaged:
+        tell_against(Console(width=160))
+        return
     shown = list(itertools.islice(scenes("calibration", seed=SEED), args.captions))
     captions, image = [caption(scene) for scene in shown], edges(render(shown))
     pipe = pipeline(control=True, solver=args.solver)

@@ -78,7 +78,13 @@ def model_of(name: str) -> Model:
 
 
 def lines(
-    name: str, wanted: list[str], captions: int, calibrated: int, assumptions: list[bool], tell: Callable[..., None]
+    name: str,
+    wanted: list[str],
+    captions: int,
+    calibrated: int,
+    assumptions: list[bool],
+    tell: Callable[..., None],
+    checkpoint: Path | None = None,
 ) -> Iterator[Line]:
     model, batch = model_of(name), 8
     drawer = Drawer(model.pipe, prompts("test", captions), model.steps, SEED, model.call, images=False)
@@ -108,8 +114,9 @@ def lines(
             seed=CALIBRATED,
             call=model.call,
             levels=LEVELS,
-            progress=False,
+            progress=checkpoint is not None,
             config=parts,
+            checkpoint=None if checkpoint is None else checkpoint / f"{name}-{sites}",
         )
         tell(name, sites, f"calibrated in {time.perf_counter() - started:.0f} s", profile.gains)
         for budget in BUDGETS:
@@ -138,6 +145,7 @@ def main() -> None:
     parser.add_argument("--calibrated", type=int, default=22, help="captions that the profile is made on")
     parser.add_argument("--assumed", action="store_true", help="also with gains of 1 and no profile")
     parser.add_argument("--json", type=Path, default=RESULTS / "inner-budgets.json")
+    parser.add_argument("--checkpoint", type=Path, help="a folder: killed, calibrations go on there")
     args = parser.parse_args()
     console = Console(width=160)
 
@@ -146,7 +154,8 @@ def main() -> None:
 
     tell("model", "sites", "budget", "gains", "work", "median over budget", "p90 over budget", "within")
     assumptions = [False, True] if args.assumed else [False]
-    for line in lines(args.model, args.sites.split(","), args.captions, args.calibrated, assumptions, tell):
+    captions = args.captions, args.calibrated
+    for line in lines(args.model, args.sites.split(","), *captions, assumptions, tell, args.checkpoint):
         save(line, args.json)
         numbers = (f"{number:.3f}" for number in (line.work, line.median, line.p90, line.within))
         tell(line.model, line.sites, line.budget, "assumed" if line.assumed else "profile", *numbers)

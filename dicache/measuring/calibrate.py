@@ -30,7 +30,7 @@ from dicache.fanout.workers import Executors, Workers, resuming
 from dicache.files.checkpoint import Checkpoint
 from dicache.measuring.calibration_plan import CalibrationPlan
 from dicache.measuring.calibration_runs import CalibrationRuns, batches
-from dicache.measuring.gains import measure_gains
+from dicache.measuring.gains import arguments_of, measure_gains
 from dicache.measuring.prompt_runs import Drawer, Prompt, check_prompts, misuse, without_encoder
 from dicache.models.identity import identity
 from dicache.planning.error_law import RULE
@@ -85,7 +85,8 @@ def calibrate(
 
     `config` is a composition of sites below the whole evaluation, whose rule is not looked at: first its gains are
     measured, how far an error of each site reaches the final latent (`dicache.measuring.gains`), then what it loses
-    within every level. `profile.rule(0.05)` is then the controller to give it.
+    within every level. `profile.rule(0.05)` is then the controller to give it. How much gains take, and what follows at
+    most, is said after one uncached run; the checkpoint keeps them batch by batch.
 
     Raises ProfileError for a bare denoiser, prompts that are not a list or that the pipeline cannot read (the reference
     model: CaptionError), fewer than 8 of them, a `call` with arguments that have a name here, a metric that is not
@@ -104,20 +105,22 @@ def calibrate(
         asked = Denoised(tuple(prompts))
         model = workers.one(asked) if workers.made else asked.run(Worker(pipe))
         drawer = Drawer(pipe, prompts, steps, seed, dict(call or {}), images=bool(functions))
-        gains = None if config is None else measure_gains(workers, drawer, _inside(config), model, batch=batch)
-        of_parts = [] if gains is None else [gains]
-        arguments = [model, steps, seed, batch, sorted(functions), call, RULE, *of_parts]
+        arguments = [model, steps, seed, batch, sorted(functions), call, RULE, *arguments_of(_inside(config))]
         entries = Checkpoint(None if checkpoint is None else Path(checkpoint), arguments)
         if len(prompts) < (fewest := prompts_needed(LISTED[0])):
             text = f"{len(prompts)} prompts are too few to promise a confidence of {LISTED[0]:g}, which takes {fewest}."
             warnings.warn(text, stacklevel=2)
+        gains = None
+        if config is not None:
+            after = CalibrationPlan(len(prompts), len(levels), batch).samples
+            gains = measure_gains(workers, drawer, config, model, entries, batch=batch, after=after, progress=progress)
         work = CalibrationRuns(workers, drawer, entries, sorted(levels), functions, config, gains)
         return _drawn(work, model, batch, progress, approve)
 
 
-def _inside(config: Config) -> Config:
+def _inside(config: Config | None) -> Config | None:
     """Raises ProfileError where its sites are whole evaluations, whose errors are priced without."""
-    if not config.sites.inside_denoiser:
+    if config is not None and not config.sites.inside_denoiser:
         raise ProfileError(
             f"config has {config.sites}, and gains are those of sites inside the denoiser, such as Tail(). Leave out "
             "config to calibrate what enable(error_budget=...) uses."

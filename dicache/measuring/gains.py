@@ -5,16 +5,17 @@ and the final latent what it was:
 
     gain(site, lambda at the step) = median over prompts of (||x - x_ref|| / ||x_ref||) / price
 
-at `points` steps, spread evenly over those at which something is known. Every row of a batch has one cell of its own.
+at `POINTS` steps, spread evenly over those at which something is known. Every row of a batch has one cell of its own.
+What was drawn is kept in the calibration's checkpoint, batch by batch.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dicache.api import enable
 from dicache.config import Config
@@ -23,11 +24,14 @@ from dicache.controllers.interval import Interval
 from dicache.errors import ProfileError
 from dicache.fanout.worker import Worker
 from dicache.fanout.workers import Workers
-from dicache.measuring.prompt_runs import Drawer, DrawOrder, Spent
+from dicache.files.checkpoint import Checkpoint, Entry
+from dicache.measuring.prompt_runs import Drawer, DrawOrder, Spent, text_of
 from dicache.measuring.recording import Recorder
 from dicache.planning.gains import Gains
 from dicache.promise.metrics import relative_error
-from dicache.types import Decision, Quote, Reason, Rows, Site, Step, Timetable
+from dicache.reporting.progress import progress as progress_bar
+from dicache.reporting.words import duration
+from dicache.types import Decision, Quote, Reason, Rows, Site, Step
 
 POINTS = 6
 PROMPTS, FEWEST, MOST = 4, 2, 200
@@ -41,11 +45,13 @@ SMALLEST = 1e-4
 class Injection(NamedTuple):
     step: int
     site: int
+    length: int = 1
+    """So many steps in a row."""
 
 
 @dataclass(frozen=True)
 class Injected(Controller[Rows]):
-    """Row b skips one site at one step, and computes everywhere else. Its state is what was priced, (B,)."""
+    """Row b skips one site at its steps, and computes everywhere else. Its state is what was priced, (B,)."""
 
     injections: tuple[Injection, ...]
     site: int = 0
@@ -57,17 +63,12 @@ class Injected(Controller[Rows]):
         return torch.zeros(samples, dtype=torch.float64)
 
     def decide(self, quote: Quote, step: Step, state: Rows) -> tuple[Decision, Rows]:
-        mine = torch.tensor([cell == (step.index, self.site) for cell in self.injections])
+        mine = torch.tensor(
+            [site == self.site and first <= step.index < first + length for first, site, length in self.injections]
+        )
         skip = mine & quote.cost.isfinite()
         spent = state + cost_of(quote, skip)
         return decided(quote, skip, spent, (~mine, Reason.SCHEDULED), skipped=Reason.SCHEDULED), spent
-
-
-class PricedLatents(NamedTuple):
-    latents: Tensor
-    """The final ones, (B, ...)."""
-    prices: np.ndarray
-    """At gain 1, (B,); 0 where nothing was known, so that nothing was skipped."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class UncachedSites:
     order: DrawOrder
     config: Config
 
-    def run(self, worker: Worker) -> tuple[tuple[Tensor, Timetable, int], Spent]:
+    def run(self, worker: Worker) -> tuple[Entry, Spent]:
         drawer = self.order.drawer(worker.pipe)
         with enable(worker.pipe, config=replace(self.config, controller=Interval(1))) as cache:
             latents = drawer.draw(self.order.indices).latents
@@ -87,48 +88,110 @@ class UncachedSites:
             raise ProfileError(
                 f"gains need a run of {2 * FIRST} steps or more, with a scheduler whose timetable is known."
             )
-        return (latents, timetable, len(recorder.sites)), drawer.spent
+        entry = {
+            "latents": latents.float().cpu().numpy(),
+            "half_log_snrs": np.array(timetable.half_log_snrs[: len(timetable.sigmas)]),
+            "begin": np.array([timetable.begin]),
+            "sites": np.array([len(recorder.sites)]),
+            "seconds": np.array([drawer.seconds]),
+        }
+        return entry, drawer.spent
 
 
 @dataclass(frozen=True)
 class InjectedRun:
-    """A batch to be drawn, with an injection in every row."""
+    """A batch to be drawn, with an injection in every row. Gives what the latents (B, ...) are off by from the
+    `reference`, and what that was priced at with gain 1, (B,) each; 0 where nothing was known, so nothing was skipped.
+    """
 
     order: DrawOrder
     config: Config
     injections: tuple[Injection, ...]
+    reference: np.ndarray
 
-    def run(self, worker: Worker) -> tuple[PricedLatents, Spent]:
+    def run(self, worker: Worker) -> tuple[Entry, Spent]:
         drawer = self.order.drawer(worker.pipe)
         with enable(worker.pipe, config=replace(self.config, controller=Injected(self.injections))) as cache:
             latents = drawer.draw(self.order.indices).latents
         trace = cache.trace
         assert trace is not None
-        return PricedLatents(latents, trace.records[-1].spent.numpy()), drawer.spent
+        errors = relative_error(latents.float().cpu(), torch.from_numpy(self.reference)).double().numpy()
+        return {"errors": errors, "prices": trace.records[-1].spent.numpy()}, drawer.spent
 
 
-def measure_gains(workers: Workers, drawer: Drawer, config: Config, model: str, *, batch: int) -> Gains:
-    """Of this model, on the first prompts. Raises ProfileError where nothing could be skipped, or where the composition
-    decides all sites together.
+def arguments_of(config: Config | None) -> list[Any]:
+    """What gains, and runs with them, depend on: all of a composition but its rule."""
+    return [] if config is None else [replace(config, controller=Interval(1))]
+
+
+def measure_gains(
+    workers: Workers,
+    drawer: Drawer,
+    config: Config,
+    model: str,
+    entries: Checkpoint,
+    *,
+    batch: int,
+    after: int = 0,
+    progress: bool = False,
+) -> Gains:
+    """Of this model, on the first prompts. With `progress` it is said beforehand, after one uncached run, how much is
+    drawn, how long that takes, and how long the `after` samples that are drawn then take at most. Raises ProfileError
+    where nothing could be skipped, or where the composition decides all sites together.
     """
     if config.together:
         raise ProfileError("gains are measured site by site. Leave out together=True, or give a rule that counts.")
-    indices = range(min(PROMPTS, len(drawer.prompts)))
-    (reference, timetable, sites), spent = workers.one(UncachedSites(drawer.order(indices), config))
-    drawer.book(spent)
-    steps = _steps(timetable)
+    runs, indices = _Runs(workers, drawer, entries), range(min(PROMPTS, len(drawer.prompts)))
+    uncached = runs.entry("uncached", indices, UncachedSites(drawer.order(indices), config))
+    times, sites = uncached["half_log_snrs"], int(uncached["sites"][0])
+    steps = _steps(times, int(uncached["begin"][0]))
     indices = indices[: max(FEWEST, MOST // (len(steps) * sites))]
     cells = [(index, Injection(step, site)) for step in steps for site in range(sites) for index in indices]
+    bar = progress_bar(progress)
+    if progress:
+        bar.console.print(_announced(len(cells), sites, len(steps), len(indices), after, runs.seconds(uncached)))
     ratios: dict[Injection, list[float]] = {}
-    for start in range(0, len(cells), batch):
-        drawn, injections = zip(*cells[start : start + batch], strict=True)
-        priced, spent = workers.one(InjectedRun(drawer.order(drawn), config, injections))
-        drawer.book(spent)
-        errors = relative_error(priced.latents, reference[list(drawn)]).double().numpy()
-        for cell, error, price in zip(injections, errors, priced.prices, strict=True):
-            if price > 0 and np.isfinite(error):
-                ratios.setdefault(cell, []).append(error / price)
-    return gains_of(ratios, [timetable.half_log_snrs[step] for step in steps], steps, sites, config.parts, model)
+    with bar:
+        task = bar.add_task("gains", total=len(cells))
+        for start in range(0, len(cells), batch):
+            drawn, injections = zip(*cells[start : start + batch], strict=True)
+            run = InjectedRun(drawer.order(drawn), config, injections, uncached["latents"][list(drawn)])
+            priced = runs.entry(f"{start}-{batch}", drawn, run)
+            for cell, error, price in zip(injections, priced["errors"], priced["prices"], strict=True):
+                if price > 0 and np.isfinite(error):
+                    ratios.setdefault(cell, []).append(float(error / price))
+            bar.update(task, advance=len(drawn))
+    return gains_of(ratios, [float(times[step]) for step in steps], steps, sites, config.parts, model)
+
+
+def _announced(samples: int, sites: int, steps: int, prompts: int, after: int, seconds: float) -> str:
+    """Before they are drawn; `seconds` are those of one uncached sample, and an injected run is as long."""
+    some = "1 site" if sites == 1 else f"{sites} sites"
+    first = f"gains first, of {some} at {steps} steps on {prompts} prompts: {samples} samples"
+    then = f", and then {after} samples within levels, at most {duration(seconds * after)}" if after else ""
+    return f"{first}, about {duration(seconds * samples)}{then}."
+
+
+@dataclass
+class _Runs:
+    """Draws what the checkpoint does not hold yet."""
+
+    workers: Workers
+    drawer: Drawer
+    entries: Checkpoint
+
+    def entry(self, name: str, indices: Sequence[int], cell: UncachedSites | InjectedRun) -> Entry:
+        def drawn() -> Entry:
+            entry, spent = self.workers.one(cell)
+            self.drawer.book(spent)
+            return dict(entry)
+
+        texts = repr([text_of(self.drawer.prompts[index]) for index in indices])
+        return self.entries.entry(f"gains-{name}-{hashlib.sha256(texts.encode()).hexdigest()[:12]}", drawn)
+
+    def seconds(self, uncached: Entry) -> float:
+        """Of one sample."""
+        return float(uncached["seconds"][0]) / len(uncached["latents"])
 
 
 def gains_of(
@@ -160,8 +223,7 @@ def gains_of(
     )
 
 
-def _steps(timetable: Timetable) -> list[int]:
+def _steps(times: np.ndarray, begin: int) -> list[int]:
     """Spread evenly, no two at one half log SNR."""
-    first, last = timetable.begin + FIRST, len(timetable.sigmas) - 1
-    spread = sorted({round(step) for step in np.linspace(first, last, POINTS)})
-    return list({timetable.half_log_snrs[step]: step for step in spread}.values())
+    spread = sorted({round(step) for step in np.linspace(begin + FIRST, len(times) - 1, POINTS)})
+    return list({float(times[step]): step for step in spread}.values())

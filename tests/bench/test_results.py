@@ -11,7 +11,7 @@ from dicache.bench.harness.curves import curves, paired_ratio
 from dicache.bench.harness.measure import Point
 from dicache.bench.harness.store import RESULTS, Store, differences
 from dicache.bench.harness.sweep_end import MISSING, next_value
-from dicache.bench.showing import pages, show, tables
+from dicache.bench.showing import pages, show, systems, tables
 from dicache.bench.showing.best import RIVALS, Best, ahead, best
 from helpers.sweeps import facts
 
@@ -159,3 +159,15 @@ def test_a_version_counts_for_the_arms_that_need_the_package():
     new = {"trials": 0, "versions": {"torch": "1", "cache-dit": None}}
     assert differences(old, new, []) == [] and differences(old, new, ["cache-dit"]) == ["cache-dit (1)"]
     assert differences(old, {"trials": 1, "versions": {"torch": "2"}}, []) == ["trials", "torch (1)"]
+
+
+def test_every_system_has_a_figure_from_a_run_and_a_test_of_its_equations():
+    names, *rows = systems.table()
+    assert len(rows) == len(systems.ROWS) and all(len(row) == len(names) for row in rows)
+    root = RESULTS.parents[1]
+    assert all((root / row.tests).is_file() for row in systems.ROWS if row.name != "DyDiT")
+    assert [row.name for row in systems.ROWS if not row.figures] == ["DyDiT"]
+    with pytest.raises(LookupError, match="no point of"):
+        systems.figure(systems.Preset("nobody's"))
+    with pytest.raises(LookupError, match="no row of"):
+        systems.figure(systems.Schedule("nobody's"))

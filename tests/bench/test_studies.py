@@ -1,6 +1,7 @@
 """The studies, on a small scale and from end to end: interrupted and resumed, merged, checked, shown."""
 
 import argparse
+import itertools
 import json
 from dataclasses import asdict, replace
 
@@ -12,7 +13,16 @@ from dicache.bench.arms.ours import BASELINES, DICACHE
 from dicache.bench.harness import costs
 from dicache.bench.harness.measure import Point
 from dicache.bench.models.reference import Setting
-from dicache.bench.studies import ablation, coverage, hook_cost, pareto, peer_defects, schedules
+from dicache.bench.studies import (
+    ablation,
+    controls,
+    coverage,
+    hook_cost,
+    mixtures,
+    pareto,
+    peer_defects,
+    schedules,
+)
 
 
 def test_found_schedules_are_written_one_by_one_and_nothing_to_show_is_said(tmp_path, monkeypatch):
@@ -158,3 +168,41 @@ def test_some_arms_are_drawn_merged_and_checked(run_main, tmp_path):
     assert code == 1 and "not the same" in errors and "work was" in errors
     code, _, errors = bench(*small[:3], "--captions", 2, *small[5:], "--arms", "order 1$")
     assert code == 1 and "captions" in errors and "--anew" in errors
+
+
+def test_against_the_package_deepcache_dicache_is_a_third_faster_at_its_errors():
+    """By the zoo's committed file; beyond the end of our sweep that end counts."""
+    rows = {row.interval: row for row in controls.against_packaged()}
+    assert set(rows) == {2, 3, 4, 5}
+    for row in rows.values():
+        assert row.ours["dicache, speedup"].counted >= 1.3 * row.speedup
+    for interval in (2, 3, 4):
+        assert rows[interval].ours["dicache"].counted >= 1.3 * rows[interval].speedup
+
+
+@pytest.mark.parametrize("price", [0.0, 1e-4, 1e-3, 1e-2])
+def test_the_best_mixture_is_the_best_of_all_ways_to_skip(monkeypatch, price):
+    steps, first = 8, 3
+    monkeypatch.setattr(mixtures, "STEPS", steps)
+    cells = [(t, g) for g in (1, 2, 3) for t in range(first, steps - g + 1)]
+    tables = {
+        "whole": {"saves": 0.9, "errors": [(t, g, 0.02 * g**1.5 * (1 + t % 3)) for t, g in cells]},
+        "part": {"saves": 0.6, "errors": [(t, g, 0.015 * g * (1 + t % 2)) for t, g in cells]},
+    }
+
+    def value(marks):
+        cost, age, total = 0.0, 0, 0.0
+        for t, mark in enumerate((*marks, "#")):
+            if mark == "#":
+                cost, age, total = cost + total**2, 0, 0.0
+                continue
+            age += 1
+            if t < first or age > mixtures.LONGEST:
+                return float("inf")
+            total += mixtures.added(tables[mark], t, age)
+        return cost - price * sum(tables[mark]["saves"] for mark in marks if mark != "#")
+
+    least = min(map(value, itertools.product(["#", "whole", "part"], repeat=steps)))
+    work, error, marks = mixtures.best(mixtures.stretches(tables, ["whole", "part"]), price)
+    assert error**2 - price * (1 - work) * steps == pytest.approx(least, abs=1e-12)
+    assert value(marks) == pytest.approx(least, abs=1e-12)

@@ -16,6 +16,7 @@ from dicache.controllers import Budgeted, ByKind, Clip, Gains, Interval, Planned
 from dicache.errors import ModeError, ProfileError
 from dicache.estimators import Estimator
 from dicache.fanout.workers import Workers
+from dicache.files.checkpoint import Checkpoint
 from dicache.measuring.gains import Injected, Injection, gains_of, measure_gains
 from dicache.measuring.prompt_runs import Drawer
 from dicache.measuring.recording import Recorder
@@ -116,7 +117,7 @@ def expected(index: int, site: int) -> float:
 def measured() -> tuple[Drawer, Gains]:
     drawer = Drawer(LinearPipeline(), ["one", "two", "three", "four"], LONG, 0, {}, images=False)
     with Workers(drawer.pipe, None, "") as workers:
-        return drawer, measure_gains(workers, drawer, LINEAR, "", batch=5)
+        return drawer, measure_gains(workers, drawer, LINEAR, "", Checkpoint(None, []), batch=5)
 
 
 def test_gains_of_a_linear_model_are_those_of_its_closed_form(measured):
@@ -247,6 +248,39 @@ def test_it_is_for_its_composition_and_its_model_alone(tail):
     torch.nn.init.normal_(other.transformer.x_embedder.weight)
     with pytest.raises(ProfileError, match="gains are of another model"):
         dicache.enable(other, config=dicache.Config(tail.rule(0.1), sites=Tail()))
+
+
+CALIBRATION = {"steps": STEPS, "batch": 4, "levels": LEVELS, "call": {"guidance": GUIDANCE}}
+INJECTED = 6 * 4
+"""Samples with an injection: six steps, one site, four prompts."""
+
+
+@pytest.mark.parametrize("runs", [0, 1, 3, 8], ids="killed after {}".format)
+def test_a_kill_while_gains_are_measured_loses_one_batch_of_them(tail, tmp_path, runs):
+    pipe, config = Captioned(), dicache.Config(Interval(1), sites=Tail())
+    pipe.fail_after = runs
+    with pytest.raises(KeyboardInterrupt):
+        dicache.calibrate(pipe, PROMPTS, config=config, checkpoint=tmp_path, progress=False, **CALIBRATION)
+    pipe.fail_after = None
+    resumed = dicache.calibrate(pipe, PROMPTS, config=config, checkpoint=tmp_path, progress=False, **CALIBRATION)
+    assert resumed.gains == tail.gains
+    for key, value in tail.arrays.items():
+        np.testing.assert_array_equal(resumed.arrays[key], value)
+    assert resumed.about["cost"]["samples"] <= tail.about["cost"]["samples"] - 4 * min(runs, 7)
+    other = replace(config, sites=Tail(back=1))
+    with pytest.raises(ProfileError, match="holds other measurements"):
+        dicache.calibrate(pipe, PROMPTS, config=other, checkpoint=tmp_path, progress=False, **CALIBRATION)
+
+
+def test_what_gains_take_and_what_follows_is_said_after_one_uncached_run(capsys):
+    pipe, config = Captioned(), dicache.Config(Interval(1), sites=Tail())
+    pipe.fail_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        dicache.calibrate(pipe, PROMPTS, config=config, progress=True, **CALIBRATION)
+    told = capsys.readouterr().err
+    after = len(PROMPTS) * (1 + len(LEVELS))
+    assert f"gains first, of 1 site at 6 steps on 4 prompts: {INJECTED} samples, about " in told
+    assert f"and then {after} samples within levels, at most " in told
 
 
 def test_gains_are_not_measured_where_they_mean_nothing():
