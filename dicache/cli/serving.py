@@ -65,8 +65,10 @@ def serve(
     options["batch_invariant"] = batch_invariant
     defaults = {"num_inference_steps": source_ready.steps, **source_ready.call}
     application = app(source_ready.pipe, defaults=defaults, **options, **asked)
-    print(f"serving {type(source_ready.pipe).__name__}; try: curl http://{host}:{port}/health", flush=True)
-    uvicorn.run(application, host=host, port=port, log_level="warning")
+    with _listening(host, port) as listening:
+        where = _address(host, listening)
+        print(f"serving {type(source_ready.pipe).__name__}; try: curl {where}/health", flush=True)
+        uvicorn.Server(uvicorn.Config(application, log_level="warning")).run([listening])
 
 
 def serve_demo(error_budget: float, steps: int, host: str, port: int) -> None:
@@ -80,10 +82,18 @@ def serve_demo(error_budget: float, steps: int, host: str, port: int) -> None:
     except ImportError as error:
         raise PipelineError(f"{error.name} is missing. Run pip install 'dicache[web]'.") from error
     server = uvicorn.Server(uvicorn.Config(demo(error_budget=error_budget, steps=steps), log_level="warning"))
+    with _listening(host, port) as listening:
+        print(f"the demo is at {_address(host, listening)}; Ctrl-C ends it", flush=True)
+        server.run([listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Raises PipelineError where that is taken, or no address of this machine."""
     try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise PipelineError(f"{host}:{port} cannot be listened on: {error.strerror}. Use --port 0.") from error
-    with listening:
-        print(f"the demo is at http://{host}:{listening.getsockname()[1]}; Ctrl-C ends it", flush=True)
-        server.run([listening])
+
+
+def _address(host: str, listening: socket.socket) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
