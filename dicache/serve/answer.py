@@ -17,7 +17,7 @@ LONGEST = 300
 JSON = "application/json"
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """It can be sent from one process to another."""
 
     status: int
@@ -27,18 +27,18 @@ class Answer(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
-def as_json(status: int, facts: Any, headers: Mapping[str, str] | None = None) -> Answer:  # noqa: ANN401
+def as_json(status: int, facts: Any, headers: Mapping[str, str] | None = None) -> Reply:  # noqa: ANN401
     text = json.dumps(_plain(facts), allow_nan=False, separators=(",", ":"))
-    return Answer(status, text.encode(), JSON, dict(headers or {}))
+    return Reply(status, text.encode(), JSON, dict(headers or {}))
 
 
-def refused(status: int, error: BaseException | str, headers: Mapping[str, str] | None = None) -> Answer:
+def refused(status: int, error: BaseException | str, headers: Mapping[str, str] | None = None) -> Reply:
     """{"error": "..."}."""
     text = " ".join(str(error).split()) or type(error).__name__
     return as_json(status, {"error": f"{text:.{LONGEST}}"}, headers)
 
 
-def drawn(served: Served, name: str, *, wants_json: bool) -> Answer:
+def drawn(served: Served, name: str, *, wants_json: bool) -> Reply:
     """The picture, of several the first; a video as animated WebP. Raises PipelineError where nothing can be shown."""
     facts = served.report.to_dict()
     if served.report.trace is not None and served.report.trace.not_finite:
@@ -58,7 +58,7 @@ def drawn(served: Served, name: str, *, wants_json: bool) -> Answer:
         "X-Dicache-Seconds": f"{served.seconds:.3f}",
     }
     kind, data = shown[0]
-    return Answer(200, data, kind, headers)
+    return Reply(200, data, kind, headers)
 
 
 def _pictures(output: Any) -> list[Any]:  # noqa: ANN401

@@ -231,19 +231,9 @@ class Engine:
             request = self.queue.popleft()
             self.running[request.id] = request
             request.waited = time.monotonic() - request.submitted
-            self._loosen(request)
+            if self.largest is not None:
+                self.counts.loosened += request.loosen(self.largest, len(self.queue), self.most_at_once)
             return request
-
-    def _loosen(self, request: Request) -> None:
-        """Its budget grows with the queue, where that may be."""
-        budget, n = request.asked.get("error_budget"), len(self.queue)
-        if self.largest is None or not isinstance(budget, int | float) or request.asked.get("confidence") is not None:
-            return
-        grown = min(self.largest, budget * (1 + n / self.most_at_once))
-        if grown > budget:
-            request.note = f"{n} requests waited, so its error budget is {grown:.4g} where {budget:.4g} was asked for."
-            request.asked = {**request.asked, "error_budget": grown}
-            self.counts.loosened += 1
 
     def _served(self, request: Request) -> Served:
         audited = self.audit > 0 and self.chance.random() < self.audit

@@ -19,7 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dicache.serve.answer import JSON, Answer, as_json, refused
+from dicache.serve.answer import JSON, Reply, as_json, refused
 from dicache.serve.numbers import TEXT
 from dicache.serve.service import HungUp, Service, cancelled
 from dicache.serve.wish import GenerateBody
@@ -31,13 +31,13 @@ LARGEST_BODY = 1_000_000
 class Handler(Protocol):
     """What is behind the routes."""
 
-    async def generate(self, asked: GenerateBody, wants_json: bool, hung_up: HungUp) -> Answer: ...
+    async def generate(self, asked: GenerateBody, wants_json: bool, hung_up: HungUp) -> Reply: ...
 
-    async def cancel(self, name: str) -> Answer: ...
+    async def cancel(self, name: str) -> Reply: ...
 
-    async def health(self) -> Answer: ...
+    async def health(self) -> Reply: ...
 
-    async def metrics(self) -> Answer: ...
+    async def metrics(self) -> Reply: ...
 
 
 class Here:
@@ -46,18 +46,18 @@ class Here:
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    async def generate(self, asked: GenerateBody, wants_json: bool, hung_up: HungUp) -> Answer:
+    async def generate(self, asked: GenerateBody, wants_json: bool, hung_up: HungUp) -> Reply:
         return await self.service.generate(asked, wants_json=wants_json, hung_up=hung_up)
 
-    async def cancel(self, name: str) -> Answer:
+    async def cancel(self, name: str) -> Reply:
         return cancelled(name, known_to_one=self.service.cancel(name))
 
-    async def health(self) -> Answer:
+    async def health(self) -> Reply:
         facts = self.service.health()
         return as_json(200 if facts["ok"] else 503, facts)
 
-    async def metrics(self) -> Answer:
-        return Answer(200, self.service.numbers.text(), TEXT)
+    async def metrics(self) -> Reply:
+        return Reply(200, self.service.numbers.text(), TEXT)
 
 
 def app(
@@ -119,7 +119,7 @@ def add_routes(application: FastAPI, handler: Callable[[], Handler]) -> None:
         return _response(await handler().metrics())
 
 
-def _response(answer: Answer) -> Response:
+def _response(answer: Reply) -> Response:
     return Response(answer.content, answer.status, dict(answer.headers), answer.kind)
 
 

@@ -14,11 +14,9 @@ from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client.core import Metric
-from ray import serve
-from ray.exceptions import RayActorError
 
-from dicache.errors import BusyError
-from dicache.serve.answer import Answer, as_json, refused
+from dicache.errors import BusyError, WorkerError
+from dicache.serve.answer import Reply, as_json, refused
 from dicache.serve.engine import QUEUE, SLOTS
 from dicache.serve.http_server import add_routes
 from dicache.serve.numbers import TEXT, Merged
@@ -41,7 +39,7 @@ class Replica:
     def __init__(self, make: Callable[[], Any], options: Mapping[str, Any]) -> None:
         self.service = Service(make, **options)
 
-    async def generate(self, asked: Mapping[str, Any], wants_json: bool) -> Answer:
+    async def generate(self, asked: Mapping[str, Any], wants_json: bool) -> Reply:
         return await self.service.generate(GenerateBody(**asked), wants_json=wants_json)
 
     def cancel(self, name: str) -> bool:
@@ -51,7 +49,7 @@ class Replica:
         return self.service.health()
 
     def metrics(self) -> tuple[str, list[Metric]]:
-        return serve.get_replica_context().replica_id.unique_id, self.service.numbers.metrics()
+        return _ray_serve().get_replica_context().replica_id.unique_id, self.service.numbers.metrics()
 
     def check_health(self) -> None:
         """Ray asks now and then, and begins a replica anew where this raises."""
@@ -67,7 +65,7 @@ class Front:
         self.names: set[str] = set()
         """Of requests that run or wait."""
 
-    async def generate(self, asked: GenerateBody, wants_json: bool, hung_up: HungUp) -> Answer:
+    async def generate(self, asked: GenerateBody, wants_json: bool, hung_up: HungUp) -> Reply:
         if asked.id is None:
             return await self._generate(asked, wants_json, hung_up)
         if asked.id in self.names:
@@ -78,7 +76,9 @@ class Front:
         finally:
             self.names.remove(asked.id)
 
-    async def _generate(self, asked: GenerateBody, wants_json: bool, hung_up: HungUp) -> Answer:
+    async def _generate(self, asked: GenerateBody, wants_json: bool, hung_up: HungUp) -> Reply:
+        from ray.exceptions import RayActorError
+
         for _ in range(LOST):
             response = self.replicas.generate.remote(asked.model_dump(exclude_unset=True), wants_json)
             try:
@@ -88,10 +88,10 @@ class Front:
         lost = f"{LOST} replicas were lost while they drew this request. Ask again later, or for less."
         return refused(503, lost, {"Retry-After": str(AGAIN)})
 
-    async def cancel(self, name: str) -> Answer:
+    async def cancel(self, name: str) -> Reply:
         return cancelled(name, known_to_one=any(await self._all("cancel", name)))
 
-    async def health(self) -> Answer:
+    async def health(self) -> Reply:
         each = await self._all("health")
         facts = {
             "ok": any(one["ok"] for one in each),
@@ -102,8 +102,8 @@ class Front:
         }
         return as_json(200 if facts["ok"] else 503, facts)
 
-    async def metrics(self) -> Answer:
-        return Answer(200, Merged(dict(await self._all("metrics"))).text(), TEXT)
+    async def metrics(self) -> Reply:
+        return Reply(200, Merged(dict(await self._all("metrics"))).text(), TEXT)
 
     async def _all(self, method: str, *arguments: Any) -> list[Any]:  # noqa: ANN401
         """What each replica says that is there."""
@@ -112,10 +112,10 @@ class Front:
         return [result for result in results if not isinstance(result, BaseException)]
 
 
-async def _waited_for(response: Any, hung_up: HungUp) -> Answer:  # noqa: ANN401
+async def _waited_for(response: Any, hung_up: HungUp) -> Reply:  # noqa: ANN401
     """Raises RayActorError where the replica is lost."""
 
-    async def result() -> Answer:
+    async def result() -> Reply:
         return await response  # type: ignore[no-any-return]
 
     task = asyncio.ensure_future(result())
@@ -134,9 +134,10 @@ async def _waited_for(response: Any, hung_up: HungUp) -> Answer:  # noqa: ANN401
 
 def deployment(make: Callable[[], Any], *, replicas: int = 1, gpus: float = 0.0, **options: Any) -> Any:  # noqa: ANN401
     """An application for `serve.run`, or for `serve run module:application`. `make` is a function that makes the
-    pipeline, in each replica; `gpus` is how many each has; `options` are those of `dicache.serve.app`. Needs
-    `ray[serve]`.
+    pipeline, in each replica; `gpus` is how many each has; `options` are those of `dicache.serve.app`. Raises
+    WorkerError where `ray[serve]` is not installed.
     """
+    serve = _ray_serve()
     application = FastAPI(title="dicache")
     add_routes(application, _front)
     at_once = options.get("slots", SLOTS) + options.get("queue", QUEUE) + SPARE
@@ -154,5 +155,13 @@ def deployment(make: Callable[[], Any], *, replicas: int = 1, gpus: float = 0.0,
 
 def _front() -> Front:
     """That of this process."""
-    front: Front = serve.get_replica_context().servable_object
+    front: Front = _ray_serve().get_replica_context().servable_object
     return front
+
+
+def _ray_serve() -> Any:  # noqa: ANN401
+    try:
+        from ray import serve
+    except ImportError as error:
+        raise WorkerError("Ray Serve is not installed: pip install 'dicache[serve]'.") from error
+    return serve

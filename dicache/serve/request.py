@@ -63,6 +63,18 @@ class Request:
         """The final one, where it is."""
         self.submitted, self.waited = time.monotonic(), 0.0
 
+    def loosen(self, largest: float, waiting: int, slots: int) -> bool:
+        """Its budget grows with the queue, where that may be: whether it did."""
+        budget = self.asked.get("error_budget")
+        if not isinstance(budget, int | float) or self.asked.get("confidence") is not None:
+            return False
+        grown = min(largest, budget * (1 + waiting / slots))
+        if grown <= budget:
+            return False
+        self.note = f"{waiting} requests waited, so its error budget is {grown:.4g} where {budget:.4g} was asked for."
+        self.asked = {**self.asked, "error_budget": grown}
+        return True
+
     def result(self, timeout: float | None = None) -> Served:
         """Raises CancelledError, TimeoutError, or what the pipeline raised."""
         return self.future.result(timeout)

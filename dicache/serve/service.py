@@ -13,7 +13,7 @@ import torch
 
 from dicache.errors import BusyError, DicacheError
 from dicache.fanout.workers import is_factory
-from dicache.serve.answer import Answer, as_json, drawn, refused
+from dicache.serve.answer import Reply, as_json, drawn, refused
 from dicache.serve.engine import Engine
 from dicache.serve.numbers import Numbers
 from dicache.serve.request import CancelledError, Request
@@ -47,7 +47,7 @@ class Service:
     async def close(self) -> None:
         await asyncio.to_thread(self.engine.close)
 
-    async def generate(self, asked: GenerateBody, *, wants_json: bool, hung_up: HungUp | None = None) -> Answer:
+    async def generate(self, asked: GenerateBody, *, wants_json: bool, hung_up: HungUp | None = None) -> Reply:
         """Where the task is cancelled, the request is."""
         if asked.id is not None and asked.id in self.named:
             return refused(409, f"a request with the id {asked.id:.100} runs or waits. Give every request its own.")
@@ -73,7 +73,7 @@ class Service:
             if asked.id is not None:
                 del self.named[asked.id]
 
-    async def _answer(self, request: Request, wants_json: bool, hung_up: HungUp | None) -> Answer:
+    async def _answer(self, request: Request, wants_json: bool, hung_up: HungUp | None) -> Reply:
         future = asyncio.wrap_future(request.future)
         while not future.done():
             await asyncio.wait({future}, timeout=LISTENING)
@@ -101,7 +101,7 @@ class Service:
         return max(1, math.ceil(sum(seconds) / len(seconds) / self.engine.most_at_once)) if seconds else 1
 
 
-def cancelled(name: str, *, known_to_one: bool) -> Answer:
+def cancelled(name: str, *, known_to_one: bool) -> Reply:
     """What `DELETE /requests/{name}` is answered."""
     return as_json(200, {"cancelled": name}) if known_to_one else refused(404, f"no request {name:.200} runs or waits.")
 

@@ -1,6 +1,7 @@
 """An engine: stock pipelines in loops of their own, whose denoiser calls meet, decide and draw as alone."""
 
 import random
+import sys
 import threading
 import time
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 import dicache
-from dicache.errors import BudgetError, BusyError, ModeError, PipelineError
+from dicache.errors import BudgetError, BusyError, ModeError, PipelineError, WorkerError
+from dicache.serve import deployment
 from dicache.serve.engine import Engine
 from dicache.serve.request import CancelledError, Request
 from helpers.fuzzing import LONG as LONGER
@@ -306,10 +308,16 @@ def test_in_groups_a_request_draws_the_same_bits_in_any_company(name):
     with Engine(pipe, slots=4, queue=100, batch_invariant=3) as engine:
         alone = [latents(submitted(engine, job).result(LONG).output) for job in jobs]
         assert engine.padding == pytest.approx(2 / 3, abs=0.1)
-        for _ in range(3 * LONGER):
+        for _ in range(3 if LONGER == 1 else 40):
             mixed = [chance.randrange(len(jobs)) for _ in range(8)]
             requests = [submitted(engine, jobs[i]) for i in mixed]
             for i, request in zip(mixed, requests, strict=True):
                 assert torch.equal(latents(request.result(LONG).output), alone[i])
     with pytest.raises(ModeError, match="batch_invariant=0"):
         Engine(pipe, batch_invariant=0)
+
+
+def test_without_ray_a_deployment_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(WorkerError, match=r"pip install 'dicache\[serve\]'"):
+        deployment(tiny.make_flux)

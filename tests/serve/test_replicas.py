@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 
 from dicache.bench.studies.serving import Client
-from helpers.replicating import GO, marked, replicas
+from helpers.fanning import GO, begin_ray, marked, replicas
 from helpers.requesting import LONG
 
 CAPTION = "center large red circle on white background"
@@ -40,10 +39,7 @@ def client(folder: Path) -> Iterator[Client]:
         port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # what tests are made of
-        for attempt in range(3):  # Ray gives itself half a minute, which a busy machine may not
-            with suppress(Exception) if attempt < 2 else nullcontext():
-                ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-                break
+        begin_ray(num_cpus=2)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     make = functools.partial(marked, folder)
     serve.run(dicache.serve.deployment(make, replicas=2, slots=2, queue=4, error_budget=0.05))
