@@ -35,6 +35,10 @@ def serve(
         int | None,
         typer.Option(min=1, help="So many requests in every call, padded: the same bits whatever runs beside them."),
     ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="Greatest value that a client may give an argument, as height=1024; repeatable."),
+    ] = None,
     source: Source,
     call: PipelineCall,
 ) -> None:
@@ -46,6 +50,7 @@ def serve(
     for budget in (error_budget, largest_budget):
         if budget is not None:
             check_budget(budget)
+    limits = dict(map(_limit, limit or []))
     try:
         import uvicorn
 
@@ -64,7 +69,7 @@ def serve(
     options["audit"] = asked.pop("audit", 0.0)
     options["batch_invariant"] = batch_invariant
     defaults = {"num_inference_steps": source_ready.steps, **source_ready.call}
-    application = app(source_ready.pipe, defaults=defaults, **options, **asked)
+    application = app(source_ready.pipe, defaults=defaults, limits=limits, **options, **asked)
     with _listening(host, port) as listening:
         where = _address(host, listening)
         print(f"serving {type(source_ready.pipe).__name__}; try: curl {where}/health", flush=True)
@@ -85,6 +90,13 @@ def serve_demo(error_budget: float, steps: int, host: str, port: int) -> None:
     with _listening(host, port) as listening:
         print(f"the demo is at {_address(host, listening)}; Ctrl-C ends it", flush=True)
         server.run([listening])
+
+
+def _limit(text: str) -> tuple[str, int]:
+    name, _, most = text.partition("=")
+    if not name.isidentifier() or not most.isdecimal() or int(most) < 1:
+        raise ModeError(f"--limit {text!r:.80} is none. Expected NAME=NUMBER, as height=1024.")
+    return name, int(most)
 
 
 def _listening(host: str, port: int) -> socket.socket:

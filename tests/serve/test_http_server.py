@@ -15,6 +15,8 @@ from PIL import Image
 
 import dicache
 import dicache.reference
+from dicache.cli.serving import _limit
+from dicache.errors import ModeError
 from dicache.serve import app
 from dicache.serve.http_server import LARGEST_BODY
 from helpers.requesting import LONG, Listening
@@ -246,3 +248,10 @@ def test_the_server_leaves_the_pipeline_as_it_was():
     server.stop()
     after = {name: dict(vars(module)) for name, module in pipe.transformer.named_modules()}
     assert {n: v.keys() for n, v in before.items()} == {n: v.keys() for n, v in after.items()}
+
+
+def test_a_limit_of_the_command_line_is_a_name_and_a_number():
+    assert _limit("height=1024") == ("height", 1024)
+    for wrong in ("height", "height=much", "=3", "height=0", "height=-1"):
+        with pytest.raises(ModeError, match="Expected NAME=NUMBER"):
+            _limit(wrong)
