@@ -124,7 +124,7 @@ setup(
         "search": ["pymoo>=0.6"],
         "ray": ["ray>=2.40"],
         "web": ["fastapi>=0.115", "uvicorn>=0.34"],
-        "serve": ["ray[serve]>=2.40", "fastapi>=0.115", "uvicorn>=0.34", "prometheus-client>=0.21"],
+        "serve": ["ray[serve]>=2.60", "fastapi>=0.115", "uvicorn>=0.34", "prometheus-client>=0.21"],
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",

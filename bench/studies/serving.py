@@ -12,6 +12,7 @@ which are about the same whatever else the machine does.
 
 import argparse
 import json
+import math
 import multiprocessing
 import queue
 import random
@@ -34,6 +35,11 @@ from dicache.serve import app
 
 BUDGETS = (0.02, 0.05, 0.1, 0.2)
 CANCELLED, POISONED = 0.05, 0.01
+POISON: tuple[dict[str, Any], ...] = (
+    *({"prompt": "unknown words"}, {"arguments": {"nothing": 1}}, {"error_budget": math.nan}, {"steps": -1}),
+    *({"height": 10**6}, {"height": 64, "arguments": {"latents": [[0.0]]}}, {"guidance": 1e308}),
+)
+"""What cannot be served; of the last one the model makes no numbers."""
 COUNTED = {"work", "served", "calls_a_step"}
 """What is no matter of speed."""
 PATIENCE = 600.0
@@ -177,14 +183,15 @@ def soaked(client: Client, requests: int, clients: int) -> dict[str, Any]:
         for k in range(requests // 4):
             body = {"prompt": captions[k % 64], "steps": 2 + k % 3, "seed": k, "id": f"{quarter}-{k}"}
             if chance.random() < POISONED:
-                body |= chance.choice([{"prompt": "unknown words"}, {"height": 7}, {"arguments": {"nothing": 1}}])
-            bodies.append(body | {"error_budget": chance.choice((0.0, *BUDGETS))})
+                body |= chance.choice(POISON)
+            bodies.append({"error_budget": chance.choice((0.0, *BUDGETS)), **body})
         for answer in load(client, bodies, clients, chance):
             statuses[answer.status] = statuses.get(answer.status, 0) + 1
         memory.append(client.numbers()["process_resident_memory_bytes"])
         print(f"{(quarter + 1) * (requests // 4)} requests, {memory[-1] / 1e6:.0f} MB, {statuses}", flush=True)
     health = json.loads(client.ask("GET", "/health")[1])
-    return {"requests": requests, "statuses": statuses, "memory": memory, "left": health}
+    lost = requests - sum(statuses.values())
+    return {"requests": requests, "lost": lost, "statuses": statuses, "memory": memory, "left": health}
 
 
 def main() -> None:

@@ -35,6 +35,10 @@ def serve(
         int | None,
         typer.Option(min=1, help="So many requests in every call, padded: the same bits whatever runs beside them."),
     ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="Greatest value that a client may give an argument, as height=1024; repeatable."),
+    ] = None,
     source: Source,
     call: PipelineCall,
 ) -> None:
@@ -46,6 +50,7 @@ def serve(
     for budget in (error_budget, largest_budget):
         if budget is not None:
             check_budget(budget)
+    limits = dict(map(_limit, limit or []))
     try:
         import uvicorn
 
@@ -64,9 +69,11 @@ def serve(
     options["audit"] = asked.pop("audit", 0.0)
     options["batch_invariant"] = batch_invariant
     defaults = {"num_inference_steps": source_ready.steps, **source_ready.call}
-    application = app(source_ready.pipe, defaults=defaults, **options, **asked)
-    print(f"serving {type(source_ready.pipe).__name__}; try: curl http://{host}:{port}/health", flush=True)
-    uvicorn.run(application, host=host, port=port, log_level="warning")
+    application = app(source_ready.pipe, defaults=defaults, limits=limits, **options, **asked)
+    with _listening(host, port) as listening:
+        where = _address(host, listening)
+        print(f"serving {type(source_ready.pipe).__name__}; try: curl {where}/health", flush=True)
+        uvicorn.Server(uvicorn.Config(application, log_level="warning")).run([listening])
 
 
 def serve_demo(error_budget: float, steps: int, host: str, port: int) -> None:
@@ -80,10 +87,25 @@ def serve_demo(error_budget: float, steps: int, host: str, port: int) -> None:
     except ImportError as error:
         raise PipelineError(f"{error.name} is missing. Run pip install 'dicache[web]'.") from error
     server = uvicorn.Server(uvicorn.Config(demo(error_budget=error_budget, steps=steps), log_level="warning"))
+    with _listening(host, port) as listening:
+        print(f"the demo is at {_address(host, listening)}; Ctrl-C ends it", flush=True)
+        server.run([listening])
+
+
+def _limit(text: str) -> tuple[str, int]:
+    name, _, most = text.partition("=")
+    if not name.isidentifier() or not most.isdecimal() or int(most) < 1:
+        raise ModeError(f"--limit {text!r:.80} is none. Expected NAME=NUMBER, as height=1024.")
+    return name, int(most)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Raises PipelineError where that is taken, or no address of this machine."""
     try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise PipelineError(f"{host}:{port} cannot be listened on: {error.strerror}. Use --port 0.") from error
-    with listening:
-        print(f"the demo is at http://{host}:{listening.getsockname()[1]}; Ctrl-C ends it", flush=True)
-        server.run([listening])
+
+
+def _address(host: str, listening: socket.socket) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"

@@ -7,17 +7,21 @@ An actor per worker, and a thread here that waits for it. An actor that dies is 
 with `concurrent.futures.BrokenExecutor`, and whoever handed it out may hand it out again.
 """
 
+import math
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 from dicache.errors import WorkerError
+from dicache.reporting.log import LOGGER
 
 
 def executor(workers: int, **resources: Any) -> "RayExecutor":  # noqa: ANN401
     """An executor of so many Ray actors; `resources` are each one's, as `num_gpus=1`. Joins the cluster that Ray is
-    connected to, else begins one on this machine, which ends with the executor.
+    connected to, and says so where that has too little for them; else begins one on this machine, which ends with the
+    executor.
 
     Raises WorkerError where Ray is not installed, or for fewer than one worker.
     """
@@ -36,11 +40,32 @@ class RayExecutor(Executor):
     def __init__(self, workers: int, resources: dict[str, Any]) -> None:
         self.ray, self._max_workers = _ray(), workers
         self.begun: bool = not self.ray.is_initialized()
+        wanted = {"num_cpus": 1, **resources}
         if self.begun:
-            self.ray.init(log_to_driver=False, include_dashboard=False)
-        self.actor: Any = self.ray.remote(**{"num_cpus": 1, **resources})(_Actor)
+            self._begin(math.ceil(workers * wanted["num_cpus"]))
+        self._warn(workers, wanted)
+        self.actor: Any = self.ray.remote(**wanted)(_Actor)
         self.own, self.actors = threading.local(), list[Any]()
         self.waiting: ThreadPoolExecutor = ThreadPoolExecutor(workers, "dicache-ray")
+
+    def _begin(self, cores: int) -> None:
+        """Workers may share cores, as processes do."""
+        try:
+            self.ray.init(num_cpus=max(os.cpu_count() or 1, cores), log_to_driver=False, include_dashboard=False)
+        except ValueError:  # a cluster runs on this machine, or is named by RAY_ADDRESS, and has what it has
+            self.ray.init(log_to_driver=False)
+
+    def _warn(self, workers: int, wanted: dict[str, Any]) -> None:
+        """Actors for which there is no room are waited for, and nobody says why."""
+        there = self.ray.cluster_resources()
+        for option, name in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
+            needed = workers * wanted.get(option, 0)
+            if needed > there.get(name, 0):
+                LOGGER.warning(
+                    "Ray: %d workers need %g of %s, and the cluster has %g: who has no room waits until it grows. Ask "
+                    "for fewer workers, or for less, %s=..., for each.",
+                    *(workers, needed, name, there.get(name, 0), option),
+                )
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":  # noqa: ANN401
         """As every executor's. The function and its arguments are pickled."""

@@ -9,8 +9,13 @@ from dicache._lazy import lazy
 if TYPE_CHECKING:
     from dicache.serve.engine import Engine as Engine
     from dicache.serve.http_server import app as app
-    from dicache.serve.http_server import deployment as deployment
+    from dicache.serve.replicas import deployment as deployment
 
 __all__, __getattr__, __dir__ = lazy(
-    __name__, {"dicache.serve.http_server": ("app", "deployment"), "dicache.serve.engine": ("Engine",)}
+    __name__,
+    {
+        "dicache.serve.http_server": ("app",),
+        "dicache.serve.replicas": ("deployment",),
+        "dicache.serve.engine": ("Engine",),
+    },
 )

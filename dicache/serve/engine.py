@@ -29,7 +29,7 @@ from dicache.promise.metrics import relative_error
 from dicache.reporting.log import LOGGER
 from dicache.reporting.report import Report
 from dicache.serve.conductor import Conductor
-from dicache.serve.request import CancelledError, Request, Served, Totals, again
+from dicache.serve.request import CancelledError, Request, Served, Totals, again, budget_kept
 from dicache.slots.slots import Slots
 from dicache.slots.twin import module_twin, pipeline_twin
 
@@ -37,8 +37,12 @@ CHANGES = (
     "{} changes how the model's attention computes while it runs (perturbed attention), for all requests that run at "
     "that time. Call the pipeline itself, for one after the other."
 )
+SLOTS, QUEUE = 8, 64
+"""How many requests run, and wait, where nothing else is said."""
 STEERS = "controlnet"
 """In the names of parts that run beside the denoiser."""
+AUDITS = 1000
+"""The last ones; all are counted."""
 
 
 class Engine:
@@ -47,8 +51,9 @@ class Engine:
     At most `slots` requests run at once and `queue` wait. `largest_budget` lets requests by `error_budget` spend more,
     never above it, when some wait: as much more as there are requests for a slot, and the report says so. A share of
     `audit` of the requests that bring a generator is drawn again uncached, once they are served, and its true error
-    noted down in `audits`. With `batch_invariant` exactly so many requests run in one call, padded where there are
-    fewer, so that a request draws the same bits whatever runs beside it; how much was padding stands in `padding`.
+    noted down in `audits`, the last thousand. With `batch_invariant` exactly so many requests run in one call, padded
+    where there are fewer, so that a request draws the same bits whatever runs beside it; how much was padding stands in
+    `padding`.
 
     Raises what `enable` raises, BudgetError for a `largest_budget` that is none, and ModeError for a pipeline of two
     denoisers, one that is moved between devices as a whole (`enable_model_cpu_offload`), or one that changes the model
@@ -67,8 +72,8 @@ class Engine:
         self,
         pipe: Any,  # noqa: ANN401
         *,
-        slots: int = 8,
-        queue: int = 64,
+        slots: int = SLOTS,
+        queue: int = QUEUE,
         largest_budget: float | None = None,
         audit: float = 0.0,
         batch_invariant: int | None = None,
@@ -89,7 +94,7 @@ class Engine:
         largest = None if largest_budget is None else per_sample(validate(largest_budget, "largest_budget"), 1)
         self.pipe, self.largest, self.chance = pipe, None if largest is None else float(largest), Random(0)
         self.audit: float = parse_audit(audit, True)
-        self.audits: list[Audited] = []
+        self.audits: deque[Audited] = deque(maxlen=AUDITS)
         self.asked: dict[str, Any] = asked or {"error_budget": 0.05}
         self.cache: Cache = enable(pipe, **self.asked)
         self.slots: Slots = self.cache._open_slots()
@@ -128,7 +133,7 @@ class Engine:
             )
         terms = self._terms(asked)
         self.slots.compose(**terms)  # raises for what cannot be had
-        request = Request(call, terms)
+        request = Request(call, terms, self._withdraw)
         with self.changed:
             if self.closed:
                 raise BusyError("the engine was closed. Make another one.")
@@ -140,8 +145,12 @@ class Engine:
         return request
 
     def _terms(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """What is asked for, and the engine's own profile with a budget that names none."""
-        profile = self.asked.get("profile")
+        """What is asked for, and the engine's own profile with a budget that names none. Where nothing is asked for and
+        budgets may grow, its own budget: that grows as well.
+        """
+        profile, budget = self.asked.get("profile"), self.asked.get("error_budget")
+        if not asked and self.largest is not None and budget is not None and self.asked.get("confidence") is None:
+            asked = {"error_budget": budget}
         names = "error_budget" in asked and "profile" not in asked and profile is not None
         return {**asked, "profile": profile} if names else asked
 
@@ -169,7 +178,7 @@ class Engine:
         """Cancel what waits, let what runs end, and take dicache off the pipeline."""
         with self.changed:
             self.closed = True
-            for request in self.queue:
+            for request in list(self.queue):
                 request.cancel()
             self.changed.notify_all()
         for thread in self.threads:
@@ -189,17 +198,29 @@ class Engine:
             try:
                 served = self._served(request)
             except BaseException as error:
-                cancelled = isinstance(error, CancelledError)
-                self.counts.cancelled += cancelled
-                self.counts.failed += not cancelled
+                self._count("cancelled" if isinstance(error, CancelledError) else "failed")
                 request.future.set_exception(error)
             else:
-                self.counts.served += 1
-                self.counts.seconds.append(served.seconds)
+                self._count("served")
+                self.counts.seconds.append(served.seconds - served.waited)
                 request.future.set_result(served)
                 self._audit(request, served)
             finally:
                 self._over(request)
+
+    def _count(self, outcome: str) -> None:
+        """One more of `served`, `failed`, `cancelled`."""
+        with self.changed:
+            vars(self.counts)[outcome] += 1
+
+    def _withdraw(self, request: Request) -> None:
+        """Cancelled: where it waits still it makes room at once; who runs ends before its next call."""
+        with self.changed:
+            if request not in self.queue:
+                return
+            self.queue.remove(request)
+            self.counts.cancelled += 1
+        request.future.set_exception(CancelledError("the request was cancelled before it began."))
 
     def _next(self) -> Request | None:
         """The request that waited longest; None where there will be none."""
@@ -210,18 +231,9 @@ class Engine:
             request = self.queue.popleft()
             self.running[request.id] = request
             request.waited = time.monotonic() - request.submitted
-            self._loosen(request)
+            if self.largest is not None:
+                self.counts.loosened += request.loosen(self.largest, len(self.queue), self.most_at_once)
             return request
-
-    def _loosen(self, request: Request) -> None:
-        """Its budget grows with the queue, where that may be."""
-        budget, n = request.asked.get("error_budget"), len(self.queue)
-        if self.largest is None or not isinstance(budget, int | float) or request.asked.get("confidence") is not None:
-            return
-        grown = min(self.largest, budget * (1 + n / self.most_at_once))
-        if grown > budget:
-            request.note = f"{n} requests waited, so its error budget is {grown:.4g} where {budget:.4g} was asked for."
-            request.asked = {**request.asked, "error_budget": grown}
 
     def _served(self, request: Request) -> Served:
         audited = self.audit > 0 and self.chance.random() < self.audit
@@ -261,7 +273,9 @@ class Engine:
         budgets = served.report.budget
         for i, error in enumerate(relative_error(request.latent, exact.latent).tolist()):
             if isfinite(error):
-                self.audits.append(Audited(error, None if budgets is None else float(budgets[i])))
+                audited = Audited(error, None if budgets is None else float(budgets[i]))
+                self.audits.append(audited)
+                self.counts.audits[budget_kept(audited)] += 1
 
     def _twin(self, request: Request) -> Any:  # noqa: ANN401
         def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401

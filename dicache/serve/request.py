@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dicache.errors import DicacheError
+from dicache.hosts.audit import Audited
 from dicache.reporting.report import Report
 from dicache.slots.slot import Slot
 from dicache.solvers.clock import Loop
@@ -43,7 +44,11 @@ class Request:
     submitted: float
     waited: float
 
-    def __init__(self, call: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    def __init__(
+        self, call: Mapping[str, Any], asked: Mapping[str, Any], withdraw: Callable[["Request"], None] | None = None
+    ) -> None:
+        """`withdraw` is told where it is cancelled."""
+        self.withdraw = withdraw
         self.id, self.call, self.asked = uuid4().hex, dict(call), dict(asked)
         self.future: Future[Served] = Future()
         self.future.set_running_or_notify_cancel()  # who waits for it cannot end it but by `cancel`
@@ -58,13 +63,27 @@ class Request:
         """The final one, where it is."""
         self.submitted, self.waited = time.monotonic(), 0.0
 
+    def loosen(self, largest: float, waiting: int, slots: int) -> bool:
+        """Its budget grows with the queue, where that may be: whether it did."""
+        budget = self.asked.get("error_budget")
+        if not isinstance(budget, int | float) or self.asked.get("confidence") is not None:
+            return False
+        grown = min(largest, budget * (1 + waiting / slots))
+        if grown <= budget:
+            return False
+        self.note = f"{waiting} requests waited, so its error budget is {grown:.4g} where {budget:.4g} was asked for."
+        self.asked = {**self.asked, "error_budget": grown}
+        return True
+
     def result(self, timeout: float | None = None) -> Served:
         """Raises CancelledError, TimeoutError, or what the pipeline raised."""
         return self.future.result(timeout)
 
     def cancel(self) -> None:
-        """It ends before its next denoiser call; where it is done already nothing happens."""
+        """It ends at once where it waits, else before its next denoiser call; where it is done nothing happens."""
         self.cancelled = True
+        if self.withdraw is not None:
+            self.withdraw(self)
 
 
 class Totals:
@@ -74,13 +93,23 @@ class Totals:
     uncached: float
 
     def __init__(self) -> None:
-        self.served = self.failed = self.cancelled = self.refused = 0
+        self.served = self.failed = self.cancelled = self.refused = self.loosened = 0
+        """`refused` for want of room; `loosened`: whose budget grew with the queue."""
+        self.audits = dict.fromkeys(("within", "passed", "none"), 0)
+        """By whether the true error was within the budget; `none` where there was no budget."""
         self.steps = self.calls = 0
         """Steps of the conductor, and the calls of requests that were made in them."""
         self.executed = self.uncached = 0.0
         """MACs of the denoiser, without audits."""
         self.seconds: deque[float] = deque(maxlen=1000)
-        """Of the last requests, from submitted to done."""
+        """Of the last requests, from begun to done."""
+
+
+def budget_kept(audited: Audited) -> str:
+    """ "within" or "passed" its budget; "none" where it had none."""
+    if audited.budget is None:
+        return "none"
+    return "within" if audited.error <= audited.budget else "passed"
 
 
 def again(call: Mapping[str, Any]) -> dict[str, Any] | None:

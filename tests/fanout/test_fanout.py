@@ -21,7 +21,8 @@ from dicache.ray import executor as ray_executor
 from dicache.sites import Evaluation
 from helpers.calibrating import GUIDED, Captioned
 from helpers.calibrating import PROMPTS as ALL
-from helpers.fanning import Deadly, Elsewhere, captioned, processes
+from helpers.fanning import Deadly, Elsewhere, begin_ray, captioned, processes
+from helpers.fuzzing import LONG
 
 PROMPTS, STEPS, LEVELS = ALL[:11], 6, (0.1, 0.5)
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -54,9 +55,17 @@ def schedules_of(pipe, executor=None, checkpoint=None):
     )
 
 
+RAY = {f"{workers} Ray actors": workers for workers in (1, 2, 4)}
+
+
 @pytest.fixture(scope="module")
 def alone():
     return digest(profile_of(Captioned()))
+
+
+@pytest.fixture(scope="module")
+def found_alone():
+    return schedules_of(Captioned())
 
 
 @pytest.mark.parametrize("workers", WORKERS)
@@ -68,11 +77,16 @@ def test_a_profile_is_the_same_whatever_it_was_measured_with(alone, workers):
     assert profile.about["cost"]["samples"] == len(PROMPTS) * (1 + len(LEVELS))
 
 
-def test_schedules_are_the_same_whatever_they_were_found_with():
-    wanted = schedules_of(Captioned())
-    for workers in ("2 threads", "2 processes", "another machine"):
-        with WORKERS[workers]() as executor:
-            assert schedules_of(Captioned(), executor) == wanted
+@pytest.mark.long
+@pytest.mark.parametrize("workers", WORKERS if LONG > 1 else ("2 threads", "4 processes", "another machine"))
+def test_schedules_are_the_same_whatever_they_were_found_with(found_alone, workers):
+    with WORKERS[workers]() as executor:
+        assert schedules_of(Captioned(), executor) == found_alone
+
+
+def test_schedules_are_the_same_after_a_worker_died(found_alone, tmp_path):
+    mark = tmp_path / "died"
+    assert schedules_of(Deadly(2, mark), lambda: processes(2)) == found_alone and mark.exists()
 
 
 def test_another_machine_is_sent_the_pipeline_once():
@@ -111,10 +125,10 @@ def test_work_that_takes_every_worker_down_ends():
         profile_of(Deadly(0), lambda: processes(1))
 
 
-def test_a_search_goes_on_from_its_checkpoint_with_or_without_workers(tmp_path):
-    wanted = schedules_of(Captioned(), checkpoint=tmp_path)
+def test_a_search_goes_on_from_its_checkpoint_with_or_without_workers(found_alone, tmp_path):
+    assert schedules_of(Captioned(), checkpoint=tmp_path) == found_alone
     with ThreadPoolExecutor(2) as executor:
-        assert schedules_of(Captioned(), executor, checkpoint=tmp_path) == wanted
+        assert schedules_of(Captioned(), executor, checkpoint=tmp_path) == found_alone
 
 
 @contextlib.contextmanager
@@ -147,15 +161,41 @@ def test_what_cannot_be_sent_says_so():
         profile_of(Captioned(), lambda: None)
 
 
-def test_ray_gives_what_one_process_gives_and_replaces_an_actor_that_dies(alone, tmp_path, monkeypatch):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'dicache[ray]'")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # what tests are made of
-    mark = tmp_path / "died"
-    with ray_executor(2) as executor:
+@pytest.fixture(scope="module")
+def ray():
+    """One for all: it takes long to begin."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'dicache[ray]'")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # what tests are made of
+        begin_ray(num_cpus=4)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.parametrize("workers", RAY)
+def test_ray_gives_what_one_process_gives(ray, alone, found_alone, workers):
+    with ray_executor(RAY[workers]) as executor:
         assert digest(profile_of(Captioned(), executor)) == alone
-        assert digest(profile_of(Deadly(2, mark), executor)) == alone and mark.exists()
+        assert schedules_of(Captioned(), executor) == found_alone
+    assert ray.is_initialized()  # whoever began it ends it
+
+
+def test_a_ray_actor_that_dies_is_replaced(ray, alone, found_alone, tmp_path):
+    marks = [tmp_path / "profile", tmp_path / "schedule"]
+    with ray_executor(2) as executor:
+        assert digest(profile_of(Deadly(2, marks[0]), executor)) == alone
+        assert schedules_of(Deadly(2, marks[1]), executor) == found_alone
+        assert all(mark.exists() for mark in marks)
         with pytest.raises(ProfileError, match="only whole runs"):
             profile_of(Captioned(), executor, steps=2)
+
+
+def test_workers_that_ray_has_no_room_for_are_named(ray, caplog):
+    with ray_executor(5):
+        assert "5 workers need 5 of CPU, and the cluster has 4" in caplog.text
+    caplog.clear()
+    with ray_executor(5, num_cpus=0.5):
+        assert not caplog.text
 
 
 def test_ray_that_is_not_there_or_has_no_workers_says_so(monkeypatch):

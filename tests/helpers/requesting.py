@@ -68,6 +68,7 @@ class Requested:
         self.scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1 / steps, steps).tolist())
         self.scheduler.set_begin_index(0)
         self.slot: Any = None
+        self.job: Any = None
 
     def join(self, cache: dicache.Cache) -> Any:
         self.slot = cache.join(scheduler=self.scheduler, **self.asked)
@@ -121,9 +122,11 @@ class Listening:
         self.port = self.server.servers[0].sockets[0].getsockname()[1]
 
     def ask(self, method: str, path: str, body: Any = None, accept: str = "") -> Any:
+        return self.send(method, path, None if body is None else json.dumps(body).encode(), accept=accept)
+
+    def send(self, method: str, path: str, data: bytes | None, kind: str = "application/json", accept: str = "") -> Any:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=LONG)
-        headers = {"Content-Type": "application/json", **({"Accept": accept} if accept else {})}
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        connection.request(method, path, data, {"Content-Type": kind, **({"Accept": accept} if accept else {})})
         answer = connection.getresponse()
         data = answer.read()
         connection.close()

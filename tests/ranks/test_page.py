@@ -1,4 +1,4 @@
-"""The two-rank run of the page on ranks runs as it stands there."""
+"""The two-rank run of the page on many prompts runs as it stands there."""
 
 import os
 import re
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_script_of_the_page_runs_by_its_command(tmp_path):
-    page = (ROOT / "docs" / "scaling.md").read_text()
+    page = (ROOT / "docs" / "many.md").read_text()
     command = re.search(r"^torchrun (.*) two_ranks\.py$", page, re.MULTILINE)
     script = re.search(r"```py\n(.*?enable_parallelism.*?)```", page, re.DOTALL)
     (tmp_path / "two_ranks.py").write_text(script[1])

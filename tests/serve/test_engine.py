@@ -1,6 +1,7 @@
 """An engine: stock pipelines in loops of their own, whose denoiser calls meet, decide and draw as alone."""
 
 import random
+import sys
 import threading
 import time
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 import dicache
-from dicache.errors import BudgetError, BusyError, ModeError, PipelineError
+from dicache.errors import BudgetError, BusyError, ModeError, PipelineError, WorkerError
+from dicache.serve import deployment
 from dicache.serve.engine import Engine
 from dicache.serve.request import CancelledError, Request
 from helpers.fuzzing import LONG as LONGER
@@ -143,6 +145,8 @@ def test_where_too_many_wait_one_more_is_refused(flux):
         waiting = [engine.submit(flux_call(flux)) for _ in range(2)]
         with pytest.raises(BusyError, match="2 requests wait"):
             engine.submit(flux_call(flux))
+        waiting.pop().cancel()  # and makes room at once
+        waiting.append(engine.submit(flux_call(flux)))
         free.set()
         assert all(request.result(LONG).report.trace is not None for request in (first, *waiting))
         assert engine.counts.refused == 1
@@ -151,13 +155,15 @@ def test_where_too_many_wait_one_more_is_refused(flux):
 def test_budgets_grow_with_the_queue_up_to_the_largest(flux):
     with Engine(flux, slots=1, largest_budget=0.12, error_budget=0.05) as engine:
         first, free = blocked(engine, flux)
-        waiting = [engine.submit(flux_call(flux), error_budget=budget) for budget in (0.05, 0.05, 0.3)]
+        waiting = [
+            engine.submit(flux_call(flux), **asked) for asked in ({}, {"error_budget": 0.05}, {"error_budget": 0.3})
+        ]
         free.set()
         reports = [request.result(LONG).report for request in waiting]
         first.result(LONG)
     assert [r.to_dict()["samples"][0]["budget"] for r in reports] == pytest.approx([0.12, 0.1, 0.3])
     raised = [any("where 0.05 was asked for" in note for note in report.warnings) for report in reports]
-    assert raised == [True, True, False]
+    assert raised == [True, True, False] and engine.counts.loosened == 2
     for odd in (-1, float("nan"), "much"):
         with pytest.raises(BudgetError):
             Engine(flux, largest_budget=odd)
@@ -302,10 +308,16 @@ def test_in_groups_a_request_draws_the_same_bits_in_any_company(name):
     with Engine(pipe, slots=4, queue=100, batch_invariant=3) as engine:
         alone = [latents(submitted(engine, job).result(LONG).output) for job in jobs]
         assert engine.padding == pytest.approx(2 / 3, abs=0.1)
-        for _ in range(3 * LONGER):
+        for _ in range(3 if LONGER == 1 else 40):
             mixed = [chance.randrange(len(jobs)) for _ in range(8)]
             requests = [submitted(engine, jobs[i]) for i in mixed]
             for i, request in zip(mixed, requests, strict=True):
                 assert torch.equal(latents(request.result(LONG).output), alone[i])
     with pytest.raises(ModeError, match="batch_invariant=0"):
         Engine(pipe, batch_invariant=0)
+
+
+def test_without_ray_a_deployment_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(WorkerError, match=r"pip install 'dicache\[serve\]'"):
+        deployment(tiny.make_flux)

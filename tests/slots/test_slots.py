@@ -14,7 +14,7 @@ from torch import nn
 import dicache
 from dicache import presets
 from dicache.errors import BudgetError, ModeError, SlotError
-from helpers.fuzzing import examples
+from helpers.fuzzing import LONG, examples
 from helpers.requesting import Requested, play
 from helpers.watching import count_macs
 from pipelines.neighbours import quiet
@@ -28,10 +28,14 @@ def pipe() -> Any:
     return quiet(make_flux())
 
 
-def drawn(seed: int, many: int, pipe: Any) -> list[tuple[int, int, int, float]]:
-    """Sample, steps, start and budget of some requests."""
+def drawn(seed: int) -> list[tuple[int, int, int, float]]:
+    """Sample, steps, start and budget of some requests: two dozen short ones; in the long form 64 of 8 to 50 steps that
+    come within 50 steps.
+    """
     chance = random.Random(seed)
-    return [(i, chance.randint(4, 16), chance.randint(0, 12), chance.choice(BUDGETS)) for i in range(many)]
+    if LONG == 1:
+        return [(i, chance.randint(4, 16), chance.randint(0, 12), chance.choice(BUDGETS)) for i in range(24)]
+    return [(i, chance.randint(8, 50), chance.randint(0, 50), chance.uniform(0.0, 0.2)) for i in range(64)]
 
 
 def asked(pipe: Any, of: tuple[int, int, int, float], *, start: bool = True) -> Requested:
@@ -39,8 +43,9 @@ def asked(pipe: Any, of: tuple[int, int, int, float], *, start: bool = True) -> 
     return Requested(pipe, sample, steps, begin if start else 0, error_budget=budget)
 
 
+@pytest.mark.long
 def test_requests_that_join_at_any_time_decide_and_draw_as_alone(pipe):
-    jobs = drawn(0, 24, pipe)
+    jobs = drawn(0)
     with dicache.enable(pipe, error_budget=0.05) as cache:
         together, alone = [asked(pipe, job) for job in jobs], [asked(pipe, job, start=False) for job in jobs]
         macs = count_macs(pipe.transformer)
@@ -53,7 +58,8 @@ def test_requests_that_join_at_any_time_decide_and_draw_as_alone(pipe):
         assert torch.allclose(one.latent, solo.latent, rtol=0, atol=1e-5 * float(solo.latent.abs().max()))
     mine, theirs = (sum(each.slot.report().trace.executed.sum() for each in group) for group in (together, alone))
     assert float(mine) == pytest.approx(float(theirs), rel=1e-6)
-    assert executed == pytest.approx(float(mine), rel=0.05)  # that rows have times of their own is tried once
+    # That rows have times of their own is tried once, which is little where there is much to do.
+    assert executed == pytest.approx(float(mine), rel=0.05 if LONG == 1 else 0.02)
 
 
 def test_a_budget_of_nothing_is_the_batch_without_dicache_to_the_bit(pipe):
@@ -238,50 +244,98 @@ def test_a_group_is_filled_and_holds_the_same_bits_whoever_is_in_it(pipe):
                 cache.step(slots, [job.kwargs for job in jobs], group=odd)
 
 
-@examples(8)
-@given(st.data())
-def test_joins_leaves_cancellations_and_failures_in_any_order(data):
-    """No mixture: who ends is as alone. No leak: who left is let go."""
-    pipe = quiet(make_flux())
-    alone, latents = dict[tuple[int, int, float], Any](), list[weakref.ref[torch.Tensor]]()
-    with dicache.enable(pipe, error_budget=0.05) as cache, torch.no_grad():
-        active, ended = list[Requested](), list[tuple[tuple[int, int, float], Requested]]()
-        jobs = dict[int, tuple[int, int, float]]()
-        for _ in range(data.draw(st.integers(5, 25))):
-            what = data.draw(st.sampled_from(["join", "step", "step", "step", "leave", "fail"]))
-            if what == "join" and len(active) < 6:
-                job = data.draw(st.tuples(st.integers(0, 2), st.integers(2, 6), st.sampled_from(BUDGETS)))
-                active.append(Requested(pipe, job[0], job[1], error_budget=job[2]))
-                active[-1].join(cache)
-                jobs[id(active[-1])] = job
-            elif what == "leave" and active:
-                active.pop(data.draw(st.integers(0, len(active) - 1))).slot.leave()
-            elif active:
-                some = [each for each in active if data.draw(st.booleans())] or active[:1]
-                inputs = [each.inputs for each in some]
-                if what == "fail":
-                    inputs[0] = {**inputs[0], "hidden_states": inputs[0]["hidden_states"][:, :, :3]}
-                outputs = cache.step([each.slot for each in some], inputs, return_exceptions=True)
-                for request, output in zip(some, outputs, strict=True):
-                    if isinstance(output, Exception):
-                        assert what == "fail" and request is some[0]
-                        active.remove(request)
-                        request.slot.leave()
-                        continue
-                    latents.append(weakref.ref(output[0]))
-                    request.advance(output)
-                    if request.over:
-                        active.remove(request)
-                        ended.append((jobs[id(request)], request))
-        for job, request in ended:
-            if job not in alone:
-                alone[job] = Requested(pipe, job[0], job[1], error_budget=job[2])
-                play(cache, [alone[job]])
-            assert request.decisions == alone[job].decisions
-            assert torch.allclose(request.latent, alone[job].latent, atol=1e-4)
-        for request in [*active, *(request for _, request in ended), *alone.values()]:
+class Traffic:
+    """Requests of one cache that join, step in any company, leave, and fail, as `chance` has it."""
+
+    def __init__(self, cache: dicache.Cache, pipe: Any, chance: random.Random) -> None:
+        self.cache, self.pipe, self.chance = cache, pipe, chance
+        self.joined, self.failed, self.left = 0, 0, 0
+        self.active, self.ended = list[Requested](), list[Requested]()
+        self.latents = list[weakref.ref[torch.Tensor]]()
+
+    def move(self) -> None:
+        what = self.chance.choice(["join", "step", "step", "step", "leave", "fail"])
+        if what == "join" and len(self.active) < 6:
+            sample, steps, budget = self.chance.randrange(3), self.chance.randint(2, 6), self.chance.choice(BUDGETS)
+            self.active.append(Requested(self.pipe, sample, steps, error_budget=budget))
+            self.active[-1].job = sample, steps, budget
+            self.active[-1].join(self.cache)
+            self.joined += 1
+        elif what == "leave" and self.active:
+            self.active.pop(self.chance.randrange(len(self.active))).slot.leave()
+            self.left += 1
+        elif self.active:
+            self.step(fails=what == "fail")
+
+    def step(self, *, fails: bool) -> None:
+        some = [each for each in self.active if self.chance.random() < 0.5] or self.active[:1]
+        inputs = [each.inputs for each in some]
+        if fails:
+            wrong = {"hidden_states": inputs[0]["hidden_states"][:, :, :3]}
+            inputs[0] |= self.chance.choice([wrong, {"no_such_word": 1}, {"encoder_hidden_states": None}])
+        outputs = self.cache.step([each.slot for each in some], inputs, return_exceptions=True)
+        for request, output in zip(some, outputs, strict=True):
+            if isinstance(output, Exception):
+                assert fails and request is some[0]
+                self.active.remove(request)
+                request.slot.leave()
+                self.failed += 1
+                continue
+            self.latents.append(weakref.ref(output[0]))
+            request.advance(output)
+            if request.over:
+                self.active.remove(request)
+                self.ended.append(request)
+
+    def check(self, alone: dict[Any, tuple[str, torch.Tensor]]) -> None:
+        """No mixture: who ended is as alone. `alone` remembers what that is."""
+        for request in self.ended:
+            sample, steps, budget = request.job
+            if request.job not in alone:
+                solo = Requested(self.pipe, sample, steps, error_budget=budget)
+                play(self.cache, [solo])
+                alone[request.job] = solo.decisions, solo.latent
+                solo.slot.leave()
+            decisions, latent = alone[request.job]
+            assert request.decisions == decisions and torch.allclose(request.latent, latent, atol=1e-4)
             request.slot.leave()
-    del active, ended, alone
-    outputs = output = request = some = inputs = None
-    gc.collect()
-    assert not any(each() is not None for each in latents)
+        self.ended.clear()
+
+    def over(self) -> None:
+        """No leak: who left is let go."""
+        for request in self.active:
+            request.slot.leave()
+        self.active.clear()
+        gc.collect()
+        assert not any(each() is not None for each in self.latents)
+        assert not any(slot.on for slot in self.cache._slots.all)
+
+
+@examples(8)
+@given(st.randoms(use_true_random=False), st.integers(5, 25))
+def test_joins_leaves_cancellations_and_failures_in_any_order(chance, moves):
+    pipe = quiet(make_flux())
+    with dicache.enable(pipe, error_budget=0.05) as cache, torch.no_grad():
+        traffic = Traffic(cache, pipe, chance)
+        for _ in range(moves):
+            traffic.move()
+        traffic.check({})
+        traffic.over()
+
+
+@pytest.mark.long
+def test_one_cache_holds_no_more_after_many_requests_than_before(pipe):
+    """In the long form a thousand that join."""
+    alone, held = dict[Any, tuple[str, torch.Tensor]](), list[int]()
+    with dicache.enable(pipe, error_budget=0.05) as cache, torch.no_grad():
+        traffic = Traffic(cache, pipe, random.Random(4))
+        for joined in range(10, 25 * max(LONG, 2) + 1, 10):
+            while traffic.joined < joined:
+                traffic.move()
+            traffic.check(alone)
+            traffic.over()
+            # What a run alone gives is remembered here: a tensor a job.
+            held.append(sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects()) - len(alone))
+    print(f"{traffic.joined} joined, {traffic.failed} failed, {traffic.left} left, {len(alone)} kinds of jobs, {held}")
+    assert traffic.left and traffic.failed
+    assert max(held[-2:]) <= max(held[:3]) + traffic.joined // 10
