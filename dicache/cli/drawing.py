@@ -20,7 +20,7 @@ from dicache.cli.load import Ready, refusals_of
 from dicache.cli.options import PipelineCall
 from dicache.errors import PipelineError
 from dicache.files.atomic import replacing, write_text
-from dicache.hosts.pipeline_call import taken_by
+from dicache.hosts.pipeline_call import listening, taken_by
 from dicache.promise.metrics import relative_error
 from dicache.reporting.choice import HOW, NAMES, Column, facts_of, figure, losses, page, passed
 from dicache.reporting.progress import progress
@@ -129,14 +129,12 @@ def drawn(ready: Ready, prompts: list[str], seeds: list[int], tick: Callable[[],
     """In one call of the pipeline; `tick` is called at every step."""
     last: dict[str, Tensor] = {}
 
-    def after_step(pipe: Any, index: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+    def after_step(latents: Tensor) -> None:
         tick()
-        last.update(latents=kwargs["latents"])
-        return {}
+        last.update(latents=latents)
 
     taken = taken_by(ready.pipe)
     pictures = {"output_type": "pil"} if "output_type" in taken else {}
-    listening = {"callback_on_step_end": after_step} if "callback_on_step_end" in taken else {}
     negative = ready.call.get("negative_prompt")
     listed = {"negative_prompt": [negative] * len(prompts)} if isinstance(negative, str) else {}
     started = time.perf_counter()
@@ -145,7 +143,7 @@ def drawn(ready: Ready, prompts: list[str], seeds: list[int], tick: Callable[[],
             prompt=prompts,
             num_inference_steps=ready.steps,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            **{**ready.call, **listed, **listening, **pictures},
+            **{**ready.call, **listed, **listening(ready.pipe, after_step), **pictures},
         )
     shown = getattr(output, "images", None)
     shown = getattr(output, "frames", None) if shown is None else shown
