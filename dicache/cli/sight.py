@@ -229,6 +229,7 @@ def _cost_rows(costs: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         yield name, macs(cost * rows), f"{cost * rows / total:.0%}" if total else "-"
     for name, cost in costs["beside"].items():
         yield f"{name}, beside it", macs(cost), f"{cost / total:.0%}"
-    yield "all of it", f"{macs(total)}, {rows:.3g} rows of {', '.join(costs['branches'])}", "100%"
+    calls = len(costs["branches"])
+    yield "all of it", f"{macs(total)}, {rows:.3g} rows in {calls} call{'s' * (calls != 1)} of the denoiser", "100%"
     if costs["cache_bytes"] is not None:
         yield f"remembered at error_budget={BUDGET}", size(costs["cache_bytes"]), ""
