@@ -6,9 +6,9 @@ ssim=0.92`), promised at `--confidence`. Printed are what the calibration said b
 per budget the share of captions within it, with a one-sided binomial test against the confidence, how much of it the
 median caption used, and the work.
 
-One file a setting, written after every batch; the same command goes on where it was, with more captions or budgets if
-more are asked for. The calibration is kept in `--checkpoint`. Budgets with one internal budget are the same runs and
-are drawn once.
+One file a setting and confidence, written after every batch; the same command goes on where it was, with more captions
+or budgets if more are asked for. The calibration is kept in `--checkpoint`. Budgets with one internal budget are the
+same runs and are drawn once.
 """
 
 import argparse
@@ -44,7 +44,7 @@ GATES, BUDGETS = ("psnr=30", "ssim=0.92"), ("latent=0.02", "latent=0.05", "laten
 SEED, CAPTION_SEED, NOISE_SEED = 300, 50, 70_000
 """Of the calibration, captions and noise; of the test captions; of their noise (`docs/notebook/captions.md`)."""
 BATCH = 16
-HEAD = "setting | calibrated on | asked at {} | test captions | within | p | median / budget | work"
+HEAD = "setting | calibrated on | asked | confidence | test captions | within | p | median / budget | work"
 
 
 @dataclass
@@ -202,10 +202,8 @@ def _begun(profile: Profile, wanted: Wanted, confidence: float, old_lines: Seque
 
 
 def table(every: Sequence[dict[str, Any]]) -> Table:
-    """Of all settings; what they were asked at must be one confidence."""
-    confidences = {facts["confidence"] for facts in every}
-    head = HEAD.format(" or ".join(f"{confidence:g}" for confidence in sorted(confidences)))
-    return [head.split(" | "), *(_row(facts, line) for facts in every for line in facts["lines"] if line["losses"])]
+    """Of all settings."""
+    return [HEAD.split(" | "), *(_row(facts, line) for facts in every for line in facts["lines"] if line["losses"])]
 
 
 def _row(facts: dict[str, Any], line: dict[str, Any]) -> list[str]:
@@ -216,6 +214,7 @@ def _row(facts: dict[str, Any], line: dict[str, Any]) -> list[str]:
         facts["setting"],
         str(facts["prompts"]),
         asked(Wanted(line["metric"], bound)),
+        f"{facts['confidence']:g}",
         str(n),
         f"{within} ({within / n:.3f})",
         f"{p:.3f}" + (" FAILS" if p < 0.01 else ""),
@@ -264,7 +263,8 @@ def main() -> None:
         steps, solver = args.steps or model.grids[0], args.solver or model.solvers[0]
         setting = Setting(model, solver, steps, args.prompts, args.confidence)
         name = f"{setting.name.replace(', ', '-').replace(' ', '-')}-{args.prompts}"
-        measure(setting, args.ask, args.captions, args.checkpoint / name, args.out / f"{name}.json")
+        out = args.out / f"{name}-at-{args.confidence:g}.json"
+        measure(setting, args.ask, args.captions, args.checkpoint / name, out)
     text = shown(args.out)
     if args.page:
         fill(args.page, "first-profile", text)

@@ -62,8 +62,8 @@ def test_a_promise_that_is_not_kept_is_called_so():
     kept = line | {"losses": [0.05] * 50, "metric": "psnr", "bound": -30.0, "level": 0.0}
     kept["losses"] = [-35.0] * 50
     _, fails, holds = table([facts | {"lines": [line, kept]}])
-    assert fails[4:] == ["30 (0.600)", "0.000 FAILS", "0.50", "0.500"]
-    assert holds[2:] == ["Psnr(30)", "50", "50 (1.000)", "1.000", "35", "1 (no level passes)"]
+    assert fails[5:] == ["30 (0.600)", "0.000 FAILS", "0.50", "0.500"]
+    assert holds[2:] == ["Psnr(30)", "0.9", "50", "50 (1.000)", "1.000", "35", "1 (no level passes)"]
     assert "2 s to go, and took 10 samples and 3 s (1.50)" in said_in_words(facts)
     assert "went on where it was" in said_in_words(facts | {"said": said | {"resumed": True}})
 
