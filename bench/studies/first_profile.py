@@ -15,7 +15,7 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,11 @@ class Line:
 def wanted_of(text: str) -> Wanted:
     """Of `psnr=30`, `ssim=0.92`, `latent=0.05`. Raises ValueError for anything else."""
     name, _, value = text.partition("=")
-    makers = {"psnr": dicache.Psnr, "ssim": dicache.Ssim, LATENT: lambda bound: Wanted(LATENT, bound)}
+    makers: dict[str, Callable[[float], Wanted]] = {
+        "psnr": dicache.Psnr,
+        "ssim": dicache.Ssim,
+        LATENT: lambda bound: Wanted(LATENT, bound),
+    }
     if name not in makers or not value:
         raise ValueError(f"{text!r} is no budget. Expected one of {', '.join(makers)}, and a number, as psnr=30.")
     return makers[name](float(value))
