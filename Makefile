@@ -1,10 +1,11 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both make their own environment in .venv.
+# `make wheel-check` builds the source package and the wheel into dist/ and tries the wheel on every Python at hand.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test docs fuzz install check sanitize bench clean
+.PHONY: demo test docs fuzz install check sanitize bench clean wheels wheel-check
 
 demo: install
 	$(BIN)/dicache demo --out demo.png
@@ -33,6 +34,12 @@ sanitize: install
 bench: install
 	$(BIN)/python -m dicache.bench.studies.budgets
 
+wheels:
+	.ci/wheels build
+
+wheel-check:
+	.ci/wheels build try
+
 install: .venv/installed
 
 .venv/installed: setup.py pyproject.toml constraints.txt extension/build.py $(wildcard extension/csrc/*)
@@ -44,4 +51,4 @@ install: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build/link build/docs build/site build/sanitize extension/*.so
+	rm -rf .venv build/link build/docs build/site build/sanitize build/wheels dist extension/*.so

@@ -3,6 +3,7 @@ models | doctor`.
 A user's mistake is one clear line and exit code 2.
 """
 
+import io
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import typer
 from rich.table import Table
 
 from dicache._version import __version__
-from dicache.cli.arguments import INTERRUPTED, AsJson, Budget, check_budget, check_picture, console
+from dicache.cli.arguments import INTERRUPTED, AsJson, Budget, check_budget, check_picture, console, interruptible
 from dicache.cli.generate import generate
 from dicache.cli.looking import inspect, report, share
 from dicache.cli.measure import calibrate, search, tune
@@ -46,10 +47,17 @@ def _version(
 def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # prompts and paths may hold what it has no letters for
     try:
         app()
     except DicacheError as error:
         print(f"dicache: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a name that is too long, a disk that went away
+        what = " ".join(str(error.strerror or error).split())
+        print(f"dicache: {what}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("dicache: stopped", file=sys.stderr)
@@ -57,6 +65,7 @@ def main() -> None:
 
 
 @app.command()
+@interruptible
 def demo(
     error_budget: Budget = 0.05,
     steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 28,
@@ -110,10 +119,11 @@ def _table(outcome: "Outcome") -> Table:
 
 
 for command in (generate, serve, inspect, tune, calibrate, share, report):
-    app.command()(command)
+    app.command()(interruptible(command))
 
 
 @app.command()
+@interruptible
 def models(
     as_json: AsJson = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/models.md.")] = False,
@@ -138,10 +148,11 @@ def models(
     console().print(table)
 
 
-app.command()(search)
+app.command()(interruptible(search))
 
 
 @app.command()
+@interruptible
 def doctor(as_json: AsJson = False) -> None:
     """Say which torch, device, extension path and reference model are in use."""
     from dicache.cli.doctor import examine

@@ -3,10 +3,11 @@
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -54,6 +55,22 @@ def stoppable(
         left = f"the same command goes on from {checkpoint}" if saved else nothing
         print(f"dicache: stopped; {left}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with a line on Ctrl-C wherever it has none of its own, and a shell's exit code for it: typer ends it
+    without a word.
+    """
+
+    @wraps(command)
+    def call(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            print("dicache: stopped; the same command begins anew", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return call
 
 
 def prompts_of(texts: Texts, file: Path | None = None) -> list[str]:
@@ -128,6 +145,8 @@ def check_folder(path: Path | None) -> None:
     """The same for a folder that is made where it is not."""
     if path is not None and path.exists() and not path.is_dir():
         raise FileError(f"{path} is not a folder. Give one for the checkpoint, or a name that is free.")
+    if path is not None and path.is_dir() and not os.access(path, os.W_OK):
+        raise FileError(f"{path} cannot be written to. Give a folder for the checkpoint that can be.")
     if path is not None and not path.exists():
         near = next(parent for parent in path.absolute().parents if parent.exists())
         if not near.is_dir() or not os.access(near, os.W_OK):

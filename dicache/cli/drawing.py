@@ -20,9 +20,9 @@ from dicache.cli.load import Ready, refusals_of
 from dicache.cli.options import PipelineCall
 from dicache.errors import PipelineError
 from dicache.files.atomic import replacing, write_text
-from dicache.hosts.pipeline_call import taken_by
+from dicache.hosts.pipeline_call import listening, taken_by
 from dicache.promise.metrics import relative_error
-from dicache.reporting.choice import HOW, NAMES, Column, facts_of, figure, losses, page, passed
+from dicache.reporting.choice import HOW, NAMES, Column, facts_of, figure, losses, notes, page
 from dicache.reporting.progress import progress
 from dicache.reporting.report import Report
 from dicache.reporting.words import duration
@@ -70,13 +70,11 @@ class Drawing:
     ships: bool
 
     def save(self, out: Path) -> list[Path]:
-        """A file per prompt. Raises FileError, and PipelineError for what the name's ending cannot hold."""
+        """A file per prompt. Raises FileError."""
         shown = [(picture, out) for batch in self.batches for picture in batch.cached.shown]
         if len(shown) > 1:
             shown = [(picture, out.with_stem(f"{out.stem}-{k}")) for k, (picture, _) in enumerate(shown)]
-        for picture, path in shown:
-            _save(picture.resize(SHOWN, resample=0) if self.ships else picture, path)
-        return [path for _, path in shown]
+        return [_save(each.resize(SHOWN, resample=0) if self.ships else each, path) for each, path in shown]
 
     def save_report(self, path: Path) -> list[Path]:
         numbered = [path.with_stem(f"{path.stem}-{k}") for k in range(len(self.batches))]
@@ -129,14 +127,12 @@ def drawn(ready: Ready, prompts: list[str], seeds: list[int], tick: Callable[[],
     """In one call of the pipeline; `tick` is called at every step."""
     last: dict[str, Tensor] = {}
 
-    def after_step(pipe: Any, index: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+    def after_step(latents: Tensor) -> None:
         tick()
-        last.update(latents=kwargs["latents"])
-        return {}
+        last.update(latents=latents)
 
     taken = taken_by(ready.pipe)
     pictures = {"output_type": "pil"} if "output_type" in taken else {}
-    listening = {"callback_on_step_end": after_step} if "callback_on_step_end" in taken else {}
     negative = ready.call.get("negative_prompt")
     listed = {"negative_prompt": [negative] * len(prompts)} if isinstance(negative, str) else {}
     started = time.perf_counter()
@@ -145,7 +141,7 @@ def drawn(ready: Ready, prompts: list[str], seeds: list[int], tick: Callable[[],
             prompt=prompts,
             num_inference_steps=ready.steps,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            **{**ready.call, **listed, **listening, **pictures},
+            **{**ready.call, **listed, **listening(ready.pipe, after_step), **pictures},
         )
     shown = getattr(output, "images", None)
     shown = getattr(output, "frames", None) if shown is None else shown
@@ -237,18 +233,21 @@ def write_choice(columns: Sequence[Column], prompts: list[str], out: Path, title
     for column in columns:
         table.add_row(column.title, *column.cells)
     console().print(table)
-    for line in (HOW, *passed(columns), f"wrote {picture} and {text}"):
+    for line in (HOW, *notes(columns), f"wrote {picture} and {text}"):
         print(line)
 
 
-def _save(picture: Any, path: Path) -> None:  # noqa: ANN401
-    """A picture, or the frames of a video."""
+def _save(picture: Any, path: Path) -> Path:  # noqa: ANN401
+    """A picture, or the frames of a video, which go into a .gif beside a name that cannot hold them: that a pipeline
+    gives videos is only known once one was drawn. The path that was written.
+    """
     if isinstance(picture, list) and path.suffix.lower() not in (".gif", ".webp"):
-        raise PipelineError(f"this pipeline gives videos, which {path.name} cannot hold. Use --out with .gif or .webp.")
+        path = path.with_suffix(".gif")
     first, *rest = picture if isinstance(picture, list) else [picture]
     frames = {"save_all": True, "append_images": rest, "duration": 1000 // FRAMES_PER_SECOND, "loop": 0}
     with replacing(path) as file:
         first.save(file, **(frames if rest else {}))
+    return path
 
 
 def _lines(batch: DrawnBatch) -> list[str]:

@@ -49,7 +49,7 @@ def generate(
         float | None, typer.Option(help="Share of pictures for which the budget is promised, as 0.9; needs a profile.")
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="The picture, or of a video a .gif or .webp; of several prompts numbered.")
+        Path, typer.Option(help="The picture; a video goes into a .gif of this name, or .webp; of several numbered.")
     ] = Path("image.png"),
     report: Annotated[
         Path | None, typer.Option(help="The report too: as .json for `dicache report`, or .html.")

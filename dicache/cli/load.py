@@ -29,7 +29,10 @@ OPTIONS = {
     "width": "--width",
     "negative_prompt": "--negative-prompt",
 }
-OWN = ("output_type", "callback_on_step_end", "callback_on_step_end_tensor_inputs", "return_dict")
+OWN = (
+    *("output_type", "callback_on_step_end", "callback_on_step_end_tensor_inputs", "callback", "callback_steps"),
+    "return_dict",
+)
 
 
 class Ready(NamedTuple):

@@ -15,7 +15,7 @@ from dicache.cli.load import Ready, refusals_of
 from dicache.errors import DicacheError
 from dicache.finders.by_name import SITES, sites_named
 from dicache.hosts.checks import check_free
-from dicache.hosts.pipeline_call import taken_by
+from dicache.hosts.pipeline_call import listening, taken_by
 from dicache.measuring.recording import Recorder
 from dicache.models.family import Family
 from dicache.models.find_blocks import family_of, find
@@ -120,14 +120,14 @@ def _run(ready: Ready, prompts: Sequence[str], seed: int) -> dict[str, Any]:
 
 
 def _two_steps(ready: Ready, prompts: Sequence[str], seed: int) -> None:
-    def after_step(pipe: Any, index: int, timestep: Any, kwargs: Mapping[str, Tensor]) -> dict[str, Any]:  # noqa: ANN401
-        if index + 1 >= STEPS_RUN:
-            raise _Enough
-        return {}
+    done: list[Tensor] = []
 
-    taken = taken_by(ready.pipe)
-    listening = {"callback_on_step_end": after_step} if "callback_on_step_end" in taken else {}
-    latent = {"output_type": "latent"} if "output_type" in taken else {}
+    def after_step(latents: Tensor) -> None:
+        done.append(latents)
+        if len(done) >= STEPS_RUN:
+            raise _Enough
+
+    latent = {"output_type": "latent"} if "output_type" in taken_by(ready.pipe) else {}
     generator = torch.Generator().manual_seed(seed)
     try:
         with refusals_of(ready.pipe), torch.no_grad():
@@ -135,7 +135,7 @@ def _two_steps(ready: Ready, prompts: Sequence[str], seed: int) -> None:
                 prompt=list(prompts),
                 num_inference_steps=ready.steps,
                 generator=generator,
-                **{**ready.call, **_listed(ready.call, len(prompts)), **listening, **latent},
+                **{**ready.call, **_listed(ready.call, len(prompts)), **listening(ready.pipe, after_step), **latent},
             )
     except _Enough:
         return
@@ -229,6 +229,7 @@ def _cost_rows(costs: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         yield name, macs(cost * rows), f"{cost * rows / total:.0%}" if total else "-"
     for name, cost in costs["beside"].items():
         yield f"{name}, beside it", macs(cost), f"{cost / total:.0%}"
-    yield "all of it", f"{macs(total)}, {rows:.3g} rows of {', '.join(costs['branches'])}", "100%"
+    calls = len(costs["branches"])
+    yield "all of it", f"{macs(total)}, {rows:.3g} rows in {calls} call{'s' * (calls != 1)} of the denoiser", "100%"
     if costs["cache_bytes"] is not None:
         yield f"remembered at error_budget={BUDGET}", size(costs["cache_bytes"]), ""

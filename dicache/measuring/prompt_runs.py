@@ -19,6 +19,7 @@ from dicache.api import denoisers
 from dicache.errors import DicacheError, ProfileError
 from dicache.files.content import digest_of
 from dicache.hosts.attachment import attached_to
+from dicache.hosts.pipeline_call import listening
 
 Prompt = str | Mapping[str, Any]
 _OWN = {
@@ -27,6 +28,8 @@ _OWN = {
     "generator": "prompt k has the generator of seed + k, with seed=...",
     "output_type": "what is measured says which it has to be",
     "callback_on_step_end": "the final latents are read with it",
+    "callback": "the final latents are read with it",
+    "callback_steps": "the final latents are read with it",
 }
 """Arguments of a pipeline that whoever draws prompts gives."""
 
@@ -117,11 +120,6 @@ class Drawer:
         back after its steps, or does not give a tensor.
         """
         last: dict[str, Tensor] = {}
-
-        def after_step(pipe: Any, index: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
-            last.update(latents=kwargs["latents"])
-            return {}
-
         texts, arguments = batch_arguments(self.pipe, [self.prompts[i] for i in indices])
         started = time.perf_counter()
         with torch.no_grad(), silenced(self.pipe):
@@ -130,7 +128,7 @@ class Drawer:
                 num_inference_steps=self.steps,
                 generator=[torch.Generator().manual_seed(self.seed + i) for i in indices],
                 output_type="pt" if self.images else "latent",
-                callback_on_step_end=after_step,
+                **listening(self.pipe, lambda latents: last.update(latents=latents)),
                 **arguments,
                 **listed(self.call, len(indices)),
             )

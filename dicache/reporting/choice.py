@@ -143,15 +143,22 @@ def page(columns: Sequence[Column], prompts: Sequence[str], title: str) -> str:
     return _PAGE.render(columns=columns, rows=rows, names=NAMES, title=title, how=HOW)
 
 
-def passed(columns: Sequence[Column]) -> list[str]:
-    """What is said of budgets that the median picture did not keep."""
-    over = [c for c in columns if c.budget is not None and c.errors and median(c.errors) > c.budget]
+def notes(columns: Sequence[Column]) -> list[str]:
+    """What is said of budgets that the median picture did not keep, and of what was not measured."""
+    cached = [column for column in columns if column.budget is not None]
+    missing = [
+        "note: SSIM is measured where torchmetrics is installed: pip install torchmetrics."
+        for _ in cached[:1]
+        if not any(column.ssim for column in cached)
+    ]
+    over = [column for column in cached if column.errors and median(column.errors) > (column.budget or 0)]
     if not over:
-        return []
+        return missing
     budgets = ", ".join(f"{column.budget:g}" for column in over)
     return [
+        *missing,
         f"note: at a budget of {budgets} the median error passed it: what is estimated of this model without a "
-        "calibration is too little. Go by the measured errors, or let `dicache calibrate` make the budget a promise."
+        "calibration is too little. Go by the measured errors, or let `dicache calibrate` make the budget a promise.",
     ]
 
 

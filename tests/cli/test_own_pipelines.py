@@ -9,7 +9,6 @@ from PIL import Image
 import dicache
 from dicache.cli import app
 from dicache.cli.drawing import BUDGETS, Drawing, _save
-from dicache.errors import PipelineError
 from pipelines.stock import save_stable_diffusion
 
 STEPS = ("--steps", "8", "--guidance", "4")
@@ -175,11 +174,11 @@ def test_what_is_no_report_is_one_clear_line(text, command, tmp_path):
 
 def test_a_video_is_written_with_its_frames_and_not_as_a_picture(tmp_path):
     frames = [Image.new("RGB", (8, 8), (40 * k, 0, 0)) for k in range(4)]
-    _save(frames, tmp_path / "a.gif")
-    with Image.open(tmp_path / "a.gif") as video:
-        assert video.n_frames == 4
-    with pytest.raises(PipelineError, match="this pipeline gives videos"):
-        _save(frames, tmp_path / "a.png")
+    for name, written in (("a.gif", "a.gif"), ("b.webp", "b.webp"), ("c.png", "c.gif")):
+        assert _save(frames, tmp_path / name) == tmp_path / written
+        with Image.open(tmp_path / written) as video:
+            assert video.n_frames == 4
+    assert not (tmp_path / "c.png").exists()
     assert Drawing([], ships=False).save(tmp_path / "b.png") == []
 
 

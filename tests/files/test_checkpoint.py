@@ -1,6 +1,8 @@
 """What a long measurement has done so far goes on after a kill, and is refused where it is damaged or another's."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -95,3 +97,23 @@ def test_a_damaged_mark_is_one_error(mark, tmp_path):
     (tmp_path / "arguments.sha256").write_bytes(mark)
     with pytest.raises(ProfileError, match=r"other measurements|cannot be used"):
         Checkpoint(tmp_path, ["call"])
+
+
+def test_two_at_once_in_one_folder_have_the_same_entries(tmp_path):
+    """Both measure, and either's file stands: whole, since it took the other's place in one step."""
+    names = [f"run-{k}" for k in range(12)]
+    together = threading.Barrier(2)
+
+    def measure(_: int) -> list[dict[str, np.ndarray]]:
+        together.wait()
+        checkpoint = Checkpoint(tmp_path / "c", ["call"])
+        return [checkpoint.entry(name, made) for name in names]
+
+    with ThreadPoolExecutor(2) as pool:
+        for entries in pool.map(measure, range(2)):
+            assert all(np.array_equal(entry["errors"], made()["errors"]) for entry in entries)
+    again = Checkpoint(tmp_path / "c", ["call"])
+    assert all(again.entry(name, never)["done"].tolist() == [True, False] for name in names)
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == sorted(
+        ["arguments.sha256", *(f"{name}.safetensors" for name in names)]
+    )

@@ -6,9 +6,11 @@ import torch
 
 from dicache.errors import DicacheError, ProfileError, ScheduleError
 from dicache.measuring.calibrate import calibrate
+from dicache.measuring.prompt_runs import Drawer
 from dicache.measuring.schedule_measurements import Calibration
 from dicache.sites import Evaluation
 from helpers.calibrating import GUIDED, LEVELS, PROMPTS, STEPS, Captioned, calibrated
+from pipelines.tiny import GUIDANCE, draw_pixart, embeds, make_pixart
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +82,14 @@ def test_a_pipeline_without_an_encoder_is_calibrated_on_what_stands_for_prompts(
     assert embedded([*range(8), *range(4)]).about["cost"]["samples"] == 4 * (1 + len(LEVELS))
     digests = {Calibration([{"names": torch.tensor([[k]])}], STEPS).digest for k in range(3)}
     assert len(digests) == 3
+
+
+def test_a_pipeline_that_calls_back_in_the_old_way_gives_its_final_latents():
+    pipe, call = make_pixart(), {"negative_prompt": None, "height": 16, "width": 16, "use_resolution_binning": False}
+    names = ("prompt_embeds", "negative_prompt_embeds")
+    masks = {name.replace("embeds", "attention_mask"): torch.ones(1, 8) for name in names}
+    prompts = [{name: embeds([k], 8, 32, salt=1 + 2 * i) for i, name in enumerate(names)} | masks for k in range(2)]
+    drawn = Drawer(pipe, prompts, STEPS, 0, call | {"prompt": None, "guidance_scale": GUIDANCE}, images=False).draw(
+        [0, 1]
+    )
+    assert torch.equal(drawn.latents, draw_pixart(pipe, [0, 1], STEPS))
