@@ -46,30 +46,30 @@ def main() -> None:
     lines: dict[str, Numbers] = json.loads(args.json.read_text()) if args.json.exists() else {}
     captions = prompts("test", 2 * args.captions, seed=CAPTION_SEED)
     drawn = captions[: args.captions]
-    learned = captions[args.captions :] if args.unseen else drawn
+    teaching = captions[args.captions :] if args.unseen else drawn
     with TemporaryDirectory() as folder:
-        measured(lines, kind, learned, drawn, Memory(Path(folder) / "prompts.sqlite"), args.json)
-    Console(width=120).print(told(kind, lines[kind]), highlight=False)
+        draw_due(lines, kind, teaching, drawn, Memory(Path(folder) / "prompts.sqlite"), args.json)
+    Console(width=120).print(ratios_of(kind, lines[kind]), highlight=False)
 
 
-def measured(
-    lines: dict[str, Numbers], kind: str, learned: Sequence[str], drawn: Sequence[str], memory: Memory, path: Path
+def draw_due(
+    lines: dict[str, Numbers], kind: str, teaching: Sequence[str], drawn: Sequence[str], memory: Memory, path: Path
 ) -> None:
-    """Adds what is missing to `lines`, and writes them after every batch. What the memory learns is learned anew."""
+    """Adds what is missing to `lines`, and writes them after every batch. What the memory learns is teaching anew."""
     setting = Setting(batch=BATCH)
     pipe = fresh(setting)
     numbers = lines.setdefault(kind, {key: [] for key in ("without", "with", "work without", "work with")})
     due = [some for some in _batches(len(drawn)) if some[-1] >= len(numbers["with"])]
     if not due:
         return
-    for some in _batches(len(learned)):
+    for some in _batches(len(teaching)):
         with enable(pipe, speedup=SPEEDUP, memory=memory, audit=1.0):
-            _draw(pipe, setting, [learned[i] for i in some], [LEARNED + i for i in some])
+            _draw(pipe, setting, [teaching[i] for i in some], [LEARNED + i for i in some])
     for some in due:
         captions, seeds = [drawn[i] for i in some], [DRAWN + i for i in some]
         exact = _draw(pipe, setting, captions, seeds)
-        for name, asked in {"without": {}, "with": {"memory": memory}}.items():
-            with enable(pipe, speedup=SPEEDUP, **asked) as cache:
+        for name, store in {"without": None, "with": memory}.items():
+            with enable(pipe, speedup=SPEEDUP, memory=store) as cache:
                 latents = _draw(pipe, setting, captions, seeds)
             samples = cache.report().to_dict()["samples"]
             numbers[name][some[0] :] = [round(error, 5) for error in relative_error(latents, exact).tolist()]
@@ -77,7 +77,7 @@ def measured(
         write_text(path, json.dumps(lines, indent=1) + "\n")
 
 
-def told(kind: str, numbers: Numbers) -> str:
+def ratios_of(kind: str, numbers: Numbers) -> str:
     """One sentence."""
     alone, helped = (np.array(numbers[name]) for name in ("without", "with"))
     ratios: dict[str, Any] = {

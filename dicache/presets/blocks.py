@@ -76,8 +76,8 @@ def gradient_optimized_cache(
     differs="intervals count from the last computed step, and one more step computes at the start; without its "
     "non-uniform schedule. `Extrapolate()` in place of its reuse loses .29 to .53 as much where `first=4, last=1` "
     "(DDIM, 20 steps, `bench/studies/controls.py`), and more than it where the last step is held",
-    default="Stable Diffusion; `layers=1` after `level=0` is its cheapest branch, `cache_branch_id=0`. At the errors of "
-    "the package DeepCache, every 2nd to 4th of 20 steps, `error_budget=` is 1.35 to 2.1 times as fast",
+    default="Stable Diffusion; `layers=1` after `level=0` is its cheapest branch, `cache_branch_id=0`. At the errors "
+    "of the package DeepCache, every 2nd to 4th of 20 steps, `error_budget=` is 1.35 to 2.1 times as fast",
 )
 def deepcache(
     interval: int = 3,
@@ -150,8 +150,8 @@ def tgate(gate: float = 0.4, interval: int = 5, *, warm: int = 3) -> Config:
     differs="its rule, a profile of similarities, is not public: an interval and a gate stand in its place. A "
     "configuration has sites of one sort, so its two grains are taken one by one; both guidance branches go on after "
     "the gate. No code was found",
-    default="none is public: the gate is half-way. On a small UNet with control .585 of the work of both networks obeys "
-    "it within 1.5 %, .398 a fifth worse; `error_budget=` obeys it at .440",
+    default="none is public: the gate is half-way. On a small UNet with control .585 of the work of both networks "
+    "obeys it within 1.5 %, .398 a fifth worse; `error_budget=` obeys it at .440",
 )
 def hgc(interval: int = 3, gate: float = 0.5, *, grain: str = "blocks", level: int = 0, layers: int = 1) -> Config:
     """Of a UNet with a ControlNet, freeze what the control gave from a share of the steps on, `gate`; and hold, by the
