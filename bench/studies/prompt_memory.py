@@ -31,7 +31,7 @@ from dicache.reference.scenes import prompts
 
 RESULT = RESULTS / "prompt-memory.json"
 SPEEDUP, BATCH, CAPTION_SEED = 2.0, 16, 50
-LEARNED, DRAWN = 20_000, 70_000
+LEARNING, DRAWN = 20_000, 70_000
 """Seeds of the noise."""
 Numbers = dict[str, list[float]]
 
@@ -55,7 +55,7 @@ def main() -> None:
 def draw_due(
     lines: dict[str, Numbers], kind: str, teaching: Sequence[str], drawn: Sequence[str], memory: Memory, path: Path
 ) -> None:
-    """Adds what is missing to `lines`, and writes them after every batch. What the memory learns is teaching anew."""
+    """Adds what is missing to `lines`, and writes them after every batch. What the memory learns it learns anew."""
     setting = Setting(batch=BATCH)
     pipe = fresh(setting)
     numbers = lines.setdefault(kind, {key: [] for key in ("without", "with", "work without", "work with")})
@@ -64,7 +64,7 @@ def draw_due(
         return
     for some in _batches(len(teaching)):
         with enable(pipe, speedup=SPEEDUP, memory=memory, audit=1.0):
-            _draw(pipe, setting, [teaching[i] for i in some], [LEARNED + i for i in some])
+            _draw(pipe, setting, [teaching[i] for i in some], [LEARNING + i for i in some])
     for some in due:
         captions, seeds = [drawn[i] for i in some], [DRAWN + i for i in some]
         exact = _draw(pipe, setting, captions, seeds)
