@@ -66,7 +66,8 @@ class Finder(ABC):
         executor: Executors | None = None,
     ) -> Schedule | ParetoSet:
         """With `cost`, the schedule that executes as much as it may and no more than this share of the uncached MACs:
-        half of the steps are a little more than half, for a run is more than its denoiser calls.
+        half of the steps are half of it, and a little more where sites lie inside the denoiser, whose other parts run
+        at every step.
         With `budget`, the cheapest one whose relative L2 error of the final latent, the mean over the calibration
         prompts, is no more. With neither, those of the whole range that no other beats in both.
 

@@ -18,6 +18,8 @@ from dicache.runtime.session import Session
 from dicache.tensors.tree import Tree, filled, nothing_like
 
 Key = tuple[Hashable, ...]
+MOST = 16
+"""Kinds of calls whose outputs' shapes are remembered."""
 
 
 class Leaving(Uncopied, ModelHook):
@@ -41,7 +43,9 @@ class Bypass(Uncopied):
         self.alone = True
         """Whether this process computes all of it: what parts tokens over ranks waits for its like on the others."""
         self.outputs = dict[Key, Tree]()
-        """Shaped as what the denoiser returned in calls of this run, by their keys; they hold nothing."""
+        """Shaped as what the denoiser returned when it ran last, by the calls' keys; they hold nothing."""
+        self.left = False
+        """Whether the call that is going on is left out."""
         self.hook: ModuleHook | None = None
         self.leaving = Leaving()
         self.reached = False
@@ -50,12 +54,11 @@ class Bypass(Uncopied):
         if type(self.session.strategy) is EvaluationSite and self.denoiser._compiled_call_impl is None:
             self.hook = ModuleHook(self.denoiser, self.leaving)
 
-    def look(self, *, hooked: bool, begins: bool) -> None:
+    def look(self, *, hooked: bool) -> None:
         """Before a call: whether it will reach the hook, which is known of the one before. `hooked` says whether it
-        reaches those inside, `begins` whether a run may begin with it.
+        reaches those inside.
         """
-        if begins:
-            self.outputs = {}
+        self.left = False
         self.reached, self.leaving.heard, self.leaving.prepared = self.leaving.heard and hooked, False, None
         if self.hook is None or not hooked:
             return
@@ -71,12 +74,15 @@ class Bypass(Uncopied):
         if output is None or call is None or not (self.reached and self.alone):
             return
         if isinstance(strategy, EvaluationSite) and strategy.leaves_out(call):
-            self.leaving.prepared = partial(strategy.left_out, call, output)
+            self.leaving.prepared, self.left = partial(strategy.left_out, call, output), True
 
     def remember(self, key: Key, output: Tree) -> None:
         """What the denoiser returned."""
-        if self.hook is not None and key not in self.outputs:
-            self.outputs[key] = filled(output, nothing_like)
+        if self.hook is None or self.left:
+            return
+        if len(self.outputs) >= MOST:
+            self.outputs = {}
+        self.outputs[key] = filled(output, nothing_like)
 
     def remove(self) -> None:
         if self.hook is not None:

@@ -155,7 +155,7 @@ class DenoiserCalls(Uncopied):
         if compilation.options is not None or any(m._compiled_call_impl for m in (denoiser, *compilation.modules)):
             compilation.check()
         hooked = self.hooks.put_back()
-        self.bypass.look(hooked=hooked, begins=begins)
+        self.bypass.look(hooked=hooked)
         if not hooked:
             self.session.note(
                 "its hooks are gone from the blocks, so everything was computed: offload was turned off that had been "

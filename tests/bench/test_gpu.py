@@ -33,7 +33,7 @@ def test_every_part_writes_what_it_measured(tmp_path):
     assert arms["dicache error_budget=0"]["work"] == 1 and arms["dicache error_budget=0"]["error"] == 0
     assert arms["dicache speedup=3"]["work"] < arms["dicache speedup=2"]["work"] < 0.7
     seen = arms["diffusers FirstBlockCache, one step of 2"]["work"], arms["dicache speedup=2"]["work"]
-    assert seen[0] == pytest.approx(seen[1], abs=0.1)
+    assert seen[0] == pytest.approx(seen[1], abs=0.15), "it runs its first block at every step, and what is around them"
     again = command.run(asked(tmp_path, "--parts", "environment"))
     assert again == 0 and list(json.loads((tmp_path / "gpu-cpu-quick.json").read_text())) == shown
 

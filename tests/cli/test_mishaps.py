@@ -21,7 +21,7 @@ STAGES = {
     "generate": ("dicache.cli.drawing.draw", ("--prompt", CAPTION)),
     "inspect": ("dicache.cli.load.ready", ()),
     "calibrate": ("dicache.cli.load.ready", ("prompts.txt", "--out", "p.json")),
-    "tune": ("dicache.cli.load.ready", ("--out", "s.json")),
+    "tune": ("dicache.cli.searching.ready", ("--out", "s.json")),
     "tune --show": ("dicache.cli.load.ready", ("--show", "c.png")),
     "search": ("dicache.cli.searching.search_for", ("--finder", "fixed", "--out", "s.json")),
     "report": ("dicache.reporting.text.load_report", ("r.json",)),

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_script_of_the_page_runs_by_its_command(tmp_path):
     page = (ROOT / "docs" / "many.md").read_text()
     command = re.search(r"^torchrun (.*) two_ranks\.py$", page, re.MULTILINE)
-    script = re.search(r"```py\n(.*?enable_parallelism.*?)```", page, re.DOTALL)
+    script = re.search(r"```py\n((?:(?!```).)*enable_parallelism.*?)```", page, re.DOTALL)
     (tmp_path / "two_ranks.py").write_text(script[1])
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", *command[1].split(), "two_ranks.py"]

@@ -76,6 +76,8 @@ def test_reusing_after_the_first_step_computes_every_site_once(pipe, calibration
     table[0] = Action.COMPUTE
     _, trace = run(pipe, Schedule(basis, table, ORIGIN))
     around = basis.uncached - sum(basis.rows) * sum(cell.macs for cell in basis.cells)
+    if isinstance(sites, Evaluation):  # where that is skipped the denoiser is not entered
+        around *= basis.rows[0] / sum(basis.rows)
     assert (trace.executed == around + basis.rows[0] * sum(cell.macs for cell in basis.cells)).all()
 
 
