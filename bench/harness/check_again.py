@@ -1,8 +1,6 @@
 """Does drawing again give what the file holds? `python -m dicache.bench pareto --check`
 
 Executed work must be the same, so the decisions were; errors per caption may differ by 1e-3 of themselves, or by 1e-6.
-Points of dicache that were drawn when it still entered the denoiser at steps that no row computes may have executed a
-little more: what lies around the blocks.
 """
 
 import math
@@ -16,8 +14,6 @@ from dicache.bench.harness.store import Facts, differences
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-6
 SAME_WORK = 1e-9
-AROUND = 0.01
-"""The most of an uncached run that this may be."""
 
 
 def check(facts: Facts, wanted: Facts, comparison: Comparison, arms: Sequence[Arm]) -> None:
@@ -41,8 +37,7 @@ def difference(before: Point, after: Point) -> str | None:
     """In words; None if there is none."""
     if before.work is None or after.work is None:
         return None if before.failure == after.failure else f"failure was {before.failure}, is {after.failure}"
-    entered = before.kind != "peer" and 0 < before.work - after.work < AROUND
-    if not (entered or math.isclose(before.work, after.work, rel_tol=SAME_WORK)):
+    if not math.isclose(before.work, after.work, rel_tol=SAME_WORK):
         return f"work was {before.work}, is {after.work}"
     pairs = list(zip(before.errors, after.errors, strict=True))
     if all(math.isclose(a, b, rel_tol=RELATIVE, abs_tol=ABSOLUTE) for a, b in pairs):
