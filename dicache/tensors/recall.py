@@ -75,7 +75,7 @@ class Recall:
             if key is not None and not self._recalled[r] and self._bytes < LARGEST:
                 self.outputs[key] = output[r].detach().to("cpu", copy=True)
                 self._bytes += output[r].numel() * output.element_size()
-        self._keys = []
+        self._keys, self._recalled = [], torch.zeros(0, dtype=torch.bool)  # the next call may not ask
         return output
 
 

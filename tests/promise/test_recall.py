@@ -67,6 +67,15 @@ def test_an_output_is_given_back_to_the_bit_and_a_copy_learns_for_itself(dtype):
     assert copy.recalled(0, latent, None).all()
 
 
+def test_a_call_that_did_not_ask_gets_nothing_of_the_one_before():
+    recall, latent = Recall(), torch.randn(2, 3)
+    for _ in range(2):
+        recall.recalled(0, latent, None)
+        recall.complete(latent)
+    other = torch.randn(2, 3)
+    assert torch.equal(recall.complete(other), other)
+
+
 def test_what_was_spared_is_told_per_sample():
     recall, latent = Recall(), torch.randn(4, 2)
     recall.recalled(0, latent, torch.tensor([True, False, True, False]))
