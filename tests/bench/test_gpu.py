@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+import dicache
 from dicache.bench.gpu import command, sections
 from dicache.bench.gpu.arms import due, first_block_changes, rivals
 from dicache.bench.gpu.pipelines import TOY, draw, twin
@@ -16,6 +17,14 @@ def asked(tmp_path, *more):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     return parser.parse_args(["--device", "cpu", "--quick", "--out", str(tmp_path), *more])
+
+
+def around_blocks():
+    """The share of the toy's MACs that lies around its blocks."""
+    pipe, steps = TOY.pipeline("cpu", torch.float32), 4
+    with dicache.enable(pipe, error_budget=0.0) as cache:
+        draw(pipe, TOY.arguments(1, "cpu", torch.float32), steps)
+    return 1 - steps * cache.trace.site_macs[0] / float(cache.trace.uncached[0])
 
 
 def test_every_part_writes_what_it_measured(tmp_path):
@@ -33,7 +42,8 @@ def test_every_part_writes_what_it_measured(tmp_path):
     assert arms["dicache error_budget=0"]["work"] == 1 and arms["dicache error_budget=0"]["error"] == 0
     assert arms["dicache speedup=3"]["work"] < arms["dicache speedup=2"]["work"] < 0.7
     seen = arms["diffusers FirstBlockCache, one step of 2"]["work"], arms["dicache speedup=2"]["work"]
-    assert seen[0] == pytest.approx(seen[1], abs=0.15), "it runs its first block at every step, and what is around them"
+    entered = seen[1] + (1 - seen[1]) * around_blocks()  # the peer enters the denoiser at every step
+    assert seen[0] == pytest.approx(entered, abs=0.1)
     again = command.run(asked(tmp_path, "--parts", "environment"))
     assert again == 0 and list(json.loads((tmp_path / "gpu-cpu-quick.json").read_text())) == shown
 
