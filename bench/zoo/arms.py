@@ -1,6 +1,6 @@
 """The arms of the zoo: what runs on every model, and the peers on those that they support.
 
-dicache by its two defaults and by slopes fitted on 24 conditions; fewer steps, by the model's own solver and by its
+dicache by its two defaults and tuned on 24 conditions; fewer steps, by the model's own solver and by its
 others; fixed intervals, reusing or along a line; cache-dit, diffusers' caches and DeepCache. An arm that cannot run on
 a model fails there, and the part says why.
 """
@@ -23,10 +23,8 @@ from dicache.cache import Cache
 from dicache.config import Config
 from dicache.controllers.fixed import every
 from dicache.defaults import for_budget
-from dicache.finders.multistep import Multistep
-from dicache.measuring.schedule_measurements import Calibration
 from dicache.schedules.schedule import Schedule
-from dicache.sites import Evaluation
+from dicache.tuning.tune import tune
 
 TUNED_ON = 24
 SHARES = (0.8, 0.65, 0.5, 0.4, 0.3, 0.25, 0.2)
@@ -68,16 +66,10 @@ def _paced(target: Any, value: float, setting: Setting) -> Cache:  # noqa: ANN40
 
 
 @lru_cache(maxsize=64)
-def _schedule(setting: Setting, cost: float) -> Schedule:
-    target = setting.model.fresh(setting.solver)
-    conditions = setting.model.conditions("calibration", TUNED_ON, seed=12)
-    call = setting.model.call()
-    if call is None:
-        raise TypeError(f"a schedule is fitted through a pipeline's call; {setting.model.name} has no pipeline")
-    calibration = Calibration(conditions, setting.steps, seed=12_000, batch=TUNED_ON, call=call)
-    schedule = Multistep().find(target, Evaluation(), calibration, cost=cost)
-    assert isinstance(schedule, Schedule)
-    return schedule
+def _schedule(setting: Setting, speedup: float) -> Schedule:
+    model, conditions = setting.model, setting.model.conditions("calibration", TUNED_ON, seed=12)
+    target, options = model.fresh(setting.solver), {"batch": TUNED_ON, "seed": 12_000, "progress": False}
+    return tune(target, conditions, steps=setting.steps, speedup=speedup, call=model.call(), **options)
 
 
 def _tuned(target: Any, value: float, setting: Setting) -> Cache:  # noqa: ANN401
@@ -145,7 +137,7 @@ DEEPCACHE = Arm(
 OURS = (
     _made("dicache", "dicache", "error_budget", _budget, (0.005, 0.01, 0.02, 0.04, 0.08, 0.15), (0.3, 0.6)),
     _made("dicache, speedup", "dicache", "speedup", _paced, (1.25, 1.6, 2.0, 2.5, 3.0, 4.0), (6.0, 8.0)),
-    _made("dicache, tuned", "dicache", "cost", _tuned, (0.65, 0.5, 0.4, 0.35, 0.3, 0.25), (0.2, 0.15)),
+    _made("dicache, tuned", "dicache", "speedup", _tuned, (1.5, 2.0, 2.5, 3.0, 4.0), (6.0, 8.0)),
 )
 INTERVALLED = (_interval("reuse", Reuse(), 0), _interval("line along half log SNR", HalfLogSnrLine(), 1))
 EVERYWHERE = ("dicache", "baseline")

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from dicache.bench.models import clips, emoji, emoji_names, exact, galaxies, reference, scenes_unet
 from dicache.bench.zoo.model import Model, Split
+from dicache.hosts.sampler import Sampler
 from dicache.reference import scenes
 
 
@@ -163,7 +163,7 @@ class Bare(Model):
         raise NotImplementedError
 
     def fresh(self, solver: str) -> Any:  # noqa: ANN401
-        return SimpleNamespace(transformer=self.network().eval(), scheduler=self.scheduler(solver))
+        return Sampler(self.network().eval(), self.scheduler(solver), self.loop)
 
     def networks(self, target: Any) -> Sequence[nn.Module]:  # noqa: ANN401
         return [target.transformer]
@@ -185,17 +185,26 @@ class Bare(Model):
         first = 1000 * seed + (10_000 if split == "calibration" else 0)
         return [str(first + i) for i in range(count)]
 
-    @torch.no_grad()
     def draw(self, target: Any, conditions: Sequence[str], steps: int, first: int) -> Tensor:  # noqa: ANN401
         seeds = [torch.Generator().manual_seed(int(condition)) for condition in conditions]
-        x = torch.stack([torch.randn(self.shape, generator=seed) for seed in seeds])
-        scheduler = target.scheduler
+        return self.loop(target.transformer, target.scheduler, conditions, steps, seeds)
+
+    @torch.no_grad()
+    def loop(
+        self,
+        network: nn.Module,
+        scheduler: Any,  # noqa: ANN401
+        conditions: Sequence[str],
+        steps: int,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        x = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators])
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # as pipelines ask it to
             scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
         else:
             scheduler.set_timesteps(steps)
         for time in scheduler.timesteps:
-            x = scheduler.step(target.transformer(x, time.expand(len(x))), time, x, return_dict=False)[0]
+            x = scheduler.step(network(x, time.expand(len(x))), time, x, return_dict=False)[0]
         return x
 
 

@@ -34,7 +34,7 @@ class Model(ABC):
 
     @abstractmethod
     def fresh(self, solver: str) -> Any:  # noqa: ANN401
-        """A pipeline, or a namespace of `transformer` and `scheduler`, that nobody has touched."""
+        """A pipeline, or a `dicache.Sampler`, that nobody has touched."""
 
     @abstractmethod
     def scheduler(self, solver: str) -> Any: ...  # noqa: ANN401
@@ -51,7 +51,7 @@ class Model(ABC):
         """Final latents; condition i has seed `first` + i."""
 
     def call(self) -> dict[str, Any] | None:
-        """What a pipeline is called with beside prompts, for what is fitted through it; None without a pipeline."""
+        """What a pipeline is called with beside prompts, for what is tuned through it; None without a pipeline."""
         return None
 
     def missing(self) -> str | None:

@@ -111,14 +111,13 @@ def tune(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find a good schedule from two dozen prompts: steps placed by the law of errors, slopes fitted along the run.
+    """Find a good schedule from two dozen prompts: steps placed by a race, slopes fitted along the run.
 
-    It is `dicache search --finder multistep` with the choice made; it too says beforehand what it takes. With --show no
+    It says beforehand what it takes, and at the end what it bought over `--speedup` alone. With --show no
     schedule is looked for: four of the prompts (--first for others) are drawn uncached and at five budgets.
     """
     if speedup is not None and budget is not None:
         raise ModeError("--speedup and --budget are both given. Expected one of them.")
-    cost = 1 / (speedup or 2.0) if budget is None else None
     lines = prompts_of(texts, file)
     if show is not None:
         if [option for option in (out, speedup, budget, checkpoint) if option is not None]:
@@ -129,14 +128,16 @@ def tune(
         raise ModeError("there is nothing to write. Give --out FILE.json for a schedule, or --show FILE.png.")
     check_json(out)
     check_folder(checkpoint)
-    check("multistep", {}, "evaluation", budget, cost)
+    check("multistep", {}, "evaluation", budget, None if budget is not None else 1 / (speedup or 2.0))
     lines = lines or _ours(source, TUNED_ON if texts.first is None else texts.first, call.seed)
     with stoppable(checkpoint):
         from dicache.cli.plans import Approval
-        from dicache.cli.searching import SearchAim, search_for, show_answer
+        from dicache.cli.searching import show_answer, tune_for
 
-        wanted = SearchAim("multistep", {}, "evaluation", budget, cost)
-        answer = search_for(wanted, lines, source, call, checkpoint, Approval(ask=not yes, quiet=as_json))
+        asked = Approval(ask=not yes, quiet=as_json)
+        answer = tune_for(
+            None if budget is not None else speedup or 2.0, budget, lines, source, call, checkpoint, asked
+        )
         show_answer(answer, out, as_json=as_json)
 
 

@@ -78,6 +78,10 @@ class Calibration:
                 f"steps={self.steps}, batch={self.batch}, longest={self.longest}: expected 2, 1 and 1 or more."
             )
 
+    def of(self, prompts: int) -> "Calibration":
+        """With the first so many prompts only."""
+        return replace(self, prompts=list(self.prompts)[:prompts])
+
     def on(self, pipe: Any, sites: Sites) -> "ScheduleMeasurements":  # noqa: ANN401
         """What is measured of one pipeline and selection of sites; the same object every time."""
         key = (id(pipe), repr(sites))
@@ -118,8 +122,8 @@ class ScheduleMeasurements:
         self.workers = Workers(pipe, None, resuming(calibration.checkpoint))
         """What is measured is handed to them; here, until `handing_out`."""
         self.losses: dict[Asked, float] = {}
-        self.slopes: dict[tuple[bytes, float], SlopesAlongRun] = {}
-        """What was fitted along runs, by table and ridge."""
+        self.slopes: dict[tuple[bytes, float, int], SlopesAlongRun] = {}
+        """What was fitted along runs, by table, ridge and number of prompts."""
         self.coefficients: dict[tuple[Hashable, bytes], tuple[Fitted, np.ndarray]] = {}
         """And what a finder made of it, with the errors of those runs: by finder and table."""
         self.prices: dict[Fitted, Basis] = {}
@@ -160,14 +164,16 @@ class ScheduleMeasurements:
         """The uncached final latents, (P, ...)."""
         return self._uncached.latents
 
-    def fit(self, tables: Sequence[Table], ridge: float) -> list[SlopesAlongRun]:
-        """Slopes along the runs of these tables, on the prompts that are drawn at once."""
-        order = self.drawer.order(range(min(self.prompts, self.calibration.batch)))
-        missing = [table for table in tables if (table.tobytes(), ridge) not in self.slopes]
+    def fit(self, tables: Sequence[Table], ridge: float, prompts: int | None = None) -> list[SlopesAlongRun]:
+        """Slopes along the runs of these tables, on the first so many prompts, at most those that are drawn at once."""
+        most = min(self.prompts, self.calibration.batch)
+        order = self.drawer.order(range(min(prompts or most, most)))
+        keys = [(table.tobytes(), ridge, len(order.indices)) for table in tables]
+        missing = [table for table, key in zip(tables, keys, strict=True) if key not in self.slopes]
         for cell, (run, spent) in self.workers.each([FitCell(order, self.basis, table, ridge) for table in missing]):
             self.drawer.book(spent)
-            self.slopes[cell.table.tobytes(), ridge] = run
-        return [self.slopes[table.tobytes(), ridge] for table in tables]
+            self.slopes[cell.table.tobytes(), ridge, len(order.indices)] = run
+        return [self.slopes[key] for key in keys]
 
     @property
     def inside_denoiser(self) -> bool:

@@ -133,7 +133,9 @@ class FitCell:
 
     def run(self, worker: Worker) -> tuple[SlopesAlongRun, Spent]:
         drawer, prompts = self.order.drawer(worker.pipe), range(len(self.order.indices))
-        uncached = worker.recall("uncached steps", lambda: uncached_steps(drawer, self.basis, prompts))
+        uncached = worker.recall(
+            f"uncached steps of {len(prompts)}", lambda: uncached_steps(drawer, self.basis, prompts)
+        )
         return fit_slopes(drawer, self.basis, prompts, uncached, self.table, self.ridge), drawer.spent
 
 

@@ -13,6 +13,7 @@ over the run, one row of the batch per impulse:
 A call is one entry of the scheduler's timesteps: solvers that evaluate several times a step have as many per step.
 """
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
@@ -117,9 +118,15 @@ def _played(scheduler: Any, calls: slice, options: Mapping[str, Any], exact: Exa
 
 
 def _copied(scheduler: Any) -> Any:  # noqa: ANN401
-    """With all its tensors on the host."""
+    """With all its tensors on the host. Raises NotPlayedError where a method was replaced by what does not wrap it."""
     fresh = copy(scheduler)
     for name, value in vars(scheduler).items():
+        method = getattr(type(scheduler), name, None)
+        if inspect.isroutine(value) and method is not None:
+            if getattr(inspect.unwrap(value), "__func__", None) is not method:
+                raise NotPlayedError(f"{name} of this {type(scheduler).__name__} was replaced")
+            delattr(fresh, name)  # wrapped: it would step the user's own
+            continue
         setattr(fresh, name, value.detach().cpu() if isinstance(value, Tensor) else deepcopy(value))
     return fresh
 

@@ -36,6 +36,7 @@ LAYERS = [
     ("measuring",),
     ("regressions",),
     ("finders", "importers", "many", "int8"),
+    ("tuning",),
     ("serve", "web", "integrations"),
     ("cli",),
     ("__init__",),

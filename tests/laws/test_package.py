@@ -32,9 +32,9 @@ PUBLIC = [
         "Psnr",
         "Report",
     ),
-    *("Schedule", "Ssim", "StepReport", "Within", "__version__", "calibrate", "disable", "enable"),
+    *("Sampler", "Schedule", "Ssim", "StepReport", "Within", "__version__", "calibrate", "disable", "enable"),
     *("finders", "fit", "generate"),
-    *("load_profile", "presets", "ray", "reference", "serve"),
+    *("load_profile", "presets", "ray", "reference", "serve", "tune"),
 ]
 
 

@@ -1,5 +1,6 @@
 """What playing a scheduler on a few numbers says of it, for every scheduler of diffusers that draws from noise."""
 
+import functools
 import itertools
 import re
 from copy import deepcopy
@@ -154,6 +155,31 @@ def test_a_step_that_needs_other_things_is_not_played():
     with pytest.raises(NotPlayedError, match="CogVideoXDPMScheduler cannot be played"):
         play(scheduler)
     assert "cannot be played" in timeline(scheduler).reason
+
+
+def test_a_step_that_is_wrapped_is_played_without_the_wrapper_and_the_users_scheduler_stays():
+    plain, wrapped, steps = *(diffusers.FlowMatchEulerDiscreteScheduler() for _ in range(2)), []
+    original = wrapped.step
+
+    @functools.wraps(original)
+    def noted(*args, **kwargs):
+        steps.append(args)
+        return original(*args, **kwargs)
+
+    wrapped.step = noted
+    for scheduler in (plain, wrapped):
+        scheduler.set_timesteps(12)
+    assert timeline(wrapped) == timeline(plain)
+    assert wrapped.step_index is None and not steps and wrapped.step is noted
+
+
+def test_a_step_that_was_replaced_by_something_else_is_not_played():
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(12)
+    scheduler.step = lambda output, time, latent, return_dict=False: (latent - output,)
+    with pytest.raises(NotPlayedError, match="step of this DDIMScheduler was replaced"):
+        play(scheduler)
+    assert "was replaced" in timeline(scheduler).reason
 
 
 TEN = (
