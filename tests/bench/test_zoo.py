@@ -104,7 +104,8 @@ def test_a_part_resumes_and_draws_the_same_again(tmp_path, monkeypatch):
     assert {"dicache", "dicache, speedup", "fewer steps", "fixed interval, reuse"} <= {p["arm"] for p in points}
     assert all(len(p["errors"]) == len(p["limit"]) == 6 for p in points if p["failure"] is None)
     failed = {p["arm"]: p["failure"] for p in points if p["failure"] is not None}
-    assert "has none" in failed["cache-dit DBCache"] and "dicache, tuned" not in failed
+    assert "has none" in failed["cache-dit DBCache"] and "0.300 is least" in failed["dicache, tuned"]
+    assert {p["value"] for p in points if p["arm"] == "dicache, tuned" and p["errors"]} == {2.0}
     again = []
     part.draw(again.append)
     assert said and not again
