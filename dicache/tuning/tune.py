@@ -35,6 +35,8 @@ from dicache.schedules.schedule import Schedule
 from dicache.sites import Evaluation
 from dicache.tuning.tuning_plan import TuningPlan
 
+LONGEST = 16
+"""Most steps skipped in a row."""
 FEWEST = 4
 """Prompts that a schedule may be tuned on."""
 
@@ -156,7 +158,7 @@ def _bought(schedule: Schedule, default: float) -> str:
 
 def _plan(first: ScheduleMeasurements, prompts: int, speedup: float | None) -> TuningPlan:
     """The first batch is drawn uncached, to know the steps and the time."""
-    finder = Multistep()
+    finder = Multistep(longest=LONGEST)
     finder.check(first)
     counts, batch = finder.counts(first), first.calibration.batch
     if speedup is not None:
@@ -174,7 +176,7 @@ def _plan(first: ScheduleMeasurements, prompts: int, speedup: float | None) -> T
 def _found(
     measurements: ScheduleMeasurements, speedup: float | None, error_budget: float | None, seed: int
 ) -> Schedule:
-    finder = Multistep()
+    finder = Multistep(longest=LONGEST)
     if speedup is not None:
         return _best(finder, measurements, finder.candidates(measurements, 1 / speedup, seed), seed)
     assert error_budget is not None
