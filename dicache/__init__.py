@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from dicache.approximators.fitted.coefficients import Fitted as Fitted
     from dicache.cache import Cache as Cache
     from dicache.config import Config as Config
-    from dicache.hosts.sampler import Sampler as Sampler
     from dicache.many.generate import Generated as Generated
     from dicache.many.generate import generate as generate
     from dicache.measuring.calibrate import calibrate as calibrate
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from dicache.reporting.report import Report as Report
     from dicache.schedules.pareto import ParetoSet as ParetoSet
     from dicache.schedules.schedule import Schedule as Schedule
+    from dicache.tuning.sampler import Sampler as Sampler
     from dicache.tuning.tune import tune as tune
 
 _checkout.serve_sibling_folders()
@@ -51,7 +51,6 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.approximators.fitted.coefficients": ("Fitted",),
         "dicache.cache": ("Cache",),
         "dicache.config": ("Config",),
-        "dicache.hosts.sampler": ("Sampler",),
         "dicache.many.generate": ("Generated", "generate"),
         "dicache.measuring.calibrate": ("calibrate",),
         "dicache.regressions.fit_coefficients": ("fit",),
@@ -64,6 +63,7 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.reporting.report": ("Report",),
         "dicache.schedules.pareto": ("ParetoSet",),
         "dicache.schedules.schedule": ("Schedule",),
+        "dicache.tuning.sampler": ("Sampler",),
         "dicache.tuning.tune": ("tune",),
     },
     packages=("finders", "presets", "ray", "reference", "serve"),

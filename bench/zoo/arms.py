@@ -67,9 +67,17 @@ def _paced(target: Any, value: float, setting: Setting) -> Cache:  # noqa: ANN40
 
 @lru_cache(maxsize=64)
 def _schedule(setting: Setting, speedup: float) -> Schedule:
-    model, conditions = setting.model, setting.model.conditions("calibration", TUNED_ON, seed=12)
-    target, options = model.fresh(setting.solver), {"batch": TUNED_ON, "seed": 12_000, "progress": False}
-    return tune(target, conditions, steps=setting.steps, speedup=speedup, call=model.call(), **options)
+    model = setting.model
+    return tune(
+        model.fresh(setting.solver),
+        model.conditions("calibration", TUNED_ON, seed=12),
+        steps=setting.steps,
+        speedup=speedup,
+        seed=12_000,
+        batch=TUNED_ON,
+        call=model.call(),
+        progress=False,
+    )
 
 
 def _tuned(target: Any, value: float, setting: Setting) -> Cache:  # noqa: ANN401

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from dicache.bench.models import clips, emoji, emoji_names, exact, galaxies, reference, scenes_unet
 from dicache.bench.zoo.model import Model, Split
-from dicache.hosts.sampler import Sampler
 from dicache.reference import scenes
+from dicache.tuning.sampler import Sampler
 
 
 class Scenes(Model):

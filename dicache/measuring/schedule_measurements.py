@@ -6,9 +6,8 @@ several finders need is measured once, when it is first asked for:
     sensitivity       what is left at the end of one stale site at one step
     errors            what given tables lose from end to end, each on every prompt; the same table is never run twice
 
-With a `checkpoint` every batch of errors is kept in a folder as it is drawn. Finders are deterministic: killed, the
-same search draws the uncached runs again and then takes from the folder what it had measured. Runs can be handed to
-workers; what is in a batch does not depend on how many there are.
+With a `checkpoint` every batch of errors is kept in a folder: killed, the same search draws the uncached runs again and
+then takes from there what it had measured. What workers draw in a batch does not depend on how many there are.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -77,10 +76,6 @@ class Calibration:
             raise ScheduleError(
                 f"steps={self.steps}, batch={self.batch}, longest={self.longest}: expected 2, 1 and 1 or more."
             )
-
-    def of(self, prompts: int) -> "Calibration":
-        """With the first so many prompts only."""
-        return replace(self, prompts=list(self.prompts)[:prompts])
 
     def on(self, pipe: Any, sites: Sites) -> "ScheduleMeasurements":  # noqa: ANN401
         """What is measured of one pipeline and selection of sites; the same object every time."""
@@ -166,8 +161,7 @@ class ScheduleMeasurements:
 
     def fit(self, tables: Sequence[Table], ridge: float, prompts: int | None = None) -> list[SlopesAlongRun]:
         """Slopes along the runs of these tables, on the first so many prompts, at most those that are drawn at once."""
-        most = min(self.prompts, self.calibration.batch)
-        order = self.drawer.order(range(min(prompts or most, most)))
+        order = self.drawer.order(range(min(prompts or self.prompts, self.prompts, self.calibration.batch)))
         keys = [(table.tobytes(), ridge, len(order.indices)) for table in tables]
         missing = [table for table, key in zip(tables, keys, strict=True) if key not in self.slopes]
         for cell, (run, spent) in self.workers.each([FitCell(order, self.basis, table, ridge) for table in missing]):

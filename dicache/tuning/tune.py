@@ -14,6 +14,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def tune(
         asked.tick = lambda what, done, total: _ticked(bar, tasks, what, done, total)
         measurements = asked.on(made, Evaluation())
         with measurements.handing_out(pipe, executor):
-            schedule = _found(measurements, speedup, error_budget, seed)
+            schedule = _answer(measurements, speedup, error_budget, seed)
         default = default_error(measurements, schedule)
     drawn = [first.drawer.spent, measurements.drawer.spent]
     tell(spent(time.perf_counter() - started, *(sum(getattr(each, n) for each in drawn) for n in _SPENT)))
@@ -144,7 +145,7 @@ def _agreed(asked: Calibration, plan: TuningPlan, approve: Callable[[TuningPlan]
         raise ScheduleError(
             f"{count} prompts were agreed to. Expected {FEWEST} or more, of the {len(asked.prompts)} that there are."
         )
-    return asked if count == len(asked.prompts) else asked.of(count)
+    return asked if count == len(asked.prompts) else replace(asked, prompts=list(asked.prompts)[:count])
 
 
 def _bought(schedule: Schedule, default: float) -> str:
@@ -173,7 +174,7 @@ def _plan(first: ScheduleMeasurements, prompts: int, speedup: float | None) -> T
     return TuningPlan(prompts, batch, raced, [work] * tries, work, seconds, speedup is not None)
 
 
-def _found(
+def _answer(
     measurements: ScheduleMeasurements, speedup: float | None, error_budget: float | None, seed: int
 ) -> Schedule:
     finder = Multistep(longest=LONGEST)

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from pipelines.exact import SHAPE, ExactDenoiser, pictures
@@ -244,3 +245,19 @@ LOOPS = {
 
 def noise(seeds: Iterator[int] | range) -> Tensor:
     return torch.stack([torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def sampled(denoiser, scheduler, prompts, steps, generators, scale=1.0):
+    """As a `dicache.Sampler` draws with, of a denoiser that is exact at every noise."""
+    latents = scale * torch.stack([torch.randn(*SHAPE, generator=generator) for generator in generators])
+    scheduler.set_timesteps(steps)
+    for time in scheduler.timesteps:
+        signal = float(scheduler.alphas_cumprod[int(time)])
+        denoiser.level, denoiser.mixture = (signal**0.5, (1 - signal) ** 0.5), (0.0, 1.0)
+        output = denoiser(latents, time.expand(len(latents)))
+        latents = scheduler.step(output, time, latents, return_dict=False)[0]
+    return latents
+
+
+def ddim():
+    return DDIMScheduler(clip_sample=False, timestep_spacing="trailing")

@@ -11,8 +11,8 @@ import torch
 
 import dicache
 from dicache.errors import ProfileError, UnsupportedModelError
-from helpers.sampling import loop, scheduler
 from pipelines.exact import ExactDenoiser, pictures
+from pipelines.loops import ddim, sampled
 
 STEPS, NAMES = 12, [str(k) for k in range(12)]
 
@@ -23,7 +23,7 @@ def seeds(count):
 
 @pytest.fixture
 def sampler():
-    return dicache.Sampler(ExactDenoiser(pictures()), scheduler(), loop)
+    return dicache.Sampler(ExactDenoiser(pictures()), ddim(), sampled)
 
 
 def test_it_draws_what_the_loop_draws_and_tells_every_step(sampler):
@@ -34,7 +34,7 @@ def test_it_draws_what_the_loop_draws_and_tells_every_step(sampler):
         generator=seeds(3),
         callback_on_step_end=lambda pipe, i, time, kwargs: told.append((pipe, i, kwargs["latents"])),
     )
-    assert torch.equal(latents, loop(ExactDenoiser(pictures()), scheduler(), NAMES[:3], STEPS, seeds(3)))
+    assert torch.equal(latents, sampled(ExactDenoiser(pictures()), ddim(), NAMES[:3], STEPS, seeds(3)))
     assert [(pipe, i) for pipe, i, _ in told] == [(sampler, i) for i in range(STEPS)]
     assert torch.equal(told[-1][2], latents) and "step" not in vars(sampler.scheduler)
     assert torch.equal(sampler(NAMES[:3], STEPS, seeds(3))[0], latents)
@@ -48,7 +48,7 @@ def test_further_arguments_reach_the_loop_and_pictures_are_decoded(sampler):
     assert not torch.equal(louder, sampler(NAMES[:2], STEPS, seeds(2))[0])
     with pytest.raises(UnsupportedModelError, match="has no decode"):
         sampler(NAMES[:2], STEPS, seeds(2), output_type="pt")
-    decoding = dicache.Sampler(sampler.transformer, sampler.scheduler, loop, decode=lambda latents: latents[:, :3])
+    decoding = dicache.Sampler(sampler.transformer, sampler.scheduler, sampled, decode=lambda latents: latents[:, :3])
     assert decoding(NAMES[:2], STEPS, seeds(2), output_type="pt")[0].shape == (2, 3, 8, 8)
 
 
@@ -87,7 +87,7 @@ def test_workers_draw_with_copies_of_their_own(sampler):
 
 def test_a_loop_that_fails_leaves_the_scheduler_as_it_was(sampler):
     def failing(denoiser, scheduler, prompts, steps, generators):
-        loop(denoiser, scheduler, prompts, steps, generators)
+        sampled(denoiser, scheduler, prompts, steps, generators)
         raise KeyboardInterrupt
 
     broken = dicache.Sampler(sampler.transformer, sampler.scheduler, failing)
@@ -99,9 +99,9 @@ def test_a_loop_that_fails_leaves_the_scheduler_as_it_was(sampler):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        (lambda net: (net.forward, scheduler(), loop), "Expected the denoiser, a torch module"),
-        (lambda net: (net, None, loop), "the diffusers scheduler that the loop steps"),
-        (lambda net: (net, scheduler(), None), "draw is a NoneType. Expected a function"),
+        (lambda net: (net.forward, ddim(), sampled), "Expected the denoiser, a torch module"),
+        (lambda net: (net, None, sampled), "the diffusers scheduler that the loop steps"),
+        (lambda net: (net, ddim(), None), "draw is a NoneType. Expected a function"),
     ],
 )
 def test_what_is_no_sampler_is_refused(parts, message):

@@ -18,8 +18,8 @@ from dicache.planning.placements import placements, spaced
 from dicache.sites import Evaluation
 from dicache.types import Timetable
 from helpers.calibrating import PROMPTS, Captioned
-from helpers.sampling import loop, scheduler
 from pipelines.exact import ExactDenoiser, pictures
+from pipelines.loops import ddim, sampled
 
 STEPS = 10
 QUIET = {"steps": STEPS, "batch": 4, "call": {"guidance": 4.0}, "progress": False}
@@ -29,7 +29,7 @@ TIMETABLE = Timetable(SIGMAS, (1 / 28,) * 28, tuple(float(np.log((1.001 - s) / s
 
 @pytest.fixture(scope="module")
 def sampler():
-    return dicache.Sampler(ExactDenoiser(pictures()), scheduler(), loop)
+    return dicache.Sampler(ExactDenoiser(pictures()), ddim(), sampled)
 
 
 @given(st.data())

@@ -83,7 +83,7 @@ class Sampler:
         generators = generator or [torch.Generator().manual_seed(seed) for seed in range(len(prompt))]
         if output_type != "latent" and self.decode is None:
             raise UnsupportedModelError("pictures are asked for, and this Sampler has no decode. Give it one.")
-        with _told(self.scheduler, functools.partial(_tell, self, callback_on_step_end)):
+        with _heard(self.scheduler, functools.partial(_tell, self, callback_on_step_end)):
             latents = self.draw(self.transformer, self.scheduler, list(prompt), num_inference_steps, generators, **call)
         if not isinstance(latents, Tensor) or latents.ndim < 1 or len(latents) != len(prompt):
             what = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
@@ -99,7 +99,7 @@ def _tell(sampler: Sampler, callback: Callable[..., Any] | None, index: int, tim
 
 
 @contextmanager
-def _told(scheduler: Any, tell: Callable[[int, Any, Tensor], None]) -> Iterator[None]:  # noqa: ANN401
+def _heard(scheduler: Any, tell: Callable[[int, Any, Tensor], None]) -> Iterator[None]:  # noqa: ANN401
     """While it lasts, `tell` hears of every step: its number, its time and the latents after it."""
     original, own, count = scheduler.step, "step" in vars(scheduler), [0]
 
