@@ -4,7 +4,7 @@
     the law's ways (`dicache.planning.law_plan`), with errors in noise discounted as signal^d, d = 1.2, 0.8, 0.4 and 0,
     single steps trusted in full, by 0.6 and not at all
 
-Which of them is best changes from model to model and from solver to solver by up to four times the error, and nothing
+Which of them is best changes from model to model and from solver to solver by up to six times the error, and nothing
 that is known beforehand says which (docs/notebook/2026-11-29-races.md); a few prompts do.
 """
 
