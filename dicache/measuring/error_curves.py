@@ -66,7 +66,7 @@ class UncachedRun:
         config = Config(Interval(1), approximators=(LongHistory(self.longest + 1),), sites=self.sites)
         with enable(worker.pipe, config=config) as cache, torch.no_grad():
             recorder = Recorder(cache)
-            sums = _Sums(recorder.sites, drawer.steps, self.longest, len(self.order.indices))
+            sums = _Sums(recorder, drawer.steps, self.longest, len(self.order.indices))
             with recorder.calls(denoiser, sums.add):
                 latents = drawer.draw(self.order.indices).latents
             trace = cache.trace
@@ -124,9 +124,10 @@ def _mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:
 class _Sums:
     """Over all calls of one run of so many samples."""
 
-    def __init__(self, sites: Sequence[Site], steps: int, longest: int, samples: int) -> None:
-        self.sites, self.steps, self.longest, self.samples = sites, steps, longest, samples
-        shape = (steps, longest, len(sites))
+    def __init__(self, recorder: Recorder, steps: int, longest: int, samples: int) -> None:
+        self.recorder, self.steps, self.longest, self.samples = recorder, steps, longest, samples
+        self.sites: Sequence[Site] = recorder.sites
+        shape = (steps, longest, len(self.sites))
         self.sums, self.count = np.zeros((2, *shape)), np.zeros(shape)
         self.size, self.seen = np.zeros((steps, shape[2])), np.zeros((steps, shape[2]))
         self.rows, self.macs = np.zeros(self.steps), np.zeros((self.steps, len(self.sites)))
@@ -134,8 +135,15 @@ class _Sums:
 
     def add(self, call: CallRecord) -> None:
         timetable, step = call.step.timetable, call.step
-        if timetable is None or step.total != self.steps:
-            raise ScheduleError(f"the scheduler makes {step.total} steps of the {self.steps}, or does not tell them.")
+        if timetable is None:
+            raise ScheduleError(
+                f"the steps of this run cannot be read off its scheduler, so no schedule can be made for it: "
+                f"{self.recorder.unread or 'nothing here steps one'}. Use other steps, or another scheduler."
+            )
+        if step.total != self.steps:
+            raise ScheduleError(
+                f"the scheduler makes {step.total} steps of the {self.steps}. Ask for as many as it makes."
+            )
         self.timetable, self.sigmas[step.index] = timetable, step.sigma
         share = call.rows / self.samples
         self.rows[step.index] += share

@@ -100,6 +100,11 @@ class Recorder:
         return self.cache.session.sites
 
     @property
+    def unread(self) -> str:
+        """Why the steps of the last run could not be read off its scheduler; empty where they could."""
+        return self.cache.session.clock.reason
+
+    @property
     def facts(self) -> RunFacts:
         """What the last run showed of itself; nothing before the first."""
         run = self.cache.session.run

@@ -30,3 +30,4 @@ def test_a_finer_grid_with_half_the_evaluations_comes_nearer_the_limit():
 def test_a_grid_that_cannot_be_read_says_why():
     *_, default, tuned = rows(Setting(Exact("digits", "epsilon"), "ddim", 28), conditions=2, finer=(3.0,))
     assert default.median is tuned.median is None and default.why and tuned.why in words(tuned)
+    assert "cannot be read off its scheduler" in tuned.why and "DDIMScheduler mixes latents" in tuned.why
