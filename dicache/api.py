@@ -1,6 +1,5 @@
 """The public face: `enable` wraps a model and hands out its `Cache`, `disable` takes it off again."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -42,6 +41,7 @@ from dicache.schedules.schedule import Schedule
 from dicache.slots.slots import Slots, Terms
 from dicache.solvers.clock import SchedulerClock
 from dicache.solvers.loop_clock import DeclaredClock, LoopClock
+from dicache.solvers.play import own_copy
 from dicache.solvers.timeline import Clock
 
 
@@ -204,7 +204,7 @@ def _asked(target: Any, mode: Mode, **asked: Any) -> Terms:  # noqa: ANN401
 def _own_scheduler(target: Any) -> Any:  # noqa: ANN401
     """A copy of the pipeline's; None where there is none."""
     scheduler = None if isinstance(target, nn.Module) else getattr(target, "scheduler", None)
-    return None if scheduler is None else copy.deepcopy(scheduler)
+    return None if scheduler is None else own_copy(scheduler)
 
 
 def denoisers(target: Any) -> dict[str, nn.Module]:  # noqa: ANN401

@@ -14,7 +14,6 @@ deterministic and does not rescale the denoiser's input, and a pipeline that lea
 picture to go by beside it); where that is not so, the report says that nothing was audited.
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from dicache.planning.budget import Budget, per_sample
 from dicache.promise.drift import drift
 from dicache.promise.metrics import relative_error
 from dicache.runtime.run_state import Run
+from dicache.solvers.play import own_copy
 from dicache.tensors.norms import length
 from dicache.tensors.tree import Tree, map_tensors, plain, take, tensors
 from dicache.types import Rows
@@ -111,7 +111,7 @@ class Auditor:
         if why := _cannot_be_followed(run, scheduler, output):
             self._refused(why)
             return None
-        latent, solver, mirror = run.latent[: run.samples], copy.deepcopy(scheduler), copy.deepcopy(scheduler)
+        latent, solver, mirror = run.latent[: run.samples], own_copy(scheduler), own_copy(scheduler)
         return Shadow(run, rows, solver, mirror, latent.clone(), latent.clone(), run.step.index)
 
     def _computed(

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from dicache.solvers.play import own_copy
 from dicache.tensors.tree import plain
 
 _OWN = ("_diffusers_hook", "_hf_hook", "_old_forward", "forward")
@@ -28,7 +29,7 @@ def module_twin(module: nn.Module, forward: Callable[..., Any]) -> nn.Module:
 
 def pipeline_twin(pipe: Any, name: str, denoiser: nn.Module) -> Any:  # noqa: ANN401
     """With another denoiser of this name. Its scheduler has the latent that its last step gave, `latent`."""
-    twin, scheduler = copy.copy(pipe), copy.deepcopy(pipe.scheduler)
+    twin, scheduler = copy.copy(pipe), own_copy(pipe.scheduler)
     scheduler.__class__ = _remembering(type(scheduler))  # type: ignore[arg-type]
     vars(twin)["scheduler"], vars(twin)[name] = scheduler, denoiser  # not by setattr, which writes to the configuration
     return twin

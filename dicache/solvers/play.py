@@ -117,17 +117,42 @@ def _played(scheduler: Any, calls: slice, options: Mapping[str, Any], exact: Exa
     )
 
 
+def own_copy(scheduler: Any) -> Any:  # noqa: ANN401
+    """A deep copy that steps itself: methods that were wrapped on the instance, which would step the user's own, are
+    those of its class. One that was replaced by something else stays.
+    """
+    fresh = copy(scheduler)
+    for name, wraps in _methods_of_its_own(scheduler).items():
+        if wraps:
+            delattr(fresh, name)
+    return deepcopy(fresh)
+
+
+def _methods_of_its_own(scheduler: Any) -> dict[str, bool]:  # noqa: ANN401
+    """Those that the instance has in the place of its class's, and whether each wraps that."""
+    methods = {
+        name: (value, getattr(type(scheduler), name, None))
+        for name, value in vars(scheduler).items()
+        if inspect.isroutine(value)
+    }
+    return {
+        name: getattr(inspect.unwrap(value), "__func__", None) is method
+        for name, (value, method) in methods.items()
+        if method is not None
+    }
+
+
 def _copied(scheduler: Any) -> Any:  # noqa: ANN401
     """With all its tensors on the host. Raises NotPlayedError where a method was replaced by what does not wrap it."""
+    own = _methods_of_its_own(scheduler)
+    if replaced := [name for name, wraps in own.items() if not wraps]:
+        raise NotPlayedError(f"{replaced[0]} of this {type(scheduler).__name__} was replaced")
     fresh = copy(scheduler)
     for name, value in vars(scheduler).items():
-        method = getattr(type(scheduler), name, None)
-        if inspect.isroutine(value) and method is not None:
-            if getattr(inspect.unwrap(value), "__func__", None) is not method:
-                raise NotPlayedError(f"{name} of this {type(scheduler).__name__} was replaced")
-            delattr(fresh, name)  # wrapped: it would step the user's own
-            continue
-        setattr(fresh, name, value.detach().cpu() if isinstance(value, Tensor) else deepcopy(value))
+        if name in own:
+            delattr(fresh, name)
+        else:
+            setattr(fresh, name, value.detach().cpu() if isinstance(value, Tensor) else deepcopy(value))
     return fresh
 
 

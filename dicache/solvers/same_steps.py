@@ -19,6 +19,6 @@ def differs(timetable: Timetable, sigmas: Sequence[float], solver: str, made: st
     if timetable.solver != solver:
         return f"scheduler: it was {made} with {solver}, this run has {timetable.solver or 'none'}"
     apart = np.abs(np.subtract(timetable.sigmas, sigmas)).max()
-    if apart > CLOSE * max(sigmas):
+    if apart > CLOSE * np.abs(sigmas).max():
         return f"scheduler: its time grid is another one, they are up to {apart:.3g} apart"
     return None

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 import dicache
-from dicache.errors import ProfileError, UnsupportedModelError
-from pipelines.exact import ExactDenoiser, pictures
+from dicache.errors import ProfileError, ScheduleError, UnsupportedModelError
+from pipelines.exact import SHAPE, ExactDenoiser, pictures
 from pipelines.loops import ddim, sampled
 
 STEPS, NAMES = 12, [str(k) for k in range(12)]
@@ -72,6 +73,35 @@ def test_a_loop_is_calibrated_and_keeps_what_is_promised(sampler):
     assert cache.report().to_dict()["confidence"] == 0.8
     with dicache.enable(sampler, error_budget=0.5, confidence=0.8, profile=profile), pytest.raises(ProfileError):
         sampler(NAMES[:2], STEPS + 1, seeds(2))
+
+
+def test_a_loop_is_audited_beside_its_own_scheduler():
+    """The audit steps copies of a scheduler that counts its steps, while the sampler listens to it."""
+
+    def flow(denoiser, scheduler, prompts, steps, generators):
+        latents = torch.stack([torch.randn(*SHAPE, generator=generator) for generator in generators])
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
+        for time, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+            denoiser.level, denoiser.mixture = (1 - float(sigma), float(sigma)), (-1.0, 1.0)
+            latents = scheduler.step(denoiser(latents, time.expand(len(latents))), time, latents).prev_sample
+        return latents
+
+    sampler = dicache.Sampler(ExactDenoiser(pictures()), FlowMatchEulerDiscreteScheduler(), flow)
+    plain = sampler(NAMES[:3], 20, seeds(3))[0].flatten(1)
+    with dicache.enable(sampler, error_budget=0.1, audit=1.0) as cache:
+        away = (sampler(NAMES[:3], 20, seeds(3))[0].flatten(1) - plain).norm(dim=1) / plain.norm(dim=1)
+    assert cache.report().to_dict()["audit"]["errors"] == pytest.approx(away.tolist(), rel=1e-3)
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_a_run_of_few_steps_is_told_from_others(sampler, steps):
+    """All their half log signal-to-noise lie below 0."""
+    schedule = dicache.Schedule.from_letters(sampler, "#" * steps, NAMES[:2])
+    with dicache.enable(sampler, schedule=schedule) as cache:
+        sampler(NAMES[:2], steps, seeds(2))
+        assert cache.report().compute_speedup == 1
+        with pytest.raises(ScheduleError, match=f"found at {steps}|made at {steps}"):
+            sampler(NAMES[:2], steps + 1, seeds(2))
 
 
 def test_workers_draw_with_copies_of_their_own(sampler):
