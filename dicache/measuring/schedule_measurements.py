@@ -1,13 +1,12 @@
-"""What finders search on: a pipeline, its sites, and calibration prompts whose uncached runs are known. Whatever
-several finders need is measured once, when it is first asked for:
+"""What finders search on: a pipeline, its sites, calibration prompts. What several need is measured once:
 
     basis, timetable  the model, its sites and their MACs, the steps
     curves            how far every site's value is from what it was k steps before, on uncached runs
     sensitivity       what is left at the end of one stale site at one step
     errors            what given tables lose from end to end, each on every prompt; the same table is never run twice
 
-With a `checkpoint` every batch of errors is kept in a folder: killed, the same search draws the uncached runs again and
-then takes from there what it had measured. What workers draw in a batch does not depend on how many there are.
+With a `checkpoint` every batch of errors is kept in a folder; killed, the same search draws only the uncached runs
+again. What is in a batch does not depend on how many workers draw.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -51,9 +50,9 @@ class Calibration:
     """Prompts, and how they are drawn. Finders see nothing else. Measurements of it are kept with it."""
 
     prompts: Sequence[Prompt]
+    """Prompt k has the noise of seed + k."""
     steps: int
     seed: int = 0
-    """Prompt k has the noise of seed + k."""
     batch: int = 8
     """Samples drawn at once."""
     call: Mapping[str, Any] = field(default_factory=dict)
@@ -163,10 +162,12 @@ class ScheduleMeasurements:
         """Slopes along the runs of these tables, on the first so many prompts, at most those that are drawn at once."""
         order = self.drawer.order(range(min(prompts or self.prompts, self.prompts, self.calibration.batch)))
         keys = [(table.tobytes(), ridge, len(order.indices)) for table in tables]
-        missing = [table for table, key in zip(tables, keys, strict=True) if key not in self.slopes]
-        for cell, (run, spent) in self.workers.each([FitCell(order, self.basis, table, ridge) for table in missing]):
+        new = (table for table, key in zip(tables, keys, strict=True) if key not in self.slopes)
+        cells = [FitCell(order, self.basis, table, ridge) for table in new]
+        for done, (cell, (run, spent)) in enumerate(self.workers.each(cells), 1):
             self.drawer.book(spent)
             self.slopes[cell.table.tobytes(), ridge, len(order.indices)] = run
+            self.calibration.tick("slopes", done, len(cells))
         return [self.slopes[key] for key in keys]
 
     @property
@@ -252,9 +253,7 @@ class ScheduleMeasurements:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """Of this model, its steps and sites, and these prompts, whatever is searched. Raises ScheduleError for a
-        folder of others, or one that cannot be used.
-        """
+        """Of this model, its steps, sites and prompts. Raises ScheduleError for a folder of others, or an unusable one."""
         calibration, basis = self.calibration, self.basis
         model = [basis.model, basis.scheduler, list(basis.sigmas), self.sites]
         folder = None if calibration.checkpoint is None else Path(calibration.checkpoint)

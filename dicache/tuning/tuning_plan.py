@@ -59,9 +59,9 @@ class TuningPlan:
             most, took = "" if self.exact else "up to ", duration(self.seconds * plan.uncached)
             yield f"{n} prompts{own}: {most}{plan.samples} samples to go, in {plan.runs} runs, about {took}"
         yield (
-            f"{len(self.raced)} ways to place the computed steps are raced on {self._few} prompts; "
-            f"the best are fitted on {self._fitted} and tried on all. More prompts buy a better choice and a truer "
-            "error, and no confidence: that is what `dicache.calibrate` is for."
+            f"Placements of the computed steps that are raced on {self._few} prompts: {len(self.raced)}. The best are "
+            f"fitted on {self._fitted} and tried on all. More prompts buy a better choice and a truer error, and no "
+            "confidence: that is what `dicache.calibrate` is for."
         )
 
     @property
