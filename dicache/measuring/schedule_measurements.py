@@ -253,7 +253,7 @@ class ScheduleMeasurements:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """Of this model, its steps, sites and prompts. Raises ScheduleError for a folder of others, or an unusable one."""
+        """Of this model, steps, sites and prompts. Raises ScheduleError for a folder of others, or an unusable one."""
         calibration, basis = self.calibration, self.basis
         model = [basis.model, basis.scheduler, list(basis.sigmas), self.sites]
         folder = None if calibration.checkpoint is None else Path(calibration.checkpoint)
