@@ -29,7 +29,7 @@ from dicache.presets.parts.hicache import Hermite
 from dicache.presets.parts.magcache import MagnitudeRatios
 from dicache.presets.parts.racer import Chebyshev, Disagreement, Repaid, Shrunk
 from dicache.presets.parts.seacache import SpectrumFiltered
-from dicache.presets.parts.sencache import Sensitivities, SensitivityTable
+from dicache.presets.parts.sencache import EARLY, Sensitivities, SensitivityTable, threshold_for
 from dicache.presets.parts.teacache import TEACACHE_FLUX, Polynomial
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.first_blocks_residual import FirstBlocksResidual
@@ -195,11 +195,22 @@ def magcache(ratios: Sequence[float], threshold: float = 0.24, *, longest: int =
     differs="the table is made along the model's sampler where the paper noises real data",
     default="those of its code for Wan; paper, code and README disagree",
 )
-def sencache(table: SensitivityTable, threshold: float = 0.07, *, early: float = 0.005, longest: int = 10) -> Config:
+def sencache(
+    table: SensitivityTable,
+    threshold: float = 0.07,
+    *,
+    early: float = 0.005,
+    longest: int = 10,
+    work: float | None = None,
+) -> Config:
     """Compute where latent and time have moved the output by `threshold`. `table` is the model's own:
-    `dicache.presets.measure_sensitivities`.
+    `dicache.presets.measure_sensitivities`. With `work` both thresholds are scaled until this share of the steps
+    computes on the run that the table was made on.
     """
-    controller = Clip(Threshold(threshold, early=early), first=0.0, longest=longest)
+    if work is not None:
+        scaled = threshold_for(table, work, early / threshold, longest)
+        threshold, early = scaled, scaled * early / threshold
+    controller = Clip(Threshold(threshold, early=early, share=EARLY), first=0.0, longest=longest)
     return Config(controller, Sensitivities(table), (Reuse(),), NO_PROBE)
 
 
