@@ -35,6 +35,7 @@ from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.first_blocks_residual import FirstBlocksResidual
 from dicache.probes.modulated_input import ModulatedInput
 from dicache.probes.raw_latent import RawLatent
+from dicache.probes.stream_and_added import ADDED, STREAM, StreamAndAdded
 from dicache.sites import Evaluation, Sites
 
 NO_PROBE = FirstBlocks(depth=0)
@@ -154,13 +155,26 @@ def dbcache(
     "DiCache",
     "2508.17356",
     differs="the paper aligns along what the first blocks add; here along the stream after them, on which it also "
-    "decides",
+    "decides, unless `added=True`. `signed=True` follows it backwards too",
     default="FLUX",
 )
-def dicache(threshold: float = 0.4, depth: int = 1, *, first: float = 0.2, limit: float = 1.5) -> Config:
-    """Add up the change of what the first `depth` blocks give, compute at `threshold`, and follow them in between."""
+def dicache(
+    threshold: float = 0.4,
+    depth: int = 1,
+    *,
+    first: float = 0.2,
+    limit: float = 1.5,
+    added: bool = False,
+    signed: bool = False,
+) -> Config:
+    """Add up the change of what the first `depth` blocks give, compute at `threshold`, and follow them in between;
+    where `added`, what they add.
+    """
     controller = Clip(Threshold(threshold), first=first, last=1)
-    return Config(controller, Accumulated(RelativeChange()), (Align(limit),), FirstBlocks(depth))
+    if not added:
+        return Config(controller, Accumulated(RelativeChange()), (Align(limit, signed),), FirstBlocks(depth))
+    change, aligned = RelativeChange(part=STREAM), Align(limit, signed, part=ADDED)
+    return Config(controller, Accumulated(change), (aligned,), StreamAndAdded(depth))
 
 
 @published(
