@@ -3,6 +3,7 @@ skip here.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from dicache.approximators.base import Approximator
 from dicache.approximators.gained import Gained
@@ -89,7 +90,7 @@ def deepcache(
     approximator: Approximator | None = None,
     first: int = 1,
     last: int = 0,
-    rule: Controller | None = None,
+    rule: Controller[Any] | None = None,
 ) -> Config:
     """Compute a UNet every `interval`-th step, and in between what lies outside of `level` levels and `layers` skip
     connections of the next one (`dicache.sites.Skips`); what enters from the inside is held, or extrapolated where

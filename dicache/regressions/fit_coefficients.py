@@ -13,6 +13,7 @@ All maps of one kind are of the exact values of uncached runs: what an earlier g
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ def fit(
         with tqdm(total=steps * -(-len(prompts) // batch), desc=f"fit {kind}", disable=not progress) as bar:
             new = _sums(kind, steps, longest, rank, ridge, threshold, depth)
             if kind == "low_rank" and isinstance(sites, Linears):
-                new = lambda path: WeightCuts(denoiser.get_submodule(path).weight, rank)  # noqa: E731
+                new = partial(_of_weights, denoiser, rank)
             sums = (_InnovationsBySite if kind == "innovation" else _SumsBySite)(new, steps, longest, bar.update)
             with Recorder(cache).calls(denoiser, sums.add):
                 for start in range(0, len(prompts), batch):
@@ -169,6 +170,13 @@ def _sums(
         "innovation": lambda path: Innovations(ridge, depth, steps),
     }
     return made[kind]
+
+
+def _of_weights(denoiser: nn.Module, rank: int, path: str) -> Sums:
+    """Of a linear layer."""
+    layer = denoiser.get_submodule(path)
+    assert isinstance(layer, nn.Linear)
+    return WeightCuts(layer.weight, rank)
 
 
 def _draw(pipe: Any, prompts: Sequence[str], rows: slice, steps: int, seed: int, arguments: dict[str, Any]) -> None:  # noqa: ANN401
