@@ -74,8 +74,8 @@ ROWS = (
         "`presets.sencache`",
         (Preset("sencache"), Preset("sencache", 0.25)),
         "tests/presets/test_sencache.py",
-        "its published threshold never skips here: `work=0.5` finds one by the table's own run, and computes up to a step "
-        "more",
+        "its published threshold never skips here: `work=0.5` finds one by the table's own run, and computes up to a "
+        "step more",
     ),
     System(
         "DiCache",
