@@ -8,6 +8,7 @@
     Spans(size, back)     the same blocks in groups of `size`; 1: every block on its own
     Drafted()             a tail that the last block verifies
     Sublayers(kinds)      attention, cross-attention and feed-forward modules inside every block
+    Linears()             every linear layer inside the blocks, so that all that is between them stays fresh (ICC)
     Skips(level, layers)  in a UNet: all that lies inside its outer skip connections: S = 1 (DeepCache)
 
 Evaluations hold what the denoiser gave, branches what they differ by from the strongest one, spans what the blocks
@@ -16,6 +17,7 @@ residuals) stays fresh; what it adds inside a span is held with the span.
 """
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +41,7 @@ __all__ = [
     "Drafted",
     "Evaluation",
     "Kind",
+    "Linears",
     "Sites",
     "Skips",
     "Spans",
@@ -49,6 +52,8 @@ __all__ = [
 _ATTENTION = ("attn", "attn1", "self_attn", "attention", "self_attention")
 _CROSS_ATTENTION = ("attn2", "cross_attn", "cross_attention")
 _FEED_FORWARD = ("ff", "ffn", "mlp", "feed_forward", "ff_context", "ffn_context", "mlp_context")
+TIMED = re.compile("norm|emb|ada|modulation|scale_shift|time")
+"""In the paths of layers that read the time."""
 NAMES = {Kind.ATTENTION: _ATTENTION, Kind.CROSS_ATTENTION: _CROSS_ATTENTION, Kind.FEED_FORWARD: _FEED_FORWARD}
 
 
@@ -240,6 +245,22 @@ class Sublayers(Sites):
     def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
         modules = [each for path in tuple(blocks)[depth:] for each in _sublayers(path, blocks[path], self.kinds)]
         return _some([Site(path, kind, (path,), i, added=False) for i, (path, kind) in enumerate(modules)], self)
+
+
+@dataclass(frozen=True)
+class Linears(Sites):
+    """Every linear layer of the blocks by itself, so that what lies between is computed (ICC, arXiv 2505.05829); not
+    those that read the time: what they give is no stream of tokens.
+    """
+
+    def select(self, blocks: dict[str, nn.Module], depth: int) -> tuple[Site, ...]:
+        paths = [
+            f"{path}.{name}"
+            for path in tuple(blocks)[depth:]
+            for name, module in blocks[path].named_modules()
+            if isinstance(module, nn.Linear) and not TIMED.search(name)
+        ]
+        return _some([Site(path, Kind.LINEAR, (path,), i, added=False) for i, path in enumerate(paths)], self)
 
 
 def _sublayers(path: str, module: nn.Module, kinds: Sequence[Kind]) -> Iterator[tuple[str, Kind]]:

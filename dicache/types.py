@@ -29,6 +29,7 @@ class Kind(StrEnum):
     ATTENTION = "attention"
     CROSS_ATTENTION = "cross-attention"
     FEED_FORWARD = "feed-forward"
+    LINEAR = "linear"
     CHECK = "check"
     CONTROL = "control"
 

@@ -28,6 +28,8 @@ class Reference(NamedTuple):
 class RelativeChange(Estimator[Reference]):
     against: Literal["previous", "computed"] = "previous"
     norm: Literal["l1", "l2"] = "l1"
+    part: int | None = None
+    """Which of a probe's features, where it has several; None for the whole of it."""
 
     @property
     def over_ranks(self) -> bool:
@@ -40,13 +42,19 @@ class RelativeChange(Estimator[Reference]):
         return Reference(n_approximators, None)
 
     def pairs(self, evidence: Evidence, state: Reference) -> Sequence[Pair]:
-        return () if evidence.feature is None or state.feature is None else ((evidence.feature, state.feature),)
+        if evidence.feature is None or state.feature is None:
+            return ()
+        return ((self._part(evidence.feature), self._part(state.feature)),)
 
     def predict(self, evidence: Evidence, state: Reference) -> Grid:
         if evidence.feature is None or state.feature is None:
             return torch.full((len(evidence.growth), state.n_approximators), torch.inf, dtype=torch.float64)
         measure = relative_change_l1 if self.norm == "l1" else relative_change
-        return finite(measure(evidence.feature, state.feature, evidence.sums.of), state.n_approximators)
+        ((feature, before),) = self.pairs(evidence, state)
+        return finite(measure(feature, before, evidence.sums.of), state.n_approximators)
+
+    def _part(self, feature: Tensor) -> Tensor:
+        return feature if self.part is None else feature[:, self.part]
 
     def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: Reference) -> Reference:
         if evidence.feature is None:

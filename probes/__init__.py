@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dicache.probes.pooled_input import PooledInput as PooledInput
     from dicache.probes.raw_latent import RawLatent as RawLatent
     from dicache.probes.site_input import SiteInput as SiteInput
+    from dicache.probes.stream_and_added import StreamAndAdded as StreamAndAdded
 
 __all__, __getattr__, __dir__ = lazy(
     __name__,
@@ -24,5 +25,6 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.probes.pooled_input": ("PooledInput",),
         "dicache.probes.raw_latent": ("RawLatent",),
         "dicache.probes.site_input": ("SiteInput",),
+        "dicache.probes.stream_and_added": ("StreamAndAdded",),
     },
 )

@@ -104,7 +104,7 @@ def _score(setting: Setting) -> TokenScore:
 
 
 @lru_cache
-def _sensitivities(setting: Setting) -> SensitivityTable:
+def sensitivities(setting: Setting) -> SensitivityTable:
     pipe, calibrate = _calibration(setting)
     calibrate()  # the pipeline sets its scheduler's times
     clock = SchedulerClock(lambda: pipe.scheduler)
@@ -185,7 +185,7 @@ PRESETS: tuple[Arm, ...] = (
     _arm("dicache", "threshold", 0.4, (0.05, 0.1, 0.2, 0.3), lambda v, s: presets.dicache(v)),
     _arm("easycache", "threshold", 0.05, (0.025, 0.1, 0.2, 0.3), lambda v, s: presets.easycache(v)),
     _arm("magcache", "threshold", 0.24, (0.002, 0.005, 0.01, 0.04), lambda v, s: presets.magcache(_ratios(s), v)),
-    _arm("sencache", "threshold", 0.07, (0.13, 0.25, 0.5, 1.0), lambda v, s: presets.sencache(_sensitivities(s), v)),
+    _arm("sencache", "threshold", 0.07, (0.13, 0.25, 0.5, 1.0), lambda v, s: presets.sencache(sensitivities(s), v)),
     _arm("adacache", "codebook scale", 1.0, (0.25, 0.5, 2.0, 4.0), lambda v, s: presets.adacache(_scaled(v))),
     _arm(
         "racer",

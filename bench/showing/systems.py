@@ -59,10 +59,9 @@ ROWS = (
     ),
     System(
         "ECAD",
-        "`finders.Ecad`",
+        "`finders.Ecad`, `Calibration(objective=...)`",
         (Schedule("ECAD, line"), Schedule("ECAD, line", 0.36)),
-        "tests/schedules/test_evolution.py",
-        "objectives other than the latent's error, such as a score of pictures",
+        "tests/schedules/test_objectives.py",
     ),
     System(
         "Learning-to-Cache",
@@ -74,15 +73,15 @@ ROWS = (
         "SenCache",
         "`presets.sencache`",
         (Preset("sencache"), Preset("sencache", 0.25)),
-        "tests/presets/test_presets.py",
-        "a threshold for a model that was not swept: its own never skips here",
+        "tests/presets/test_sencache.py",
+        "its published threshold never skips here: `work=0.5` finds one by the table's own run, and computes up to a "
+        "step more",
     ),
     System(
         "DiCache",
         "`presets.dicache`",
         (Preset("dicache"), Preset("dicache", 0.2)),
-        "tests/presets/test_presets.py",
-        "two features per probe and signed alignment",
+        "tests/parts/test_parts.py",
     ),
     System("FastCache", "`presets.fastcache`", (Preset("fastcache"),), "tests/presets/test_fitted_presets.py"),
     System(
@@ -102,10 +101,10 @@ ROWS = (
     ),
     System(
         "ICC",
-        "`presets.icc`",
+        "`presets.icc`, `Linears()`",
         (Preset("icc"),),
-        "tests/presets/test_fitted_presets.py",
-        "the cut of every linear layer's own weights: maps are fitted to blocks or sublayers",
+        "tests/presets/test_icc.py",
+        "layers that read the time are computed, not held. The figure is of maps fitted to sublayers",
     ),
     System(
         "EB-Cache",
@@ -151,7 +150,7 @@ ROWS = (
         "`presets.deepcache`, `Skips()`",
         (Page(".720 / .0149 and .626 / .0295 of both networks", UNETS),),
         "tests/presets/test_deepcache.py",
-        "its non-uniform schedule. At the errors of the package DeepCache `error_budget=` is 1.35 to 2.1 times as fast "
+        "At the errors of the package DeepCache `error_budget=` is 1.35 to 2.1 times as fast "
         "every 2nd to 4th step, `speedup=` 1.47 to 2.4 times every 2nd to 5th",
     ),
     System(
@@ -177,10 +176,9 @@ ROWS = (
     ),
     System(
         "layer pruning on demand",
-        "`finders.Nested`",
+        "`finders.Nested`, `dicache.fit(kind='innovation')`",
         (Schedule("nested, line"), Schedule("nested, line", 0.36)),
-        "tests/schedules/test_finders.py",
-        "removal, and a head in between",
+        "tests/schedules/test_layer_pruning.py",
     ),
 )
 

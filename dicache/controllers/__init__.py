@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dicache.controllers.counted import Evaluations as Evaluations
     from dicache.controllers.fixed import Fixed as Fixed
     from dicache.controllers.fixed import FixedAt as FixedAt
+    from dicache.controllers.fixed import centred as centred
     from dicache.controllers.fixed import every as every
     from dicache.controllers.fixed import masks as masks
     from dicache.controllers.gap import PerGap as PerGap
@@ -33,7 +34,7 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.controllers.by_kind": ("ByKind",),
         "dicache.controllers.clip": ("Clip",),
         "dicache.controllers.counted": ("Counted", "Evaluations"),
-        "dicache.controllers.fixed": ("Fixed", "FixedAt", "every", "masks"),
+        "dicache.controllers.fixed": ("Fixed", "FixedAt", "centred", "every", "masks"),
         "dicache.controllers.gap": ("PerGap",),
         "dicache.controllers.gate": ("Gate",),
         "dicache.controllers.interval": ("Interval",),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from dicache.controllers.base import Controller, cost_of, decided
-from dicache.errors import BudgetError
+from dicache.errors import BudgetError, ModeError
 from dicache.types import Decision, Quote, Reason, Rows, Site, Step
 
 
@@ -55,6 +55,34 @@ def every(interval: int, steps: int, *, first: float = 0.2, last: int = 0) -> Fi
     warm = math.ceil(first * steps)
     due = (i for i in range(steps) if i < warm or i >= steps - last or (i - warm + 1) % interval == 0)
     return Fixed((frozenset(due),))
+
+
+def centred(steps: int, computed: int, centre: float, power: float = 1.2) -> Fixed:
+    """DeepCache's non-uniform schedule (arXiv 2312.00858): `computed` of `steps` steps, evenly along a root of how far
+    they lie from `centre`, so that most lie near it.
+
+        r(x) = sgn(x) |x|^(1/p),    step k = floor(c + r^-1(r(-c) + k / n (r(T - c) - r(-c)))),    k = 0 .. n - 1
+
+    Where two would be one p falls by hundredths, down to 1, which is even. The first step computes. Raises ModeError
+    for numbers that make no sense.
+    """
+    if not (1 <= computed <= steps and 0 <= centre <= steps and power >= 1):
+        raise ModeError(
+            f"centred({steps}, {computed}, {centre}, {power}): expected 1 to {steps} computed steps, a centre among "
+            "the steps, and a power from 1 on."
+        )
+    for hundredths in range(round(100 * power), 99, -1):
+        p = hundredths / 100
+        low, high = _root(-centre, p), _root(steps - centre, p)
+        ways = [low + k / computed * (high - low) for k in range(1, computed)]
+        due = {0} | {min(math.floor(centre + _root(way, 1 / p) + 1e-9), steps - 1) for way in ways}
+        if len(due) == computed:
+            break
+    return Fixed((frozenset(due),))
+
+
+def _root(x: float, p: float) -> float:
+    return math.copysign(abs(x) ** (1 / p), x)
 
 
 def accumulated(changes: Sequence[float], threshold: float) -> frozenset[int]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dicache.finders.t_gate import TGate as TGate
     from dicache.finders.windows import Windows as Windows
     from dicache.measuring.schedule_measurements import Calibration as Calibration
+    from dicache.schedules.objective import Objective as Objective
 
 __all__, __getattr__, __dir__ = lazy(
     __name__,
@@ -46,5 +47,6 @@ __all__, __getattr__, __dir__ = lazy(
         "dicache.finders.t_gate": ("TGate",),
         "dicache.finders.windows": ("Windows",),
         "dicache.measuring.schedule_measurements": ("Calibration",),
+        "dicache.schedules.objective": ("Objective",),
     },
 )

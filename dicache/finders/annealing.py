@@ -59,7 +59,7 @@ class Annealing(Finder):
     def _searched(self, measurements: ScheduleMeasurements, start: np.ndarray, seed: int) -> Table:
         def loss(masks: Masks) -> np.ndarray:
             tables = [measurements.filled(mask, self.fill) for mask in masks]
-            return np.asarray(measurements.errors(tables).mean(1))
+            return np.asarray(measurements.losses(tables).mean(1))
 
         heats = np.geomspace(self.hot, self.cold, self.trials)
         mask = anneal(start[None], loss, heats=heats, seed=seed, shared=True, first=1)[0]

@@ -18,6 +18,7 @@ from dicache.fanout.workers import Executors, is_factory
 from dicache.finders.asked import check_asked
 from dicache.measuring.schedule_measurements import Calibration, ScheduleMeasurements
 from dicache.schedules.action_table import Table, affordable, computes, repaired
+from dicache.schedules.objective import as_objective
 from dicache.schedules.pareto import ParetoSet
 from dicache.schedules.schedule import Schedule
 from dicache.schedules.setting import Origin
@@ -70,6 +71,8 @@ class Finder(ABC):
         at every step.
         With `budget`, the cheapest one whose relative L2 error of the final latent, the mean over the calibration
         prompts, is no more. With neither, those of the whole range that no other beats in both.
+        Where the calibration has an objective, scores stand for errors: a budget is then how much the mean score may be
+        below that of computing everything.
 
         Warns where nothing can be saved within the budget: the answer then computes everything. Raises ScheduleError
         where both are given or none can be had.
@@ -82,7 +85,7 @@ class Finder(ABC):
         measurements = calibration.on(pipe() if is_factory(pipe) else pipe, sites)
         with measurements.handing_out(pipe, executor):
             tables = self.candidates(measurements, cost, seed)
-            answer = choose(self.schedules(measurements, tables, seed), budget, cost)
+            answer = choose(self.schedules(measurements, tables, seed), _bound(measurements, budget), cost)
         if budget is not None and isinstance(answer, Schedule) and computes(answer.table).all():
             nothing = f"{self.name} found nothing that can be skipped within a budget of {budget:g}"
             warnings.warn(f"{nothing}: this schedule computes everything.", DicacheWarning, stacklevel=2)
@@ -114,13 +117,15 @@ class Finder(ABC):
         """
         self.prepare(measurements, tables)
         fitted = [self.coefficients(measurements, table) for table in tables]
-        errors = _errors(measurements, tables, fitted)
+        errors, scores = _means(measurements, tables, fitted).T
         if not np.isfinite(errors).any():
             raise ScheduleError(f"no schedule of {self.name} leaves the latent finite. Ask for more work.")
         origin = _origin(self, measurements.calibration, seed)
         return [
-            Schedule(measurements.priced(each), table, origin, float(error), fitted=each)
-            for each, table, error in zip(fitted, tables, errors, strict=True)
+            Schedule(
+                measurements.priced(each), table, origin, float(error), fitted=each, score=_number(measurements, score)
+            )
+            for each, table, error, score in zip(fitted, tables, errors, scores, strict=True)
             if np.isfinite(error)
         ]
 
@@ -128,23 +133,40 @@ class Finder(ABC):
 def choose(schedules: Sequence[Schedule], budget: float | None, cost: float | None) -> Schedule | ParetoSet:
     """The answer among the candidates: of equal cost the most exact; within a budget the cheapest; else the front."""
     if cost is not None:
-        return min(schedules, key=lambda schedule: schedule.error or 0.0)
+        return min(schedules, key=lambda schedule: schedule.loss)
     front = ParetoSet(tuple(schedules)).front()
     if budget is None:
         return front
     everything = [schedule for schedule in schedules if computes(schedule.table).all()]
-    if everything and all(schedule.error is None or schedule.error > budget for schedule in front.members):
+    fitting = [schedule for schedule in front.members if schedule.loss <= budget]
+    if everything and not fitting:
         return everything[0]  # what it lost is rounding: batches differ in their last bits
-    return front.within(budget)
+    if not fitting:
+        raise ScheduleError("no schedule kept to the budget on the calibration prompts. Search at more work.")
+    return min(fitting, key=lambda schedule: schedule.work)
 
 
-def _errors(measurements: ScheduleMeasurements, tables: Sequence[Table], fitted: Sequence[Fitted | None]) -> np.ndarray:
-    """The mean over the prompts, (N,). Tables with the same coefficients share their runs."""
-    errors = np.zeros(len(tables))
+def _bound(measurements: ScheduleMeasurements, budget: float | None) -> float | None:
+    """What a schedule may lose within this budget."""
+    if budget is None or measurements.objective is None:
+        return budget
+    everything = measurements.filled(np.ones(measurements.basis.shape, dtype=bool))
+    return float(measurements.losses([everything]).mean()) + budget
+
+
+def _means(measurements: ScheduleMeasurements, tables: Sequence[Table], fitted: Sequence[Fitted | None]) -> np.ndarray:
+    """Errors and scores, the mean over the prompts, (N, 2). Tables with the same coefficients share their runs."""
+    means = np.zeros((len(tables), 2))
     for shared in dict.fromkeys(fitted):
         rows = [i for i, each in enumerate(fitted) if each is shared]
-        errors[rows] = measurements.errors([tables[i] for i in rows], shared).mean(1)
-    return errors
+        some = [tables[i] for i in rows]
+        means[rows, 0] = measurements.errors(some, shared).mean(1)
+        means[rows, 1] = measurements.scores(some, shared).mean(1)
+    return means
+
+
+def _number(measurements: ScheduleMeasurements, score: float) -> float | None:
+    return None if measurements.objective is None else float(score)
 
 
 def _origin(finder: Finder, calibration: Calibration, seed: int) -> Origin:
@@ -153,6 +175,8 @@ def _origin(finder: Finder, calibration: Calibration, seed: int) -> Origin:
         for name, value in vars(finder).items()
         if isinstance(value, str | int | float)
     }
+    objective = as_objective(calibration.objective)
+    arguments |= {} if objective is None else {"objective": objective.called}
     return Origin(finder.name, arguments, seed, len(calibration.prompts), calibration.digest, __version__)
 
 

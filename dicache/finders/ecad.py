@@ -1,5 +1,7 @@
 """ECAD (arXiv 2506.15682): evolve tables, NSGA-II over two objectives, the mean relative error of the final latent and
-the share of the work. A genome holds a bit for every site of every step but the first, which always computes.
+the share of the work. In the paper the first is a score of pictures: `Calibration(..., objective=score)`.
+
+A genome holds a bit for every site of every step but the first, which always computes.
 
 Unseeded it does not reach the simplest heuristics, so the first generation is made of other finders' schedules. The
 published mutation leaves nearly all variation to crossover; here every child has about `flips` bits flipped.
@@ -26,7 +28,7 @@ from dicache.schedules.pareto import ParetoSet
 from dicache.types import Action
 
 WORST = 1e6
-"""The error that evolution sees where there is none: it measures distances, and inf has no distance to inf."""
+"""The loss that evolution sees where there is none: it measures distances, and inf has no distance to inf."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Ecad(Finder):
                 break
             genomes = infills.get("X").astype(bool)
             tables = [self._table(measurements, genome) for genome in genomes]
-            errors = np.minimum(measurements.errors(tables).mean(1), WORST)
-            infills.set("F", np.stack([errors, measurements.basis.work(np.stack(tables))], axis=1))
+            losses = np.minimum(measurements.losses(tables).mean(1), WORST)
+            infills.set("F", np.stack([losses, measurements.basis.work(np.stack(tables))], axis=1))
             algorithm.tell(infills=infills)
             seen |= {table.tobytes(): table for table in tables}
             self._show(measurements, list(seen.values()), seed)

@@ -5,6 +5,9 @@ From everything computed on, the cell (step, site) is taken out whose removal ad
 MAC that it saves, measured from end to end on what was taken out before. What a cell added when it was last tried
 is nearly a lower bound of what it adds later, so only the most promising ones are tried again.
 
+As in the paper whole layers are removed with `columns=True, fill=Action.ZERO` on `Spans(1)`: a block adds nothing from
+the second step on. A head for what is left is `dicache.fit(kind="innovation")`.
+
 An order that follows a few captions for thirty removals fits them. With `prices="law"` steps are taken out by what the
 law of errors says (`dicache.planning.law_plan`), all sites at once, and nothing is tried.
 """
@@ -36,6 +39,8 @@ class Nested(Finder):
     """Share of the work at which the order ends where no cost is asked for; else it ends there."""
     fill: Action = Action.REUSE
     prices: Literal["measured", "law"] = "measured"
+    columns: bool = False
+    """Whether a site is taken out of all steps but the first at once, as a layer is."""
 
     def __post_init__(self) -> None:
         if self.prices not in ("measured", "law"):
@@ -49,15 +54,17 @@ class Nested(Finder):
             return self._by_law(measurements)
         masks = [np.ones(measurements.basis.shape, dtype=bool)]
         saved = np.array(measurements.basis.rows)[:, None] * np.array([c.macs for c in measurements.basis.cells])
+        saved[0] = saved[1:].sum(0)  # the first step stays: its place stands for a whole column
         price = np.maximum(saved, 1.0)
-        added = self._added(measurements, masks[0], list(product(range(1, len(saved)), range(saved.shape[1]))))
+        steps = range(1) if self.columns else range(1, len(saved))
+        added = self._added(measurements, masks[0], list(product(steps, range(saved.shape[1]))))
         least = self.least if cost is None else cost
         while added and measurements.basis.work(measurements.filled(masks[-1], self.fill)) > least:
             cheapest = sorted(added, key=lambda cell: added[cell] / price[cell])[: self.width]
             added |= self._added(measurements, masks[-1], cheapest)
-            mask = masks[-1].copy()
+            mask = masks[-1]
             for cell in sorted(cheapest, key=lambda cell: added[cell] / price[cell])[: self.at_once]:
-                mask[cell] = False
+                mask = _without(mask, cell)
                 del added[cell]
             masks.append(mask)
         return [measurements.filled(mask, self.fill) for mask in masks]
@@ -78,10 +85,14 @@ class Nested(Finder):
         self, measurements: ScheduleMeasurements, mask: np.ndarray, cells: Sequence[tuple[int, int]]
     ) -> dict[tuple[int, int], float]:
         """To the error, the mean over the prompts, by taking out each of the cells."""
-        tried = [mask]
-        for cell in cells:
-            without = mask.copy()
-            without[cell] = False
-            tried.append(without)
-        losses = measurements.errors([measurements.filled(m, self.fill) for m in tried]).mean(1)
+        tried = [mask, *(_without(mask, cell) for cell in cells)]
+        losses = measurements.losses([measurements.filled(m, self.fill) for m in tried]).mean(1)
         return {cell: float(loss - losses[0]) for cell, loss in zip(cells, losses[1:], strict=True)}
+
+
+def _without(mask: np.ndarray, cell: tuple[int, int]) -> np.ndarray:
+    """The mask, (T, S), less one cell; less a whole column but for its first step where the cell is of that."""
+    step, site = cell
+    mask = mask.copy()
+    mask[slice(step, step + 1) if step else slice(1, None), site] = False
+    return mask

@@ -3,7 +3,7 @@
     basis, timetable  the model, its sites and their MACs, the steps
     curves            how far every site's value is from what it was k steps before, on uncached runs
     sensitivity       what is left at the end of one stale site at one step
-    errors            what given tables lose from end to end, each on every prompt; the same table is never run twice
+    errors, scores    what given tables lose from end to end, each on every prompt; the same table is never run twice
 
 With a `checkpoint` every batch of errors is kept in a folder; killed, the same search draws only the uncached runs
 again. What is in a batch does not depend on how many workers draw.
@@ -11,7 +11,7 @@ again. What is in a batch does not depend on how many workers draw.
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from hashlib import sha256
 from itertools import accumulate
@@ -21,22 +21,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from dicache.api import denoisers, enable
+from dicache.api import denoisers
 from dicache.approximators.fitted.about import described
 from dicache.approximators.fitted.coefficients import Fitted
-from dicache.config import Config
-from dicache.controllers.interval import Interval
 from dicache.errors import FittedError, ScheduleError
 from dicache.fanout.workers import Executors, Workers, resuming
 from dicache.files.checkpoint import Checkpoint, Entry
 from dicache.files.content import digest_of
 from dicache.measuring.error_curves import Curves, UncachedRuns, record
 from dicache.measuring.prompt_runs import Drawer, Prompt, misuse, text_of, without_encoder
-from dicache.measuring.recording import Recorder
-from dicache.measuring.schedule_cells import Asked, TablesCell
+from dicache.measuring.schedule_cells import Asked, TablesCell, one_stale, priced
 from dicache.measuring.slopes_along_run import FitCell, SlopesAlongRun
-from dicache.runtime.decide import guess_cost
-from dicache.schedules.action_table import FILLS, NEEDS, Table, repaired
+from dicache.schedules import action_table
+from dicache.schedules.action_table import Table, repaired
+from dicache.schedules.objective import Objective, Score, as_objective
 from dicache.schedules.setting import Basis, config_of
 from dicache.sites import Evaluation, Sites
 from dicache.types import Action, Timetable
@@ -63,6 +61,8 @@ class Calibration:
     """Called with what is being measured, how much of it is done, and how much there is."""
     checkpoint: str | Path | None = None
     """A folder for what is measured of schedules: killed, the same search goes on there."""
+    objective: Score | Objective | None = None
+    """What is searched by, if not the latent's error (`dicache.schedules.objective`)."""
     measurements: dict[tuple[int, str], "ScheduleMeasurements"] = field(default_factory=dict, init=False, repr=False)
     """Never handed on to a copy by `dataclasses.replace`, which may have other prompts or steps."""
 
@@ -75,6 +75,7 @@ class Calibration:
             raise ScheduleError(
                 f"steps={self.steps}, batch={self.batch}, longest={self.longest}: expected 2, 1 and 1 or more."
             )
+        as_objective(self.objective, lasting=self.checkpoint is not None)
 
     def on(self, pipe: Any, sites: Sites) -> "ScheduleMeasurements":  # noqa: ANN401
         """What is measured of one pipeline and selection of sites; the same object every time."""
@@ -115,7 +116,9 @@ class ScheduleMeasurements:
         self.drawer: Drawer = Drawer(*drawn, images=False)
         self.workers = Workers(pipe, None, resuming(calibration.checkpoint))
         """What is measured is handed to them; here, until `handing_out`."""
-        self.losses: dict[Asked, float] = {}
+        self.objective: Objective | None = as_objective(calibration.objective)
+        self.outcomes: dict[Asked, tuple[float, float]] = {}
+        """Errors and scores."""
         self.slopes: dict[tuple[bytes, float, int], SlopesAlongRun] = {}
         """What was fitted along runs, by table, ridge and number of prompts."""
         self.coefficients: dict[tuple[Hashable, bytes], tuple[Fitted, np.ndarray]] = {}
@@ -180,17 +183,8 @@ class ScheduleMeasurements:
         if fitted is None or not fitted.approximator().multiplies:
             return self.basis
         if fitted not in self.prices:
-            self.prices[fitted] = self._priced(fitted)
+            self.prices[fitted] = priced(self.basis, self.sites, self.drawer, fitted)
         return self.prices[fitted]
-
-    def _priced(self, fitted: Fitted) -> Basis:
-        approximator = fitted.approximator()
-        config = Config(Interval(1), approximators=(approximator,), probe=fitted.probe, sites=self.sites)
-        with enable(self.pipe, config=config) as cache:
-            self.drawer.draw([0])
-            booked = Recorder(cache).booked_macs
-        cells = [cell._replace(guess=booked[guess_cost(approximator, cell.path)]) for cell in self.basis.cells]
-        return replace(self.basis, cells=tuple(cells))
 
     def errors(
         self, tables: Sequence[Table], fitted: Fitted | None = None, *, prompts: int | None = None
@@ -198,9 +192,22 @@ class ScheduleMeasurements:
         """||x - x_ref|| / ||x_ref|| of every table on every prompt (or the first so many), (N, P); inf where x is not
         finite.
         """
+        return self._outcomes(tables, fitted, prompts)[..., 0]
+
+    def scores(self, tables: Sequence[Table], fitted: Fitted | None = None) -> np.ndarray:
+        """What the objective gives, (N, P), higher is better; nan where there is none."""
+        return self._outcomes(tables, fitted)[..., 1]
+
+    def losses(self, tables: Sequence[Table], fitted: Fitted | None = None) -> np.ndarray:
+        """What a search makes least, (N, P): scores with their sign turned, or errors where there is no objective."""
+        outcomes = self._outcomes(tables, fitted)
+        return np.array(outcomes[..., 0] if self.objective is None else -outcomes[..., 1])
+
+    def _outcomes(self, tables: Sequence[Table], fitted: Fitted | None, prompts: int | None = None) -> np.ndarray:
+        """(N, P, 2)."""
         self.prepare([(tables, fitted)], prompts)
         named = [repaired(table).tobytes() for table in tables]
-        return np.array([[self.losses[fitted, name, p] for p in range(prompts or self.prompts)] for name in named])
+        return np.array([[self.outcomes[fitted, name, p] for p in range(prompts or self.prompts)] for name in named])
 
     def prepare(self, asked: Sequence[tuple[Sequence[Table], Fitted | None]], prompts: int | None = None) -> None:
         """Measure what `errors` will be asked for, all of it handed out at once."""
@@ -214,7 +221,7 @@ class ScheduleMeasurements:
     def _missing(self, tables: Sequence[Table], fitted: Fitted | None, prompts: int) -> dict[Asked, Table]:
         named = [(done.tobytes(), done) for done in map(repaired, tables)]
         runs = {(fitted, name, p): done for name, done in named for p in range(prompts)}
-        return {key: done for key, done in runs.items() if key not in self.losses}
+        return {key: done for key, done in runs.items() if key not in self.outcomes}
 
     def _cells(self, tables: Sequence[Table], fitted: Fitted | None, prompts: int) -> Iterator[TablesCell]:
         """Batches of what was not measured: a table and a prompt a sample."""
@@ -223,7 +230,8 @@ class ScheduleMeasurements:
             keys, some = zip(*missing[start : start + size], strict=True)
             order = self.drawer.order([p for *_, p in keys])
             config = config_of(self.basis, np.stack(some), fitted=fitted)
-            yield TablesCell(f"errors-{self._named(keys)}", keys, order, config, self.reference[list(order.indices)])
+            reference = self.reference[list(order.indices)]
+            yield TablesCell(f"errors-{self._named(keys)}", keys, order, config, reference, self.objective)
 
     def _drawn_here(self, cells: Iterable[TablesCell]) -> Iterator[TablesCell]:
         for cell in cells:
@@ -248,8 +256,9 @@ class ScheduleMeasurements:
         yield from resumed
 
     def _take(self, cell: TablesCell, make: Callable[[], Entry]) -> None:
-        errors = self.checkpoint.entry(cell.name, make)["errors"]
-        self.losses |= dict(zip(cell.keys, errors.tolist(), strict=True))
+        entry = self.checkpoint.entry(cell.name, make)
+        columns = entry["errors"], entry.get("scores", np.full(len(cell.keys), np.nan))
+        self.outcomes |= dict(zip(cell.keys, zip(*(column.tolist() for column in columns), strict=True), strict=True))
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -264,7 +273,8 @@ class ScheduleMeasurements:
         if self.checkpoint.folder is None:
             return ""
         fitted = None if batch[0][0] is None else [batch[0][0].about, batch[0][0].coefficients]
-        return digest_of([fitted, [[name, prompt] for _, name, prompt in batch]])
+        by = [] if self.objective is None else [self.objective.called, self.objective.latents]
+        return digest_of([fitted, [[name, prompt] for _, name, prompt in batch], *by])
 
     def _played(self, cell: TablesCell) -> Entry:
         """One batch, drawn here."""
@@ -278,22 +288,11 @@ class ScheduleMeasurements:
         (`curves.l2`); 0 for the first step, which cannot be stale. The mean over at most 4 prompts.
         """
         steps, sites = self.basis.shape
-        tables = np.zeros((steps - 1, sites, steps, sites), dtype=np.uint8)
-        for t in range(1, steps):
-            tables[t - 1, np.arange(sites), t, np.arange(sites)] = Action.REUSE
-        left = self.errors(list(tables.reshape(-1, steps, sites)), prompts=min(4, self.prompts))
+        left = self.errors(one_stale(steps, sites), prompts=min(4, self.prompts))
         change = self.curves.l2[:-1, 0]
         weight = (left**2).mean(1).reshape(steps - 1, sites) / np.maximum(change**2, 1e-24)
         return np.concatenate([np.zeros((1, sites)), weight])
 
     def filled(self, mask: np.ndarray, fill: Action = Action.REUSE) -> Table:
-        """A table from what computes, (T, S) bool: cells that skip get `fill`, or reuse where it needs more values.
-        Raises ScheduleError for a `fill` that puts nothing in the place of a value.
-        """
-        if fill not in FILLS:
-            raise ScheduleError(f"fill is {fill!r}. Expected one of {', '.join(f.name for f in FILLS)}.")
-        mask = mask.copy()
-        mask[0] = True
-        stored = mask.cumsum(0) - mask
-        skipped = np.where(stored >= NEEDS[fill], fill, Action.REUSE)
-        return np.where(mask, Action.COMPUTE, skipped).astype(np.uint8)
+        """`dicache.schedules.action_table.filled`."""
+        return action_table.filled(mask, fill)

@@ -3,12 +3,14 @@ skip here.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from dicache.approximators.base import Approximator
 from dicache.approximators.gained import Gained
 from dicache.approximators.hold import Reuse
 from dicache.approximators.taylor import Taylor
 from dicache.config import Config
+from dicache.controllers.base import Controller
 from dicache.controllers.by_kind import ByKind
 from dicache.controllers.clip import Clip
 from dicache.controllers.gate import Gate
@@ -73,9 +75,10 @@ def gradient_optimized_cache(
 @published(
     "DeepCache",
     "2312.00858",
-    differs="intervals count from the last computed step, and one more step computes at the start; without its "
-    "non-uniform schedule. `Extrapolate()` in place of its reuse loses .29 to .53 as much where `first=4, last=1` "
-    "(DDIM, 20 steps, `bench/studies/controls.py`), and more than it where the last step is held",
+    differs="intervals count from the last computed step, and one more step computes at the start; its non-uniform "
+    "schedule is `rule=dicache.controllers.centred(20, 7, 8)`. `Extrapolate()` in place of its reuse loses .29 to .53 "
+    "as much where `first=4, last=1` (DDIM, 20 steps, `bench/studies/controls.py`), and more than it where the last "
+    "step is held",
     default="Stable Diffusion; `layers=1` after `level=0` is its cheapest branch, `cache_branch_id=0`. At the errors "
     "of the package DeepCache, every 2nd to 4th of 20 steps, `error_budget=` is 1.35 to 2.1 times as fast",
 )
@@ -87,12 +90,14 @@ def deepcache(
     approximator: Approximator | None = None,
     first: int = 1,
     last: int = 0,
+    rule: Controller[Any] | None = None,
 ) -> Config:
     """Compute a UNet every `interval`-th step, and in between what lies outside of `level` levels and `layers` skip
     connections of the next one (`dicache.sites.Skips`); what enters from the inside is held, or extrapolated where
-    `approximator` is `Extrapolate()`. The `first` and `last` steps compute.
+    `approximator` is `Extrapolate()`. The `first` and `last` steps compute. `rule` decides in place of the interval.
     """
     composed = counted(approximator or Reuse(), interval, first=first, sites=Skips(level, layers))
+    composed = composed if rule is None else replace(composed, controller=rule)
     return replace(composed, controller=Clip(composed.controller, 0.0, last)) if last else composed
 
 

@@ -29,12 +29,13 @@ from dicache.presets.parts.hicache import Hermite
 from dicache.presets.parts.magcache import MagnitudeRatios
 from dicache.presets.parts.racer import Chebyshev, Disagreement, Repaid, Shrunk
 from dicache.presets.parts.seacache import SpectrumFiltered
-from dicache.presets.parts.sencache import Sensitivities, SensitivityTable
+from dicache.presets.parts.sencache import EARLY, Sensitivities, SensitivityTable, threshold_for
 from dicache.presets.parts.teacache import TEACACHE_FLUX, Polynomial
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.probes.first_blocks_residual import FirstBlocksResidual
 from dicache.probes.modulated_input import ModulatedInput
 from dicache.probes.raw_latent import RawLatent
+from dicache.probes.stream_and_added import ADDED, STREAM, StreamAndAdded
 from dicache.sites import Evaluation, Sites
 
 NO_PROBE = FirstBlocks(depth=0)
@@ -154,13 +155,26 @@ def dbcache(
     "DiCache",
     "2508.17356",
     differs="the paper aligns along what the first blocks add; here along the stream after them, on which it also "
-    "decides",
+    "decides, unless `added=True`. `signed=True` follows it backwards too",
     default="FLUX",
 )
-def dicache(threshold: float = 0.4, depth: int = 1, *, first: float = 0.2, limit: float = 1.5) -> Config:
-    """Add up the change of what the first `depth` blocks give, compute at `threshold`, and follow them in between."""
+def dicache(
+    threshold: float = 0.4,
+    depth: int = 1,
+    *,
+    first: float = 0.2,
+    limit: float = 1.5,
+    added: bool = False,
+    signed: bool = False,
+) -> Config:
+    """Add up the change of what the first `depth` blocks give, compute at `threshold`, and follow them in between;
+    where `added`, what they add.
+    """
     controller = Clip(Threshold(threshold), first=first, last=1)
-    return Config(controller, Accumulated(RelativeChange()), (Align(limit),), FirstBlocks(depth))
+    if not added:
+        return Config(controller, Accumulated(RelativeChange()), (Align(limit, signed),), FirstBlocks(depth))
+    change, aligned = RelativeChange(part=STREAM), Align(limit, signed, part=ADDED)
+    return Config(controller, Accumulated(change), (aligned,), StreamAndAdded(depth))
 
 
 @published(
@@ -195,11 +209,22 @@ def magcache(ratios: Sequence[float], threshold: float = 0.24, *, longest: int =
     differs="the table is made along the model's sampler where the paper noises real data",
     default="those of its code for Wan; paper, code and README disagree",
 )
-def sencache(table: SensitivityTable, threshold: float = 0.07, *, early: float = 0.005, longest: int = 10) -> Config:
+def sencache(
+    table: SensitivityTable,
+    threshold: float = 0.07,
+    *,
+    early: float = 0.005,
+    longest: int = 10,
+    work: float | None = None,
+) -> Config:
     """Compute where latent and time have moved the output by `threshold`. `table` is the model's own:
-    `dicache.presets.measure_sensitivities`.
+    `dicache.presets.measure_sensitivities`. With `work` both thresholds are scaled until this share of the steps
+    computes on the run that the table was made on.
     """
-    controller = Clip(Threshold(threshold, early=early), first=0.0, longest=longest)
+    if work is not None:
+        scaled = threshold_for(table, work, early / threshold, longest)
+        threshold, early = scaled, scaled * early / threshold
+    controller = Clip(Threshold(threshold, early=early, share=EARLY), first=0.0, longest=longest)
     return Config(controller, Sensitivities(table), (Reuse(),), NO_PROBE)
 
 

@@ -36,13 +36,13 @@ def fastcache(fitted: Fitted, threshold: float = 0.05) -> Config:
 @published(
     "ICC",
     "2505.05829",
-    differs="the paper corrects every linear layer by the cut of its own weights and computes what lies between; here "
-    "blocks or, nearer to it, sublayers, by maps fitted to them",
+    differs="layers that read the time are computed, not held; with coefficients of other sites than `Linears()` whole "
+    "sublayers or blocks are corrected, by maps fitted to them",
     default="every second step computes",
 )
 def icc(fitted: Fitted, interval: int = 2) -> Config:
     """Compute every `interval`-th step, and in between correct what is held by a map of low rank. `fitted` is of kind
-    "low_rank", best with sites Sublayers().
+    "low_rank", as published with sites Linears().
     """
     return _composed(Interval(interval), ClosedLoop(), fitted, "low_rank")
 

@@ -3,6 +3,7 @@ float64; tokens and rows count alike.
 
     Moments      per step, gap and channel:  n, sum v_0, sum v, sum v_0^2, sum v_0 v        lines from before to after
     Increments   per channel:  sum dx^T dx, sum dx^T dv, and usual magnitudes               linear maps of changes
+    WeightCuts   per channel:  usual magnitudes                                             a layer's own weights
 """
 
 from abc import ABC, abstractmethod
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor
 
 from dicache.extension import residual_sums
+
+BANDS = 4
+"""Of a run's steps, each with a head of its own."""
 
 
 class Pair(NamedTuple):
@@ -137,10 +141,55 @@ class LowRankIncrements(Increments):
         self.rank, self.alpha = rank, alpha
 
     def solved(self) -> dict[str, Tensor]:
-        into, out = (_importance(m) ** self.alpha for m in (self.into, self.out))
-        left, values, right = torch.linalg.svd(into[:, None] * self.weight() * out, full_matrices=False)
-        down, up = left[:, : self.rank] * values[: self.rank], right[: self.rank]
-        return {"down": stored(down / into[:, None]), "up": stored(up / out)}
+        return cut(self.weight(), self.into, self.out, self.rank, self.alpha)
+
+
+class WeightCuts(Sums):
+    """Of one linear layer: its own weights, (C, X), cut to `rank` by the usual magnitudes of its channels."""
+
+    def __init__(self, weight: Tensor, rank: int, alpha: float = 0.5) -> None:
+        self.weight, self.rank, self.alpha = exact(weight), rank, alpha
+        self.into, self.out = self.weight.new_zeros(self.weight.shape[1]), self.weight.new_zeros(len(self.weight))
+
+    def add(self, pair: Pair) -> None:
+        assert pair.input_after is not None
+        if pair.gap == 1:
+            self.into += magnitudes(pair.input_after)
+            self.out += magnitudes(pair.after)
+
+    def solved(self) -> dict[str, Tensor]:
+        return cut(self.weight.T, self.into, self.out, self.rank, self.alpha)
+
+
+def cut(weight: Tensor, into: Tensor, out: Tensor, rank: int, alpha: float) -> dict[str, Tensor]:
+    """(X, C) as two factors, R^-1 [R W L]_r L^-1 with R and L the magnitudes of its channels to the power alpha."""
+    into, out = (_importance(m) ** alpha for m in (into, out))
+    left, values, right = torch.linalg.svd(into[:, None] * weight * out, full_matrices=False)
+    down, up = left[:, :rank] * values[:rank], right[:rank]
+    return {"down": stored(down / into[:, None]), "up": stored(up / out)}
+
+
+class Innovations(Sums):
+    """Of what lines miss, the output's by the probe's, in bands of the run's steps: an `Increments` each, and no map
+    of a band of which nothing was seen.
+    """
+
+    depth: int
+    steps: int
+    bands: dict[int, Increments]
+
+    def __init__(self, ridge: float, depth: int, steps: int) -> None:
+        self.ridge, self.depth, self.steps, self.bands = ridge, depth, steps, {}
+
+    def add(self, pair: Pair) -> None:
+        band = pair.step * BANDS // self.steps
+        self.bands.setdefault(band, Increments(self.ridge)).add(pair)
+
+    def solved(self) -> dict[str, Tensor]:
+        weights = {band: increments.weight() for band, increments in self.bands.items()}
+        none = torch.zeros_like(next(iter(weights.values())))
+        weight = torch.stack([weights.get(band, none) for band in range(BANDS)])
+        return {"weight": stored(weight), "depth": stored(torch.tensor(float(self.depth)))}
 
 
 def magnitudes(x: Tensor) -> Tensor:

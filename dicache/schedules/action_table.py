@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dicache.errors import ScheduleError
 from dicache.types import MARKS, Action
 
 Table = np.ndarray
@@ -44,6 +45,19 @@ class Costs(NamedTuple):
 def computes(table: Table) -> np.ndarray:
     """Which cells compute, bool of the same shape."""
     return np.isin(table, _COMPUTED)
+
+
+def filled(mask: np.ndarray, fill: Action = Action.REUSE) -> Table:
+    """A table from what computes, (T, S) bool: cells that skip get `fill`, or reuse where it needs more values. Raises
+    ScheduleError for a `fill` that puts nothing in the place of a value.
+    """
+    if fill not in FILLS:
+        raise ScheduleError(f"fill is {fill!r}. Expected one of {', '.join(f.name for f in FILLS)}.")
+    mask = mask.copy()
+    mask[0] = True
+    stored = mask.cumsum(0) - mask
+    skipped = np.where(stored >= NEEDS[fill], fill, Action.REUSE)
+    return np.where(mask, Action.COMPUTE, skipped).astype(np.uint8)
 
 
 def repaired(table: Table) -> Table:

@@ -1,9 +1,11 @@
 """Schedules of one search, from expensive and exact to cheap and coarse, and which of them to take.
 
-at(cost)         the most exact one that executes at most this share of the work
+at(cost)         the most exact one that executes at most this share of the work, or the best by its score
 within(budget)   the cheapest one that lost at most this much on the calibration prompts
+scoring(least)   the cheapest one that scored at least this much there, of those that were found by an objective
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +38,7 @@ class ParetoSet:
         if not fitting:
             least = self.members[-1].work
             raise ScheduleError(f"no schedule executes {cost:g} of the work or less. The least is {least:.3f}.")
-        return min(fitting, key=lambda s: (np.inf if s.error is None else s.error, -s.work))
+        return min(fitting, key=lambda s: (s.loss, -s.work))
 
     def within(self, budget: float) -> Schedule:
         """The cheapest one whose error on the calibration prompts was at most `budget`. Raises ScheduleError if none
@@ -47,13 +49,24 @@ class ParetoSet:
             raise ScheduleError(f"no schedule kept to {budget:g} on the calibration prompts. Search at more work.")
         return min(fitting, key=lambda s: s.work)
 
+    def scoring(self, least: float) -> Schedule:
+        """The cheapest one that scored at least this much on the calibration prompts. Raises ScheduleError if none did,
+        or they were not found by an objective.
+        """
+        fitting = [s for s in self.members if s.score is not None and s.score >= least]
+        if not fitting:
+            best = max((s.score for s in self.members if s.score is not None), default=None)
+            said = "they have no scores" if best is None else f"the best is {best:g}"
+            raise ScheduleError(f"no schedule scored {least:g} on the calibration prompts: {said}.")
+        return min(fitting, key=lambda s: s.work)
+
     def front(self) -> "ParetoSet":
-        """Without those that another one beats in both work and error."""
-        with_errors = [s for s in self.members if s.error is not None]
-        work, error = np.array([(s.work, s.error) for s in with_errors], dtype=float).reshape(-1, 2).T
-        no_worse = (work[:, None] <= work) & (error[:, None] <= error)
+        """Without those that another one beats in both work and error, or score where they were found by one."""
+        comparable = [s for s in self.members if math.isfinite(s.loss)]
+        work, loss = np.array([(s.work, s.loss) for s in comparable], dtype=float).reshape(-1, 2).T
+        no_worse = (work[:, None] <= work) & (loss[:, None] <= loss)
         beaten = np.asarray((no_worse & ~no_worse.T).any(0))
-        return ParetoSet(tuple(s for s, worse in zip(with_errors, beaten, strict=True) if not worse))
+        return ParetoSet(tuple(s for s, worse in zip(comparable, beaten, strict=True) if not worse))
 
     def __repr__(self) -> str:
         """The front as a table, a line per schedule."""
@@ -84,4 +97,5 @@ class ParetoSet:
 def _row(schedule: Schedule) -> str:
     error = "not measured" if schedule.error is None else f"{schedule.error:.4f}"
     shown = schedule.letters if schedule.table.shape[1] == 1 else f"{schedule.table.shape[1]} sites"
-    return f"  {schedule.work:.3f}  {error}  {shown}"
+    score = "" if schedule.score is None else f"  scores {schedule.score:.4f}"
+    return f"  {schedule.work:.3f}  {error}{score}  {shown}"

@@ -57,6 +57,8 @@ class Schedule:
     """Whether runs with other steps are allowed; no part of the file."""
     edited: bool = field(default=False)
     """Whether its actions were changed in the file that it was read from; no part of it."""
+    score: float | None = None
+    """What an objective gave that it was found by, higher is better, the mean over the calibration prompts."""
 
     @staticmethod
     def from_letters(
@@ -88,6 +90,8 @@ class Schedule:
             raise ScheduleError(f"a table holds what is no action of a schedule. Those are {' '.join(LETTERS)}.")
         if self.error is not None and not 0 <= self.error < np.inf:
             raise ScheduleError(f"the error is {self.error!r}. Expected a finite number from 0 on, or None.")
+        if self.score is not None and not math.isfinite(self.score):
+            raise ScheduleError(f"the score is {self.score!r}. Expected a finite number, or None.")
         if (self.table[0] != Action.COMPUTE).any():
             raise ScheduleError("the first step does not compute everywhere: nothing is stored before it.")
         if (self.table == Action.DYNAMIC).any() != (self.dynamic is not None):
@@ -108,7 +112,15 @@ class Schedule:
         error = "not measured" if self.error is None else f"{self.error:.4f}"
         steps, sites = self.table.shape
         shown = self.letters if sites == 1 else f"{steps} steps, {sites} sites"
-        return f"<dicache.Schedule {shown}: {self.work:.3f} of the work, error {error} ({self.origin.finder})>"
+        score = "" if self.score is None else f", score {self.score:.4f}"
+        return f"<dicache.Schedule {shown}: {self.work:.3f} of the work, error {error}{score} ({self.origin.finder})>"
+
+    @property
+    def loss(self) -> float:
+        """What it was found by, less being better: its score with the sign turned, or its error; inf if not known."""
+        if self.score is not None:
+            return -self.score
+        return math.inf if self.error is None else self.error
 
     @property
     def macs(self) -> float:
@@ -188,7 +200,8 @@ class Schedule:
     @property
     def content(self) -> Content:
         """What its file says."""
-        return Content(self.basis, self.table, self.origin, self.error, self.dynamic, self.fitted, self.macs, False)
+        numbers = self.macs, False, self.score
+        return Content(self.basis, self.table, self.origin, self.error, self.dynamic, self.fitted, *numbers)
 
 
 def load_schedules(path: Path, *, several: bool) -> list[Schedule]:
@@ -203,6 +216,6 @@ def load_schedules(path: Path, *, several: bool) -> list[Schedule]:
 
 def _with_its_macs(content: Content) -> Schedule:
     """What the file predicts holds for the actions that it was predicted for."""
-    schedule = Schedule(*content[:-2], edited=content.edited)
+    schedule = Schedule(*content[:-3], edited=content.edited, score=content.score)
     other = content.macs is not None and not math.isclose(content.macs, schedule.macs, rel_tol=1e-6)
-    return replace(schedule, error=None, edited=True) if content.edited or other else schedule
+    return replace(schedule, error=None, score=None, edited=True) if content.edited or other else schedule

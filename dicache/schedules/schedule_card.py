@@ -29,6 +29,7 @@ def schedule_card(content: Content, work: float, prompts: str | None) -> Card:
             "work": f"{work:.1%} of the uncached multiply-accumulates of the denoiser, {1 / work:.2f}x less",
             "error of the final latent": f"{_error(content)} (relative L2, the mean over {content.origin.prompts} "
             "prompts)",
+            **({} if content.score is None else {"score that it was found by": f"{content.score:.4f}"}),
             "fitted coefficients": _coefficients([content]),
         },
         sections=[
@@ -60,21 +61,27 @@ def set_card(contents: Sequence[Content], prompts: str | None) -> Card:
             (
                 "What they cost and lose",
                 "Work is a share of the uncached multiply-accumulates of the denoiser; errors are those of the final "
-                "latent, relative L2, the mean over the prompts that they were found on.\n\n"
-                + table(
-                    ("work", "less computed", "error", "actions"),
-                    [_row(content, work) for content, work in zip(contents, works, strict=True)],
-                ),
+                "latent, relative L2, the mean over the prompts that they were found on.\n\n" + _table(contents, works),
             ),
             ("How they were found", table(("what", "which"), _origin(first, prompts))),
         ],
     )
 
 
-def _row(content: Content, work: float) -> tuple[str, ...]:
+def _table(contents: Sequence[Content], works: Sequence[float]) -> str:
+    """With a column of scores where they were found by an objective."""
+    rows, scored = [], any(content.score is not None for content in contents)
+    for content, work in zip(contents, works, strict=True):
+        score = "not measured" if content.score is None else f"{content.score:.4f}"
+        rows.append(
+            (f"{work:.3f}", f"{1 / work:.2f}x", _error(content), *([score] if scored else []), _actions(content))
+        )
+    return table(("work", "less computed", "error", *(["score"] if scored else []), "actions"), rows)
+
+
+def _actions(content: Content) -> str:
     sites = content.basis.shape[1]
-    actions = f"`{''.join(lines_of(content.table))}`" if sites == 1 else f"{sites} sites"
-    return f"{work:.3f}", f"{1 / work:.2f}x", _error(content), actions
+    return f"`{''.join(lines_of(content.table))}`" if sites == 1 else f"{sites} sites"
 
 
 def _work(content: Content) -> float:

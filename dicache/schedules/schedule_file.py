@@ -41,6 +41,7 @@ class Content(NamedTuple):
     """That it says."""
     edited: bool
     """Whether its actions are others than those that it was predicted for."""
+    score: float | None = None
 
 
 def save(schedules: Sequence[Content], path: Path, *, several: bool) -> None:
@@ -96,6 +97,7 @@ def _table_json(schedule: Content) -> Json:
         "predicted": {
             "macs": schedule.macs,
             "error": schedule.error,
+            "score": schedule.score,
             "actions_sha256": _digest(lines_of(schedule.table)),
         },
     }
@@ -163,20 +165,20 @@ def _content(facts: Fields, basis: Basis, fitted: Fitted | None) -> Content:
         raise FileFault(f"'actions' has {len(lines)} rows for {steps} steps")
     if wrong := [t for t, line in enumerate(lines) if len(line) != sites]:
         raise FileFault(f"'actions' has {len(lines[wrong[0]])} letters for {sites} sites in row {wrong[0]}")
-    error, macs, edited = (
-        _predicted(facts.fields("predicted"), lines) if facts.has("predicted") else (None, None, False)
+    error, macs, edited, score = (
+        _predicted(facts.fields("predicted"), lines) if facts.has("predicted") else (None, None, False, None)
     )
     origin = _origin(facts.fields("finder")) if facts.has("finder") else Origin("hand", {}, 0, 0, "", __version__)
-    return Content(basis, table_of(lines), origin, error, _dynamic(facts), fitted, macs, edited)
+    return Content(basis, table_of(lines), origin, error, _dynamic(facts), fitted, macs, edited, score)
 
 
-def _predicted(predicted: Fields, lines: Sequence[str]) -> tuple[float | None, float | None, bool]:
-    """Error, MACs, and whether they are of other actions."""
+def _predicted(predicted: Fields, lines: Sequence[str]) -> tuple[float | None, float | None, bool, float | None]:
+    """Error, MACs, whether they are of other actions, and the score."""
     error = predicted.number("error", 0.0) if predicted.has("error") else None
     macs = predicted.number("macs", 0.0) if predicted.has("macs") else None
     digested = "actions_sha256" in predicted.content  # files had no digest once
     edited = digested and predicted.text("actions_sha256") != _digest(lines)
-    return error, macs, edited
+    return error, macs, edited, predicted.number("score") if predicted.has("score") else None
 
 
 def _origin(finder: Fields) -> Origin:

@@ -1,6 +1,7 @@
 """The parts by themselves, against plain Python."""
 
 import math
+from itertools import pairwise
 
 import hypothesis.strategies as st
 import pytest
@@ -14,10 +15,11 @@ from dicache.approximators.linear import Extrapolate
 from dicache.approximators.newton import Newton
 from dicache.controllers.budgeted import Budgeted
 from dicache.controllers.clip import Clip
-from dicache.controllers.fixed import every, masks
-from dicache.errors import BudgetError, DicacheError
+from dicache.controllers.fixed import centred, every, masks
+from dicache.errors import BudgetError, DicacheError, ModeError
 from dicache.estimators.base import Evidence
 from dicache.estimators.closed_loop import ClosedLoop
+from dicache.estimators.relative_change import RelativeChange
 from dicache.extension import residual_sums
 from dicache.planning.budget import MOST, per_sample, validate
 from dicache.runtime.guidance import chunks_of
@@ -113,6 +115,69 @@ def test_alignment_is_the_published_formula():
     for feature, gamma in ((2.25, 1.25), (9.0, 1.5), (1.5, 1.0)):
         guess = Align().guess(past_of(outputs, features), Target(0.8, torch.full((1, 4), feature)))
         assert guess[0, 0] == pytest.approx(1.0 + gamma)
+
+
+@pytest.mark.parametrize(("along", "gamma"), [(1.4, 1.4), (0.3, 0.3), (-0.5, 0.0), (3.0, 1.5)])
+def test_signed_alignment_is_least_squares_on_the_way_of_the_probe(along, gamma):
+    """What the probe does across its last way changes nothing."""
+    torch.manual_seed(0)
+    before, way, values = torch.randn(1, 6), torch.randn(1, 6), torch.randn(2, 1, 4)
+    across = torch.randn(1, 6)
+    across -= (across * way).sum() / (way * way).sum() * way
+    outputs, features = history.empty(2, 1), history.empty(2, 1)
+    for sigma, value, feature in ((1.0, values[0], before), (0.9, values[1], before + way)):
+        outputs = history.push(outputs, value, sigma, torch.ones(1, dtype=torch.bool))
+        features = history.push(features, feature, sigma, torch.ones(1, dtype=torch.bool))
+    target = Target(0.8, before + along * way + across)
+    guess = Align(signed=True).guess(past_of(outputs, features), target)
+    torch.testing.assert_close(guess, values[0] + gamma * (values[1] - values[0]), rtol=1e-4, atol=1e-4)
+    still = past_of(outputs, history.push(features, features.values[0], 0.85, torch.ones(1, dtype=torch.bool)))
+    assert torch.isfinite(Align(signed=True).guess(still, Target(0.8, features.values[0]))).all()
+
+
+def test_of_two_features_one_decides_and_the_other_is_aligned_along():
+    torch.manual_seed(1)
+    stream, added, values = torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4), torch.randn(2, 2, 5, 3)
+    both, every_row = torch.stack([stream, added], dim=2), torch.ones(2, dtype=torch.bool)
+
+    def past(features):
+        kept = [history.empty(2, 2), history.empty(2, 2)]
+        for sigma, value, feature in zip((1.0, 0.9), values, features, strict=False):
+            kept = [history.push(h, x, sigma, every_row) for h, x in zip(kept, (value, feature), strict=True)]
+        return past_of(*kept)
+
+    for signed in (False, True):
+        guess = Align(signed=signed, part=1).guess(past(both), Target(0.8, both[2]))
+        assert torch.equal(guess, Align(signed=signed).guess(past(added), Target(0.8, added[2])))
+    nothing = torch.full((2,), torch.nan, dtype=torch.float64)
+    predictions = []
+    for rule, features in ((RelativeChange(part=0), both), (RelativeChange(), stream)):
+        evidence = [Evidence(nothing[:, None], nothing, nothing, feature=feature) for feature in features]
+        state = rule.observe(nothing[:, None], evidence[0], every_row, rule.init(2, 1))
+        predictions.append(rule.predict(evidence[1], state))
+    assert torch.equal(*predictions) and predictions[0].isfinite().all()
+
+
+@given(steps=st.integers(2, 60), data=st.data())
+def test_a_centred_schedule_computes_so_many_steps_and_most_near_its_centre(steps, data):
+    computed, centre = data.draw(st.integers(1, steps)), data.draw(st.integers(0, steps))
+    power = data.draw(st.floats(1, 3))
+    (due,) = centred(steps, computed, centre, power).computed
+    assert len(due) == computed and min(due) == 0 and max(due) < steps
+
+
+def test_centred_schedules_are_deepcaches():
+    """By hand for 6 of 30 steps around step 10 with p = 2: roots from -sqrt(10) to sqrt(20), in six parts."""
+    low, high = -math.sqrt(10), math.sqrt(20)
+    ways = [low + k / 6 * (high - low) for k in range(6)]
+    expected = {math.floor(10 + math.copysign(way**2, way) + 1e-9) for way in ways}
+    assert centred(30, 6, 10, 2.0).computed == (frozenset(expected),) and len(expected) == 6
+    assert sorted(centred(30, 6, 10, 1.0).computed[0]) == [0, 5, 10, 15, 20, 25]
+    gaps = [later - step for step, later in pairwise(sorted(expected))]
+    assert min(gaps) == gaps[2] or min(gaps) == gaps[1]
+    for wrong in ((30, 0, 10), (30, 31, 10), (30, 6, 31), (30, 6, 10, 0.5)):
+        with pytest.raises(ModeError, match="centred"):
+            centred(*wrong)
 
 
 @given(constant=st.floats(0.01, 10), gap=st.integers(1, 5))

@@ -6,13 +6,14 @@ from typing import Any
 
 from dicache.approximators.fitted.affine import Affine
 from dicache.approximators.fitted.base import FromCoefficients
+from dicache.approximators.fitted.innovation import Innovation
 from dicache.approximators.fitted.low_rank import LowRank
 from dicache.approximators.fitted.ridge import Ridge
 from dicache.approximators.fitted.run_slopes import RunSlopes
 from dicache.approximators.fitted.scale_shift import ScaleShift
 from dicache.approximators.fitted.sublayer_gates import Gates
 from dicache.errors import FittedError
-from dicache.sites import Evaluation, Sites, Skips, Spans, Sublayers, Tail
+from dicache.sites import Evaluation, Linears, Sites, Skips, Spans, Sublayers, Tail
 from dicache.types import Kind
 
 KINDS: dict[str, type[FromCoefficients]] = {
@@ -21,11 +22,12 @@ KINDS: dict[str, type[FromCoefficients]] = {
     "affine": Affine,
     "scale_shift": ScaleShift,
     "gate": Gates,
+    "innovation": Innovation,
 }
 """Those that `dicache.fit` makes."""
 ALL_KINDS: dict[str, type[FromCoefficients]] = {**KINDS, "multistep": RunSlopes}
 """All that a file can hold; the last is found with its schedule (`dicache.finders.multistep`)."""
-SELECTORS: dict[str, type[Sites]] = {s.__name__: s for s in (Evaluation, Spans, Tail, Sublayers, Skips)}
+SELECTORS: dict[str, type[Sites]] = {s.__name__: s for s in (Evaluation, Spans, Tail, Sublayers, Linears, Skips)}
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,12 @@ class Fitted:
 
     @property
     def probe(self) -> Probe:
-        """What they read: every site's own input, the latent for a whole evaluation, or nothing."""
+        """What they read: every site's own input, the latent for a whole evaluation, the first blocks, or nothing."""
         kind = ALL_KINDS[self.about.kind]
         if not kind.reads_feature:
             return FirstBlocks(depth=0)
+        if "depth" in kind.names:
+            return FirstBlocks(int(next(iter(self.coefficients.values()))["depth"]))
         if kind.pooled:
             return PooledInput()
         return SiteInput() if self.sites.inside_denoiser else RawLatent()

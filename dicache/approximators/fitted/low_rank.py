@@ -3,9 +3,9 @@
     v ~ v_0 + (x - x_0) A B,        A B = R^-1 [R W L]_r L^-1,        error ~ |tau|
 
 [.]_r keeps the r largest singular values. R and L are diagonal, the usual magnitudes of the input's and the value's
-channels to the power alpha = 1/2: channels that carry more keep more. The paper takes W to be the weights of every
-linear layer and computes what lies between them; a site here may be anything, and W is the ridge map of its increments
-(`dicache.approximators.fitted.ridge`), which for a linear layer is its weights. At full rank both are one.
+channels to the power alpha = 1/2: channels that carry more keep more. As in the paper W is the weights of every linear
+layer, and what lies between them is computed, where the sites are `Linears()`. A site may be anything else too: W is
+then the ridge map of its increments (`dicache.approximators.fitted.ridge`), which for a linear layer is its weights.
 """
 
 from collections.abc import Mapping

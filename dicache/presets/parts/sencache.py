@@ -4,6 +4,9 @@
 
 To first order this is the root mean square error of reusing v_a. It is not relative: thresholds carry the output's
 unit. J_x and J_t are secants along a run (`measure_sensitivities`), which are no bounds.
+
+The run that the table is made on also tells e of every pair of its steps, and so what any threshold would compute
+there: `threshold_for` bisects for the one that computes a wanted share. The latents of a cached run are a little other.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,12 +26,49 @@ from dicache.tensors.norms import root_mean_square
 from dicache.tensors.tree import tensors
 from dicache.types import Grid, Rows
 
+Pairs = tuple[tuple[float, ...], ...]
+"""A number for every two steps."""
+
 
 class SensitivityTable(NamedTuple):
     latent: tuple[float, ...]
     """J_x per step."""
     time: tuple[float, ...]
     """J_t per step, for the root mean square of the output, in units of `Step.sigma`."""
+    errors: Pairs = ()
+    """e of reusing step a's output at step i, [a][i], along the run that the table was made on."""
+
+    def computed(self, threshold: float, early: float, longest: int) -> list[int]:
+        """The steps that `sencache` would compute on that run."""
+        steps, path = len(self.errors), [0]
+        for i in range(1, steps):
+            bound = early if i < round(EARLY * steps) else threshold
+            if not self.errors[path[-1]][i] < bound or i - path[-1] > longest:
+                path.append(i)
+        return path
+
+
+EARLY = 0.2
+"""Share of the steps at the start that have a threshold of their own."""
+
+
+def threshold_for(table: SensitivityTable, work: float, ratio: float, longest: int) -> float:
+    """The least threshold with which no more than this share of the steps computes on the table's own run, to a
+    thousandth; early steps have one `ratio` times as large. Raises ModeError for a table that was not measured, or a
+    share that cannot be had.
+    """
+    steps = len(table.errors)
+    if not steps:
+        raise ModeError("this table has no run of its own. Make it with dicache.presets.measure_sensitivities.")
+    low, high = 0.0, 2 * max(map(max, table.errors)) / min(1.0, ratio)
+    least = len(table.computed(high, ratio * high, longest))
+    if not least <= work * steps + 1e-9 <= steps + 1e-6:
+        raise ModeError(f"work is {work!r}. Expected a share of the {steps} steps from {least / steps:.3f} to 1.")
+    while high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        fits = len(table.computed(middle, ratio * middle, longest)) <= work * steps + 1e-9
+        low, high = (low, middle) if fits else (middle, high)
+    return high
 
 
 class Anchor(NamedTuple):
@@ -65,7 +105,7 @@ class Sensitivities(Estimator[Anchor]):
         latent, step = evidence.latent, evidence.step
         if latent is None or step is None or not bool(computed.any()):
             return state
-        here = (nearest(column, step.index, step.total) for column in self.table)
+        here = (nearest(column, step.index, step.total) for column in self.table[:2])
         numbers = zip((step.sigma, *here), state[2:], strict=True)
         sigma, by_latent, by_time = (torch.where(computed, new, old) for new, old in numbers)
         return Anchor(
@@ -84,7 +124,7 @@ def measure_sensitivities(
 
     `draw()` runs its pipeline once, uncached, with `Step.sigma` as given; at each step but the last two more
     evaluations are made, f(x', t) and f(x, t') with x', t' those of the next step. Where guidance calls the denoiser
-    several times per step, the first call counts.
+    several times per step, the first call counts. `errors` are the mean over the run's samples, in squares.
     """
     calls: list[tuple[dict[str, Any], Tensor]] = []
 
@@ -107,7 +147,19 @@ def measure_sensitivities(
             aged = tensors(denoiser(**arguments | {"timestep": after["timestep"]}))[0] - output
             by_latent.append(_size(moved) / _size(after[latent] - arguments[latent]))
             by_time.append(_size(aged) / abs(sigmas[i + 1] - sigmas[i]))
-    return SensitivityTable((*by_latent, by_latent[-1]), (*by_time, by_time[-1]))
+    table = SensitivityTable((*by_latent, by_latent[-1]), (*by_time, by_time[-1]))
+    return table._replace(errors=_errors(table, [arguments[latent] for arguments, _ in first], sigmas))
+
+
+def _errors(table: SensitivityTable, latents: Sequence[Tensor], sigmas: Sequence[float]) -> Pairs:
+    """e of every pair of steps, [a][i]."""
+    return tuple(
+        tuple(
+            table.latent[a] * _size(later - anchor) + table.time[a] * abs(sigmas[i] - sigmas[a])
+            for i, later in enumerate(latents)
+        )
+        for a, anchor in enumerate(latents)
+    )
 
 
 def _size(x: Tensor) -> float:
