@@ -43,6 +43,7 @@ from dicache.reference.scenes import prompts
 from dicache.regressions.fit_coefficients import fit
 from dicache.schedules.action_table import FILLS as ALL_FILLS
 from dicache.schedules.action_table import computes
+from dicache.schedules.objective import Objective
 from dicache.schedules.pareto import ParetoSet
 from dicache.sites import Evaluation, Spans, Sublayers
 from dicache.types import Action, Kind
@@ -202,7 +203,7 @@ def test_what_a_finders_source_says_of_it_is_what_it_is():
         defaults = {f.name: f.default for f in fields(kind)}
         settable = {key for key, value in defaults.items() if isinstance(value, bool | int | float | str)}
         assert settable == set(described.options)
-    assert {getattr(dicache.finders, name) for name in dir(dicache.finders)} - {Calibration, Finder} == {
+    assert {getattr(dicache.finders, name) for name in dir(dicache.finders)} - {Calibration, Finder, Objective} == {
         getattr(dicache.finders, described.kind) for described in finders().values()
     }
 
