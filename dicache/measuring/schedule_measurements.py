@@ -37,7 +37,7 @@ from dicache.measuring.prompt_runs import Drawer, Prompt, misuse, text_of, witho
 from dicache.measuring.recording import Recorder
 from dicache.measuring.schedule_cells import Asked, TablesCell
 from dicache.measuring.slopes_along_run import FitCell, SlopesAlongRun
-from dicache.runtime.decide import guess_cost
+from dicache.runtime.evidence import guess_cost
 from dicache.schedules.action_table import FILLS, NEEDS, Table, repaired
 from dicache.schedules.setting import Basis, config_of
 from dicache.sites import Evaluation, Sites

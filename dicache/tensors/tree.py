@@ -98,9 +98,9 @@ def scatter(output: Tree, rows: Tensor, batch: int) -> Tree:
 
 def stand_in(shapes: Tree, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> Tree:
     """Something shaped like the output remembered as `shapes` (a tree of meta tensors): an argument where one fits,
-    else zeros.
+    else zeros; None for None.
     """
-    arguments = tensors((args, kwargs))
+    arguments = [] if shapes is None else tensors((args, kwargs))
 
     def like(shape: Tensor) -> Tensor:
         for t in arguments:
