@@ -17,12 +17,12 @@ from dicache.errors import DicacheError, UnsupportedModelError
 from dicache.ranks.group import is_one_of_several
 from dicache.runtime.decide import decide_site, realised_errors
 from dicache.runtime.evidence import no_evidence
-from dicache.runtime.guidance import denoised, samples_of
+from dicache.runtime.guidance import samples_of
 from dicache.runtime.run_state import Judgement, Run, SiteState
 from dicache.runtime.trace import Record, not_finite_of
-from dicache.solvers.mixture import made_elsewhere
+from dicache.solvers.mixture import denoised, made_elsewhere
 from dicache.tensors.tree import tensors
-from dicache.types import Grid, Rows
+from dicache.types import Grid, Rows, Step
 
 MIXED_ELSEWHERE = (
     "steps make latents of more than the outputs of this process, as guidance with branches on several ranks does, "
@@ -51,7 +51,7 @@ def end_step(config: Config, run: Run, after: Tensor | None) -> list[str]:
             state.judgement, state.controller = decide_site(config, run, state, no_evidence(config, run))
     judgements = [state.judgement for state in run.states if state.judgement is not None]
     run.first_not_finite = _first_not_finite(run)
-    truths, run.scale, run.not_finite = _truths(config, run, judgements)
+    truths, run.scale, run.not_finite, surprise = _truths(config, run, judgements, after)
     errors = _of_best([truth.errors for truth in truths], judgements)
     ratios = (errors / _of_best([judgement.predicted for judgement in judgements], judgements)).split(run.samples)
     for state, judgement, truth, ratio in zip(run.states, judgements, truths, ratios, strict=True):
@@ -62,18 +62,23 @@ def end_step(config: Config, run: Run, after: Tensor | None) -> list[str]:
     if run.guided.changed:
         _forget(config, run)
     elif run.guided.mixture is None and after is not None:
-        guided = run.guided.fitted(run.latent[: run.samples], after[: run.samples], run.step)
+        guided = run.guided.fitted(*_stretch(run, after))
         if guided.mixture is not None:
             run.know_mixture(guided)
             return _mixed_elsewhere(run, after[: run.samples])
     elif after is not None:
-        remeasured = run.guided.remeasured(run.latent[: run.samples], after[: run.samples], run.step)
+        remeasured = run.guided.remeasured(*_stretch(run, after), surprise)
         if remeasured is not None:
             run.know_mixture(remeasured)
             return _noted(
                 config, run, "the guidance scale was changed half-way", "its branches were weighed anew there"
             )
     return []
+
+
+def _stretch(run: Run, after: Tensor) -> tuple[Tensor, Tensor, Step]:
+    """The latents that the step leads from and to, (B, ...), and the step."""
+    return run.latent[: run.samples], after[: run.samples], run.step
 
 
 def _mixed_elsewhere(run: Run, after: Tensor) -> list[str]:
@@ -162,10 +167,11 @@ def _first_not_finite(run: Run) -> Tensor:
 
 
 def _truths(
-    config: Config, run: Run, judgements: list[Judgement]
-) -> tuple[list[Truth], Rows | None, Mapping[int, int]]:
-    """Of every site, ||v|| / ||x_N|| at each sample's last computed step, and which samples are not finite. The host
-    waits for the device here.
+    config: Config, run: Run, judgements: list[Judgement], after: Tensor | None
+) -> tuple[list[Truth], Rows | None, Mapping[int, int], list[Tensor]]:
+    """Of every site, ||v|| / ||x_N|| at each sample's last computed step, which samples are not finite, and by how much
+    the step mixed its branches otherwise (`Guided.surprise`). The host waits for the device here, once, and only where
+    something was computed.
     """
     n_approximators = len(config.approximators)
     unknown = torch.full((run.samples, n_approximators), torch.nan, dtype=torch.float64)
@@ -173,23 +179,23 @@ def _truths(
     computed = _upon_each_other([judgement.computed[None] for judgement in judgements]).any(0)
     # A mixture that misses a branch says nothing: the outputs of that branch were guesses.
     if not run.guided.complete or not bool(computed.any()):
-        return before, run.scale, run.not_finite
+        return before, run.scale, run.not_finite, []
     assert run.first_not_finite is not None
-    latent, clean = run.latent[: run.samples], run.step.clean
-    errors, scale, first = run.guided.measure(latent, clean, n_approximators, run.first_not_finite)
+    summed = {i: state.sums for i, state in enumerate(run.states) if state.sums is not None}
+    sums = [run.sums.added(torch.stack(list(summed.values())))] if summed else []
+    surprise = [] if after is None else run.guided.surprise(*_stretch(run, after))
+    asked = run.latent[: run.samples], run.step.clean, n_approximators
+    errors, scale, (first, *others) = run.guided.measure(*asked, run.first_not_finite, *surprise, *sums)
+    surprise, grids = others[: len(surprise)], others[len(surprise) :]
     not_finite = not_finite_of(first) if bool((first >= 0).any()) else run.not_finite
     scale = _where(computed, scale, run.scale)
     if not run.states[0].inside:
-        return [Truth(errors, value=run.guided.truth)], scale, not_finite
-    summed = [i for i, state in enumerate(run.states) if state.sums is not None]
-    sums = [state.sums for state in run.states if state.sums is not None]
+        return [Truth(errors, value=run.guided.truth)], scale, not_finite, surprise
     truths = before.copy()
-    if not sums:
-        return truths, scale, not_finite
-    for i, grid in zip(summed, run.sums.added(torch.stack(sums)).double().cpu(), strict=True):  # one wait for all
+    for i, grid in zip(summed, (grid for of_all in grids for grid in of_all), strict=True):
         site_errors, share = realised_errors(grid, n_approximators)
         truths[i] = Truth(site_errors, _where(judgements[i].computed, share, before[i].share), before[i].value)
-    return truths, scale, not_finite
+    return truths, scale, not_finite, surprise
 
 
 def _where(computed: Rows, after: Rows, before: Rows | None) -> Rows:

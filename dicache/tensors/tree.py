@@ -115,6 +115,13 @@ def shapes_of(output: Tree) -> Tree:
     return map_tensors(lambda t: torch.empty_like(t, device="meta"), output)
 
 
+def to_host(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Small tensors, (...) each, as float64 on the host, in one transfer."""
+    device = parts[0].device  # parts of a model may lie on several
+    numbers = torch.cat([t.to(device).double().flatten() for t in parts]).cpu()
+    return [own.view(t.shape) for own, t in zip(numbers.split([t.numel() for t in parts]), parts, strict=True)]
+
+
 def nothing_like(t: Tensor, device: torch.device | None = None) -> Tensor:
     """Zeros of its shape, which take no memory."""
     return torch.zeros((), dtype=t.dtype, device=device or t.device).expand(t.shape)
