@@ -10,6 +10,7 @@ Products of 8-bit integers (torch._int_mm, which quantised layers call) count as
 what they cost depends on the device.
 """
 
+import inspect
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
@@ -42,22 +43,50 @@ class MacCounter(TorchDispatchMode):
         """Of these, products of 8-bit integers."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        packet = func._overloadpacket
-        if packet not in flop_registry and torch.is_inference_mode_enabled():
+        count = _counts.get(func) if func in _counts else _counts.setdefault(func, _count_of(func._overloadpacket))
+        if count is None and torch.is_inference_mode_enabled():
             with self:  # without autograd nothing has taken a linear layer apart into what is counted
                 parts = func.decompose(*args, **(kwargs or {}))
             if parts is not NotImplemented:
                 return parts
         out = func(*args, **(kwargs or {}))
-        if packet is _CPU_ATTENTION:
-            self.total += sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape) / 2
-        elif packet is _INT8:
-            products = float(args[0].shape[0] * args[0].shape[1] * args[1].shape[1])
+        if count is not None:
+            products = count(out, *args, **(kwargs or {}))
             self.total += products
-            self.int8 += products
-        elif packet in flop_registry:
-            self.total += flop_registry[packet](*args, **(kwargs or {}), out_val=out) / 2
+            self.int8 += products if func._overloadpacket is _INT8 else 0.0
         return out
+
+
+Count = Callable[..., float]
+"""Products of an operation, by what it gave and was called with."""
+_counts: dict[Any, Count | None] = {}
+"""Of operations as they come; None for those that multiply nothing."""
+
+
+def _count_of(packet: Any) -> Count | None:  # noqa: ANN401
+    if packet is _CPU_ATTENTION:
+        return lambda out, q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape) / 2
+    if packet is _INT8:
+        return lambda out, a, b, *_, **__: float(a.shape[0] * a.shape[1] * b.shape[1])
+    formula = flop_registry.get(packet)
+    if formula is None:
+        return None
+    of_shapes = inspect.unwrap(formula)  # torch's wrapper looks for shapes in trees: three times the work of a layer
+    if of_shapes is formula:
+        return lambda out, *args, **kwargs: formula(*args, **kwargs, out_val=out) / 2
+
+    def count(out: Any, *args: Any, **kwargs: Any) -> float:  # noqa: ANN401
+        options = {name: _shape(value) for name, value in kwargs.items()}
+        return float(of_shapes(*map(_shape, args), out_shape=_shape(out), **options)) / 2
+
+    return count
+
+
+def _shape(value: Any) -> Any:  # noqa: ANN401
+    """In the places of tensors, also in lists and tuples of them."""
+    if isinstance(value, torch.Tensor):
+        return value.shape
+    return type(value)(map(_shape, value)) if type(value) in (list, tuple) else value
 
 
 class Meter:
