@@ -51,12 +51,12 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     try:
         with torch.no_grad():
-            Console(width=120).print(_measured(args))
+            Console(width=120).print(_table(args))
     finally:
         torch.set_num_threads(threads)
 
 
-def _measured(args: argparse.Namespace) -> Table:
+def _table(args: argparse.Namespace) -> Table:
     if args.wide:
         return controller_cost.table(controller_cost.measure(HEADS, TOKENS_WIDE, args.turns or 9))
     return narrow(args.turns or 200) if args.narrow else reference(args.turns or 5)

@@ -185,8 +185,8 @@ def _truths(
     sums = [run.sums.added(torch.stack(list(summed.values())))] if summed else []
     surprise = [] if after is None else run.guided.surprise(*_stretch(run, after))
     asked = run.latent[: run.samples], run.step.clean, n_approximators
-    errors, scale, (first, *others) = run.guided.measure(*asked, run.first_not_finite, *surprise, *sums)
-    surprise, grids = others[: len(surprise)], others[len(surprise) :]
+    errors, scale, (first, *squares) = run.guided.measure(*asked, run.first_not_finite, *surprise, *sums)
+    surprise, grids = squares[: len(surprise)], squares[len(surprise) :]
     not_finite = not_finite_of(first) if bool((first >= 0).any()) else run.not_finite
     scale = _where(computed, scale, run.scale)
     if not run.states[0].inside:

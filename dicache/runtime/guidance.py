@@ -151,21 +151,21 @@ class Guided:
         self.truth = truth.clone() if truth is output else truth  # the pipeline may change its output in place
 
     def measure(
-        self, latent: Tensor, clean: tuple[float, float], n_approximators: int, *beside: Tensor
+        self, latent: Tensor, clean: tuple[float, float], n_approximators: int, *asked: Tensor
     ) -> tuple[Grid, Rows, list[Tensor]]:
         """Relative error of every approximator, (B, A), nan where it had no guess, ||v|| / ||x_N||, (B,), and what
-        else is asked for `beside`, on the host: here it waits for the device, once a computed step.
+        else is `asked`, on the host: here it waits for the device, once a computed step.
         """
         assert self.truth is not None
         final = _final(denoised(latent, self.truth), self.truth, clean)
         own = [residual_sums(x, x)[:, 5] for x in (final, self.truth)]
         missed = [residual_sums(guess, self.truth)[:, 2] for guess in self.guesses.values()]
-        sums, *others = to_host([torch.stack([*own, *missed]), *beside])
+        sums, *answers = to_host([torch.stack([*own, *missed]), *asked])
         scale, length, *missed = sums.sqrt()
         errors = torch.full((len(length), n_approximators), torch.nan, dtype=torch.float64)
         for i, miss in zip(self.guesses, missed, strict=True):
             errors[:, i] = miss / length
-        return errors, length / scale, others
+        return errors, length / scale, answers
 
     @property
     def told_apart(self) -> bool:
