@@ -79,6 +79,8 @@ class Amplitude(Estimator[Amplitudes]):
         return state.log * (w * near / (near + unsure) + (1 - w) * far / (far + unsure))
 
     def observe(self, realised: Grid, evidence: Evidence, computed: Rows, state: Amplitudes) -> Amplitudes:
+        if not bool(computed.any()):
+            return state
         ratio = (realised / _typical(evidence)).log()
         new = computed[:, None] & ratio.isfinite()
         seen = state.seen + new

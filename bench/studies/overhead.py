@@ -1,8 +1,10 @@
-"""What dicache's own time leaves of what it saves: `python -m dicache.bench overhead [--narrow] [--turns N]`
+"""What dicache's own time leaves of what it saves: `python -m dicache.bench overhead [--narrow | --wide] [--turns N]`
 
     reference model    CPU seconds of uncached and cached runs in turns: their ratio beside that of the work
     --narrow           24 blocks of width 64, where what a block computes hardly counts: CPU time of a call in which
                        all rows skip, as whole evaluations and as single blocks
+    --wide             24 blocks of width 1024: share of a plain call that dicache itself takes where all is computed
+                       and where all skip (`dicache.bench.studies.controller_cost`)
 
 CPU seconds of this process on one thread, text encoding apart; medians over turns.
 """
@@ -20,6 +22,7 @@ from rich.table import Table
 
 from dicache.api import enable
 from dicache.bench.models.reference import Setting, fresh
+from dicache.bench.studies import controller_cost
 from dicache.bench.studies.controller_cost import inputs, model
 from dicache.bench.studies.hook_cost import FirstRows
 from dicache.config import Config
@@ -32,11 +35,15 @@ RUNS = ((1, 28), (8, 28), (1, 8))
 NARROW: dict[str, Sites] = {"whole evaluations": Evaluation(), "single blocks": Spans()}
 TOKENS, SETTLED = 16, 8
 """Calls before one is timed."""
+HEADS, TOKENS_WIDE = 16, 256
+"""Of 64 channels each."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--narrow", action="store_true", help="calls that skip, over 24 narrow blocks")
-    parser.add_argument("--turns", type=int, default=0, help="5 runs of each kind, or 200 narrow calls, if not given")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--narrow", action="store_true", help="calls that skip, over 24 narrow blocks")
+    sizes.add_argument("--wide", action="store_true", help="calls over 24 blocks of width 1024")
+    parser.add_argument("--turns", type=int, default=0, help="by default 5 runs of each kind, 200 narrow calls, 9 wide")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -44,9 +51,15 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     try:
         with torch.no_grad():
-            Console(width=120).print(narrow(args.turns or 200) if args.narrow else reference(args.turns or 5))
+            Console(width=120).print(_table(args))
     finally:
         torch.set_num_threads(threads)
+
+
+def _table(args: argparse.Namespace) -> Table:
+    if args.wide:
+        return controller_cost.table(controller_cost.measure(HEADS, TOKENS_WIDE, args.turns or 9))
+    return narrow(args.turns or 200) if args.narrow else reference(args.turns or 5)
 
 
 def _seconds(act: Callable[[], object]) -> float:

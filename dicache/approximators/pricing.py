@@ -47,6 +47,12 @@ class Priced(NamedTuple):
     def of(self, rows: slice) -> "Priced":
         return Priced(*(each[rows] for each in self))
 
+    def apart(self, samples: int) -> list["Priced"]:
+        """Of each that lies upon the others, with so many samples."""
+        if len(self.error) == samples:
+            return [self]
+        return [Priced(*each) for each in zip(*(rows.split(samples) for rows in self), strict=True)]
+
 
 def upon_each_other(standings: Sequence[Standing], samples: Sequence[int]) -> Standing:
     """Of so many samples each."""

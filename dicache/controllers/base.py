@@ -67,6 +67,8 @@ class Account(NamedTuple):
 
     def closed(self, ratio: Rows, computed: Rows) -> "Account":
         """Where the step computed, the gap before it is over, and was `ratio` times as wrong as predicted."""
+        if not bool(computed.any()):
+            return self
         real = self.pending * torch.where(ratio.isfinite(), ratio, 1.0)
         settled = torch.where(computed, self.settled + real**2, self.settled)
         return Account(self.budget, settled, torch.where(computed, 0.0, self.pending))

@@ -18,12 +18,12 @@ _FOREIGN = ("cache", "taylorseer", "pyramid_attention_broadcast", "mag_", "fbc_"
 def check_free(denoiser: nn.Module) -> None:
     """Raises AlreadyEnabledError where a cache is on the model, dicache's or another."""
     check_uncached(denoiser)
-    if NAME in _hooks(denoiser):
+    if NAME in _hooks(denoiser.modules()):
         raise AlreadyEnabledError(
             f"dicache is already enabled on this {type(denoiser).__name__}. "
             "Call disable() on the Cache that `enable` returned, or dicache.disable(pipe), first."
         )
-    check_others(denoiser)
+    check_others(denoiser, denoiser.modules())
 
 
 def check_uncached(denoiser: nn.Module) -> None:
@@ -34,9 +34,9 @@ def check_uncached(denoiser: nn.Module) -> None:
         )
 
 
-def check_others(denoiser: nn.Module) -> None:
-    """Raises AlreadyEnabledError where a module carries the hook of another cache."""
-    foreign = (name for name in _hooks(denoiser) if name != NAME and any(word in name for word in _FOREIGN))
+def check_others(denoiser: nn.Module, modules: Iterable[nn.Module]) -> None:
+    """Raises AlreadyEnabledError where one of its modules carries the hook of another cache."""
+    foreign = (name for name in _hooks(modules) if name != NAME and any(word in name for word in _FOREIGN))
     name = next(foreign, None)
     if name is not None:
         raise AlreadyEnabledError(
@@ -44,9 +44,9 @@ def check_others(denoiser: nn.Module) -> None:
         )
 
 
-def _hooks(denoiser: nn.Module) -> list[str]:
-    """Names of all that diffusers has hooked to its modules."""
-    return [name for registry in filter(None, map(registry_of, denoiser.modules())) for name in registry.hooks]
+def _hooks(modules: Iterable[nn.Module]) -> list[str]:
+    """Names of all that diffusers has hooked to them."""
+    return [name for registry in filter(None, map(registry_of, modules)) for name in registry.hooks]
 
 
 def check_apart(modules: Mapping[str, nn.Module]) -> None:

@@ -148,7 +148,7 @@ class DenoiserCalls(Uncopied):
         if isinstance(denoiser, CacheMixin) and denoiser.is_cache_enabled:
             check_uncached(denoiser)
         if begins:
-            check_others(denoiser)
+            check_others(denoiser, self.weights.modules)
         written = (begins or self.weights.touched()) and self._written()
         if self.by_branch:
             check_branches(denoiser)

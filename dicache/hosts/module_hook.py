@@ -247,12 +247,9 @@ def _around(meter: Meter, call: Call, module_call: ModuleCall) -> Tree:
     # It may serve streams of several sizes, one after another, and in calls of one key always in the same order.
     part = path, number = module_call.path, call.around.get(module_call.path, 0)
     call.around[path] = number + 1
-    if part not in meter.costs:
-        output = meter.counted(part, module_call.run)
-        meter.ran(part)
-        return output
-    meter.ran_for_all(part)
-    return module_call.forward(*module_call.args, **module_call.kwargs)
+    output = meter.counted(part, module_call.run)
+    meter.ran(part)
+    return output
 
 
 def registry_of(module: nn.Module) -> Any:  # noqa: ANN401

@@ -15,7 +15,7 @@ from dicache.files.checkpoint import Entry
 from dicache.measuring.prompt_runs import Drawer, DrawOrder, Spent
 from dicache.measuring.recording import Recorder
 from dicache.promise.metrics import relative_error
-from dicache.runtime.decide import guess_cost
+from dicache.runtime.evidence import guess_cost
 from dicache.schedules.action_table import Table
 from dicache.schedules.objective import Objective
 from dicache.schedules.setting import Basis

@@ -43,6 +43,10 @@ class Weights:
         """Where those that count are: modules' tables, and the names in them. No parameter is referred to."""
         self.writes = 0
         """The sum of all counts when it was taken last."""
+        self.tree: list[tuple[nn.Module, list[nn.Module | None]]] = []
+        """The denoiser's modules, each with those in it, as they were when it was walked last."""
+        self.seen: list[Mark | None] = []
+        """Marks in their order."""
         self.marks = self._marks()
 
     def touched(self) -> bool:
@@ -56,6 +60,8 @@ class Weights:
 
     def changed(self) -> bool:
         """Whether they are others than when this was asked last."""
+        if not self._walked() and self._marks_in_order() == self.seen:
+            return False
         before, latest = self.marks, self._marks()
         self.elsewhere = self.elsewhere or any(mark is None for mark in latest.values())
         self.marks = latest
@@ -70,8 +76,27 @@ class Weights:
             return False
         return before.identity == latest.identity or not self.elsewhere
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All modules of the denoiser."""
+        self._walked()
+        return [module for module, _ in self.tree]
+
+    def _walked(self) -> bool:
+        """Whether modules were put in or exchanged, so that the tree was walked anew."""
+        if self.tree and all(list(module._modules.values()) == parts for module, parts in self.tree):
+            return False
+        self.tree = [(module, list(module._modules.values())) for module in self.denoiser.modules()]
+        return True
+
+    def _marks_in_order(self) -> list[Mark | None]:
+        tables = (module._parameters.values() for module, _ in self.tree)
+        return [_mark(parameter) for table in tables for parameter in table if parameter is not None]
+
     def _marks(self) -> dict[str, Mark | None]:
-        """By path; None while a weight is elsewhere. Looks anew for `counters`."""
+        """By path; None while a weight is elsewhere. Looks anew for `counters` and in order."""
+        self._walked()
+        self.seen = self._marks_in_order()
         marks: dict[str, Mark | None] = {}
         self.counters = tables, names = [], []
         for path, module in self.denoiser.named_modules():
@@ -92,4 +117,5 @@ def _mark(parameter: Tensor) -> Mark | None:
 
 
 def _counts(parameter: Tensor) -> bool:
-    return not (parameter.is_inference() or is_traceable_wrapper_subclass(parameter))
+    plain = type(parameter) is nn.Parameter or not is_traceable_wrapper_subclass(parameter)
+    return plain and not parameter.is_inference()

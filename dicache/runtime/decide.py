@@ -10,139 +10,33 @@ Every function here is a question: it changes nothing, and whoever asks assigns 
 """
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Approximator, Histories, Target
-from dicache.approximators.linear import Extrapolate, extrapolate
-from dicache.approximators.pricing import UNKNOWN, Priced, Standing, growths, priced, weights
+from dicache.approximators.base import Histories
+from dicache.approximators.pricing import (
+    UNKNOWN,
+    Priced,
+    Standing,
+    growths,
+    per_row,
+    priced,
+    upon_each_other,
+    weights,
+)
 from dicache.config import Config
 from dicache.controllers.base import refused
+from dicache.estimators.amplitude import Amplitude, Amplitudes
 from dicache.estimators.base import Evidence
-from dicache.planning.error_law import REMAINS, error_rate, error_rates
+from dicache.planning.error_law import REMAINS
+from dicache.runtime.evidence import Laws, evidence_of, evidences_of, guidance_of, target_at, typical_error
 from dicache.runtime.run_state import Judgement, Run, SiteState
-from dicache.tensors.contract import check_own, check_tensor, is_users
+from dicache.tensors.contract import check_tensor, is_users
 from dicache.tensors.mac_meter import Meter
-from dicache.tensors.norms import relative_change
-from dicache.types import Action, Decision, Grid, Quote, Reason, Rows, Step
-
-# What is known.
-
-
-def no_evidence(config: Config, run: Run, feature: Tensor | None = None) -> Evidence:
-    """Of a site that was never computed, or that nobody had to decide."""
-    unknown = torch.full((run.samples,), torch.nan, dtype=torch.float64)
-    return Evidence(
-        growth=unknown[:, None].expand(-1, len(config.approximators)),
-        innovation=unknown,
-        innovation_growth=unknown,
-        step=run.step,
-        latent=run.latent[: run.samples],
-        feature=None if feature is None else feature[: run.samples],
-        sums=run.sums,
-    )
-
-
-def evidence_of(
-    config: Config,
-    run: Run,
-    meter: Meter,
-    histories: Histories | None,
-    target: Target,
-    laws: tuple[Grid, Grid | None] | None = None,
-) -> Evidence:
-    """Of one site, before it is computed in the step's first call; `histories` is that of the branch that is called,
-    None where it was never computed; `laws` are growths and weights where they were asked for already.
-    """
-    nothing, timetable = no_evidence(config, run, target.feature)._replace(site=target.site), run.step.timetable
-    if histories is None:
-        return nothing
-
-    def guess(index: int) -> Tensor | None:
-        guess = guesses(config, meter, histories, target, [index]).get(index)
-        return None if guess is None else guess[: run.samples]
-
-    growth, weighed = laws or _laws(config, run, histories.outputs.times[:, : run.samples])
-    evidence = nothing._replace(
-        growth=growth,
-        timetable=timetable is not None or not run.guided.watched,
-        typical=typical_error(run.step),
-        guess=guess,
-        weights=weighed,
-    )
-    features = histories.features
-    if target.feature is None or len(features.values) < 2 or not config.estimator.reads_innovation:
-        return evidence
-    expected = extrapolate(features, run.step.sigma)
-    moved = relative_change(expected, target.feature, run.sums.of)[: run.samples].double().cpu()
-    growth = Extrapolate().growth(features.times[:, : run.samples], run.time)
-    return evidence._replace(innovation=moved, innovation_growth=growth)
-
-
-def _laws(config: Config, run: Run, times: Tensor) -> tuple[Grid, Grid | None]:
-    # New noise makes outputs walk at random, whatever fills in.
-    walks = run.step.timetable is not None and run.step.timetable.random
-    growth = growths(config.approximators, times, run.time, random=walks)
-    return growth, weights(config.approximators, times, run.time, guidance_of(run))
-
-
-def guidance_of(run: Run) -> Rows:
-    """Its scale, (B,), 1 without."""
-    return torch.ones(run.samples, dtype=torch.float64) if run.guided.strength is None else run.guided.strength
-
-
-def typical_error(step: Step) -> float | None:
-    """What outputs are usually wrong by, by the law."""
-    if step.half_log_snr is None:
-        return None
-    if step.timetable is None:
-        return error_rate(step.half_log_snr) * step.gain
-    return error_rates(step.timetable)[step.index]
-
-
-def foresee(config: Config, state: SiteState, evidence: Evidence, histories: Histories | None, target: Target) -> None:
-    """All that this call's decision and guesses hold against each other, in one exchange between the ranks."""
-    if not evidence.sums.shared or histories is None:
-        return
-    # What guesses hold against each other is asked for here, so that it need not be when they are made.
-    enough = [a for a in config.approximators if len(histories.outputs.values) >= a.needs]
-    pairs = (pair for approximator in enough for pair in approximator.pairs(histories, target))
-    evidence.sums.foresee([*config.estimator.pairs(evidence, state.estimator), *pairs])
-
-
-def guesses(
-    config: Config, meter: Meter, histories: Histories, target: Target, indices: Iterable[int]
-) -> dict[int, Tensor]:
-    """What these approximators guess, (R, ...) each, where the history is long enough; their matrix products booked."""
-    enough = [i for i in indices if len(histories.outputs.values) >= config.approximators[i].needs]
-    if target.sums.shared:
-        target.sums.foresee(pair for i in enough for pair in config.approximators[i].pairs(histories, target))
-    return {i: _guess(config.approximators[i], meter, histories, target) for i in enough}
-
-
-def _guess(approximator: Approximator, meter: Meter, histories: Histories, target: Target) -> Tensor:
-    def guess() -> Tensor:
-        if not approximator.multiplies:
-            return approximator.guess(histories, target)
-        with torch.autocast(values[0].device.type, enabled=False):  # the user's is for the model
-            return approximator.guess(histories, target)
-
-    booked, values = guess_cost(approximator, target.site), histories.outputs.values
-    guessed = meter.added(booked, guess) if approximator.multiplies else guess()
-    if is_users(type(approximator)):
-        said_by = f"{type(approximator).__name__}.guess"
-        check_tensor(guessed, values[0].shape, said_by, "what stands in the place of a value, of its shape")
-        check_own(guessed, values, said_by)
-    return guessed
-
-
-def guess_cost(approximator: Approximator, site: str) -> Hashable:
-    """What the guesses of one approximator at one site are booked under."""
-    return type(approximator).__name__, id(approximator), site
-
+from dicache.types import Action, Grid, Quote, Reason, Rows
 
 # What is decided.
 
@@ -151,10 +45,26 @@ def decide_site(
     config: Config, run: Run, state: SiteState, evidence: Evidence, price: Priced | None = None
 ) -> tuple[Judgement, Any]:
     """One site, and the state that its controller goes on with; `price` where it was asked for already."""
-    return _judged(config, run, state, evidence, price or _price(config, run, state, evidence))
+    return decide_sites(config, run, [state], [evidence], price or price_of(config, run, state, evidence))[0]
 
 
-def _price(config: Config, run: Run, state: SiteState, evidence: Evidence, predicted: Grid | None = None) -> Priced:
+def decide_sites(
+    config: Config, run: Run, states: Sequence[SiteState], evidences: Sequence[Evidence], price: Priced
+) -> list[tuple[Judgement, Any]]:
+    """The same of several, each by its own rule; their prices, (S * B, ...), lie upon each other. Where conditions have
+    changed all samples compute, whatever rules decide.
+    """
+    decided = _asked(config, run, states, evidences, price)
+    if not run.anew:
+        return decided
+    everyone = torch.ones(run.samples, dtype=torch.bool)
+    return [
+        decide_rejected(run, state, judgement, everyone, Reason.CHANGED)
+        for state, (judgement, _) in zip(states, decided, strict=True)
+    ]
+
+
+def price_of(config: Config, run: Run, state: SiteState, evidence: Evidence, predicted: Grid | None = None) -> Priced:
     predicted = predicted_errors(config, state, evidence) if predicted is None else predicted
     return priced(config.actions, standing_of(run, state), evidence.growth, evidence.weights, predicted)
 
@@ -170,12 +80,31 @@ def standing_of(run: Run, state: SiteState) -> Standing:
     return Standing(run.step.coefficient, scale, share, REMAINS if survives is None else survives)
 
 
-def _judged(config: Config, run: Run, state: SiteState, evidence: Evidence, price: Priced) -> tuple[Judgement, Any]:
-    """Where conditions have changed all samples compute, whatever rule decides."""
-    judgement, controller = _asked(config, run, state, evidence, price)
-    if not run.anew:
-        return judgement, controller
-    return decide_rejected(run, state, judgement, torch.ones_like(judgement.computed), Reason.CHANGED)
+def decide_all(
+    config: Config, run: Run, meter: Meter, branch: str, states: Sequence[SiteState], feature: Tensor | None
+) -> list[tuple[Judgement, Any]]:
+    """Of each site of a call of this `branch`, and the state that its controller goes on with; `feature` is what the
+    probe sees of them.
+    """
+    groups = dict[Hashable, list[int]]()
+    for i, state in enumerate(states):
+        histories = state.histories.get(branch)
+        kind = None if histories is None or feature is not None else kind_of(config, AskedSite(run, state, histories))
+        groups.setdefault(i if kind is None else kind, []).append(i)
+    decided = dict[int, tuple[Judgement, Any]]()
+    for indices in groups.values():
+        group = [states[i] for i in indices]
+        if len(group) == 1:
+            histories = group[0].histories.get(branch)
+            evidence = evidence_of(config, run, meter, histories, target_at(run, group[0], feature))
+            decided[indices[0]] = decide_site(config, run, group[0], evidence)
+            continue
+        asked = [AskedSite(run, state, state.histories[branch]) for state in group]
+        laws, price = priced_together(config, asked)
+        sites = [(each.histories, target_at(run, each.state)) for each in asked]
+        evidences = evidences_of(config, run, meter, sites, laws)
+        decided |= zip(indices, decide_sites(config, run, group, evidences, price), strict=True)
+    return [decided[i] for i in range(len(states))]
 
 
 def decide_together(config: Config, run: Run, evidences: Sequence[Evidence]) -> tuple[list[Judgement], Any]:
@@ -183,8 +112,8 @@ def decide_together(config: Config, run: Run, evidences: Sequence[Evidence]) -> 
     with the state.
     """
     grids = [predicted_errors(config, state, evidence) for evidence, state in zip(evidences, run.states, strict=True)]
-    price = _price(config, run, run.states[0], evidences[0], torch.stack(grids).mean(0))
-    judgement, controller = _judged(config, run, run.states[0], evidences[0], price)
+    price = price_of(config, run, run.states[0], evidences[0], torch.stack(grids).mean(0))
+    judgement, controller = decide_site(config, run, run.states[0], evidences[0], price)
     return [judgement._replace(evidence=evidence) for evidence in evidences], controller
 
 
@@ -200,22 +129,33 @@ def decide_rejected(
         action=torch.where(samples[:, None], int(Action.COMPUTE), decision.action),
         reason=torch.where(samples[:, None], int(why), decision.reason),
     )
-    computed, stored = _rows_of(decision)
+    computed, stored = _rows_of(decision.action)
     return judgement._replace(decision=decision, computed=computed, stored=stored), controller
 
 
-def _asked(config: Config, run: Run, state: SiteState, evidence: Evidence, price: Priced) -> tuple[Judgement, Any]:
-    quote = Quote(price.error, price.cost, price.action, run.facts, price.fills)
-    decision, controller = state.rule.decide(quote, run.step, state.controller)
-    best = choose_approximator(config, price.weighed, decision)
-    judgement = Judgement(evidence, price.predicted, decision, quote, state.controller, best, *_rows_of(decision))
-    return judgement, controller
+def _asked(
+    config: Config, run: Run, states: Sequence[SiteState], evidences: Sequence[Evidence], price: Priced
+) -> list[tuple[Judgement, Any]]:
+    own = price.apart(run.samples)
+    quotes = [Quote(each.error, each.cost, each.action, run.facts, each.fills) for each in own]
+    answers = [state.rule.decide(q, run.step, state.controller) for state, q in zip(states, quotes, strict=True)]
+    # What follows from the answers is worked out for all sites at once.
+    actions = [decision.action for decision, _ in answers]
+    action = actions[0] if len(actions) == 1 else torch.cat(actions)
+    followed = choose_approximator(config, price.weighed, action), *_rows_of(action)
+    rows = [followed] if len(actions) == 1 else zip(*(each.split(run.samples) for each in followed), strict=True)
+    return [
+        (Judgement(evidence, each.predicted, decision, quote, state.controller, *of_site), controller)
+        for evidence, each, quote, state, (decision, controller), of_site in zip(
+            evidences, own, quotes, states, answers, rows, strict=True
+        )
+    ]
 
 
-def _rows_of(decision: Decision) -> tuple[Rows, Rows]:
-    """Whose value is computed, and whose is to be remembered where it is, (B,) bool each."""
-    action = decision.action[:, 0]
-    return (action == Action.COMPUTE) | (action == Action.UNSTORED), action != Action.UNSTORED
+def _rows_of(action: Grid) -> tuple[Rows, Rows]:
+    """Whose value is computed, and whose is to be remembered where it is, (B,) bool each, from (B, 1)."""
+    taken = action[:, 0]
+    return (taken == Action.COMPUTE) | (taken == Action.UNSTORED), taken != Action.UNSTORED
 
 
 def predicted_errors(config: Config, state: SiteState, evidence: Evidence) -> Grid:
@@ -230,14 +170,56 @@ def predicted_errors(config: Config, state: SiteState, evidence: Evidence) -> Gr
     return predicted.masked_fill(config.needs > state.depth, torch.inf)
 
 
-def choose_approximator(config: Config, weighed: Grid, decision: Decision) -> Rows:
+def choose_approximator(config: Config, weighed: Grid, action: Grid) -> Rows:
     """The approximator with the least error, as they are `weighed`, (B,): of those of the action that was decided on,
-    which need not be the one proposed; of all where it computes.
+    (B, 1), which need not be the one proposed; of all where it computes.
     """
-    fitting = config.actions == decision.action
+    fitting = config.actions == action
     fitting = fitting | ~fitting.any(1, keepdim=True)
     # What cannot fill in is inf; clamped, it still comes before the approximators of other actions.
     return torch.where(fitting, weighed.clamp(max=10 * UNKNOWN), torch.inf).min(1).indices
+
+
+# Prices of many, asked at once: of requests at steps of their own, or of all sites of one call. Every number is what it
+# would be alone.
+
+
+class AskedSite(NamedTuple):
+    """A site that is to be priced, before it is computed."""
+
+    run: Run
+    state: SiteState
+    histories: Histories
+    """Those of the branch that is called."""
+
+
+def kind_of(config: Config, asked: AskedSite) -> Hashable:
+    """What those that are priced together have alike; None for who is priced alone."""
+    run, state, histories = asked
+    if type(config.estimator) is not Amplitude or config.judged_by_others or run.sums.shared:
+        return None
+    if state.depth is not None and state.depth < config.depth:
+        return None
+    timetable, remembered = run.step.timetable, (len(histories.outputs.sigmas), len(histories.outputs.values))
+    walks = timetable is not None and timetable.random
+    return *map(id, config.approximators), config.estimator, remembered, walks, run.step.half_log_snr is None
+
+
+def priced_together(config: Config, asked: Sequence[AskedSite]) -> tuple[Laws, Priced]:
+    """Of some of one kind: laws and prices, (n * B, ...), one upon the other."""
+    runs, samples = [each.run for each in asked], [each.run.samples for each in asked]
+    past_times = [each.histories.outputs.times[:, :n] for each, n in zip(asked, samples, strict=True)]
+    times, time = torch.cat(past_times, dim=1), per_row([run.time for run in runs], samples)
+    walks = runs[0].step.timetable is not None and runs[0].step.timetable.random
+    growth = growths(config.approximators, times, time, random=walks)
+    weighed = weights(config.approximators, times, time, torch.cat([guidance_of(run) for run in runs]))
+    typical = [typical_error(run.step) for run in runs]
+    usual = None if typical[0] is None else per_row([each for each in typical if each is not None], samples)[:, None]
+    seen = Evidence(growth, time, time, usual)  # type: ignore[arg-type]  # one number a row; innovations: not read
+    amplitudes = Amplitudes(*(torch.cat(each) for each in zip(*(a.state.estimator for a in asked), strict=True)))
+    standing = upon_each_other([standing_of(each.run, each.state) for each in asked], samples)
+    price = priced(config.actions, standing, growth, weighed, config.estimator.predict(seen, amplitudes))
+    return (growth, weighed), price
 
 
 # What that means for approximators and rows.
@@ -249,22 +231,35 @@ def approximators_to_fill(state: SiteState) -> list[int]:
 
 
 def rows_to_compute(config: Config, run: Run, state: SiteState, branch: str) -> Rows | None:
-    """Which rows of a branch compute, (R,) bool; None for all. A branch with too short a past computes whatever was
-    decided.
+    """Which rows of a branch compute at a site, (R,) bool; None for all. A branch with too short a past computes
+    whatever was decided.
     """
-    if run.samples == 0 or state.judgement is None or branch not in state.histories:
-        return None
-    sigmas = state.histories[branch].outputs.sigmas
-    # A batch of one branch is asked of at every step, and needs no repetition.
-    needs, computed, chunks = (
-        config.needs[state.judgement.best],
-        state.judgement.computed,
-        sigmas.shape[1] // run.samples,
-    )
-    if chunks > 1:
-        needs, computed = needs.repeat(chunks), computed.repeat(chunks)
-    computed = computed | (sigmas.isfinite().sum(0) < needs)
-    return None if bool(computed.all()) else computed
+    return rows_at_sites(config, run, [state], branch)[0]
+
+
+def rows_at_sites(config: Config, run: Run, states: Sequence[SiteState], branch: str) -> list[Rows | None]:
+    """The same of several, worked out at once."""
+    rows: list[Rows | None] = [None] * len(states)
+    decided = {
+        i: (state.judgement, state.histories[branch].outputs.sigmas)
+        for i, state in enumerate(states)
+        if run.samples and state.judgement is not None and branch in state.histories
+    }
+    if not decided:
+        return rows
+    judgements, sigmas = zip(*decided.values(), strict=True)
+    needs = config.needs[_stacked([judgement.best for judgement in judgements])]
+    computed, chunks = _stacked([j.computed for j in judgements]), sigmas[0].shape[1] // run.samples
+    if chunks > 1:  # a batch of one branch, as nearly always, needs no repetition
+        needs, computed = needs.repeat(1, chunks), computed.repeat(1, chunks)
+    computed = computed | (_stacked([each.isfinite().sum(0) for each in sigmas]) < needs)
+    for i, own, every in zip(decided, computed, computed.all(1).tolist(), strict=True):
+        rows[i] = None if every else own
+    return rows
+
+
+def _stacked(rows: Sequence[Rows]) -> Grid:
+    return rows[0][None] if len(rows) == 1 else torch.stack(list(rows))
 
 
 def rows_to_remember(run: Run, state: SiteState, exact: Rows) -> Rows:

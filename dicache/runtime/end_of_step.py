@@ -15,13 +15,14 @@ from torch import Tensor
 from dicache.config import Config
 from dicache.errors import DicacheError, UnsupportedModelError
 from dicache.ranks.group import is_one_of_several
-from dicache.runtime.decide import decide_site, no_evidence, realised_errors
-from dicache.runtime.guidance import denoised, samples_of
-from dicache.runtime.run_state import Judgement, Run, SiteState, not_finite_of
-from dicache.runtime.trace import Record
-from dicache.solvers.mixture import made_elsewhere
+from dicache.runtime.decide import decide_site, realised_errors
+from dicache.runtime.evidence import no_evidence
+from dicache.runtime.guidance import samples_of
+from dicache.runtime.run_state import Judgement, Run, SiteState
+from dicache.runtime.trace import Record, not_finite_of
+from dicache.solvers.mixture import denoised, made_elsewhere
 from dicache.tensors.tree import tensors
-from dicache.types import Grid, Rows
+from dicache.types import Grid, Rows, Step
 
 MIXED_ELSEWHERE = (
     "steps make latents of more than the outputs of this process, as guidance with branches on several ranks does, "
@@ -50,27 +51,34 @@ def end_step(config: Config, run: Run, after: Tensor | None) -> list[str]:
             state.judgement, state.controller = decide_site(config, run, state, no_evidence(config, run))
     judgements = [state.judgement for state in run.states if state.judgement is not None]
     run.first_not_finite = _first_not_finite(run)
-    truths, run.scale, run.not_finite = _truths(config, run, judgements)
-    for state, judgement, truth in zip(run.states, judgements, truths, strict=True):
+    truths, run.scale, run.not_finite, surprise = _truths(config, run, judgements, after)
+    errors = _of_best([truth.errors for truth in truths], judgements)
+    ratios = (errors / _of_best([judgement.predicted for judgement in judgements], judgements)).split(run.samples)
+    for state, judgement, truth, ratio in zip(run.states, judgements, truths, ratios, strict=True):
         state.share = truth.share
-        state.controller, state.estimator = _learn(config, state, judgement, truth)
-    run.records.append(_record(run, judgements, truths))
+        state.controller, state.estimator = _learn(config, state, judgement, truth, ratio)
+    run.records.append(_record(run, judgements, errors))
     run.sums.next_step(run.step.index + 1)
     if run.guided.changed:
         _forget(config, run)
     elif run.guided.mixture is None and after is not None:
-        guided = run.guided.fitted(run.latent[: run.samples], after[: run.samples], run.step)
+        guided = run.guided.fitted(*_stretch(run, after))
         if guided.mixture is not None:
             run.know_mixture(guided)
             return _mixed_elsewhere(run, after[: run.samples])
     elif after is not None:
-        remeasured = run.guided.remeasured(run.latent[: run.samples], after[: run.samples], run.step)
+        remeasured = run.guided.remeasured(*_stretch(run, after), surprise)
         if remeasured is not None:
             run.know_mixture(remeasured)
             return _noted(
                 config, run, "the guidance scale was changed half-way", "its branches were weighed anew there"
             )
     return []
+
+
+def _stretch(run: Run, after: Tensor) -> tuple[Tensor, Tensor, Step]:
+    """The latents that the step leads from and to, (B, ...), and the step."""
+    return run.latent[: run.samples], after[: run.samples], run.step
 
 
 def _mixed_elsewhere(run: Run, after: Tensor) -> list[str]:
@@ -159,43 +167,55 @@ def _first_not_finite(run: Run) -> Tensor:
 
 
 def _truths(
-    config: Config, run: Run, judgements: list[Judgement]
-) -> tuple[list[Truth], Rows | None, Mapping[int, int]]:
-    """Of every site, ||v|| / ||x_N|| at each sample's last computed step, and which samples are not finite. The host
-    waits for the device here.
+    config: Config, run: Run, judgements: list[Judgement], after: Tensor | None
+) -> tuple[list[Truth], Rows | None, Mapping[int, int], list[Tensor]]:
+    """Of every site, ||v|| / ||x_N|| at each sample's last computed step, which samples are not finite, and by how much
+    the step mixed its branches otherwise (`Guided.surprise`). The host waits for the device here, once, and only where
+    something was computed.
     """
     n_approximators = len(config.approximators)
     unknown = torch.full((run.samples, n_approximators), torch.nan, dtype=torch.float64)
     before = [Truth(unknown, state.share, state.value) for state in run.states]
-    computed = torch.stack([judgement.computed for judgement in judgements]).any(0)
+    computed = _upon_each_other([judgement.computed[None] for judgement in judgements]).any(0)
     # A mixture that misses a branch says nothing: the outputs of that branch were guesses.
     if not run.guided.complete or not bool(computed.any()):
-        return before, run.scale, run.not_finite
+        return before, run.scale, run.not_finite, []
     assert run.first_not_finite is not None
-    latent, clean = run.latent[: run.samples], run.step.clean
-    errors, scale, first = run.guided.measure(latent, clean, n_approximators, run.first_not_finite)
+    summed = {i: state.sums for i, state in enumerate(run.states) if state.sums is not None}
+    sums = [run.sums.added(torch.stack(list(summed.values())))] if summed else []
+    surprise = [] if after is None else run.guided.surprise(*_stretch(run, after))
+    asked = run.latent[: run.samples], run.step.clean, n_approximators
+    errors, scale, (first, *squares) = run.guided.measure(*asked, run.first_not_finite, *surprise, *sums)
+    surprise, grids = squares[: len(surprise)], squares[len(surprise) :]
     not_finite = not_finite_of(first) if bool((first >= 0).any()) else run.not_finite
     scale = _where(computed, scale, run.scale)
     if not run.states[0].inside:
-        return [Truth(errors, value=run.guided.truth)], scale, not_finite
-    summed = [i for i, state in enumerate(run.states) if state.sums is not None]
-    sums = [state.sums for state in run.states if state.sums is not None]
+        return [Truth(errors, value=run.guided.truth)], scale, not_finite, surprise
     truths = before.copy()
-    if not sums:
-        return truths, scale, not_finite
-    for i, grid in zip(summed, run.sums.added(torch.stack(sums)).double().cpu(), strict=True):  # one wait for all
+    for i, grid in zip(summed, (grid for of_all in grids for grid in of_all), strict=True):
         site_errors, share = realised_errors(grid, n_approximators)
         truths[i] = Truth(site_errors, _where(judgements[i].computed, share, before[i].share), before[i].value)
-    return truths, scale, not_finite
+    return truths, scale, not_finite, surprise
 
 
 def _where(computed: Rows, after: Rows, before: Rows | None) -> Rows:
     return after if before is None else torch.where(computed, after, before)
 
 
-def _learn(config: Config, state: SiteState, judgement: Judgement, truth: Truth) -> tuple[Any, Any]:
-    """The states that controller and estimator go on with."""
-    ratio = (truth.errors / judgement.predicted).gather(1, judgement.best[:, None])[:, 0]
+def _of_best(errors: Sequence[Grid], judgements: Sequence[Judgement]) -> Rows:
+    """What errors of approximators, (B, A) each, say of the one that fills in, or would; all sites upon each other,
+    (S * B,).
+    """
+    best = _upon_each_other([judgement.best for judgement in judgements])
+    return _upon_each_other(errors).gather(1, best[:, None])[:, 0]
+
+
+def _upon_each_other(rows: Sequence[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows))
+
+
+def _learn(config: Config, state: SiteState, judgement: Judgement, truth: Truth, ratio: Rows) -> tuple[Any, Any]:
+    """The states that controller and estimator go on with; the guess was `ratio` times as wrong as predicted, (B,)."""
     controller = state.rule.settle(ratio, judgement.computed, state.controller)
     if state.depth == 0:  # nothing is remembered of this site, so nothing is guessed
         return controller, state.estimator
@@ -213,23 +233,25 @@ def remembered_bytes(run: Run) -> int:
 # What is noted down.
 
 
-def _record(run: Run, judgements: list[Judgement], truths: list[Truth]) -> Record:
-    """Of several sites the worst prediction and error; what was spent adds up in squares."""
-    own = [t.errors.gather(1, j.best[:, None])[:, 0] for t, j in zip(truths, judgements, strict=True)]
-    seen = [torch.where(j.computed, e, torch.nan) for e, j in zip(own, judgements, strict=True)]
+def _record(run: Run, judgements: list[Judgement], errors: Rows) -> Record:
+    """Of several sites the worst prediction and error, of those that fill in, (S * B,); what was spent adds up in
+    squares.
+    """
+    computed = _upon_each_other([judgement.computed for judgement in judgements])
+    predicted = _upon_each_other([judgement.predicted for judgement in judgements]).min(1).values
+    realised = torch.where(computed, errors, torch.nan)
     step = run.step.index, run.step.sigma, tuple(run.guided.outputs)
     if len(judgements) == 1:  # as nearly always: stacking one of each is what noting down costs
-        ((action, reason, spent), predicted) = judgements[0].decision, judgements[0].predicted
-        return Record(*step, action, reason, predicted.min(1).values, seen[0], spent)
-    real = torch.stack(seen, dim=1)
-    spent = torch.stack([judgement.decision.spent for judgement in judgements], dim=1)
+        action, reason, spent = judgements[0].decision
+        return Record(*step, action, reason, predicted, realised, spent)
+    decisions = [judgement.decision for judgement in judgements]
     return Record(
         *step,
-        action=torch.cat([judgement.decision.action for judgement in judgements], dim=1),
-        reason=torch.cat([judgement.decision.reason for judgement in judgements], dim=1),
-        predicted=torch.stack([judgement.predicted.min(1).values for judgement in judgements], dim=1).amax(1),
-        realised=_worst(real),
-        spent=spent.square().sum(1).sqrt(),
+        action=torch.cat([decision.action for decision in decisions], dim=1),
+        reason=torch.cat([decision.reason for decision in decisions], dim=1),
+        predicted=predicted.view(-1, run.samples).amax(0),
+        realised=_worst(realised.view(-1, run.samples)),
+        spent=torch.stack([decision.spent for decision in decisions]).square().sum(0).sqrt(),
     )
 
 
@@ -240,7 +262,7 @@ def tell(listeners: Sequence[Listener]) -> None:
             calls.callback(listener)
 
 
-def _worst(errors: Grid) -> Rows:
-    """(B, S) to (B,): the largest that is known."""
-    worst = errors.nan_to_num(-torch.inf, torch.inf).amax(1)
+def _worst(errors: Tensor) -> Rows:
+    """(S, B) to (B,): the largest that is known."""
+    worst = errors.nan_to_num(-torch.inf, torch.inf).amax(0)
     return torch.where(worst == -torch.inf, torch.nan, worst)

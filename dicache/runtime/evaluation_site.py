@@ -21,15 +21,12 @@ from dicache.ranks.branches import BranchOutputs
 from dicache.runtime.decide import (
     approximators_to_fill,
     decide_site,
-    evidence_of,
-    foresee,
-    guesses,
     rows_to_compute,
     rows_to_remember,
 )
+from dicache.runtime.evidence import Probing, evidence_of, foresee, guesses
 from dicache.runtime.memory_plan import MemoryPlan
 from dicache.runtime.module_call import ModuleCall
-from dicache.runtime.probing import Probing
 from dicache.runtime.run_state import Call, SiteState
 from dicache.tensors import history
 from dicache.tensors.mac_meter import Meter
@@ -99,7 +96,7 @@ class EvaluationSite:
         key, rows_to_run = (call.key, module_call.path), call.rows_to_run.running or call.rows_to_run
         if rows_to_run.computed is None and key in self.shapes:
             # The common case, without a look at rows.
-            self.meter.ran_for_all(module_call.path)
+            self.meter.ran(module_call.path)
             return module_call.forward(*module_call.args, **module_call.kwargs)
         if self.recall is not None and call.rows_to_run.running and module_call.spares(rows_to_run, self.meter):
             self.recall.spare(self.meter.costs[module_call.path])

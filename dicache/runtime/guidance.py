@@ -21,7 +21,8 @@ from torch import Tensor
 from dicache.approximators.noise import predicted
 from dicache.extension import combine, residual_sums
 from dicache.planning.error_law import remaining
-from dicache.solvers.mixture import fit, parallel
+from dicache.solvers.mixture import denoised, fit, parallel
+from dicache.tensors.tree import to_host
 from dicache.tensors.written import same
 from dicache.types import Grid, Rows, Step
 
@@ -50,16 +51,6 @@ def samples_of(latents: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
     counts = {output.shape[0] for output in outputs}
     fitting = (rows // n for n in (chunks, 2, 3) if rows % n == 0 and all(_repeats(latent, n) for latent in latents))
     return next((samples for samples in fitting if all(count % samples == 0 for count in counts)), 0)
-
-
-def denoised(latent: Tensor, output: Tensor) -> Tensor:
-    """The part of a denoiser's input that is denoised: pictures to go by are joined behind it, along one axis."""
-    if latent.ndim != output.ndim:
-        return latent
-    longer = [i for i in range(1, latent.ndim) if latent.shape[i] != output.shape[i]]
-    if len(longer) != 1 or latent.shape[longer[0]] < output.shape[longer[0]]:
-        return latent
-    return latent.narrow(longer[0], 0, output.shape[longer[0]])
 
 
 def _repeats(latent: Tensor, times: int) -> bool:
@@ -160,21 +151,21 @@ class Guided:
         self.truth = truth.clone() if truth is output else truth  # the pipeline may change its output in place
 
     def measure(
-        self, latent: Tensor, clean: tuple[float, float], n_approximators: int, extra: Tensor
-    ) -> tuple[Grid, Rows, Rows]:
-        """Relative error of every approximator, (B, A), nan where it had no guess, ||v|| / ||x_N||, (B,), and
-        what is `extra`, (B,), on the host. This is where the host waits for the device.
+        self, latent: Tensor, clean: tuple[float, float], n_approximators: int, *asked: Tensor
+    ) -> tuple[Grid, Rows, list[Tensor]]:
+        """Relative error of every approximator, (B, A), nan where it had no guess, ||v|| / ||x_N||, (B,), and what
+        else is `asked`, on the host: here it waits for the device, once a computed step.
         """
         assert self.truth is not None
         final = _final(denoised(latent, self.truth), self.truth, clean)
         own = [residual_sums(x, x)[:, 5] for x in (final, self.truth)]
         missed = [residual_sums(guess, self.truth)[:, 2] for guess in self.guesses.values()]
-        extra, *sums = torch.stack([t.double() for t in (extra, *own, *missed)]).cpu()
-        scale, length, *missed = torch.stack(sums).sqrt()
+        sums, *answers = to_host([torch.stack([*own, *missed]), *asked])
+        scale, length, *missed = sums.sqrt()
         errors = torch.full((len(length), n_approximators), torch.nan, dtype=torch.float64)
         for i, miss in zip(self.guesses, missed, strict=True):
             errors[:, i] = miss / length
-        return errors, length / scale, extra
+        return errors, length / scale, answers
 
     @property
     def told_apart(self) -> bool:
@@ -216,26 +207,35 @@ class Guided:
             return chunks[name][chunk]
         return torch.stack([w * chunks[each][chunk] for w, each in zip(weights, named, strict=True)]).sum(0)
 
-    def remeasured(self, before: Tensor, after: Tensor, step: Step) -> "Guided | None":
-        """With the mixture of this step, where it is another than what is known; None where it is not, or where nobody
-        can tell: solvers that use older outputs mix those in too, and what no mixture makes was made otherwise.
+    def surprise(self, before: Tensor, after: Tensor, step: Step) -> list[Tensor]:
+        """||expected||^2 of what the mixture makes of this step's outputs, and ||mixed - expected||^2 of what the step
+        made of them, (B,) each, on the device. Nothing where nobody can tell: solvers that use older outputs mix those
+        in too.
         """
         seen = self.complete and self.told_apart and tuple(self.outputs) == self.order and not self._written
         if not step.alone or not seen:
-            return None
+            return []
+        expected, mixed = self._mixed(before, after, step)
+        return [residual_sums(x, x)[:, 5] for x in (expected, mixed - expected)]
+
+    def remeasured(self, before: Tensor, after: Tensor, step: Step, surprise: Sequence[Tensor]) -> "Guided | None":
+        """With the mixture of this step, where by the `surprise`, on the host, it is another than what is known; None
+        where it is not, or no mixture makes what was made.
+        """
+        if not surprise or not bool((surprise[1] > OTHER**2 * surprise[0]).any()):
+            return None  # as expected, which it is nearly always: nothing is fitted
+        guided = self.fitted(before, after, step)
+        (expected, mixed), (fitted, _) = (each._mixed(before, after, step) for each in (self, guided))
+        moved, left = (residual_sums(x, x)[:, 5].cpu() for x in (fitted - expected, mixed - fitted))
+        return guided if bool(((moved > OTHER**2 * surprise[0]) & (left < moved / 4)).any()) else None
+
+    def _mixed(self, before: Tensor, after: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """What the mixture makes of the outputs, (B, ...), and what the step made of them."""
         assert self.mixture is not None
         chunks = [chunk for output in self.outputs.values() for chunk in output.split(len(before))]
         from_latent, made = step.solved or (math.nan, math.nan)
         expected = combine(chunks, self.mixture.T, to_float=True)
-        mixed = (denoised(after, expected) - from_latent * denoised(before, expected)) / made
-        length, missed = (residual_sums(x, x)[:, 5].cpu() for x in (expected, mixed - expected))
-        if not bool((missed > OTHER**2 * length).any()):
-            return None  # as expected, which it is nearly always: nothing is fitted
-        guided = self.fitted(before, after, step)
-        assert guided.mixture is not None
-        fitted = combine(chunks, guided.mixture.T, to_float=True)
-        moved, left = (residual_sums(x, x)[:, 5].cpu() for x in (fitted - expected, mixed - fitted))
-        return guided if bool(((moved > OTHER**2 * length) & (left < moved / 4)).any()) else None
+        return expected, (denoised(after, expected) - from_latent * denoised(before, expected)) / made
 
     @property
     def _written(self) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from dicache.approximators.base import Histories, Target
+from dicache.approximators.base import Histories
 from dicache.config import Config
 from dicache.errors import UnsupportedModelError
 from dicache.estimators.base import Evidence
@@ -22,17 +22,15 @@ from dicache.extension import combine, residual_sums
 from dicache.probes.base import View
 from dicache.runtime.decide import (
     approximators_to_fill,
+    decide_all,
     decide_rejected,
-    decide_site,
     decide_together,
-    evidence_of,
-    guesses,
-    rows_to_compute,
+    rows_at_sites,
     rows_to_remember,
 )
+from dicache.runtime.evidence import Probing, evidence_of, feature_of, guesses, target_at
 from dicache.runtime.memory_plan import MemoryPlan
-from dicache.runtime.module_call import ModuleCall
-from dicache.runtime.probing import Probing, feature_of
+from dicache.runtime.module_call import ModuleCall, RowsToRun
 from dicache.runtime.run_state import Call, OpenSite, Run, SiteState
 from dicache.sites import Drafted
 from dicache.tensors import history
@@ -58,6 +56,9 @@ class InnerSites:
         self.config, self.meter, self.memory, self.note = config, meter, memory, note
         self.site_of: dict[str, Site] = {path: site for site in sites for path in site.modules}
         self.probing: Probing = Probing(config, meter)
+        self.looks: bool = config.probe.local or self.probing.looks
+        """Whether sites are decided by what is seen on the way to them."""
+        self.drafts: bool = any(site.kind is Kind.CHECK for site in sites)
         self.forget()
 
     def forget(self) -> None:
@@ -103,7 +104,10 @@ class InnerSites:
             )
         # What lies in a block costs a part of it, which was booked when the block was called.
         key, inside = (call.key, path), call.inside_block
-        output = module_call.run_for(open_site.rows_to_run, self.meter, self.shapes.get(key), inside=inside)
+        # Of a site that no row computes its last module gives what is filled in, and needs no stand-in.
+        filled = open_site.rows_to_run.none and path == site.modules[-1]
+        shapes = None if filled else self.shapes.get(key)
+        output = module_call.run_for(open_site.rows_to_run, self.meter, shapes, inside=inside)
         if key not in self.shapes:
             self.shapes[key] = shapes_of(output)
         if path != site.modules[-1]:
@@ -116,16 +120,18 @@ class InnerSites:
     # Opening.
 
     def _opened(self, call: Call, state: SiteState, module_call: ModuleCall) -> OpenSite:
-        inputs = tensors((module_call.args, module_call.kwargs))
-        key = (call.key, state.site.path)
-        layout, unwritten = self.layouts.get(key), Unwritten(inputs, copied=key not in self.layouts)
+        inputs, key = tensors((module_call.args, module_call.kwargs)), (call.key, state.site.path)
+        layout, new = self.layouts.get(key), key not in self.layouts
+        # Whether the site writes to its inputs tells how its outputs lie, and whether they can be looked at later.
+        unwritten = Unwritten(inputs, copied=new) if self.looks or new else None
         open_site = OpenSite(state.site, inputs, unwritten, module_call, call.rows_to_run)
         if layout is None:
             return open_site
         open_site.feature = self._feature(call, open_site, layout)
         if state.site.kind is not Kind.CHECK:
-            computed = self._decide(call, state, open_site)
-            open_site.rows_to_run = call.rows_to_run.of(computed, call.latent.device)
+            if state.site.index not in call.sites:
+                self._decide(call, state, open_site.feature)
+            open_site.rows_to_run = call.sites[state.site.index]
         return open_site
 
     def _feature(self, call: Call, open_site: OpenSite, layout: OutputLayout) -> Tensor | None:
@@ -137,24 +143,45 @@ class InnerSites:
         view = View(call.latent, stream, stream, first.module, first.args, first.kwargs, call.run.step)
         return self.meter.added(("the probe", first.path), lambda: feature_of(probe, view))
 
-    def _decide(self, call: Call, state: SiteState, open_site: OpenSite) -> Rows | None:
-        """Which rows of this site compute, (R,) bool; None for all. Rows whose draft failed compute everywhere."""
-        run = call.run
-        if run.apart:
-            return None
-        if run.samples and state.judgement is None and self.config.together:
-            evidences = [self._evidence(call, each, call.feature) for each in run.states]
+    def _decide(self, call: Call, state: SiteState, feature: Tensor | None) -> None:
+        """Which rows of this site compute, and of those that open later in this call where they can be decided now.
+        Rows whose draft failed compute everywhere.
+        """
+        run, states = call.run, self._decided_now(call, state)
+        undecided = [each for each in states if each.judgement is None] if run.samples and not run.apart else []
+        if undecided and self.config.together:
+            evidences = [self._evidence(call, each) for each in run.states]
             judgements, run.states[0].controller = decide_together(self.config, run, evidences)
             for each, judgement in zip(run.states, judgements, strict=True):
                 each.judgement = judgement
-        elif run.samples and state.judgement is None:
-            evidence = self._evidence(call, state, open_site.feature)
-            state.judgement, state.controller = decide_site(self.config, run, state, evidence)
-        computed = rows_to_compute(self.config, run, state, call.branch)
-        return computed if computed is None or call.rejected is None else computed | call.rejected
+        elif undecided:
+            decided = decide_all(self.config, run, self.meter, call.branch, undecided, feature)
+            for each, (judgement, controller) in zip(undecided, decided, strict=True):
+                each.judgement, each.controller = judgement, controller
+        self._note_rows(call, states)
 
-    def _evidence(self, call: Call, state: SiteState, feature: Tensor | None) -> Evidence:
-        histories, target = state.histories.get(call.branch), _target(call.run, state, feature)
+    def _decided_now(self, call: Call, state: SiteState) -> list[SiteState]:
+        """The site that opens, and all that will, where nothing is seen on the way that they are decided by. Calls of
+        one key run the same parts.
+        """
+        if self.looks:
+            return [state]
+        sites = (each for each in call.run.states if each.site.kind is not Kind.CHECK)
+        return [each for each in sites if self.layouts.get((call.key, each.site.path)) is not None]
+
+    def _note_rows(self, call: Call, states: list[SiteState]) -> None:
+        run, same = call.run, dict[tuple[bool, ...], RowsToRun]()
+        rows = [None] * len(states) if run.apart else rows_at_sites(self.config, run, states, call.branch)
+        for state, computed in zip(states, rows, strict=True):
+            if computed is not None and call.rejected is not None:
+                computed = computed | call.rejected
+            pattern = () if computed is None else tuple(computed.tolist())
+            if pattern not in same:
+                same[pattern] = call.rows_to_run.of(computed, call.latent.device)
+            call.sites[state.site.index] = same[pattern]
+
+    def _evidence(self, call: Call, state: SiteState) -> Evidence:
+        histories, target = state.histories.get(call.branch), target_at(call.run, state, call.feature)
         return evidence_of(self.config, call.run, self.meter, histories, target)
 
     # Closing.
@@ -163,19 +190,17 @@ class InnerSites:
         layout = self._layout(call, open_site, output)
         if layout is None:
             return output
-        if (
-            open_site.feature is None and not open_site.unwritten.changed
-        ):  # what it continues was not known when it opened
-            open_site.feature = self._feature(call, open_site, layout)
+        if open_site.feature is None and not (open_site.unwritten and open_site.unwritten.changed):
+            open_site.feature = self._feature(call, open_site, layout)  # what it continues was not known when it opened
         run, rows_to_run, inputs = call.run, open_site.rows_to_run, open_site.inputs
         histories = state.histories.get(call.branch) or self.memory.nothing(state, rows_to_run.rows)
         every = range(len(self.config.approximators))
         indices = approximators_to_fill(state) if rows_to_run.none else every
-        target = _target(run, state, open_site.feature)
+        target = target_at(run, state, open_site.feature)
         guessed = guesses(self.config, self.meter, histories, target, indices)
         # No row computed: what the modules handed on was a stand-in, and there is nothing to learn.
         if rows_to_run.none:
-            call.drafted = torch.ones(rows_to_run.rows, dtype=torch.bool)
+            call.drafted = torch.ones(rows_to_run.rows, dtype=torch.bool) if self.drafts else None
             return output_of(layout, inputs, _combined(state, guessed))
         value, computed = value_of(layout, inputs, output), rows_to_run.computed
         exact = torch.ones(rows_to_run.rows, dtype=torch.bool) if computed is None else computed
@@ -192,6 +217,7 @@ class InnerSites:
     def _layout(self, call: Call, open_site: OpenSite, output: Tree) -> OutputLayout | None:
         key, site, inputs = (call.key, open_site.site.path), open_site.site, open_site.inputs
         if key not in self.layouts:
+            assert open_site.unwritten is not None
             rows, in_place = call.rows_to_run.rows, open_site.unwritten.changed
             self.layouts[key] = layout_of(inputs, output, rows, site.added, in_place=in_place)
             if self.layouts[key] is None:
@@ -251,15 +277,8 @@ class InnerSites:
 def _combined(state: SiteState, guessed: dict[int, Tensor]) -> Tensor:
     """Every row's guess by the approximator that was decided on, (R, ...)."""
     assert state.judgement is not None
-    rows = len(next(iter(guessed.values())))
-    best = state.judgement.best.repeat(rows // len(state.judgement.best))
-    used = [i for i in guessed if bool((best == i).any())]
+    used = list(guessed) if len(guessed) == 1 else [i for i in approximators_to_fill(state) if i in guessed]
     if len(used) == 1:
         return guessed[used[0]]
+    best = state.judgement.best.repeat(len(guessed[used[0]]) // len(state.judgement.best))
     return combine([guessed[i] for i in used], torch.stack([best == i for i in used], dim=1).float())
-
-
-def _target(run: Run, state: SiteState, feature: Tensor | None) -> Target:
-    return Target(
-        run.step.sigma, feature, timetable=run.step.timetable, time=run.time, site=state.site.path, sums=run.sums
-    )

@@ -23,7 +23,7 @@ from dicache.probes.base import View
 from dicache.ranks.sums import ALONE, SharedSums
 from dicache.runtime.guidance import Guided
 from dicache.runtime.module_call import ModuleCall, RowsToRun
-from dicache.runtime.trace import Record, SideWork, Trace
+from dicache.runtime.trace import Record, SideWork, Trace, not_finite_of
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.tree import Tree
 from dicache.tensors.written import Unwritten
@@ -233,11 +233,6 @@ class Run:
             state.estimator = state.tokens = None
 
 
-def not_finite_of(first: Rows) -> Mapping[int, int]:
-    """The first step at which each sample was not finite, by sample; from steps, -1 for none."""
-    return {sample: int(step) for sample, step in enumerate(first.tolist()) if step >= 0}
-
-
 class Strategy(Protocol):
     """What happens to the modules of a call, and to its output."""
 
@@ -254,8 +249,8 @@ class OpenSite:
 
     site: Site
     inputs: list[Tensor]
-    unwritten: Unwritten
-    """The inputs as they came: where they change, the site works in place."""
+    unwritten: Unwritten | None
+    """The inputs as they came, where it matters: if they change, the site works in place."""
     module_call: ModuleCall
     """The call of its first module."""
     rows_to_run: RowsToRun
@@ -287,6 +282,8 @@ class Call:
     open_site: OpenSite | None = None
     drafted: Rows | None = None
     """Rows, (R,) bool, in which a site below the evaluation was skipped."""
+    sites: dict[int, RowsToRun] = field(default_factory=dict)
+    """The rows that compute at those that were decided, by index."""
     rejected: Rows | None = None
     """Rows, (R,) bool, whose draft failed; they compute when the call runs again."""
     again: bool = False
@@ -296,5 +293,5 @@ class Call:
     def repeat(self) -> None:
         """The call begins again; what was rejected stays so."""
         self.again, self.position, self.drafted, self.open_site, self.around = True, 0, None, None, {}
-        self.inside_block = False
-        self.rows_to_run, self.feature = RowsToRun(self.rows_to_run.rows, gathered=self.rows_to_run.gathered), None
+        self.inside_block, self.sites, self.feature = False, {}, None
+        self.rows_to_run = RowsToRun(self.rows_to_run.rows, gathered=self.rows_to_run.gathered)

@@ -137,3 +137,8 @@ def joined(traces: Sequence[Trace]) -> Trace:
         planned_bytes=sum(planned) if planned else None,
         side_work=tuple(side.values()),
     )
+
+
+def not_finite_of(first: Rows) -> Mapping[int, int]:
+    """The first step at which each sample was not finite, by sample; from steps, -1 for none."""
+    return {sample: int(step) for sample, step in enumerate(first.tolist()) if step >= 0}

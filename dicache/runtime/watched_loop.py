@@ -10,9 +10,9 @@ from torch import Tensor
 from dicache.approximators.base import Histories
 from dicache.config import Config
 from dicache.runtime.end_of_step import end_step
-from dicache.runtime.guidance import denoised
 from dicache.runtime.run_state import Run
 from dicache.solvers.loop_clock import LoopClock
+from dicache.solvers.mixture import denoised
 from dicache.solvers.timeline import Clock
 from dicache.tensors import history
 from dicache.types import Step

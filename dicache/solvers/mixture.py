@@ -22,6 +22,16 @@ nobody saw.
 """
 
 
+def denoised(latent: Tensor, output: Tensor) -> Tensor:
+    """The part of a denoiser's input that is denoised: pictures to go by are joined behind it, along one axis."""
+    if latent.ndim != output.ndim:
+        return latent
+    longer = [i for i in range(1, latent.ndim) if latent.shape[i] != output.shape[i]]
+    if len(longer) != 1 or latent.shape[longer[0]] < output.shape[longer[0]]:
+        return latent
+    return latent.narrow(longer[0], 0, output.shape[longer[0]])
+
+
 def fit(before: Tensor, after: Tensor, outputs: Sequence[Tensor], solved: tuple[float, float] | None = None) -> Tensor:
     """The mixture (len(outputs), B) float64, from latents and outputs of one step, all (B, ...). Where p and the sum of
     all c are known, only how the sum is shared out is measured: noise that is drawn anew hides the rest.

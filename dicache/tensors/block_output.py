@@ -80,7 +80,7 @@ def output_of(
         if layout.added and base is not None:
             terms.insert(0, inputs[base])
         if chooses is None:
-            return combine(terms, torch.ones(len(part), len(terms)))
+            return terms[0] + terms[1] if len(terms) == 2 else terms[0].clone()
         return combine([exact.pop(0), *terms], torch.cat([chooses, chooses[:, 1:]], dim=1)[:, : 1 + len(terms)])
 
     return map_tensors(fill, layout.outputs)

@@ -10,6 +10,7 @@ Products of 8-bit integers (torch._int_mm, which quantised layers call) count as
 what they cost depends on the device.
 """
 
+import inspect
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from dicache.types import Rows, Site
 T = TypeVar("T")
 Costs = dict[Hashable, float]
 """What one row of each part costs."""
+NOTHING = 0.0, 0.0, 0.0
 _INT8 = torch.ops.aten._int_mm
 _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -41,22 +43,50 @@ class MacCounter(TorchDispatchMode):
         """Of these, products of 8-bit integers."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        packet = func._overloadpacket
-        if packet not in flop_registry and torch.is_inference_mode_enabled():
+        count = _counts.get(func) if func in _counts else _counts.setdefault(func, _count_of(func._overloadpacket))
+        if count is None and torch.is_inference_mode_enabled():
             with self:  # without autograd nothing has taken a linear layer apart into what is counted
                 parts = func.decompose(*args, **(kwargs or {}))
             if parts is not NotImplemented:
                 return parts
         out = func(*args, **(kwargs or {}))
-        if packet is _CPU_ATTENTION:
-            self.total += sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape) / 2
-        elif packet is _INT8:
-            products = float(args[0].shape[0] * args[0].shape[1] * args[1].shape[1])
+        if count is not None:
+            products = count(out, *args, **(kwargs or {}))
             self.total += products
-            self.int8 += products
-        elif packet in flop_registry:
-            self.total += flop_registry[packet](*args, **(kwargs or {}), out_val=out) / 2
+            self.int8 += products if func._overloadpacket is _INT8 else 0.0
         return out
+
+
+Count = Callable[..., float]
+"""Products of an operation, by what it gave and was called with."""
+_counts: dict[Any, Count | None] = {}
+"""Of operations as they come; None for those that multiply nothing."""
+
+
+def _count_of(packet: Any) -> Count | None:  # noqa: ANN401
+    if packet is _CPU_ATTENTION:
+        return lambda out, q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape) / 2
+    if packet is _INT8:
+        return lambda out, a, b, *_, **__: float(a.shape[0] * a.shape[1] * b.shape[1])
+    formula = flop_registry.get(packet)
+    if formula is None:
+        return None
+    of_shapes = inspect.unwrap(formula)  # torch's wrapper looks for shapes in trees: three times the work of a layer
+    if of_shapes is formula:
+        return lambda out, *args, **kwargs: formula(*args, **kwargs, out_val=out) / 2
+
+    def count(out: Any, *args: Any, **kwargs: Any) -> float:  # noqa: ANN401
+        options = {name: _shape(value) for name, value in kwargs.items()}
+        return float(of_shapes(*map(_shape, args), out_shape=_shape(out), **options)) / 2
+
+    return count
+
+
+def _shape(value: Any) -> Any:  # noqa: ANN401
+    """In the places of tensors, also in lists and tuples of them."""
+    if isinstance(value, torch.Tensor):
+        return value.shape
+    return type(value)(map(_shape, value)) if type(value) in (list, tuple) else value
 
 
 class Meter:
@@ -66,12 +96,13 @@ class Meter:
         self.costs: Costs = {}
         """Those of the call that is going on."""
         self.rows: int = 0
-        self.for_all_rows: float = 0.0
-        """What ran in this call for all rows, per row, and is not in the sums yet."""
-        self._int8_for_all: float = 0.0
+        self.alike: tuple[float, float, float] = NOTHING
+        """What all rows of this call have alike, per row, and is not in the sums yet: executed, uncached, 8-bit."""
         self.own: float = 0.0
         """What dicache multiplied itself, in all rows together; a part that is being counted may hold some of it."""
-        self._executed = self._uncached = self._before = self._int8 = torch.zeros(0, dtype=torch.float64)
+        self._executed = self._uncached = self._int8 = torch.zeros(0, dtype=torch.float64)
+        self._before: tuple[Rows, float] = self._uncached, 0.0
+        """The uncached sums when the call began, (R,), and what had been alike."""
         self.int8_by_key: dict[Hashable, Costs] = {}
         self.int8_costs: Costs = {}
         """Of the costs, those of 8-bit integers; empty where no part has any."""
@@ -79,19 +110,17 @@ class Meter:
     @property
     def executed(self) -> Rows:
         """MACs per row, (R,) float64; rows of calls of one run lie upon each other."""
-        return self._with_all(self._executed)
+        return self._with_alike(self._executed, self.alike[0])
 
     @property
     def uncached(self) -> Rows:
         """The same if nothing had been skipped."""
-        return self._with_all(self._uncached)
+        return self._with_alike(self._uncached, self.alike[1])
 
     @property
     def executed_int8(self) -> Rows:
         """Of what was executed, products of 8-bit integers, (R,) float64."""
-        total = self._int8.clone()
-        total[: self.rows] += self._int8_for_all
-        return total
+        return self._with_alike(self._int8, self.alike[2])
 
     @property
     def totals(self) -> tuple[Rows, Rows, Rows]:
@@ -102,16 +131,16 @@ class Meter:
         """What computing each of them once costs one row."""
         return [sum(self.costs.get(path, 0.0) for path in site.modules) for site in sites]
 
-    def _with_all(self, sums: Rows) -> Rows:
+    def _with_alike(self, sums: Rows, alike: float) -> Rows:
         """Asking changes nothing: another thread may, while a run goes on."""
         total = sums.clone()
-        total[: self.rows] += self.for_all_rows
+        total[: self.rows] += alike
         return total
 
     def _add_up(self) -> None:
-        if self.for_all_rows:
-            self._executed, self._uncached, self._int8 = self.executed, self.uncached, self.executed_int8
-            self.for_all_rows = self._int8_for_all = 0.0
+        if self.alike != NOTHING:
+            self._executed, self._uncached, self._int8 = self.totals
+            self.alike = NOTHING
 
     def forget(self) -> None:
         """Parts may cost something else from now on."""
@@ -119,18 +148,19 @@ class Meter:
 
     def begin_run(self) -> None:
         self._executed = self._uncached = self._int8 = torch.zeros(0, dtype=torch.float64)
-        self.for_all_rows = self._int8_for_all = 0.0
+        self.alike = NOTHING
 
     def begin_call(self, key: Hashable, rows: int) -> None:
         """A denoiser call begins; those of one key cost the same. A sample's rows are a batch apart in every call."""
-        self._add_up()
+        if rows != self.rows:
+            self._add_up()
         more = rows - len(self._executed)
         if more > 0:
             sums = (self._executed, self._uncached, self._int8)
             self._executed, self._uncached, self._int8 = (nn.functional.pad(t, (0, more)) for t in sums)
         self.costs, self.rows = self.costs_by_key.setdefault(key, {}), rows
         self.int8_costs = self.int8_by_key.setdefault(key, {})
-        self._before = self._uncached.clone()
+        self._before = self._uncached, self.alike[1]
 
     def counted(self, part: Hashable, run: Callable[[], T], rows: int | None = None) -> T:
         """What `run` gives: `part` for so many rows, else for all of the call, counted if it never was."""
@@ -144,46 +174,45 @@ class Meter:
             self.int8_costs[part] = counter.int8 / (rows or self.rows)
         return output
 
-    def ran_for_all(self, part: Hashable) -> None:
-        """A part whose cost is known ran for all rows: one addition, as most parts of most calls do."""
-        self.for_all_rows += self.costs[part]
-        if self.int8_costs:
-            self._int8_for_all += self.int8_costs.get(part, 0.0)
-
     def ran(self, part: Hashable, rows: Rows | bool = True, *, inside: bool = False) -> None:
-        """A part ran for all rows, for none, or for some, (R,) bool; `inside` another that was booked for all rows."""
+        """A part whose cost is known ran for all rows, for none, or for some, (R,) bool; `inside` another that was
+        booked for all rows.
+        """
         cost, int8 = self.costs[part], self.int8_costs.get(part, 0.0)
-        with torch.inference_mode():  # sums that an earlier call began in there are written to in there alone
-            self._executed[: self.rows] += cost * rows - cost * inside
-            self._int8[: self.rows] += int8 * rows - int8 * inside
-            self._uncached[: self.rows] += cost * (not inside)
+        for_all = (rows if isinstance(rows, bool) else 0) - inside
+        self._book(cost * for_all, cost * (not inside), int8 * for_all)
+        if not isinstance(rows, bool):
+            self.ran_beside(part, rows)
 
     def ran_beside(self, part: Hashable, rows: Rows) -> None:
         """A part ran for some rows, (R,) bool, that would not have run uncached."""
-        with torch.inference_mode():
+        with torch.inference_mode():  # sums that an earlier call began in there are written to in there alone
             self._executed[: self.rows] += self.costs[part] * rows
             self._int8[: self.rows] += self.int8_costs.get(part, 0.0) * rows
 
     @property
     def of_call(self) -> float:
         """What the parts of this call cost one row uncached, so far."""
-        return float(self.uncached[0] - self._before[0])
+        sums, alike = self._before
+        return float(self._uncached[0] - sums[0]) + self.alike[1] - alike
 
     def left_out(self, cost: float) -> None:
         """The call did not run at all; uncached it costs this for each row."""
-        with torch.inference_mode():
-            self._uncached[: self.rows] += cost
+        self._book(0.0, cost, 0.0)
 
     def added(self, part: Hashable, run: Callable[[], T]) -> T:
         """What `run` gives: something that a probe or an approximator computes of its own, for all rows."""
         output = self.counted(part, run)
-        with torch.inference_mode():
-            self._executed[: self.rows] += self.costs[part]
-            self._int8[: self.rows] += self.int8_costs.get(part, 0.0)
+        self._book(self.costs[part], 0.0, self.int8_costs.get(part, 0.0))
         self.own += self.costs[part] * self.rows
         return output
 
     def again(self) -> None:
         """The call that was just booked runs again: what it executes comes on top of what it would have cost."""
-        self._add_up()
-        self._uncached = self._before.clone()
+        self._uncached, uncached = self._before
+        self.alike = self.alike[0], uncached, self.alike[2]
+
+    def _book(self, executed: float, uncached: float, int8: float) -> None:
+        """For every row of the call: numbers, which is nearly all that is booked."""
+        before = self.alike
+        self.alike = before[0] + executed, before[1] + uncached, before[2] + int8

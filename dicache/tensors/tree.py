@@ -98,9 +98,9 @@ def scatter(output: Tree, rows: Tensor, batch: int) -> Tree:
 
 def stand_in(shapes: Tree, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> Tree:
     """Something shaped like the output remembered as `shapes` (a tree of meta tensors): an argument where one fits,
-    else zeros.
+    else zeros; None for None.
     """
-    arguments = tensors((args, kwargs))
+    arguments = [] if shapes is None else tensors((args, kwargs))
 
     def like(shape: Tensor) -> Tensor:
         for t in arguments:
@@ -113,6 +113,13 @@ def stand_in(shapes: Tree, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -
 
 def shapes_of(output: Tree) -> Tree:
     return map_tensors(lambda t: torch.empty_like(t, device="meta"), output)
+
+
+def to_host(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Small tensors, (...) each, as float64 on the host, in one transfer."""
+    device = parts[0].device  # parts of a model may lie on several
+    numbers = torch.cat([t.to(device).double().flatten() for t in parts]).cpu()
+    return [own.view(t.shape) for own, t in zip(numbers.split([t.numel() for t in parts]), parts, strict=True)]
 
 
 def nothing_like(t: Tensor, device: torch.device | None = None) -> Tensor:

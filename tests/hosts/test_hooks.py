@@ -149,11 +149,11 @@ def test_the_hook_of_another_cache_is_refused_by_its_name_and_other_hooks_are_no
     denoiser = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     for neighbour in ("group_offloading", "layerwise_casting", NAME):
         HookRegistry.check_if_exists_or_initialize(denoiser[0]).register_hook(ModelHook(), neighbour)
-    check_others(denoiser)
+    check_others(denoiser, denoiser.modules())
     check_uncached(denoiser)
     HookRegistry.check_if_exists_or_initialize(denoiser[1]).register_hook(ModelHook(), name)
     with pytest.raises(AlreadyEnabledError, match=f"the hook '{name}' of another cache"):
-        check_others(denoiser)
+        check_others(denoiser, denoiser.modules())
 
 
 @pytest.mark.parametrize(

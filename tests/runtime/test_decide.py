@@ -20,18 +20,16 @@ from dicache.runtime.decide import (
     decide_rejected,
     decide_site,
     decide_together,
-    evidence_of,
-    guesses,
-    no_evidence,
     realised_errors,
     rows_to_compute,
     rows_to_remember,
     standing_of,
 )
+from dicache.runtime.evidence import evidence_of, guesses, no_evidence
 from dicache.runtime.guidance import Guided
 from dicache.tensors import history
 from dicache.tensors.mac_meter import Meter
-from dicache.types import Action, Decision, Reason, Timetable
+from dicache.types import Action, Reason, Timetable
 from helpers.stepping import LINE, Says, a_config, a_run, a_step, inside, numbers, rows
 from helpers.toy import histories_at
 
@@ -106,8 +104,8 @@ def test_what_is_quoted_is_the_least_error_and_the_action_of_who_makes_it(first,
 
 @given(first=ERRORS, second=ERRORS, actions=st.lists(st.sampled_from([0, 1, 2, 3]), min_size=3, max_size=3))
 def test_who_fills_in_has_the_action_that_was_decided_on_or_errs_least_where_none_has(first, second, actions):
-    decision = Decision(torch.tensor(actions)[:, None], torch.zeros(3, 1), numbers(0, 0, 0))
-    best = choose_approximator(a_config("==="), numbers(*first, *second).view(2, 3).T, decision).tolist()
+    decided = torch.tensor(actions)[:, None]
+    best = choose_approximator(a_config("==="), numbers(*first, *second).view(2, 3).T, decided).tolist()
     for index, action, one, two in zip(best, actions, first, second, strict=True):
         if action in (Action.REUSE, Action.EXTRAPOLATE):
             assert LINE[index].action == action
@@ -117,10 +115,10 @@ def test_who_fills_in_has_the_action_that_was_decided_on_or_errs_least_where_non
 
 def test_of_two_of_one_action_the_better_fills_in_even_where_one_is_unknown():
     config = a_config("=", approximators=(Extrapolate(), Reuse(), Extrapolate()))
-    decision = Decision(torch.tensor([[int(Action.EXTRAPOLATE)]]), torch.zeros(1, 1), numbers(0))
-    assert choose_approximator(config, numbers(0.3, 0.1, 0.2)[None], decision).item() == 2
-    assert choose_approximator(config, numbers(0.3, 0.1, math.inf)[None], decision).item() == 0
-    assert choose_approximator(config, numbers(math.inf, 0.1, math.inf)[None], decision).item() in (0, 2)
+    line = torch.tensor([[int(Action.EXTRAPOLATE)]])
+    assert choose_approximator(config, numbers(0.3, 0.1, 0.2)[None], line).item() == 2
+    assert choose_approximator(config, numbers(0.3, 0.1, math.inf)[None], line).item() == 0
+    assert choose_approximator(config, numbers(math.inf, 0.1, math.inf)[None], line).item() in (0, 2)
 
 
 def test_those_that_fill_in_are_named_once_and_nobody_before_the_decision():

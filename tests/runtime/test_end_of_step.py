@@ -9,8 +9,9 @@ from hypothesis import given
 
 from dicache.approximators.base import Histories
 from dicache.errors import BudgetError, UnsupportedModelError
-from dicache.runtime.decide import decide_site, no_evidence
+from dicache.runtime.decide import decide_site
 from dicache.runtime.end_of_step import end_step, remembered_bytes
+from dicache.runtime.evidence import no_evidence
 from dicache.runtime.guidance import Guided
 from dicache.runtime.watched_loop import as_it_stands, broken_off, holds_others
 from dicache.tensors import history

@@ -8,8 +8,8 @@ from torch import nn
 
 from dicache.probes.base import Probe
 from dicache.probes.first_blocks import FirstBlocks
+from dicache.runtime.evidence import Probing
 from dicache.runtime.module_call import ModuleCall, RowsToRun, stream
-from dicache.runtime.probing import Probing
 from dicache.runtime.run_state import Call
 from dicache.tensors.mac_meter import Meter
 from dicache.tensors.tree import shapes_of

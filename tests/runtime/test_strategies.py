@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import given
 
+from dicache.config import Config
+from dicache.controllers.threshold import Threshold
 from dicache.errors import UnsupportedModelError
 from dicache.probes.first_blocks import FirstBlocks
 from dicache.runtime.module_call import ModuleCall
@@ -221,3 +223,22 @@ def test_a_draft_that_stands_is_handed_on_and_the_last_block_runs_on_it():
     for latent, output in zip(inputs[1:], outputs[1:], strict=True):
         close(output, head.forward(latent + added))
     assert driven.session.trace().records[1].action[:, 0].tolist() == [Action.REUSE] * 2
+
+
+@given(seed=st.integers(0, 99), stride=st.sampled_from([0.05, 0.2]))
+def test_sites_that_are_decided_at_once_decide_as_each_does_when_it_opens(seed, stride):
+    """By a threshold between the errors that are seen: rows of a site part, and sites part."""
+    walk = torch.randn(8, 4, 4, generator=torch.Generator().manual_seed(seed))
+    steps = torch.cat([walk[:1], walk[1:] * stride]).cumsum(0)
+    outputs, records = [], []
+    for looks in (False, True):
+        driven = Driven(Config(Threshold(0.6), sites=Spans()))
+        driven.session.strategy.looks = looks
+        outputs.append([driven.call(i, latent) for i, latent in enumerate(steps)])
+        records.append(driven.session.trace().records)
+    assert any(bool((record.action != 0).any()) for record in records[0])
+    for ahead, alone in zip(*outputs, strict=True):
+        assert torch.equal(ahead, alone)
+    for ahead, alone in zip(*records, strict=True):
+        for mine, its in zip(ahead[3:], alone[3:], strict=True):
+            torch.testing.assert_close(mine, its, rtol=0, atol=0, equal_nan=True)
