@@ -57,6 +57,34 @@ class Said:
     drawn: int = 0
     took: float = 0.0
     resumed: bool = False
+    busy: tuple[float, float] | None = None
+    """Shares of the time for which this process had a processor: until it said so, and after. On a machine with other
+    work they tell how much of the difference is that work's.
+    """
+
+    @property
+    def ratio(self) -> float | None:
+        """What it took over what it said; None where nothing was said."""
+        return None if self.resumed or self.seconds is None else self.took / self.seconds
+
+    @property
+    def processor_ratio(self) -> float | None:
+        """The same in the processor's time."""
+        return None if self.ratio is None or self.busy is None else self.ratio * self.busy[1] / self.busy[0]
+
+
+class Clock:
+    """Since it was made, or read last."""
+
+    def __init__(self) -> None:
+        self.wall, self.processor = time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        """Seconds, and the share of them for which this process had a processor."""
+        wall, processor = time.perf_counter(), time.process_time()
+        passed, own = wall - self.wall, processor - self.processor
+        self.wall, self.processor = wall, processor
+        return passed, own / passed
 
 
 @dataclass
@@ -111,9 +139,12 @@ class Setting:
     def calibrated(self, pipe: Any, folder: Path) -> tuple[Profile, Said]:  # noqa: ANN401
         """On captions that the test captions are not among."""
         said: list[Said] = []
+        before: list[float] = []
+        clock = Clock()
 
         def listen(plan: CalibrationPlan) -> int:
-            said.append(Said(plan.undrawn, plan.remaining, took=time.perf_counter()))
+            said.append(Said(plan.undrawn, plan.remaining))
+            before.append(clock.read()[1])
             return plan.prompts
 
         profile = dicache.calibrate(
@@ -127,7 +158,8 @@ class Setting:
             approve=listen,
         )
         (one,), cost = said, profile.about["cost"]
-        one.took, one.resumed = time.perf_counter() - one.took, bool(cost["resumed"])
+        one.took, after = clock.read()
+        one.busy, one.resumed = (before[0], after), bool(cost["resumed"])
         one.drawn = cost["samples"] - (self.prompts * (1 + len(profile.arrays["levels"])) - one.samples)
         return profile, one
 
@@ -230,12 +262,13 @@ def _row(facts: dict[str, Any], line: dict[str, Any]) -> list[str]:
 def said_in_words(facts: dict[str, Any]) -> str:
     """Of the calibration's forecast."""
     said = Said(**facts["said"])
-    if said.resumed or said.seconds is None:
+    if said.ratio is None:
         return f"{facts['setting']}: the calibration went on where it was, so what it said is not held against it."
-    return (
+    text = (
         f"{facts['setting']}: the calibration said {said.samples} samples and {said.seconds:.0f} s to go, and took "
-        f"{said.drawn} samples and {said.took:.0f} s ({said.took / said.seconds:.2f})."
+        f"{said.drawn} samples and {said.took:.0f} s ({said.ratio:.2f}"
     )
+    return text + (")." if said.processor_ratio is None else f"; in the processor's time {said.processor_ratio:.2f}).")
 
 
 def shown(folder: Path) -> str:

@@ -33,6 +33,7 @@ def test_a_first_profile_is_tested_goes_on_with_more_captions_and_its_forecast_i
     first = json.loads(out.read_text())
     said = first["said"]
     assert said["samples"] == said["drawn"] == 19 * 12 - 16 and said["seconds"] > 0 and not said["resumed"]
+    assert all(0 < share < 1.5 for share in said["busy"]), "one thread, of one processor or less"
     assert [len(line["losses"]) for line in first["lines"]] == [2, 2]
     assert all(line["losses"][0] <= line["bound"] * (1 if line["bound"] > 0 else 0.5) for line in first["lines"])
 
@@ -64,7 +65,9 @@ def test_a_promise_that_is_not_kept_is_called_so():
     _, fails, holds = table([facts | {"lines": [line, kept]}])
     assert fails[5:] == ["30 (0.600)", "0.000 FAILS", "0.50", "0.500"]
     assert holds[2:] == ["Psnr(30)", "0.9", "50", "50 (1.000)", "1.000", "35", "1 (no level passes)"]
-    assert "2 s to go, and took 10 samples and 3 s (1.50)" in said_in_words(facts)
+    assert "2 s to go, and took 10 samples and 3 s (1.50)." in said_in_words(facts)
+    shared = facts | {"said": said | {"busy": [0.8, 0.6]}}
+    assert "3 s (1.50; in the processor's time 1.12)." in said_in_words(shared), "3 * .6 over 2 * .8"
     assert "went on where it was" in said_in_words(facts | {"said": said | {"resumed": True}})
 
 
