@@ -49,7 +49,11 @@ __all__ = [
 _ATTENTION = ("attn", "attn1", "self_attn", "attention", "self_attention")
 _CROSS_ATTENTION = ("attn2", "cross_attn", "cross_attention")
 _FEED_FORWARD = ("ff", "ffn", "mlp", "feed_forward", "ff_context", "ffn_context", "mlp_context")
-NAMES = {Kind.ATTENTION: _ATTENTION, Kind.CROSS_ATTENTION: _CROSS_ATTENTION, Kind.FEED_FORWARD: _FEED_FORWARD}
+NAMES: dict[Kind, tuple[str, ...]] = {
+    Kind.ATTENTION: _ATTENTION,
+    Kind.CROSS_ATTENTION: _CROSS_ATTENTION,
+    Kind.FEED_FORWARD: _FEED_FORWARD,
+}
 
 
 class Sites(ABC):

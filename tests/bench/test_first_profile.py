@@ -5,8 +5,9 @@ import json
 import pytest
 
 from dicache.bench.models import scenes_unet
+from dicache.bench.showing.first_profile_tables import said_in_words, shown, table
 from dicache.bench.studies import first_profile
-from dicache.bench.studies.first_profile import Setting, measure, said_in_words, shown, table, wanted_of
+from dicache.bench.studies.first_profile import Setting, measure, wanted_of
 from dicache.bench.zoo.members import ScenesUnet
 from dicache.errors import BudgetError
 from dicache.promise.metrics import Psnr, Ssim
@@ -43,6 +44,10 @@ def test_a_first_profile_is_tested_goes_on_with_more_captions_and_its_forecast_i
     more = json.loads(out.read_text())
     assert more["said"] == said and [len(line["losses"]) for line in more["lines"]] == [4, 4, 4]
     assert [line["losses"][:2] for line in more["lines"][:2]] == [line["losses"] for line in first["lines"]]
+    other = Setting(ScenesUnet(), "ddim", 6, 12, 0.9)
+    measure(other, [], 0, tmp_path / "checkpoint", other_out := tmp_path / "other.json")
+    resumed = json.loads(other_out.read_text())["said"]
+    assert resumed["resumed"] and resumed["samples"] == resumed["drawn"] == 0
     levels = {line["level"] for line in more["lines"]}
     assert 4 + 2 * len(levels) >= len(drawn), "budgets of one internal budget are drawn once, and the old ones are kept"
     assert "took 212 samples" in said_in_words(more) and "scenes-unet, ddim, 6 steps" in shown(out.parent)
