@@ -81,4 +81,6 @@ def shown(folder: Path) -> str:
     every = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not every:
         raise SystemExit(f"there is nothing to show in {folder}: draw something first.")
-    return "\n\n".join([markdown(table(every)), *map(said_in_words, every)])
+    begun = [facts for facts in every if not facts["said"]["resumed"]]  # of one profile the last word
+    profiles = {facts["profile"]: facts for facts in (*every, *begun)}
+    return "\n\n".join([markdown(table(every)), *map(said_in_words, profiles.values())])
