@@ -41,7 +41,7 @@ NOISE: dict[str, Any] = {
     "timestep_spacing": "trailing",
 }
 SIDE, WIDTH = 48, 96
-CALL = {
+CALL: dict[str, Any] = {
     "guidance_scale": GUIDANCE,
     "clean_caption": False,
     "use_resolution_binning": False,

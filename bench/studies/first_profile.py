@@ -23,19 +23,18 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from scipy import stats
 
 import dicache
 from dicache.bench.harness.store import RESULTS
+from dicache.bench.showing.first_profile_tables import Said, shown
 from dicache.bench.showing.pages import fill
-from dicache.bench.showing.tables import Table, markdown
 from dicache.bench.zoo.members import members
 from dicache.bench.zoo.model import Model
 from dicache.files.atomic import write_text
 from dicache.files.content import digest_of
 from dicache.measuring.calibration_plan import CalibrationPlan
 from dicache.measuring.prompt_runs import Drawer, Drawn
-from dicache.promise.metrics import asked, loss, relative_error, resolved
+from dicache.promise.metrics import loss, relative_error, resolved
 from dicache.promise.profile import Profile
 from dicache.types import LATENT, Wanted
 
@@ -44,19 +43,20 @@ GATES, BUDGETS = ("psnr=30", "ssim=0.92"), ("latent=0.02", "latent=0.05", "laten
 SEED, CAPTION_SEED, NOISE_SEED = 300, 50, 70_000
 """Of the calibration, captions and noise; of the test captions; of their noise (`docs/notebook/captions.md`)."""
 BATCH = 16
-HEAD = "setting | calibrated on | asked | confidence | test captions | within | p | median / budget | work"
 
 
-@dataclass
-class Said:
-    """What the calibration said after two of its runs, and what it then took."""
+class Clock:
+    """Since it was made, or read last."""
 
-    samples: int
-    seconds: float | None
-    """For what was left; None where a checkpoint held all of it."""
-    drawn: int = 0
-    took: float = 0.0
-    resumed: bool = False
+    def __init__(self) -> None:
+        self.wall, self.processor = time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        """Seconds, and the share of them for which this process had a processor."""
+        wall, processor = time.perf_counter(), time.process_time()
+        passed, own = wall - self.wall, processor - self.processor
+        self.wall, self.processor = wall, processor
+        return passed, own / passed
 
 
 @dataclass
@@ -111,9 +111,12 @@ class Setting:
     def calibrated(self, pipe: Any, folder: Path) -> tuple[Profile, Said]:  # noqa: ANN401
         """On captions that the test captions are not among."""
         said: list[Said] = []
+        before: list[float] = []
+        clock = Clock()
 
         def listen(plan: CalibrationPlan) -> int:
-            said.append(Said(plan.undrawn, plan.remaining, took=time.perf_counter()))
+            said.append(Said(plan.undrawn, plan.remaining))
+            before.append(clock.read()[1])
             return plan.prompts
 
         profile = dicache.calibrate(
@@ -127,8 +130,10 @@ class Setting:
             approve=listen,
         )
         (one,), cost = said, profile.about["cost"]
-        one.took, one.resumed = time.perf_counter() - one.took, bool(cost["resumed"])
-        one.drawn = cost["samples"] - (self.prompts * (1 + len(profile.arrays["levels"])) - one.samples)
+        one.took, after = clock.read()
+        one.busy, one.resumed = (before[0], after), bool(cost["resumed"])
+        begun = 0 if one.resumed else self.prompts * (1 + len(profile.arrays["levels"])) - one.samples
+        one.drawn = cost["samples"] - begun
         return profile, one
 
 
@@ -203,47 +208,6 @@ def _begun(profile: Profile, wanted: Wanted, confidence: float, old_lines: Seque
             count = len(old["losses"]) // BATCH * BATCH
             line.losses, line.work = old["losses"][:count], old["work"][:count]
     return line
-
-
-def table(every: Sequence[dict[str, Any]]) -> Table:
-    """Of all settings."""
-    return [HEAD.split(" | "), *(_row(facts, line) for facts in every for line in facts["lines"] if line["losses"])]
-
-
-def _row(facts: dict[str, Any], line: dict[str, Any]) -> list[str]:
-    losses, bound, latent = np.array(line["losses"]), line["bound"], line["metric"] == LATENT
-    within, n = int((losses <= bound).sum()), len(losses)
-    p = stats.binomtest(within, n, facts["confidence"], alternative="less").pvalue
-    return [
-        facts["setting"],
-        str(facts["prompts"]),
-        asked(Wanted(line["metric"], bound)),
-        f"{facts['confidence']:g}",
-        str(n),
-        f"{within} ({within / n:.3f})",
-        f"{p:.3f}" + (" FAILS" if p < 0.01 else ""),
-        f"{np.median(losses) / bound:.2f}" if latent else f"{-np.median(losses):.3g}",
-        f"{np.mean(line['work']):.3f}" if line["level"] else "1 (no level passes)",
-    ]
-
-
-def said_in_words(facts: dict[str, Any]) -> str:
-    """Of the calibration's forecast."""
-    said = Said(**facts["said"])
-    if said.resumed or said.seconds is None:
-        return f"{facts['setting']}: the calibration went on where it was, so what it said is not held against it."
-    return (
-        f"{facts['setting']}: the calibration said {said.samples} samples and {said.seconds:.0f} s to go, and took "
-        f"{said.drawn} samples and {said.took:.0f} s ({said.took / said.seconds:.2f})."
-    )
-
-
-def shown(folder: Path) -> str:
-    """The tables of all files of a folder."""
-    every = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    if not every:
-        raise SystemExit(f"there is nothing to show in {folder}: draw something first.")
-    return "\n\n".join([markdown(table(every)), *map(said_in_words, every)])
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ from dicache.bench.arms.finders import (
 )
 from dicache.bench.arms.ours import FITTED_ON, multistep
 from dicache.bench.harness.store import RESULTS
-from dicache.bench.models.reference import Setting, draw, fresh
+from dicache.bench.models.reference import Drawn, Setting, draw, fresh
 from dicache.bench.showing.schedule_tables import Row, show
 from dicache.files.atomic import write_text
 from dicache.finders.base import Finder
@@ -78,7 +78,7 @@ class Trial:
         self.captions, self.pipe = prompts("test", captions, seed=0), fresh(self.setting)
         self.calibration_captions = calibration_captions
         self.calibration: Calibration = self._calibration(0)
-        self.reference = draw(self.pipe, self.captions, self.setting)
+        self.reference: Drawn = draw(self.pipe, self.captions, self.setting)
 
     def _calibration(self, seed: int) -> Calibration:
         call = {"negative_prompt": "", "true_cfg_scale": GUIDANCE}

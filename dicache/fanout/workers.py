@@ -66,6 +66,7 @@ class Workers:
     renewals: int
     pipe: Any
     made: bool
+    tell: Callable[[str], object]
 
     def __init__(self, pipe: Any, executor: Executors | None, resume: str) -> None:  # noqa: ANN401
         if executor is not None and not isinstance(executor, Executor) and not callable(executor):

@@ -26,6 +26,7 @@ from dicache.planning.budget import Budget, per_sample
 from dicache.promise.drift import drift
 from dicache.promise.metrics import relative_error
 from dicache.runtime.run_state import Run
+from dicache.runtime.session import Session
 from dicache.solvers.play import own_copy
 from dicache.tensors.norms import length
 from dicache.tensors.tree import Tree, map_tensors, plain, take, tensors
@@ -62,6 +63,7 @@ class Shadow:
 class Auditor:
     """Of one attachment. `rate` of the samples, drawn from a generator of this seed."""
 
+    session: Session
     scheduler: Callable[[], Any]
     rate: float
 

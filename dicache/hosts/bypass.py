@@ -23,6 +23,8 @@ MOST = 16
 
 
 class Leaving(Uncopied, ModelHook):
+    heard: bool
+
     def __init__(self) -> None:
         super().__init__()
         self.prepared: Callable[[], Tree] | None = None
@@ -37,6 +39,13 @@ class Leaving(Uncopied, ModelHook):
 
 class Bypass(Uncopied):
     """Of one denoiser. Where it is compiled as a whole, or sites lie inside it, every call enters it."""
+
+    denoiser: nn.Module
+    session: Session
+    outputs: dict[Key, Tree]
+    left: bool
+    leaving: Leaving
+    reached: bool
 
     def __init__(self, denoiser: nn.Module, session: Session) -> None:
         self.denoiser, self.session = denoiser, session

@@ -4,12 +4,13 @@ A block that is compiled from outside would have its hook traced with it. So wha
 innermost hook calls, and a block that was compiled already is taken over. Both are undone exactly.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from dicache.errors import ModeError
 from dicache.hosts.module_hook import registry_of
@@ -29,8 +30,25 @@ class Compiled:
         if _get_current_dispatch_mode() is None:
             return self.compiled(*args, **kwargs)
         self.eager(*map_tensors(Tensor.clone, args), **map_tensors(Tensor.clone, kwargs))
-        with _disable_current_modes():
+        with unwatched():
             return self.compiled(*args, **kwargs)
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Without what counts or looks at operations. Modes are left by the way they were entered: merely taken off their
+    stack, torch 2.10 takes them for active still, does not compile, and never tries again. But not by an `__exit__` of
+    their own, which may sum up.
+    """
+    modes = list[TorchDispatchMode]()
+    while (mode := _get_current_dispatch_mode()) is not None:
+        TorchDispatchMode.__exit__(mode, None, None, None)
+        modes.append(mode)
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            TorchDispatchMode.__enter__(mode)
 
 
 def refuse_whole(denoiser: nn.Module) -> None:

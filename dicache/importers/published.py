@@ -19,7 +19,7 @@ from dicache.schedules.setting import Cell, Origin
 from dicache.sites import Sites
 from dicache.types import Action, Kind
 
-NAMES = {
+NAMES: dict[Kind, tuple[str, ...]] = {
     Kind.ATTENTION: ("attn", "attn1", "attention", "self_attn"),
     Kind.CROSS_ATTENTION: ("attn2", "xattn", "cross_attn"),
     Kind.FEED_FORWARD: ("mlp", "ff", "ffn", "feed_forward"),

@@ -53,7 +53,7 @@ class ComfyCache:
         self.slot: Slot | None = None
         self.sigmas: tuple[float, ...] = ()
         self.costs: dict[object, float] = {}
-        self.call_forms = CallForms(FAMILY)
+        self.call_forms: CallForms = CallForms(FAMILY)
 
     def __call__(self, apply_model: Apply, arguments: Mapping[str, Any]) -> Tensor:
         """As ComfyUI calls a wrapper; the denoised latent, (chunks * B, ...)."""

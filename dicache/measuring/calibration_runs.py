@@ -42,6 +42,8 @@ class CalibrationRuns:
     checkpoint: Checkpoint
     levels: Sequence[float]
     metrics: Mapping[str, Metric]
+    parts: Config | None
+    gains: Gains | None
 
     def __init__(
         self,

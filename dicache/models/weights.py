@@ -33,6 +33,7 @@ class Weights:
     as_at_first: bool
     elsewhere: bool
     marks: dict[str, Mark | None]
+    writes: int
 
     def __init__(self, denoiser: nn.Module) -> None:
         self.denoiser = denoiser

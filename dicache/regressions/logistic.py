@@ -43,6 +43,10 @@ class GateSamples(Sums):
     """Of one site. Nothing adds up here: an input for every row and step stays, and an error for each of its gaps."""
 
     first_branch: ClassVar[bool] = True
+    steps: int
+    longest: int
+    ridge: float
+    threshold: float
 
     def __init__(self, steps: int, longest: int, ridge: float, threshold: float) -> None:
         self.steps, self.longest, self.ridge, self.threshold = steps, longest, ridge, threshold

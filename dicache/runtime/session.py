@@ -5,9 +5,7 @@ trajectory is in `Run`.
     block    the denoiser's blocks run, or are skipped, as the strategy says
     end      rows that skipped get the approximator's guess; exact rows enter the history
 
-The strategy is that of the sites: the whole evaluation (`dicache.runtime.evaluation_site`), its guidance branches
-(`dicache.runtime.branch_site`), or sites inside the denoiser, which are decided, filled and remembered where they run
-(`dicache.runtime.inner_sites`).
+The strategy is that of the sites: `evaluation_site`, `branch_site`, or `inner_sites`, which decides where they run.
 
 The rows of one call are samples, or, where the pipeline puts its guidance branches into one batch, a multiple of them:
 row c * B + b is chunk c of sample b. Calls of one step may hold different numbers of chunks. Branches in calls of their
@@ -221,18 +219,20 @@ class Session:
             self.memory.plan(run, self.meter.of_sites(self.sites))
 
     def finish(self) -> None:
-        """The pipeline said that its run is over."""
+        """The pipeline said that its run is over. Nobody may begin one until it is: they would end it as well."""
         run, self.call = self.run, None
-        self.owner.free()
-        if run is not None:
-            self._end_run(run)
+        if run is None or not self._end_run(run, self.owner.free):
+            self.owner.free()
 
-    def _end_run(self, run: Run) -> None:
-        if not run.complete and not run.gone:
-            self._end_step(run, None)  # no latent comes after the last one
-            run.complete = True
-            run.forget()
-            self._tell(run, self.on_step + self.on_over)
+    def _end_run(self, run: Run, ended: Callable[[], object] = tuple) -> bool:
+        if run.complete or run.gone:
+            return False
+        self._end_step(run, None)  # no latent comes after the last one
+        run.complete = True
+        run.forget()
+        ended()
+        self._tell(run, self.on_step + self.on_over)
+        return True
 
     def _tell(self, run: Run, listeners: list[Listener]) -> None:
         """Where one of them raises, the run is over."""

@@ -37,7 +37,7 @@ class Replica:
     """Of what Ray calls a deployment: a service in a process of its own."""
 
     def __init__(self, make: Callable[[], Any], options: Mapping[str, Any]) -> None:
-        self.service = Service(make, **options)
+        self.service: Service = Service(make, **options)
 
     async def generate(self, asked: Mapping[str, Any], wants_json: bool) -> Reply:
         return await self.service.generate(GenerateBody(**asked), wants_json=wants_json)

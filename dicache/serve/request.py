@@ -55,7 +55,7 @@ class Request:
         self.cancelled, self.loops = False, False
         self.slot: Slot | None = None
         self.loop: Loop = Loop()
-        self.note = ""
+        self.note: str = ""
         """What its report must say."""
         self.again: dict[str, Any] | None = None
         """The same call once more, where it is to be audited."""
@@ -95,7 +95,7 @@ class Totals:
     def __init__(self) -> None:
         self.served = self.failed = self.cancelled = self.refused = self.loosened = 0
         """`refused` for want of room; `loosened`: whose budget grew with the queue."""
-        self.audits = dict.fromkeys(("within", "passed", "none"), 0)
+        self.audits: dict[str, int] = dict.fromkeys(("within", "passed", "none"), 0)
         """By whether the true error was within the budget; `none` where there was no budget."""
         self.steps = self.calls = 0
         """Steps of the conductor, and the calls of requests that were made in them."""

@@ -30,6 +30,9 @@ HungUp = Callable[[], Awaitable[bool]]
 class Service:
     """Of a pipeline, or what a function makes. `defaults`, `limits` and `options` are those of `dicache.serve.app`."""
 
+    defaults: dict[str, Any]
+    limits: dict[str, int]
+
     def __init__(
         self,
         pipe: Any,  # noqa: ANN401

@@ -2,7 +2,7 @@
 alike.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -26,6 +26,9 @@ class CallForm(NamedTuple):
 
 class CallForms:
     """Of one family's denoiser."""
+
+    times: Sequence[str]
+    by_shape: dict[Hashable, CallForm]
 
     def __init__(self, family: Family) -> None:
         self.times, self.by_shape = family.time, dict[Hashable, CallForm]()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dicache.solvers.timeline import DECIDING, Reading, estimates, first_order, half_log_snr
+from dicache.solvers.timeline import DECIDING, Reading, Timeline, estimates, first_order, half_log_snr
 from dicache.solvers.watch import LoopPath, Seen, path_of_loop, seen, unseen
 from dicache.types import Step
 
@@ -160,6 +160,7 @@ class DeclaredClock(LoopClock):
     solvers of higher order do, are told, and what follows computes.
     """
 
+    timeline: Timeline
     prediction: str
     run: object
     call: int

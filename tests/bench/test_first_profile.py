@@ -5,8 +5,9 @@ import json
 import pytest
 
 from dicache.bench.models import scenes_unet
+from dicache.bench.showing.first_profile_tables import said_in_words, shown, table
 from dicache.bench.studies import first_profile
-from dicache.bench.studies.first_profile import Setting, measure, said_in_words, shown, table, wanted_of
+from dicache.bench.studies.first_profile import Setting, measure, wanted_of
 from dicache.bench.zoo.members import ScenesUnet
 from dicache.errors import BudgetError
 from dicache.promise.metrics import Psnr, Ssim
@@ -33,6 +34,7 @@ def test_a_first_profile_is_tested_goes_on_with_more_captions_and_its_forecast_i
     first = json.loads(out.read_text())
     said = first["said"]
     assert said["samples"] == said["drawn"] == 19 * 12 - 16 and said["seconds"] > 0 and not said["resumed"]
+    assert all(0 < share < 1.5 for share in said["busy"]), "one thread, of one processor or less"
     assert [len(line["losses"]) for line in first["lines"]] == [2, 2]
     assert all(line["losses"][0] <= line["bound"] * (1 if line["bound"] > 0 else 0.5) for line in first["lines"])
 
@@ -42,6 +44,10 @@ def test_a_first_profile_is_tested_goes_on_with_more_captions_and_its_forecast_i
     more = json.loads(out.read_text())
     assert more["said"] == said and [len(line["losses"]) for line in more["lines"]] == [4, 4, 4]
     assert [line["losses"][:2] for line in more["lines"][:2]] == [line["losses"] for line in first["lines"]]
+    other = Setting(ScenesUnet(), "ddim", 6, 12, 0.9)
+    measure(other, [], 0, tmp_path / "checkpoint", other_out := tmp_path / "other.json")
+    resumed = json.loads(other_out.read_text())["said"]
+    assert resumed["resumed"] and resumed["samples"] == resumed["drawn"] == 0
     levels = {line["level"] for line in more["lines"]}
     assert 4 + 2 * len(levels) >= len(drawn), "budgets of one internal budget are drawn once, and the old ones are kept"
     assert "took 212 samples" in said_in_words(more) and "scenes-unet, ddim, 6 steps" in shown(out.parent)
@@ -64,7 +70,9 @@ def test_a_promise_that_is_not_kept_is_called_so():
     _, fails, holds = table([facts | {"lines": [line, kept]}])
     assert fails[5:] == ["30 (0.600)", "0.000 FAILS", "0.50", "0.500"]
     assert holds[2:] == ["Psnr(30)", "0.9", "50", "50 (1.000)", "1.000", "35", "1 (no level passes)"]
-    assert "2 s to go, and took 10 samples and 3 s (1.50)" in said_in_words(facts)
+    assert "2 s to go, and took 10 samples and 3 s (1.50)." in said_in_words(facts)
+    shared = facts | {"said": said | {"busy": [0.8, 0.6]}}
+    assert "3 s (1.50; in the processor's time 1.12)." in said_in_words(shared), "3 * .6 over 2 * .8"
     assert "went on where it was" in said_in_words(facts | {"said": said | {"resumed": True}})
 
 

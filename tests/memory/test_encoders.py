@@ -2,6 +2,7 @@
 
 import copy
 import sqlite3
+from contextlib import closing
 
 import pytest
 import torch
@@ -90,7 +91,8 @@ def test_a_damaged_entry_is_computed_and_written_anew_and_another_prompts_is_nev
     with dicache.enable(pipe, error_budget=0.1, memory=path) as cache:
         exact = embedded(pipe)
         embedded(pipe, CAPTIONS[1])
-        with sqlite3.connect(path) as file:  # every entry under the next one's name, one cut short
+        with closing(sqlite3.connect(path, isolation_level=None)) as file:
+            # every entry under the next one's name, one cut short
             rows = file.execute("SELECT key, value FROM entries ORDER BY key").fetchall()
             for (key, _), (_, value) in zip(rows, rows[1:] + rows[:1], strict=True):
                 file.execute("UPDATE entries SET value = ? WHERE key = ?", (value, key))

@@ -3,6 +3,7 @@
 import os
 import signal
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -56,19 +57,19 @@ def test_processes_that_write_read_and_die_leave_what_was_there(tmp_path):
 
 
 def foreign(path):
-    with sqlite3.connect(path) as file:
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
         file.execute("CREATE TABLE mine (x)")
 
 
 def booby_trapped(path):
     Memory(path).write("a", b"1")
-    with sqlite3.connect(path) as file:
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
         file.execute("CREATE TRIGGER t AFTER UPDATE ON entries BEGIN DELETE FROM entries; END")
 
 
 def of_the_next_version(path):
     Memory(path).write("a", b"1")
-    with sqlite3.connect(path) as file:
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
         file.execute("PRAGMA user_version = 2")
 
 
