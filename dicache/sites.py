@@ -49,15 +49,12 @@ __all__ = [
     "Tail",
     "Tokens",
 ]
-_ATTENTION = ("attn", "attn1", "self_attn", "attention", "self_attention")
-_CROSS_ATTENTION = ("attn2", "cross_attn", "cross_attention")
-_FEED_FORWARD = ("ff", "ffn", "mlp", "feed_forward", "ff_context", "ffn_context", "mlp_context")
 TIMED: re.Pattern[str] = re.compile("norm|emb|ada|modulation|scale_shift|time")
 """In the paths of layers that read the time."""
 NAMES: dict[Kind, tuple[str, ...]] = {
-    Kind.ATTENTION: _ATTENTION,
-    Kind.CROSS_ATTENTION: _CROSS_ATTENTION,
-    Kind.FEED_FORWARD: _FEED_FORWARD,
+    Kind.ATTENTION: ("attn", "attn1", "self_attn", "attention", "self_attention"),
+    Kind.CROSS_ATTENTION: ("attn2", "cross_attn", "cross_attention"),
+    Kind.FEED_FORWARD: ("ff", "ffn", "mlp", "feed_forward", "ff_context", "ffn_context", "mlp_context"),
 }
 
 
