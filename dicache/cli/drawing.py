@@ -105,12 +105,15 @@ def draw(
     """
     batches = []
     with progress(not quiet) as bar:
-        task = bar.add_task("drawing", total=ready.steps * len(prompts) * (2 if compare else 1))
+        warming = WARMING * len(prompts[: call.batch]) if compare else 0
+        task = bar.add_task("drawing", total=warming + ready.steps * len(prompts) * (2 if compare else 1))
         for start in range(0, len(prompts), call.batch):
             some = list(prompts[start : start + call.batch])
             seeds = [call.seed + start + k for k in range(len(some))]
             advance = advancing(bar.advance, task, len(some))
             with refusals_of(ready.pipe):
+                if compare and not start:
+                    drawn(ready._replace(steps=WARMING), some, seeds, advance)
                 uncached = drawn(ready, some, seeds, advance) if compare else None
                 with enable(ready.pipe, **mode) as cache:
                     cached = drawn(ready, some, seeds, advance)
@@ -257,11 +260,25 @@ def _lines(batch: DrawnBatch) -> list[str]:
     if batch.uncached is None:
         return [*lines, f"drawn in {duration(seconds)}"]
     before = batch.uncached.seconds
-    lines.append(f"drawn in {duration(seconds)}, uncached in {duration(before)}: {before / seconds:.2f}x less time")
+    ratio = f"{before / seconds:.2f}x less time" if seconds <= before else f"{seconds / before:.2f}x as long"
+    lines.append(f"drawn in {duration(seconds)}, uncached in {duration(before)}: {ratio}")
     if batch.true_errors is not None:
         errors = ", ".join(f"{error:.4f}" for error in batch.true_errors)
         lines.append(f"true errors against the uncached pictures: {errors}")
+        lines += _passed(batch, batch.true_errors)
     return lines
+
+
+def _passed(batch: DrawnBatch, errors: Sequence[float]) -> list[str]:
+    """Where true errors are beyond budgets of the latent."""
+    budgets = [sample["budget"] for sample in batch.report.to_dict()["samples"]]
+    over = [k for k, (error, budget) in enumerate(zip(errors, budgets, strict=True)) if budget and error > budget]
+    if not over:
+        return []
+    return [
+        f"note: samples {over} are beyond their budget: estimates are too low here. Ask for less, or calibrate a "
+        "promise (dicache calibrate)."
+    ]
 
 
 def _facts(batch: DrawnBatch) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ OPTIONS = {
     "width": "--width",
     "negative_prompt": "--negative-prompt",
 }
+_OWN = "has not been imported"
+"""Diffusers' words for a component whose class it cannot find."""
 OWN = (
     *("output_type", "callback_on_step_end", "callback_on_step_end_tensor_inputs", "callback", "callback_steps"),
     "return_dict",
@@ -148,11 +151,17 @@ def _loaded(source: Source) -> Any:  # noqa: ANN401
         )
     dtype = source.dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
     options = {"dtype": getattr(torch, dtype), **({"variant": source.variant} if source.variant else {})}
+    for module in source.module or []:
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise PipelineError(f"--module {module} cannot be imported: {brief(error)}") from error
     try:
         return diffusers.DiffusionPipeline.from_pretrained(name, **options)
     except Exception as error:  # whatever a repository's files make diffusers raise
         offline = " HF_HUB_OFFLINE is set." if os.environ.get("HF_HUB_OFFLINE") and not Path(name).is_dir() else ""
-        raise PipelineError(f"{name} cannot be loaded as a pipeline: {brief(error)}.{offline}") from error
+        own = " Where classes of it are your own, name their module: --module my_model." if _OWN in str(error) else ""
+        raise PipelineError(f"{name} cannot be loaded as a pipeline: {brief(error)}.{own}{offline}") from error
 
 
 def _move(pipe: Any, source: Source) -> None:  # noqa: ANN401

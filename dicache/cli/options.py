@@ -83,6 +83,10 @@ class Source:
     offload: Annotated[
         Offload | None, typer.Option(help="What waits in main memory: whole models, groups of blocks, or every layer.")
     ] = None
+    module: Annotated[
+        list[str] | None,
+        typer.Option(help="A Python module, by name, in which classes of the pipeline are your own; repeatable."),
+    ] = None
     lora: Annotated[
         list[str] | None,
         typer.Option(help="A LoRA's file, folder or repository, as style.safetensors=0.8; repeatable."),

@@ -18,6 +18,8 @@ from dicache.promise.profile import USUAL, Profile, load_profile
 from dicache.reporting.words import duration
 from dicache.types import LATENT, Wanted
 
+SPEEDUPS, MOST = (1.2, 1.5, 2.0, 3.0), 1.0
+"""That a measured profile's budgets are told for, up to MOST."""
 ROUNDS = (64, 120, 240, 480)
 """Numbers of prompts that the table shows beside those there are."""
 
@@ -107,6 +109,25 @@ def use_lines(profile: Profile) -> Iterable[str]:
             continue
         parts = [_used(profile, budget, confidence) for budget in BUDGETS]
         yield f"confidence {confidence:g}: {', '.join(parts)}"
+        if reached := list(_reached(profile, confidence)):
+            yield f"    the least budgets that reach a speed-up: {', '.join(reached)}"
+
+
+def _reached(profile: Profile, confidence: float) -> Iterable[str]:
+    """The least budget that computes so much less, for each of SPEEDUPS that any budget up to MOST reaches."""
+    budgets = np.geomspace(min(BUDGETS) / 10, MOST, 100)
+    levels = [profile.level(Wanted(LATENT, float(budget)), confidence) for budget in budgets]
+    works = [_work(profile, level) for level in levels]
+    for speedup in SPEEDUPS:
+        enough = [budget for budget, work in zip(budgets, works, strict=True) if work * speedup <= 1]
+        if enough:
+            yield f"{speedup:g}x from {enough[0]:.3g} on"
+
+
+def _work(profile: Profile, level: float) -> float:
+    """The median share that the tested prompts executed."""
+    at = int(np.abs(profile.arrays["levels"] - level).argmin())
+    return float(np.median(profile.arrays["work"][:, at])) if level else 1.0
 
 
 def _used(profile: Profile, budget: float, confidence: float) -> str:
@@ -114,5 +135,5 @@ def _used(profile: Profile, budget: float, confidence: float) -> str:
     if not level:
         return f"budget {budget:g} computes everything"
     at = int(np.abs(profile.arrays["levels"] - level).argmin())
-    error, work = (float(np.median(each[:, at])) for each in (profile.losses(LATENT), profile.arrays["work"]))
-    return f"budget {budget:g} is used to {error / budget:.0%}, {1 / work:.2f}x"
+    error = float(np.median(profile.losses(LATENT)[:, at]))
+    return f"budget {budget:g} is used to {error / budget:.0%}, {1 / _work(profile, level):.2f}x"

@@ -1,9 +1,10 @@
 """Which model is this? `outline` says what it is built like: class, and its parameters' names, shapes and dtypes.
 `identity` also reads a few values of each: loading the same weights again gives the same, another checkpoint or a
-merged LoRA does not.
+merged LoRA does not. A LoRA that is loaded belongs to the model, whatever its adapter is called.
 """
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ VALUES = 16
 
 def outline(denoiser: nn.Module) -> str:
     """The class name and 16 hexadecimal digits. Reads no weights."""
-    built = [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in sorted(denoiser.named_parameters())]
+    built = [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in _parameters(denoiser)]
     return f"{type(denoiser).__name__}-{hashlib.sha256(';'.join(built).encode()).hexdigest()[:16]}"
 
 
@@ -37,7 +38,7 @@ def identity(denoiser: nn.Module) -> str:
             "Call dicache before turning on sequential offload."
         )
     digest = hashlib.sha256()
-    parameters = (plain for _, parameter in sorted(denoiser.named_parameters()) for plain in _plain(parameter))
+    parameters = (plain for _, parameter in _parameters(denoiser) for plain in _plain(parameter))
     for parameter in parameters:
         flat = parameter.detach().reshape(-1)
         last = max(flat.numel() - 1, 0)
@@ -46,6 +47,22 @@ def identity(denoiser: nn.Module) -> str:
         )  # float32 rounds up past 2^24
         digest.update(flat[spread.to(flat.device)].float().cpu().numpy().tobytes())
     return f"{outline(denoiser)}-{digest.hexdigest()[:32]}"
+
+
+def _parameters(denoiser: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """In the order of their names. Adapters count in the order in which they were loaded, in the place of what they are
+    called: `default_0` in Python, `lora0` on the command line.
+    """
+    adapters = {name: str(k) for k, name in enumerate(getattr(denoiser, "peft_config", ()))}
+    named = ((_without_adapters(name, adapters), parameter) for name, parameter in denoiser.named_parameters())
+    return sorted(named, key=lambda each: each[0])
+
+
+def _without_adapters(name: str, adapters: Mapping[str, str]) -> str:
+    """`up.lora_A.default_0.weight` as `up.lora_A.0.weight`."""
+    parts = name.split(".")
+    after = zip(["", *parts], parts, strict=False)
+    return ".".join(adapters.get(part, part) if before.startswith("lora_") else part for before, part in after)
 
 
 def _plain(tensor: Tensor) -> list[Tensor]:

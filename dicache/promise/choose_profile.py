@@ -161,7 +161,8 @@ def profiles_for(model: str, profile: "str | Path | Profile | Sequence[str | Pat
             )
         if one.facts.model != model:
             raise ProfileError(
-                f"the profile {one.name!r} is of another model: {one.facts.model}, this is {model}. {HOW_TO}."
+                f"the profile {one.name!r} is of another model: {one.facts.model}, this is {model}. A model with "
+                f"other LoRAs, or without, is another one. {HOW_TO}."
             )
     if len(rules := {one.facts.rule for one in loaded}) > 1:
         each = ", ".join(f"{one.name!r} by rule {one.facts.rule}" for one in loaded)

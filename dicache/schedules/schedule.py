@@ -158,7 +158,8 @@ class Schedule:
         here = identity(denoiser)
         if here != self.basis.model:
             raise ScheduleError(
-                f"the schedule is of another model: {self.basis.model}, this is {here}. Find one for this model."
+                f"the schedule is of another model: {self.basis.model}, this is {here}. Find one for this model; "
+                "a model with other LoRAs, or without, is another one."
             )
         blocks = find(denoiser, family_of(denoiser, family)).blocks
         paths = [site.path for site in self.basis.sites.select(blocks, 0)]

@@ -91,9 +91,18 @@ def test_an_entry_of_another_call_is_refused(tmp_path):
         checkpoint.entry("run-0", never)
 
 
+def test_a_folder_in_which_nothing_was_measured_yet_is_taken_by_another_call(tmp_path):
+    Checkpoint(tmp_path, ["one"])
+    second = Checkpoint(tmp_path, ["two"])
+    second.entry("a", made)
+    with pytest.raises(ProfileError, match="holds other measurements"):
+        Checkpoint(tmp_path, ["one"])
+    assert Checkpoint(tmp_path, ["two"]).has("a")
+
+
 @pytest.mark.parametrize("mark", [b"", b"\xff\xfe\x00", b"x" * 5000])
 def test_a_damaged_mark_is_one_error(mark, tmp_path):
-    Checkpoint(tmp_path, ["call"])
+    Checkpoint(tmp_path, ["call"]).entry("run-0", made)
     (tmp_path / "arguments.sha256").write_bytes(mark)
     with pytest.raises(ProfileError, match=r"other measurements|cannot be used"):
         Checkpoint(tmp_path, ["call"])

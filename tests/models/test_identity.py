@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from dicache.errors import UnsupportedModelError
@@ -47,6 +48,23 @@ def test_a_lora_that_was_merged_is_seen_wherever_it_moved_weights():
     with torch.no_grad():
         model.two.weight += 1e-3 * torch.randn(16, 1) @ torch.randn(1, 8)
     assert identity(model) != before and outline(model) == outline(Denoiser())
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_what_a_lora_is_called_does_not_matter_but_which_it_is_and_their_order():
+    def adapted(*names, seed=0):
+        model = inject_adapter_in_model(LoraConfig(r=2, target_modules=["one"]), Denoiser(), adapter_name=names[0])
+        for name in names[1:]:
+            inject_adapter_in_model(LoraConfig(r=3, target_modules=["one"]), model, adapter_name=name)
+        torch.manual_seed(seed)
+        for name, parameter in sorted(model.named_parameters()):
+            if "lora_" in name:
+                nn.init.normal_(parameter)
+        return identity(model)
+
+    assert adapted("default_0") == adapted("lora0") == adapted("style") != identity(Denoiser())
+    assert adapted("a") != adapted("a", seed=1), "other weights"
+    assert adapted("a", "b") == adapted("x", "y") != adapted("a")
 
 
 def test_the_first_and_the_last_value_of_a_parameter_are_read():
