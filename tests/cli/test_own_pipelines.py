@@ -64,7 +64,7 @@ def test_classes_of_ones_own_are_named_by_their_module(stock, command, tmp_path,
     index = json.loads((folder / "model_index.json").read_text())
     index["vae"] = ["my_parts_for_this_test", "MyVae"]
     (folder / "model_index.json").write_text(json.dumps(index))
-    own = "from diffusers import AutoencoderKL, ModelMixin  # diffusers looks for it there\n\n\nclass MyVae(AutoencoderKL):\n    pass\n"
+    own = "from diffusers import AutoencoderKL, ModelMixin\n\n\nclass MyVae(AutoencoderKL):\n    pass\n"
     (tmp_path / "my_parts_for_this_test.py").write_text(own)
     monkeypatch.syspath_prepend(tmp_path)
     code, _, errors = command("inspect", "--model", folder, *STEPS)
