@@ -1,14 +1,12 @@
-"""One denoising step, top to bottom. A session belongs to one denoiser and one `enable`; everything it remembers of a
-trajectory is in `Run`.
+"""One denoising step, top to bottom. A session is of one denoiser and one `enable`; what it remembers is in `Run`.
 
     begin    which run, step and branch is this? the step before is ended: what its guesses were wrong by is read off
     block    the denoiser's blocks run, or are skipped, as the strategy says
     end      rows that skipped get the approximator's guess; exact rows enter the history
 
 The strategy is that of the sites: `evaluation_site`, `branch_site`, or `inner_sites`, which decides where they run.
-
 The rows of one call are samples, or, where the pipeline puts its guidance branches into one batch, a multiple of them:
-row c * B + b is chunk c of sample b. Calls of one step may hold different numbers of chunks. Branches in calls of their
+row c * B + b is chunk c of sample b; calls of one step may hold different numbers of chunks. Branches in calls of their
 own are told apart by the name the pipeline gives them, else by their place within the step. All branches of a sample
 are decided together, at the step's first call. A run's first step computes: the second shows which rows are branches.
 """
@@ -224,13 +222,15 @@ class Session:
         if run is None or not self._end_run(run, self.owner.free):
             self.owner.free()
 
-    def _end_run(self, run: Run, ended: Callable[[], object] = tuple) -> bool:
+    def _end_run(self, run: Run, free: Callable[[], object] = lambda: None) -> bool:
         if run.complete or run.gone:
             return False
-        self._end_step(run, None)  # no latent comes after the last one
-        run.complete = True
-        run.forget()
-        ended()
+        try:
+            self._end_step(run, None)  # no latent comes after the last one
+            run.complete = True
+            run.forget()
+        finally:
+            free()  # before anybody is told, whatever was raised
         self._tell(run, self.on_step + self.on_over)
         return True
 

@@ -160,6 +160,26 @@ def test_after_its_last_step_a_run_is_over_whoever_says_so_or_not():
         assert one.session.trace().executed.tolist() == [48, 48] and one.session.trace().uncached.tolist() == [480, 480]
 
 
+def test_what_a_run_raises_at_its_end_leaves_the_denoiser_free_for_another_thread(monkeypatch):
+    one = driven()
+    one.session.owner.claim()
+    play(one, *range(9))
+    freed = []
+    monkeypatch.setattr(one.session.owner, "free", lambda: freed.append(one.session.run.complete))
+
+    def failing(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(one.session, "_end_step", failing)
+        with pytest.raises(KeyboardInterrupt):
+            one.session.finish()
+    assert freed == [False]
+    one.session.on_over.append(lambda: freed.append("told"))
+    one.session.finish()
+    assert freed == [False, True, "told"], "over, then free, then told"
+
+
 def test_what_was_noted_down_stays_when_the_model_is_let_go_and_nothing_of_the_model_does():
     one = driven("=#")
     play(one, 0, 1, 2)
