@@ -179,14 +179,19 @@ class Meter:
         booked for all rows.
         """
         cost, int8 = self.costs[part], self.int8_costs.get(part, 0.0)
-        for_all = (rows if isinstance(rows, bool) else 0) - inside
-        self._book(cost * for_all, cost * (not inside), int8 * for_all)
-        if not isinstance(rows, bool):
-            self.ran_beside(part, rows)
+        if isinstance(rows, bool):
+            self._book(cost * (rows - inside), cost * (not inside), int8 * (rows - inside))
+            return
+        # Both sums of a row take the same numbers in the same order: where it computes everything they are equal.
+        with torch.inference_mode():  # sums that an earlier call began in there are written to in there alone
+            self._executed[: self.rows] += cost * rows - cost * inside
+            self._int8[: self.rows] += int8 * rows - int8 * inside
+            self._uncached = self._uncached.clone()  # what the call began with stays
+            self._uncached[: self.rows] += cost * (not inside)
 
     def ran_beside(self, part: Hashable, rows: Rows) -> None:
         """A part ran for some rows, (R,) bool, that would not have run uncached."""
-        with torch.inference_mode():  # sums that an earlier call began in there are written to in there alone
+        with torch.inference_mode():
             self._executed[: self.rows] += self.costs[part] * rows
             self._int8[: self.rows] += self.int8_costs.get(part, 0.0) * rows
 
