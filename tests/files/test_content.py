@@ -73,7 +73,7 @@ PAIRS = {
 @pytest.mark.parametrize(("one", "other"), PAIRS.values(), ids=PAIRS)
 def test_other_contents_are_another_call(one, other, tmp_path):
     assert digest_of(one) == digest_of(one) != digest_of(other)
-    Checkpoint(tmp_path, [one])
+    Checkpoint(tmp_path, [one]).entry("run-0", lambda: {"x": np.ones(1)})
     with pytest.raises(ProfileError, match="holds other measurements"):
         Checkpoint(tmp_path, [other])
 
