@@ -9,6 +9,7 @@ A call is told with what every site remembers of its branch, newest first, and h
 computed. To have more of them than the parts of a configuration read, record with `LongHistory` among them.
 """
 
+import functools
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,3 +205,34 @@ def recalling(denoisers: Collection[nn.Module], recall: Recall) -> None:
     strategies = [attachment.session.strategy for attachment in attachments if attachment is not None]
     if len(strategies) == 1 and type(strategies[0]) is EvaluationSite:
         strategies[0].recalling(recall)
+
+
+def _as_it_is(output: Tensor, latent: Tensor) -> Tensor:
+    return output
+
+
+@contextmanager
+def stepping(
+    scheduler: Any,  # noqa: ANN401
+    left: Callable[[Any, Tensor], object],
+    seen: Callable[[Tensor, Tensor], Tensor] = _as_it_is,
+) -> Iterator[None]:
+    """While it lasts, `left` is told the time and the latent after each step, which the scheduler takes with what
+    `seen` makes of its output and latent.
+    """
+    original, own = scheduler.step, "step" in vars(scheduler)
+
+    @functools.wraps(original)  # pipelines look at its signature, and copies of the scheduler are without it
+    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        result = original(seen(model_output, sample), timestep, sample, *args, **kwargs)
+        left(timestep, result[0] if isinstance(result, tuple) else result.prev_sample)
+        return result
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        if own:
+            scheduler.step = original
+        else:
+            del scheduler.step

@@ -16,11 +16,9 @@ So every step is fitted on the errors of those before it, and pays back what the
 be the denoiser's outputs, mixed and nothing else, once an evaluation: that is checked in the uncached run.
 """
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +28,7 @@ from dicache.approximators.noise import noise_of
 from dicache.errors import ScheduleError
 from dicache.fanout.worker import Worker
 from dicache.measuring.prompt_runs import Drawer, DrawOrder, Spent
-from dicache.measuring.recording import Recorder, StepRecord
+from dicache.measuring.recording import Recorder, StepRecord, stepping
 from dicache.schedules.action_table import Table, computes
 from dicache.schedules.setting import Basis, config_of
 from dicache.tensors.norms import relative_change
@@ -192,35 +190,8 @@ def _drawn(drawer: Drawer, basis: Basis, prompts: range, computed: list[bool], s
                 raise _changed(drawer)
             return step(record, output, latent)
 
-        with _stepping(drawer.pipe.scheduler, seen, left.append):
+        with stepping(drawer.pipe.scheduler, lambda time, latent: left.append(latent), seen):
             latents = drawer.draw(prompts).latents
     if len(left) != len(computed):
         raise _changed(drawer)
     return latents, left[-1]
-
-
-@contextmanager
-def _stepping(
-    scheduler: Any,  # noqa: ANN401
-    seen: Callable[[Tensor, Tensor], Tensor],
-    left: Callable[[Tensor], None],
-) -> Iterator[None]:
-    """While it lasts, the scheduler takes its steps with what `seen` makes of its output and latent, and `left` is told
-    the latent after each.
-    """
-    original, own = scheduler.step, "step" in vars(scheduler)
-
-    @functools.wraps(original)  # pipelines look at its signature
-    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        result = original(seen(model_output, sample), timestep, sample, *args, **kwargs)
-        left(result[0] if isinstance(result, tuple) else result.prev_sample)
-        return result
-
-    scheduler.step = step
-    try:
-        yield
-    finally:
-        if own:
-            scheduler.step = original
-        else:
-            del scheduler.step

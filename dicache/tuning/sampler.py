@@ -18,15 +18,15 @@ The loop is given its denoiser and scheduler, since workers draw with copies of 
 off `scheduler.step`, which is wrapped while a call lasts.
 """
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dicache.errors import UnsupportedModelError
+from dicache.measuring.recording import stepping
 
 Draw = Callable[..., Tensor]
 """(denoiser, scheduler, prompts, steps, generators, **call) -> final latents, (B, ...)."""
@@ -83,7 +83,13 @@ class Sampler:
         generators = generator or [torch.Generator().manual_seed(seed) for seed in range(len(prompt))]
         if output_type != "latent" and self.decode is None:
             raise UnsupportedModelError("pictures are asked for, and this Sampler has no decode. Give it one.")
-        with _heard(self.scheduler, functools.partial(_tell, self, callback_on_step_end)):
+        count = itertools.count()
+
+        def after_step(time: Any, latents: Tensor) -> None:  # noqa: ANN401
+            if callback_on_step_end is not None:
+                callback_on_step_end(self, next(count), time, {"latents": latents})
+
+        with stepping(self.scheduler, after_step):
             latents = self.draw(self.transformer, self.scheduler, list(prompt), num_inference_steps, generators, **call)
         if not isinstance(latents, Tensor) or latents.ndim < 1 or len(latents) != len(prompt):
             what = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
@@ -91,30 +97,3 @@ class Sampler:
                 f"draw gave {what} for {len(prompt)} prompts. Expected the final latents, a row each."
             )
         return (latents if output_type == "latent" or self.decode is None else self.decode(latents),)
-
-
-def _tell(sampler: Sampler, callback: Callable[..., Any] | None, index: int, time: Any, latents: Tensor) -> None:  # noqa: ANN401
-    if callback is not None:
-        callback(sampler, index, time, {"latents": latents})
-
-
-@contextmanager
-def _heard(scheduler: Any, tell: Callable[[int, Any, Tensor], None]) -> Iterator[None]:  # noqa: ANN401
-    """While it lasts, `tell` hears of every step: its number, its time and the latents after it."""
-    original, own, count = scheduler.step, "step" in vars(scheduler), [0]
-
-    @functools.wraps(original)
-    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        result = original(model_output, timestep, sample, *args, **kwargs)
-        tell(count[0], timestep, result[0] if isinstance(result, tuple) else result.prev_sample)
-        count[0] += 1
-        return result
-
-    scheduler.step = step
-    try:
-        yield
-    finally:
-        if own:
-            scheduler.step = original
-        else:
-            del scheduler.step
