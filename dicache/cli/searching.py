@@ -6,11 +6,9 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rich.progress import Progress
 from rich.table import Table
 
 from dicache.cli.arguments import console
@@ -23,7 +21,7 @@ from dicache.finders.by_name import make, sites_named
 from dicache.finders.multistep import Multistep
 from dicache.measuring.schedule_measurements import Calibration
 from dicache.reporting.front_plot import figure
-from dicache.reporting.progress import progress
+from dicache.reporting.progress import Watched, progress
 from dicache.reporting.words import spent
 from dicache.schedules.pareto import ParetoSet
 from dicache.schedules.schedule import Schedule
@@ -47,19 +45,6 @@ class SearchAnswer(NamedTuple):
     @property
     def members(self) -> Sequence[Schedule]:
         return self.result.members if isinstance(self.result, ParetoSet) else (self.result,)
-
-
-@dataclass
-class Watched:
-    """Shows every kind of work on a line of its own, and times the first of them."""
-
-    bar: Progress
-    tasks: dict[str, Any] = field(default_factory=dict)
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if what not in self.tasks:
-            self.tasks[what] = self.bar.add_task(what)
-        self.bar.update(self.tasks[what], completed=done, total=total)
 
 
 def search_for(

@@ -4,6 +4,7 @@ then, which a log can show.
 
 import sys
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -73,3 +74,16 @@ class LineProgress(Progress):
         left = (moment - begun) * (task.total / task.completed - 1)
         ahead = f"done in {duration(moment - begun)}" if over else f"about {duration(left)} to go"
         self.console.print(f"{task.description}: {task.completed:g} of {task.total:g}, {ahead}")
+
+
+@dataclass
+class Watched:
+    """Shows every kind of work on a line of its own."""
+
+    bar: Progress
+    tasks: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.bar.add_task(what)
+        self.bar.update(self.tasks[what], completed=done, total=total)

@@ -29,6 +29,7 @@ from dicache.finders.multistep import FINALISTS, Multistep
 from dicache.measuring.prompt_runs import Prompt, misuse
 from dicache.measuring.schedule_measurements import Calibration, ScheduleMeasurements
 from dicache.promise.metrics import relative_error
+from dicache.reporting.progress import Watched
 from dicache.reporting.progress import progress as progress_bar
 from dicache.reporting.words import spent
 from dicache.schedules.action_table import Table, computes
@@ -88,8 +89,7 @@ def tune(
         tell(line)
     asked = _agreed(asked, plan, approve)
     with bar:
-        tasks: dict[str, Any] = {}
-        asked.tick = lambda what, done, total: _ticked(bar, tasks, what, done, total)
+        asked.tick = Watched(bar)
         measurements = asked.on(made, Evaluation())
         with measurements.handing_out(pipe, executor):
             schedule = _answer(measurements, speedup, error_budget, seed)
@@ -107,12 +107,6 @@ _SPENT = ("samples", "executed", "uncached")
 
 
 def _silent(line: str) -> None: ...
-
-
-def _ticked(bar: Any, tasks: dict[str, Any], what: str, done: int, total: int) -> None:  # noqa: ANN401
-    if what not in tasks:
-        tasks[what] = bar.add_task(what)
-    bar.update(tasks[what], completed=done, total=total)
 
 
 def _check(
