@@ -1,5 +1,6 @@
 """The models of the zoo. Each has a file of its own in `dicache.bench.models`; here they take one face."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -159,8 +160,8 @@ class Bare(Model):
         self.name, self.prediction, self.shape, self.table = name, prediction, shape, table
         self.solvers = ("euler", "euler shift 3", "dpm++") if table is None else ("ddim", "dpm++", "unipc")
 
-    def network(self) -> nn.Module:
-        raise NotImplementedError
+    @abstractmethod
+    def network(self) -> nn.Module: ...
 
     def fresh(self, solver: str) -> Any:  # noqa: ANN401
         return Sampler(self.network().eval(), self.scheduler(solver), self.loop)

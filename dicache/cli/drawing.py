@@ -275,6 +275,8 @@ def _passed(batch: DrawnBatch, errors: Sequence[float]) -> list[str]:
     over = [k for k, (error, budget) in enumerate(zip(errors, budgets, strict=True)) if budget and error > budget]
     if not over:
         return []
+    if batch.report.to_dict()["confidence"] is not None:
+        return [f"note: samples {over} are beyond their budget, as a promise lets some be."]
     return [
         f"note: samples {over} are beyond their budget: estimates are too low here. Ask for less, or calibrate a "
         "promise (dicache calibrate)."

@@ -50,7 +50,7 @@ def test_a_stock_pipeline_draws_prompts_from_a_file_and_its_report_is_read_again
 def test_what_took_longer_and_what_is_beyond_its_budget_is_said():
     class Told:
         def to_dict(self):
-            return {"samples": [{"budget": 0.5}, {"budget": 0.05}, {"budget": None}]}
+            return {"samples": [{"budget": 0.5}, {"budget": 0.05}, {"budget": None}], "confidence": None}
 
     exact, away = torch.ones(3, 4), torch.ones(3, 4) * 1.1
     drawn = [Pictures([], latents, seconds) for latents, seconds in ((away, 3.0), (exact, 2.0))]
