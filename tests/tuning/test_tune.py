@@ -80,7 +80,7 @@ def test_agreeing_to_what_there_is_not_is_an_error(prompts):
 
 
 def test_what_was_tuned_errs_less_than_the_default_on_others(sampler):
-    """Not by luck: five times less here; a fifth is asked for."""
+    """Three and a half times less here; a fifth is asked for."""
     names = [str(k) for k in range(16)]
     schedule = dicache.tune(sampler, names, steps=28, batch=16, speedup=2.5, progress=False)
     unseen = [torch.Generator().manual_seed(1000 + k) for k in range(16)]
